@@ -1,0 +1,1 @@
+"""Embeddings from a GPT: pooling, encoding, corpus maps."""

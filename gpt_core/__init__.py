@@ -1,0 +1,1 @@
+"""The GPT: tokenizer, token shards, the model, training, checkpoints, generation."""

@@ -1,0 +1,35 @@
+"""What every script does around its one function: parse, run, and turn failures into one line and an exit code."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from gpt_core.errors import InputError
+
+
+def open_door(function: Callable[..., Any], *, args: list[str] | None = None) -> None:
+    """Parse the command line into `function`'s arguments, call it, and turn what goes wrong into one line.
+
+    Exit status: 0 on success, 2 on bad arguments, 1 on a failure explained in one line on stderr; Ctrl-C ends the
+    process by SIGINT without a traceback. A bug keeps its traceback.
+
+    Args:
+        function: what the door does; its signature is the command line and its docstring the help.
+        args: the command line, `sys.argv[1:]` if None.
+    """
+    prog = os.path.basename(sys.argv[0]) or function.__name__
+    try:
+        tyro.cli(function, prog=prog, args=args)
+    except InputError as error:
+        sys.exit(f"{prog}: {error}")
+    except OSError as error:  # a full disk, a missing permission: the system's own sentence
+        sys.exit(f"{prog}: {error}")
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped", file=sys.stderr)
+        # Die by the signal, so that a shell loop or make that runs us stops, too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)

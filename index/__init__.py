@@ -1,0 +1,1 @@
+"""Documents, passages, the store, FAISS and hybrid search."""

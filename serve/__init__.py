@@ -1,0 +1,1 @@
+"""Grounded answers, the HTTP API and the web page."""

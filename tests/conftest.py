@@ -1,0 +1,20 @@
+"""Fixtures that several rooms share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct in the model cache; fetched once, skipped only without a network."""
+    from gpt_core.hub import FetchError, fetch
+
+    try:
+        return fetch("smollm2-135m-instruct")
+    except FetchError as error:
+        pytest.skip(f"SmolLM2 is not in the model cache and could not be fetched: {error}")
