@@ -1,0 +1,305 @@
+"""The GPT: one readable graph that is exactly GPT-2, exactly Llama and exactly Qwen3 by configuration.
+
+References: GPT-2 (Radford et al. 2019) and its best-known short form, nanoGPT; RoPE (Su et al. 2021); RMSNorm (Zhang &
+Sennrich 2019); SwiGLU (Shazeer 2020); grouped-query attention (Ainslie et al. 2023); QK-norm (Henry et al. 2020).
+
+B is the number of rows, T of tokens in a row, C the width n_embd, V the vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from gpt_core.cache import CacheRows
+from gpt_core.config import GPTConfig
+
+LOSS_CHUNK = 2**25  # logits that exist at a time while the loss is computed: 128 MiB in float32
+
+
+@dataclass
+class GPTOutput:
+    """What a forward returns.
+
+    Attributes:
+        hidden: (B, T, C) states after the last block and the final norm, or after the `layer` asked for.
+        logits: (B, T, V), or None when not asked for.
+        loss_sum: 0-dim sum of the token losses over all targets that are not -100, or None without targets.
+        n_targets: 0-dim int64 count of these targets, or None.
+    """
+
+    hidden: Tensor
+    logits: Tensor | None = None
+    loss_sum: Tensor | None = None
+    n_targets: Tensor | None = None
+
+
+class Rope(nn.Module):
+    """Rotary positions: each pair (x_i, x_{i + head_dim/2}) turns by position · theta^(-2i/head_dim)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        angles = torch.outer(torch.arange(config.block_size).float(), config.rope_theta**-pairs)
+        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)  # (block_size, head_dim)
+        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine for `positions` (B, T) or (T,), shaped to broadcast over heads: (…, 1, T, head_dim)."""
+        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # type: ignore[index]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs of x (B, n, T, head_dim) by the angles of `Rope`."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).type_as(x)
+
+
+def make_norm(config: GPTConfig, width: int) -> nn.Module:
+    """RMSNorm or LayerNorm over the last `width` numbers."""
+    kind = nn.RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
+    return kind(width, eps=config.norm_eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        self.gqa = config.n_kv_head != config.n_head
+        self.q = nn.Linear(config.n_embd, config.n_head * config.head_dim, bias=config.attn_bias)
+        self.k = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.attn_bias)
+        self.v = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.attn_bias)
+        self.o = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.attn_bias)
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: CacheRows | None,
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C). `mask` is True where a token may look; None means plainly causal."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_norm(self.q(x).view(heads)).transpose(1, 2)  # (B, n_head, T, head_dim)
+        k = self.k_norm(self.k(x).view(heads)).transpose(1, 2)  # (B, n_kv_head, T, head_dim)
+        v = self.v(x).view(heads).transpose(1, 2)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, n_kv_head, past + T, head_dim)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.gqa,
+        )
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """GPT-2's two layers with GELU (tanh form), or SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.gate: nn.Linear | None = None
+        if config.mlp == "swiglu":
+            self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        if self.gate is None:
+            return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each on the normed stream and added back to it."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config, config.n_embd)
+        self.attn = Attention(config, layer)
+        self.norm2 = make_norm(config, config.n_embd)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: CacheRows | None,
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        x = x + self.drop(self.attn(self.norm1(x), rope, mask, cache))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer of the shape `config`, initialised as GPT-2 was."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe: nn.Embedding | None = None
+        self.rope: Rope | None = None
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            self.rope = Rope(config)
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config, config.n_embd)
+        self.head: nn.Linear | None = None  # None: the token embeddings are the head, too
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """GPT-2's: normal with 0.02; what is added to the residual stream, 2·n_layer times, by 1/sqrt of that."""
+        for name, p in self.named_parameters():
+            if p.dim() >= 2:
+                residual = name.endswith(("attn.o.weight", "mlp.down.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.wte.weight.device
+
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: CacheRows | None = None,
+        logits: bool = True,
+        layer: int | None = None,
+    ) -> GPTOutput:
+        """Run the GPT over rows of tokens, which may differ in length.
+
+        Args:
+            ids: (B, T) int64 token ids.
+            targets: (B, T) int64, already shifted: targets[b, t] is what should follow ids[b, t]; -100 does not
+                count. The output then carries `loss_sum` and `n_targets`; the logits for it live a chunk at a time.
+            positions: (B, T) int64; by default the place of each token in its segment, after the cached tokens.
+            segments: (B, T) int64; a token attends to the earlier tokens of its row that carry the same number, so
+                several texts share a row. A negative number marks padding, on either side. Not with a cache.
+            cache: the slots that the rows continue, from `Cache.rows`; without it the rows begin here. Right-pad
+                rows that bring fewer new tokens.
+            logits: False leaves (B, T, V) unallocated, for encoders and for training.
+            layer: stop after this many blocks and return their states without the final norm, as transformers'
+                `hidden_states[layer]` (0: the token embeddings). No logits and no loss then.
+
+        Raises:
+            ValueError: for arguments that exclude each other.
+        """
+        if cache is not None and segments is not None:
+            raise ValueError("segments and a cache exclude each other: a slot holds one text")
+        if layer is not None and not 0 <= layer <= self.config.n_layer:
+            raise ValueError(f"layer is {layer}; expected 0 to {self.config.n_layer}")
+        n_rows, n_tokens = ids.shape
+        mask = None
+        if cache is not None:
+            cache.begin(n_rows, n_tokens)
+            mask = cache.mask
+            positions = cache.positions if positions is None else positions
+        elif segments is not None:
+            mask = segment_mask(segments)
+            positions = segment_positions(segments) if positions is None else positions
+        if positions is None:
+            positions = torch.arange(n_tokens, device=ids.device)
+
+        x = self.wte(ids)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        rope = self.rope(positions) if self.rope is not None else None
+        x = self.drop(x)
+        for block in self.blocks[:layer]:
+            x = block(x, rope, mask, cache)
+        if cache is not None:
+            cache.finish()
+        if layer is not None:
+            return GPTOutput(hidden=x)
+
+        out = GPTOutput(hidden=self.norm(x))
+        if logits:
+            out.logits = self.logits(out.hidden)
+        if targets is not None:
+            out.loss_sum = self._loss_sum(out.hidden.flatten(0, 1), targets.flatten())
+            out.n_targets = (targets != -100).sum()
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (…, V) of final states (…, C)."""
+        return F.linear(hidden, self.wte.weight if self.head is None else self.head.weight)
+
+    def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Sum of cross-entropies over N tokens, their logits (N, V) never all alive: backward makes them again."""
+
+        def chunk_loss(h: Tensor, t: Tensor) -> Tensor:
+            logits = self.logits(h)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return F.cross_entropy(logits, t, ignore_index=-100, reduction="sum")
+
+        size = max(1, LOSS_CHUNK // self.config.vocab_size)
+        if len(targets) <= size:
+            return chunk_loss(hidden, targets)
+        losses = [
+            checkpoint(chunk_loss, h, t, use_reentrant=False)
+            for h, t in zip(hidden.split(size), targets.split(size), strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
+        """Load a model: a known name, a run's `out_dir`, a Hugging Face folder or one with a GGUF file.
+
+        The weights become float32 on the CPU and the model is in evaluation mode.
+
+        Raises:
+            InputError: for an unknown name, missing weights, or a configuration that this GPT does not compute.
+        """
+        from gpt_core.pretrained import load
+
+        return load(name_or_folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` as transformers, vLLM and llama.cpp's converter read them."""
+        from gpt_core.pretrained import save
+
+        save(self, Path(folder))
+
+
+def segment_mask(segments: Tensor) -> Tensor:
+    """(B, 1, T, T) bool from segments (B, T): who may look at whom."""
+    same = segments[:, :, None] == segments[:, None, :]
+    return same.tril().unsqueeze(1)  # padding sees padding, never nothing
+
+
+def segment_positions(segments: Tensor) -> Tensor:
+    """(B, T) places from segments (B, T): each token's distance from where its run of equal numbers begins."""
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
