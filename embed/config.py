@@ -1,0 +1,217 @@
+"""An embedder's settings: how states become a vector, which prompts go before a text, what the corpus map is.
+
+They live beside the weights as `embedder.json`, or in sentence-transformers' own files, or, for a model
+that somebody else published, in `embed/known/`.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from gpt_core.errors import InputError
+
+PoolingMode = Literal["weightedmean", "mean", "lasttoken"]  # sentence-transformers' spelling
+MapKind = Literal["none", "standardise", "whiten"]
+FusionKind = Literal["tm2c2", "z", "rrf"]
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"embedder setting {name} is {value!r}; expected one of {', '.join(choices)}.")
+
+
+def _check_whole(name: str, value: Any, least: int, optional: bool = True) -> None:
+    if value is None and optional:
+        return
+    if type(value) is not int or value < least:
+        raise InputError(
+            f"embedder setting {name} is {value!r}; expected a whole number of at least {least}."
+        )
+
+
+def _check_type(name: str, value: Any, kind: type, words: str) -> None:
+    if not isinstance(value, kind):
+        raise InputError(f"embedder setting {name} is {value!r}; expected {words}.")
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Which states are pooled, and how.
+
+    Attributes:
+        mode: "weightedmean" (SGPT: weight i for the i-th token), "mean", or "lasttoken".
+        layer: pool the states after this many blocks, without the final norm (0: the token embeddings);
+            None: the model's last hidden states.
+        skip_first: leave a text's first token out, unless it is the only one. In a GPT that was never tuned
+            as an embedder the first token is an attention sink, whose state drowns a mean.
+        unit_tokens: bring each token's state to unit length before pooling.
+    """
+
+    mode: PoolingMode = "weightedmean"
+    layer: int | None = None
+    skip_first: bool = False
+    unit_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("pooling.mode", self.mode, get_args(PoolingMode))
+        _check_whole("pooling.layer", self.layer, 0)
+        _check_type("pooling.skip_first", self.skip_first, bool, "true or false")
+        _check_type("pooling.unit_tokens", self.unit_tokens, bool, "true or false")
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How a hybrid search combines the dense and the lexical scores; an index copies it from its embedder.
+
+    Attributes:
+        kind: "tm2c2" (theoretical minimum and maximum, Bruch et al. 2022), "z" (standard scores over the
+            corpus), or "rrf" (reciprocal rank fusion, Cormack et al. 2009).
+        dense_weight: the dense leg's share, 0 to 1; the lexical leg has the rest. Unused by "rrf".
+        k: the constant of "rrf"; unused by the others.
+    """
+
+    kind: FusionKind = "tm2c2"
+    dense_weight: float = 0.8
+    k: int = 60
+
+    def __post_init__(self) -> None:
+        _check_choice("fusion.kind", self.kind, get_args(FusionKind))
+        if type(self.dense_weight) not in (int, float) or not 0 <= self.dense_weight <= 1:
+            raise InputError(
+                f"embedder setting fusion.dense_weight is {self.dense_weight!r}; expected 0 to 1."
+            )
+        _check_whole("fusion.k", self.k, 1, optional=False)
+
+
+@dataclass(frozen=True)
+class EmbedderConfig:
+    """All settings of an embedder.
+
+    Attributes:
+        pooling: how token states become one vector.
+        query_prompt: put before a query's text and tokenised with it, as sentence-transformers does.
+        document_prompt: likewise for a document.
+        max_tokens: longest input in tokens, prompt and special tokens included; None: the model's context.
+        corpus_map: the kind of `CorpusMap` that an index fits on its corpus; "none" for a tuned embedder.
+        map_components: dimensions that a whitening keeps; None: all.
+        fusion: how a hybrid search combines this embedder with the lexical leg.
+    """
+
+    pooling: Pooling = field(default_factory=Pooling)
+    query_prompt: str = ""
+    document_prompt: str = ""
+    max_tokens: int | None = None
+    corpus_map: MapKind = "none"
+    map_components: int | None = None
+    fusion: Fusion = field(default_factory=Fusion)
+
+    def __post_init__(self) -> None:
+        _check_type("pooling", self.pooling, Pooling, "an object of pooling settings")
+        _check_type("query_prompt", self.query_prompt, str, "a string")
+        _check_type("document_prompt", self.document_prompt, str, "a string")
+        _check_whole("max_tokens", self.max_tokens, 1)
+        _check_choice("corpus_map", self.corpus_map, get_args(MapKind))
+        _check_whole("map_components", self.map_components, 1)
+        _check_type("fusion", self.fusion, Fusion, "an object of fusion settings")
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "embedder.json") -> "EmbedderConfig":
+        """Read what `to_json` wrote; InputError names `source` and what is wrong in it."""
+        values = _read_json(text, source, dict)
+        try:
+            for key, kind in (("pooling", Pooling), ("fusion", Fusion)):
+                if isinstance(values.get(key), dict):
+                    values[key] = _from_dict(kind, values[key])
+            return _from_dict(cls, values)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+
+    def to_json(self) -> str:
+        """The settings as indented JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path) -> "EmbedderConfig":
+        """The settings of the model in `folder`.
+
+        Looked for in this order: `embedder.json` in the folder; the sentence-transformers files there; the
+        package's own settings for a known model, told by the folder's name. A model without any gets SGPT's
+        plain weighted mean of the last layer, and one line on stderr says so.
+        """
+        own = folder / "embedder.json"
+        if own.is_file():
+            return cls.from_json(own.read_text(encoding="utf-8"), str(own))
+        if (folder / "modules.json").is_file():
+            return _from_sentence_transformers(folder)
+        known = resources.files("embed").joinpath("known", f"{folder.name}.json")
+        if known.is_file():
+            return cls.from_json(known.read_text(encoding="utf-8"), f"embed/known/{folder.name}.json")
+        usual = "the position-weighted mean of its last layer"
+        print(f"{folder} has no settings for embedding: taking {usual}.", file=sys.stderr)
+        return cls()
+
+
+def _read_json(text: str, source: str, kind: type) -> Any:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{source} is not valid JSON: {error}") from None
+    if not isinstance(values, kind):
+        raise InputError(f"{source} holds a JSON {type(values).__name__}; expected a {kind.__name__}.")
+    return values
+
+
+def _from_dict(kind: type, values: dict[str, Any]) -> Any:
+    known = [f.name for f in fields(kind)]
+    for key in values:
+        if key not in known:
+            raise InputError(f"unknown embedder setting {key!r}; the settings are {', '.join(known)}.")
+    return kind(**values)
+
+
+def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
+    """Read `modules.json` and what it points to; InputError for a module that this encoder does not have."""
+
+    def read(path: Path, kind: type = dict, optional: bool = True) -> Any:
+        if path.is_file():
+            return _read_json(path.read_text(encoding="utf-8"), str(path), kind)
+        if optional:
+            return kind()
+        raise InputError(f"{path} is missing; expected it in a sentence-transformers folder.")
+
+    pooling = None
+    for module in read(folder / "modules.json", list):
+        kind, place = module.get("type", "").rpartition(".")[2], folder / module.get("path", "")
+        if kind == "Pooling":
+            pooling = _sentence_transformers_pooling(read(place / "config.json", optional=False), place)
+        elif kind not in ("Transformer", "Normalize"):  # vectors are unit length here in any case
+            raise InputError(f"{folder} has a module {kind!r}; this encoder knows Pooling and Normalize.")
+    if pooling is None:
+        raise InputError(f"{folder}/modules.json names no Pooling module; expected one.")
+    prompts = read(folder / "config_sentence_transformers.json").get("prompts") or {}
+    max_tokens = read(folder / "sentence_bert_config.json").get("max_seq_length")
+    if max_tokens is None:  # since version 5.3 or so it is the tokenizer's
+        max_tokens = read(folder / "tokenizer_config.json").get("model_max_length")
+    return EmbedderConfig(
+        pooling,
+        query_prompt=prompts.get("query") or "",
+        document_prompt=prompts.get("document") or "",
+        # transformers writes 1e30 where a tokenizer has no limit of its own
+        max_tokens=int(max_tokens) if max_tokens and max_tokens < 1e9 else None,
+    )
+
+
+def _sentence_transformers_pooling(values: dict[str, Any], place: Path) -> Pooling:
+    if values.get("include_prompt") is False:
+        raise InputError(f"{place} has include_prompt = false; this encoder always pools the prompt, too.")
+    modes = values.get("pooling_mode")
+    if modes is None:  # older versions: one flag for each mode, such as pooling_mode_mean_tokens
+        flags = [key for key, on in values.items() if on is True and key.startswith("pooling_mode_")]
+        modes = [flag.removeprefix("pooling_mode_").removesuffix("_tokens") for flag in flags]
+    if isinstance(modes, list):
+        modes = "+".join(modes)
+    _check_choice(f"pooling_mode in {place}", modes, get_args(PoolingMode))
+    return Pooling(cast(PoolingMode, modes))

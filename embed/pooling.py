@@ -1,0 +1,41 @@
+"""From token states to one vector: position-weighted mean, mean, last token."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embed.config import Pooling
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Pool each row's token states into one vector.
+
+    The weighted mean is SGPT's (Muennighoff 2022): v = Σ w_i h_i with w_i = i / Σ_j j, where i counts real
+    tokens, so the result is the same for padding on either side. In a causal model later states have seen
+    more of the text.
+
+    Args:
+        hidden: (B, T, C) token states of any floating dtype.
+        mask: (B, T) bool, true at real tokens.
+        pooling: the mode, and which tokens count. `pooling.layer` is the caller's business.
+
+    Returns:
+        (B, C) float32, not normalised. A row without a real token gives zeros.
+    """
+    hidden = hidden.float()
+    if pooling.unit_tokens:
+        hidden = F.normalize(hidden, dim=-1)
+    position = mask.long().cumsum(dim=1)  # (B, T): 1 at the first real token
+    if pooling.skip_first:
+        alone = mask.sum(dim=1, keepdim=True) == 1
+        mask = mask & ((position > 1) | alone)
+        position = mask.long().cumsum(dim=1)
+    if pooling.mode == "weightedmean":
+        weight = position * mask
+    elif pooling.mode == "mean":
+        weight = mask
+    else:
+        weight = mask & (position == mask.sum(dim=1, keepdim=True))
+    weight = weight.float()
+    weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("btc,bt->bc", hidden, weight)
