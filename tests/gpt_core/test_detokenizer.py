@@ -1,0 +1,123 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models
+
+from gpt_core.detokenizer import Detokenizer
+from gpt_core.tokenizer import Tokenizer
+
+GPT2 = Tokenizer.from_pretrained("gpt2")
+POEM = "知之为知之，不知为不知，是知也。👩‍👩‍👧‍👦🇨🇳 naïve ﷽ 한국어 हिन्दी"
+
+
+def pieces_of(ids, stop=(), decode=GPT2.decode):
+    """What the detokenizer gives out, token by token and at the end; and whether it met a stop string."""
+    detokenizer = Detokenizer(decode, stop)
+    pieces = []
+    for token in ids:
+        pieces.append(detokenizer.push(token))
+        if detokenizer.stopped:
+            break
+    return [*pieces, detokenizer.flush()], detokenizer.stopped
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.text(max_size=80))
+@example(POEM)
+def test_text_comes_whole_and_in_whole_characters(text):
+    pieces, _ = pieces_of(GPT2.encode(text))
+    assert "".join(pieces) == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.lists(st.one_of(st.integers(0, GPT2.vocab_size - 1), st.integers(94, 255)), max_size=60))
+def test_any_tokens_even_broken_bytes_come_out_as_decoded_at_once(ids):  # 94 to 255: single bytes, mostly
+    pieces, _ = pieces_of(ids)
+    assert "".join(pieces) == GPT2.decode(ids)
+
+
+def test_a_character_comes_as_soon_as_it_is_complete():
+    ids = GPT2.encode("之为🙂")
+    complete = [GPT2.decode(ids[:n]) for n in range(1, len(ids) + 1)]
+    assert any(text.endswith("\ufffd") for text in complete)  # or the test would show nothing
+    pieces, _ = pieces_of(ids)
+    for n, text in enumerate(complete, start=1):
+        if not text.endswith("\ufffd"):
+            assert "".join(pieces[:n]) == text
+
+
+def test_an_unfinished_character_still_comes_at_the_end():
+    ids = GPT2.encode("ok 🦜")[:-1]
+    pieces, _ = pieces_of(ids)
+    assert "".join(pieces) == "ok \ufffd"
+    assert "\ufffd" not in "".join(pieces[:-1])
+
+
+def first_stop(text, stop):
+    """The definition, character by character: the text before the first stop string to be completed."""
+    for end in range(1, len(text) + 1):
+        begins = [end - len(s) for s in stop if text[:end].endswith(s)]
+        if begins:
+            return text[: min(begins)], True
+    return text, False
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(
+    text=st.text(alphabet="ab知🙂", max_size=30),
+    stop=st.lists(st.text(alphabet="ab知🙂", min_size=1, max_size=5), min_size=1, max_size=3),
+    cuts=st.sets(st.integers(1, 29)),
+)
+def test_stop_strings_are_cut_by_definition_however_the_text_is_cut_into_tokens(text, stop, cuts):
+    edges = [0, *sorted(c for c in cuts if c < len(text)), len(text)]
+    tokens = [text[a:b] for a, b in pairwise(edges)]
+    pieces, stopped = pieces_of(
+        list(range(len(tokens))), stop, decode=lambda ids: "".join(tokens[i] for i in ids)
+    )
+    assert ("".join(pieces), stopped) == first_stop(text, stop)
+
+    pieces, stopped = pieces_of(GPT2.encode(text), stop)
+    assert ("".join(pieces), stopped) == first_stop(text, stop)
+
+
+def test_text_that_only_began_like_a_stop_string_is_given_out():
+    detokenizer = Detokenizer(GPT2.decode, ("###END",))
+    out = [detokenizer.push(i) for i in GPT2.encode("a ###EN")]
+    assert "".join(out) == "a "
+    out += [detokenizer.push(i) for i in GPT2.encode("Q b")]
+    assert "".join(out) == "a ###ENQ b"
+
+
+def test_the_cost_of_a_token_does_not_grow_with_the_text():
+    decoded = 0
+
+    def decode(ids):
+        nonlocal decoded
+        decoded += len(ids)
+        return GPT2.decode(ids)
+
+    ids = GPT2.encode(POEM * 40)
+    pieces, _ = pieces_of(ids, decode=decode)
+    assert "".join(pieces) == POEM * 40
+    assert decoded < 30 * len(ids)
+
+
+@pytest.fixture
+def sentencepiece():
+    """A vocabulary as Llama's: ▁ marks a space, and decoding drops that of the first word."""
+    words = ["▁hello", "▁world", "▁of", "▁words"]
+    tokenizer = RustTokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="▁of"))
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer.decode
+
+
+def test_the_space_before_a_word_survives(sentencepiece):
+    pieces, _ = pieces_of([0, 1, 2, 3], decode=sentencepiece)
+    assert pieces == ["hello", " world", " of", " words", ""]
+    continued = Detokenizer(sentencepiece, prompt=[0])
+    assert continued.push(1) == " world"
