@@ -87,7 +87,9 @@ class CacheRows:
         for store, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
             store[self.slot, :, self.place] = new[self.row, :, self.step]
         # a run of slots is a view; any other choice is a copy
-        return self.cache.k[layer, self.select, :, : self.end], self.cache.v[layer, self.select, :, : self.end]
+        return self.cache.k[layer, self.select, :, : self.end], self.cache.v[
+            layer, self.select, :, : self.end
+        ]
 
     def finish(self) -> None:
         """Count the new tokens; called after the last layer, so a forward that fails leaves the slots as they were."""

@@ -37,15 +37,24 @@ class GPTConfig:
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_inner"):
+        for name in (
+            "vocab_size",
+            "block_size",
+            "n_layer",
+            "n_head",
+            "n_kv_head",
+            "n_embd",
+            "head_dim",
+            "n_inner",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; a GPT needs at least 1.")
         if self.n_head % self.n_kv_head:
-            raise InputError(
-                f"n_kv_head is {self.n_kv_head}; it must divide n_head, which is {self.n_head}."
-            )
+            raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head, which is {self.n_head}.")
         if self.position == "rope" and self.head_dim % 2:
-            raise InputError(f"head_dim is {self.head_dim}; rotary positions turn pairs and need an even number.")
+            raise InputError(
+                f"head_dim is {self.head_dim}; rotary positions turn pairs and need an even number."
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected a probability in [0, 1).")
 

@@ -9,9 +9,12 @@ from typing import Any
 import tyro
 
 from gpt_core.errors import InputError
+from gpt_core.presets import read_config
 
 
-def open_door(function: Callable[..., Any], *, args: list[str] | None = None) -> None:
+def open_door(
+    function: Callable[..., Any], *, config: type | None = None, args: list[str] | None = None
+) -> None:
     """Parse the command line into `function`'s arguments, call it, and turn what goes wrong into one line.
 
     Exit status: 0 on success, 2 on bad arguments, 1 on a failure explained in one line on stderr; Ctrl-C ends the
@@ -19,11 +22,17 @@ def open_door(function: Callable[..., Any], *, args: list[str] | None = None) ->
 
     Args:
         function: what the door does; its signature is the command line and its docstring the help.
+        config: the dataclass that is the function's one argument, when the command line is
+            `[--config PRESET.yaml] [--key value …]` instead.
         args: the command line, `sys.argv[1:]` if None.
     """
     prog = os.path.basename(sys.argv[0]) or function.__name__
     try:
-        tyro.cli(function, prog=prog, args=args)
+        if config is None:
+            tyro.cli(function, prog=prog, args=args, use_underscores=True)
+        else:
+            description = (function.__doc__ or "").partition("\n")[0]
+            function(read_config(config, prog=prog, description=description, args=args))
     except InputError as error:
         sys.exit(f"{prog}: {error}")
     except OSError as error:  # a full disk, a missing permission: the system's own sentence

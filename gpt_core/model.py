@@ -216,6 +216,8 @@ class GPT(nn.Module):
         """
         if cache is not None and segments is not None:
             raise ValueError("segments and a cache exclude each other: a slot holds one text")
+        if cache is not None and layer is not None:
+            raise ValueError("layer and a cache exclude each other: the blocks above would miss their keys")
         if layer is not None and not 0 <= layer <= self.config.n_layer:
             raise ValueError(f"layer is {layer}; expected 0 to {self.config.n_layer}")
         n_rows, n_tokens = ids.shape

@@ -1,0 +1,211 @@
+"""GGUF, llama.cpp's file format: weights dequantised to float32, the tokenizer, the chat template.
+
+Tensor layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp's conversion scripts.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as RustTokenizer
+from torch import Tensor
+
+from gpt_core.config import GPTConfig
+from gpt_core.errors import InputError
+
+BLOCK = {
+    "attn_norm": "norm1",
+    "attn_q": "attn.q",
+    "attn_k": "attn.k",
+    "attn_v": "attn.v",
+    "attn_output": "attn.o",
+    "attn_q_norm": "attn.q_norm",
+    "attn_k_norm": "attn.k_norm",
+    "ffn_norm": "norm2",
+    "ffn_gate": "mlp.gate",
+    "ffn_up": "mlp.up",
+    "ffn_down": "mlp.down",
+}
+TOP = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "norm", "output": "head"}
+
+# How text is cut before byte-pair merging, by the name that llama.cpp gives the scheme (`tokenizer.ggml.pre`)
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+SPLITS = {
+    "qwen2": CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "llama-bpe": CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # gguf.TokenType
+
+
+def _open(path: Path) -> gguf.GGUFReader:
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise InputError(f"{path} is not a whole GGUF file ({error}); copy or fetch it again.") from error
+
+
+class _Fields:
+    """The metadata of a GGUF file, by key."""
+
+    def __init__(self, reader: gguf.GGUFReader, path: Path) -> None:
+        self.fields = reader.fields
+        self.path = path
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.fields[key].contents() if key in self.fields else default
+
+    def need(self, key: str) -> Any:
+        if key not in self.fields:
+            raise InputError(f"{self.path} lacks the metadata key {key}; convert the model again.")
+        return self.fields[key].contents()
+
+
+def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Read a GGUF file of architecture gpt2, llama or qwen3.
+
+    Returns:
+        The shape, and float32 weights under our names.
+
+    Raises:
+        InputError: for a torn file, another architecture, or RoPE scaling, which this GPT does not compute.
+    """
+    reader = _open(path)
+    fields = _Fields(reader, path)
+    arch = fields.need("general.architecture")
+    if arch not in ("gpt2", "llama", "qwen3"):
+        raise InputError(f"{path} has architecture {arch!r}; expected gpt2, llama or qwen3.")
+    tensors = {t.name: t for t in reader.tensors}
+    scaling = fields.get(f"{arch}.rope.scaling.type", "none")
+    if scaling != "none" or "rope_freqs.weight" in tensors:
+        raise InputError(
+            f"{path} scales its rotary positions ({scaling}); this GPT computes plain RoPE only."
+        )
+    config = _config(arch, fields, tied="output.weight" not in tensors)
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        # dequantize gives (out, in) as torch has it
+        value = torch.from_numpy(
+            np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        )
+        stem, _, kind = name.rpartition(".")
+        if not stem.startswith("blk."):
+            state[f"{TOP.get(stem, stem)}.{kind}"] = value
+            continue
+        _, layer, part = stem.split(".", 2)
+        prefix = f"blocks.{layer}"
+        if part == "attn_qkv":  # GPT-2
+            for third, ours in zip(value.chunk(3), ("q", "k", "v"), strict=True):
+                state[f"{prefix}.attn.{ours}.{kind}"] = third.contiguous()
+            continue
+        if arch == "llama" and part in ("attn_q", "attn_k"):
+            value = _unpermute(value, config.n_head if part == "attn_q" else config.n_kv_head)
+        state[f"{prefix}.{BLOCK.get(part, part)}.{kind}"] = value
+    return config, state
+
+
+def _config(arch: str, fields: _Fields, tied: bool) -> GPTConfig:
+    def need(key: str) -> Any:
+        return fields.need(f"{arch}.{key}")
+
+    n_embd, n_head = need("embedding_length"), need("attention.head_count")
+    vocab_size = len(fields.fields["tokenizer.ggml.tokens"].data)
+    ids: dict[str, Any] = {
+        f"{ours}_id": fields.get(f"tokenizer.ggml.{theirs}_token_id")
+        for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
+    common = ids | {
+        "vocab_size": vocab_size, "block_size": need("context_length"), "n_layer": need("block_count"),
+        "n_head": n_head, "n_embd": n_embd, "n_inner": need("feed_forward_length"), "tie_embeddings": tied,
+    }  # fmt: skip
+    if arch == "gpt2":
+        return GPTConfig.gpt2(**common, norm_eps=need("attention.layer_norm_epsilon"))
+    return GPTConfig(
+        **common,
+        n_kv_head=fields.get(f"{arch}.attention.head_count_kv", n_head),
+        head_dim=fields.get(f"{arch}.attention.key_length", n_embd // n_head),
+        qk_norm=arch == "qwen3",
+        rope_theta=fields.get(f"{arch}.rope.freq_base", 10000.0),
+        norm_eps=need("attention.layer_norm_rms_epsilon"),
+    )
+
+
+def _unpermute(weight: Tensor, n_head: int) -> Tensor:
+    """llama.cpp turns neighbouring pairs (x_2i, x_2i+1) where we turn (x_i, x_i+half): reorder the rows back."""
+    out, *rest = weight.shape
+    return (
+        weight.view(n_head, out // n_head // 2, 2, *rest).transpose(1, 2).reshape(weight.shape).contiguous()
+    )
+
+
+def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None], str | None]:
+    """The tokenizer inside a GGUF file.
+
+    Returns:
+        A `tokenizers` tokenizer, the ids of bos, eos and pad, and the chat template.
+
+    Raises:
+        InputError: for a vocabulary that is not byte-level BPE, or an unknown way of cutting text before the merges.
+    """
+    fields = _Fields(_open(path), path)
+    kind, pre = fields.need("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2":
+        raise InputError(f"{path} has a tokenizer of kind {kind!r}; expected gpt2, which is byte-level BPE.")
+    tokens = fields.need("tokenizer.ggml.tokens")
+    merges = [tuple(m.split(" ", 1)) for m in fields.need("tokenizer.ggml.merges")]
+    tokenizer = RustTokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in SPLITS)
+    if pre in ("default", "gpt-2"):
+        tokenizer.pre_tokenizer = by_bytes
+    elif pre == "smollm":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), by_bytes]
+        )
+    elif pre in SPLITS:
+        split = pre_tokenizers.Split(Regex(SPLITS[pre]), behavior="isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, by_bytes])
+    else:
+        raise InputError(
+            f"{path} cuts text by {pre!r}; expected default, gpt-2, smollm, {' or '.join(SPLITS)}."
+        )
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    for special in (True, False):
+        wanted = CONTROL if special else USER_DEFINED
+        added = [
+            AddedToken(t, special=special, normalized=False)
+            for t, k in zip(tokens, types, strict=True)
+            if k == wanted
+        ]
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
+    ids = {
+        name: fields.get(f"tokenizer.ggml.{key}_token_id")
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
+    _add_ends(tokenizer, tokens, ids, fields)
+    return tokenizer, ids, fields.get("tokenizer.chat_template")
+
+
+def _add_ends(
+    tokenizer: RustTokenizer, tokens: list[str], ids: dict[str, int | None], fields: _Fields
+) -> None:
+    """Where the file says so, `add_special_tokens` puts bos before a text and eos behind it."""
+    ends: dict[str, int] = {
+        name: i
+        for name in ("bos", "eos")
+        if fields.get(f"tokenizer.ggml.add_{name}_token", False) and (i := ids[name]) is not None
+    }
+    if ends:
+        single = (
+            [tokens[ends["bos"]]] * ("bos" in ends)
+            + ["$A"]
+            + [tokens[i] for n, i in ends.items() if n == "eos"]
+        )
+        special = [(tokens[i], i) for i in ends.values()]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)

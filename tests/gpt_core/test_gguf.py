@@ -1,0 +1,151 @@
+"""GGUF files: small ones written here for each architecture, SmolLM2 against transformers' own reading."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from gpt_core import GPT, InputError, Tokenizer
+from gpt_core.tokenizer import ASSETS, PROBE, _gpt2_rust
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+GPT2_PARTS = {
+    "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+}  # fmt: skip
+ROTARY_PARTS = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+TOP = {
+    "transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+}  # fmt: skip
+
+
+def write(path, model, arch, pre="gpt-2", kind="gpt2", **more):
+    """Write `model` as llama.cpp's converter does, with GPT-2's tokenizer cut to the model's vocabulary."""
+    w = gguf.GGUFWriter(path, arch)
+    c = model.config
+    w.add_block_count(c.num_hidden_layers)
+    w.add_context_length(c.max_position_embeddings)
+    w.add_embedding_length(c.hidden_size)
+    w.add_feed_forward_length(c.n_inner or 4 * c.hidden_size if arch == "gpt2" else c.intermediate_size)
+    w.add_head_count(c.num_attention_heads)
+    if arch == "gpt2":
+        w.add_layer_norm_eps(c.layer_norm_epsilon)
+    else:
+        w.add_head_count_kv(c.num_key_value_heads)
+        w.add_layer_norm_rms_eps(c.rms_norm_eps)
+        w.add_rope_freq_base(c.rope_parameters["rope_theta"])
+        w.add_key_length(c.head_dim)
+    tokens = sorted(_gpt2_rust().get_vocab().items(), key=lambda item: item[1])[: c.vocab_size]
+    w.add_tokenizer_model(kind)
+    w.add_tokenizer_pre(pre)
+    w.add_token_list([t for t, _ in tokens])
+    merges = (ASSETS / "vocab.bpe").read_text().splitlines()[1:]
+    w.add_token_merges(merges[: c.vocab_size - 256])
+    w.add_eos_token_id(7)
+    for key, value in more.items():
+        w.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.STRING)
+    for name, p in model.state_dict().items():
+        if name == "lm_head.weight" and c.tie_word_embeddings:
+            continue
+        path_, kind_ = name.rsplit(".", 1)
+        parts = path_.split(".")
+        if len(parts) > 2 and parts[1] in ("h", "layers"):
+            part = ".".join(parts[3:])
+            new = f"blk.{parts[2]}.{(GPT2_PARTS | ROTARY_PARTS)[part]}.{kind_}"
+        else:
+            new = f"{TOP[path_]}.{kind_}"
+        value = p.t() if ".c_" in name and kind_ == "weight" else p
+        w.add_tensor(new, np.ascontiguousarray(value.float().numpy()))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def random_model(config):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+def gpt2():
+    return random_model(
+        transformers.GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ["gpt2", "qwen3", "qwen3-untied"])
+def test_weights_and_tokenizer_of_each_architecture(arch, tmp_path):
+    if arch == "gpt2":
+        theirs = gpt2()
+    else:
+        config = transformers.Qwen3Config(
+            **SHAPE, vocab_size=300, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+            rope_theta=5e4, tie_word_embeddings=arch == "qwen3",
+        )  # fmt: skip
+        theirs = random_model(config)
+    write(tmp_path / "model.gguf", theirs, arch.split("-")[0])
+    ours, tokenizer = GPT.from_pretrained(tmp_path), Tokenizer.from_pretrained(tmp_path)
+    ids = torch.randint(0, 300, (2, 40))
+    assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-4
+    assert ours.config.eos_id == tokenizer.eos_id == 7
+    assert tokenizer.decode(tokenizer.encode(PROBE)) == PROBE
+
+
+def test_bad_files(tmp_path):
+    model = gpt2()
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUX" + b"\0" * 100)
+    with pytest.raises(InputError, match="not a whole GGUF file"):
+        GPT.from_pretrained(tmp_path)
+    write(path, model, "gpt2")
+    whole = path.read_bytes()
+    for size in (20, len(whole) // 2, len(whole) - 100):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match="not a whole GGUF file"):
+            GPT.from_pretrained(tmp_path)
+    write(path, model, "gpt2", pre="martian")
+    with pytest.raises(InputError, match="cuts text by 'martian'"):
+        Tokenizer.from_pretrained(tmp_path)
+    write(path, model, "gpt2", kind="llama")
+    with pytest.raises(InputError, match="kind 'llama'; expected gpt2"):
+        Tokenizer.from_pretrained(tmp_path)
+    write(path, model, "gpt2", gpt2__rope__scaling__type="yarn")
+    with pytest.raises(InputError, match="yarn"):
+        GPT.from_pretrained(tmp_path)
+    (tmp_path / "second.gguf").write_bytes(b"")
+    with pytest.raises(InputError, match="several GGUF files"):
+        GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.network
+def test_smollm2_equals_transformers_own_gguf_loading(smollm2):
+    """Logits within 1e-3, the same 64 greedy tokens, the same tokenizer and chat template."""
+    file = next(smollm2.glob("*.gguf")).name
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2, gguf_file=file, dtype=torch.float32
+    ).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2, gguf_file=file)
+    ours, tokenizer = GPT.from_pretrained(smollm2), Tokenizer.from_pretrained(smollm2)
+    assert tokenizer.encode(PROBE) == their_tokenizer.encode(PROBE)
+    messages = [{"role": "user", "content": "Why is the sky blue?"}]
+    prompt = tokenizer.chat(messages)
+    assert prompt == their_tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-3
+        expected = theirs.generate(ids, max_new_tokens=64, do_sample=False)[0].tolist()
+        for _ in range(64):
+            ids = torch.cat([ids, ours(ids).logits[:, -1:].argmax(-1)], dim=1)
+    assert ids[0].tolist()[: len(expected)] == expected

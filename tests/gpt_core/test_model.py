@@ -1,0 +1,165 @@
+"""The GPT's contract: padding, packing, cache, layers, loss. Parity with transformers is in test_pretrained.py."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_core import GPT, Cache, GPTConfig, InputError
+from gpt_core import model as model_module
+
+QWEN3 = GPTConfig(
+    vocab_size=97, block_size=48, n_layer=3, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_inner=48
+)
+GPT2 = GPTConfig.gpt2(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32)
+SHAPES = pytest.mark.parametrize("config", [QWEN3, GPT2], ids=["qwen3", "gpt2"])
+
+
+def make(config, dtype=torch.float64):
+    torch.manual_seed(0)
+    model = GPT(config).to(dtype).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # livelier than the initialisation, so that mistakes show
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="module", params=[QWEN3, GPT2], ids=["qwen3", "gpt2"])
+def model(request):
+    return make(request.param)
+
+
+def text(n, seed=0):
+    return torch.randint(0, 97, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_padding_on_either_side_changes_nothing(model):
+    ids = text(17)
+    alone = model(ids[None]).logits[0]
+    for left, right in ((9, 0), (0, 9), (4, 5)):
+        row = F.pad(ids, (left, right), value=3)
+        segments = F.pad(torch.zeros(17, dtype=torch.long), (left, right), value=-1)
+        other = text(26, seed=1)
+        out = model(torch.stack([row, other]), segments=torch.stack([segments, torch.zeros(26).long()]))
+        torch.testing.assert_close(out.logits[0, left : left + 17], alone, rtol=0, atol=1e-10)
+        torch.testing.assert_close(out.logits[1], model(other[None]).logits[0], rtol=0, atol=1e-10)
+        assert out.logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_texts_packed_in_one_row_do_not_see_each_other(model):
+    a, b = text(11), text(19, seed=1)
+    segments = torch.tensor([[0] * 11 + [1] * 19])
+    packed = model(torch.cat([a, b])[None], segments=segments).logits[0]
+    torch.testing.assert_close(packed[:11], model(a[None]).logits[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(packed[11:], model(b[None]).logits[0], rtol=0, atol=1e-10)
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_way_of_feeding_a_cache_equals_one_pass(model, data):
+    """Rows of different length, in any slots, cut into chunks anywhere, beside rows that are further on."""
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    slots = data.draw(st.permutations(range(5)))[: len(lengths)]
+    texts = [text(n, seed=i) for i, n in enumerate(lengths)]
+    cache = Cache(model.config, 5, dtype=torch.float64)
+    got = [[] for _ in texts]
+    fed = [0] * len(texts)
+    with torch.no_grad():
+        while any(f < n for f, n in zip(fed, lengths, strict=True)):
+            open_rows = [i for i in range(len(texts)) if fed[i] < lengths[i]]
+            rows = data.draw(st.lists(st.sampled_from(open_rows), min_size=1, unique=True))
+            n_new = [data.draw(st.integers(1, lengths[i] - fed[i])) for i in rows]
+            ids = torch.stack(
+                [
+                    F.pad(texts[i][fed[i] : fed[i] + n], (0, max(n_new) - n))
+                    for i, n in zip(rows, n_new, strict=True)
+                ]
+            )
+            logits = model(ids, cache=cache.rows([slots[i] for i in rows], n_new)).logits
+            for b, (i, n) in enumerate(zip(rows, n_new, strict=True)):
+                got[i].append(logits[b, :n])
+                fed[i] += n
+        for i, ids in enumerate(texts):
+            torch.testing.assert_close(torch.cat(got[i]), model(ids[None]).logits[0], rtol=0, atol=1e-10)
+            assert cache.lengths[slots[i]] == lengths[i]
+
+
+def test_a_slot_that_is_too_small_is_refused_and_stays_as_it_was(model):
+    cache = Cache(model.config, 1, dtype=torch.float64, length=8)
+    model(text(6)[None], cache=cache.rows([0]))
+    with pytest.raises(ValueError, match="cannot hold 9"):
+        model(text(3)[None], cache=cache.rows([0]))
+    assert cache.lengths.tolist() == [6]
+    cache.free(0)
+    assert cache.lengths.tolist() == [0]
+
+
+@torch.no_grad()
+def test_layers_and_hidden_states(model):
+    ids = text(12)[None]
+    full = model(ids)
+    torch.testing.assert_close(full.logits, model.logits(full.hidden))
+    last = model(ids, layer=3)
+    assert last.logits is None
+    torch.testing.assert_close(model.norm(last.hidden), full.hidden)
+    assert not torch.equal(model(ids, layer=1).hidden, last.hidden)
+    assert model(ids, logits=False).logits is None
+    with pytest.raises(ValueError, match="layer is 4"):
+        model(ids, layer=4)
+
+
+@SHAPES
+def test_loss_is_a_sum_and_a_count_in_any_chunks(config, monkeypatch):
+    model = make(config)
+    ids, targets = torch.stack([text(20), text(20, 1)]), torch.stack([text(20, 2), text(20, 3)])
+    targets[0, 5:9] = -100
+    results = []
+    for chunk in (2**25, 97 * 7):
+        monkeypatch.setattr(model_module, "LOSS_CHUNK", chunk)
+        model.zero_grad()
+        out = model(ids, targets=targets, logits=False)
+        assert out.logits is None
+        out.loss_sum.backward()
+        results.append((out.loss_sum.detach(), [p.grad.clone() for p in model.parameters()]))
+    expected = F.cross_entropy(model(ids).logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    assert out.n_targets == 36
+    for loss, _ in results:
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@SHAPES
+def test_no_targets_no_loss(config):
+    out = make(config)(text(5)[None], targets=torch.full((1, 5), -100))
+    assert out.loss_sum == 0
+    assert out.n_targets == 0
+
+
+def test_initialisation_is_gpt2s():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig.gpt2(vocab_size=500, n_layer=8, n_head=4, n_embd=128, block_size=64))
+    weights = dict(model.named_parameters())
+    assert weights["wte.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert weights["blocks.3.attn.q.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert weights["blocks.3.mlp.down.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.05)
+    assert weights["blocks.3.attn.o.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.05)
+    assert weights["blocks.3.attn.o.bias"].abs().max() == 0
+    loss = model(torch.randint(0, 500, (4, 64)), targets=torch.randint(0, 500, (4, 64)))
+    assert (loss.loss_sum / loss.n_targets).item() == pytest.approx(torch.tensor(500.0).log().item(), abs=0.5)
+
+
+def test_numbers_that_do_not_fit_together():
+    with pytest.raises(InputError, match="n_kv_head is 5; it must divide n_head, which is 12"):
+        GPTConfig(n_kv_head=5)
+    with pytest.raises(InputError, match="head_dim is 63"):
+        GPTConfig(head_dim=63)
+    with pytest.raises(InputError, match="n_layer is 0"):
+        GPTConfig(n_layer=0)
+    with pytest.raises(InputError, match="multiple of n_head"):
+        GPTConfig.gpt2(n_embd=100, n_head=12)
+    with pytest.raises(InputError, match="No Hugging Face family"):
+        _ = GPTConfig(norm="layernorm").model_type
