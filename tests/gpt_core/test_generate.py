@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from gpt_core.config import GPTConfig
+from gpt_core.engine import Engine
+from gpt_core.errors import InputError
+from gpt_core.generate import generate
+from gpt_core.model import GPT
+from gpt_core.sampling import SamplingParams
+from gpt_core.tokenizer import Tokenizer
+
+GPT2 = Tokenizer.from_pretrained("gpt2")
+ANALECTS = "知之为知之，不知为不知，是知也。🙂👩‍👩‍👧 naïve"
+
+
+@pytest.fixture(scope="module")
+def reciter():
+    """A tiny GPT-2, over the whole of its byte BPE, that has learned one line of Confucius by heart."""
+    torch.manual_seed(0)
+    ids = torch.tensor([[*GPT2.encode(ANALECTS), GPT2.eos_id]])
+    model = GPT(
+        GPTConfig.gpt2(vocab_size=50304, block_size=80, n_layer=1, n_head=2, n_embd=32, eos_id=GPT2.eos_id)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    for _ in range(60):
+        out = model(ids[:, :-1], targets=ids[:, 1:])
+        (out.loss_sum / out.n_targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def test_chinese_and_emoji_stream_in_whole_characters(reciter):
+    assert len(GPT2.encode(ANALECTS)) > 1.5 * len(ANALECTS)  # most characters are several tokens
+    pieces = list(generate(reciter, GPT2, "知", temperature=0, max_new_tokens=75, stream=True))
+    assert "".join(pieces) == ANALECTS[1:]
+    assert len(pieces) > 20
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_stop_string_inside_chinese_text(reciter):
+    text = generate(reciter, GPT2, "知", temperature=0, max_new_tokens=75, stop="为不")
+    assert text == "之为知之，不知"
+
+
+def test_one_many_and_streamed_are_the_same_text(reciter):
+    prompts = ["知之", "Once upon a time", "🙂", "是", "a b c", "不知为", "x", "y", "知", "z z z z"]
+    sampling = {"temperature": 1.5, "top_k": 200, "top_p": 0.9, "max_new_tokens": 12}
+    together = generate(reciter, GPT2, prompts, seed=7, **sampling)
+    one_by_one = [generate(reciter, GPT2, p, seed=7 + i, **sampling) for i, p in enumerate(prompts)]
+    streamed = [
+        "".join(generate(reciter, GPT2, p, seed=7 + i, stream=True, **sampling))
+        for i, p in enumerate(prompts)
+    ]
+    assert together == one_by_one == streamed
+    assert generate(reciter, GPT2, prompts[:0]) == []
+
+
+def test_equal_prompts_of_a_list_differ(reciter):
+    a, b = generate(reciter, GPT2, ["Once", "Once"], seed=3, temperature=3.0, max_new_tokens=12)
+    assert a != b
+
+
+def test_closing_a_stream_early_cancels_its_request(reciter):
+    engine = Engine(reciter, GPT2, max_running=1)
+    stream = engine.stream("知", SamplingParams(temperature=0, max_new_tokens=70))
+    assert next(stream) == "之"
+    requests = list(engine._requests)
+    stream.close()
+    assert [r.finish_reason for r in requests] == ["cancelled"]
+    assert not engine.step()
+    follower = engine.submit("知", SamplingParams(temperature=0, max_new_tokens=75))
+    engine.run()
+    assert follower.text == ANALECTS[1:]
+
+
+def test_generation_leaves_no_trace_for_training(reciter):
+    generate(reciter.train(), GPT2, "知", max_new_tokens=3, temperature=0)
+    assert not reciter.training
+    out = reciter(torch.tensor([[1, 2, 3]]), targets=torch.tensor([[2, 3, 4]]))
+    out.loss_sum.backward()
+    reciter.zero_grad()
+
+
+def test_what_a_model_raises_reaches_the_caller(reciter):
+    def fail(module, args, output):
+        raise torch.OutOfMemoryError("no memory left")
+
+    hook = reciter.blocks[0].register_forward_hook(fail)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            generate(reciter, GPT2, "知")
+        with pytest.raises(torch.OutOfMemoryError):
+            list(generate(reciter, GPT2, "知", stream=True))
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "empty"),
+        (["知", ""], {}, "empty"),
+        ("知 " * 80, {}, "context holds 80"),
+        ("知", {"temperature": -1}, "^temperature is -1"),
+        ("知", {"stop": [""]}, "^stop is "),
+        (["a", "b"], {"stream": True}, "list of 2"),
+        ("", {"stream": True}, "empty"),  # at once, not at the first piece
+    ],
+)
+def test_bad_input_is_one_clear_sentence(reciter, prompt, options, message):
+    with pytest.raises(InputError, match=message):
+        generate(reciter, GPT2, prompt, **options)
