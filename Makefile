@@ -1,0 +1,49 @@
+# Two commands set a fresh machine up: `make demo` and `make test`. They need Python 3.11 or later, and make.
+# PIP_ARGS is handed to pip, for those who want PyTorch's CPU wheels or a mirror: make demo PIP_ARGS="--index-url …"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+# Idle OpenMP threads that spin take the cores away from whoever works; on a shared machine that costs up to 10x.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo install test check bench clean
+
+demo: .venv/.runtime  ## an index over the sample corpus, three questions, then the page on 127.0.0.1:8000
+	$(BIN)/python scripts/fetch_model.py smollm2-135m-instruct
+	$(BIN)/python scripts/build_index.py --input examples/peps.jsonl.xz --index demo/peps --passages_per_document 1
+	$(BIN)/python scripts/ask.py --index demo/peps \
+		"What is the purpose of PEP 572?" \
+		"Why was the GIL made optional in CPython?" \
+		"What do formatted string literals do?"
+	$(BIN)/python scripts/run_server.py --index demo/peps
+
+install: .venv/.dev  ## everything that tests and benchmarks need
+
+test: .venv/.dev check  ## lint, types, import rules and every test
+	$(BIN)/python -m pytest
+
+check: .venv/.dev  ## lint, types and the room rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev  ## retrieval quality beside BM25 and MiniLM: make bench DATA="path/to/scifact …"
+	$(BIN)/python scripts/eval.py retrieval --data $(DATA)
+
+clean:  ## remove what make made; the model cache stays
+	rm -rf .venv demo build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zhizhi needs Python 3.11 or later, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/.dev: .venv/.runtime
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
