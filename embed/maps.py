@@ -71,10 +71,9 @@ class CorpusMap:
         if self.mean is None or self.transform is None:
             return vectors
         centred = vectors - self.mean
-        mapped: Vectors
         mapped = centred * self.transform if self.transform.ndim == 1 else centred @ self.transform
         mapped[~np.any(vectors != 0, axis=1)] = 0
-        return unit_length(mapped)
+        return unit_length(mapped.astype(np.float32, copy=False))
 
     def to_bytes(self) -> bytes:
         """The map in safetensors' format, exactly."""

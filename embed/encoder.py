@@ -1,0 +1,185 @@
+"""Texts to unit vectors: prompts, length-sorted batches, early exit, pooling."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from embed.config import EmbedderConfig
+from embed.maps import Vectors, unit_length
+from embed.pooling import pool
+from gpt_core.errors import InputError
+from gpt_core.files import sha256_file
+from gpt_core.hub import resolve
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+
+TOKENS_PER_BATCH = 16384  # padding included; 64 texts of 256 tokens
+
+
+class Encoder:
+    """A GPT with pooling, prompts and a length limit: an embedder.
+
+    A vector depends on its text alone: never on the batch, beyond float32 rounding of about 1e-6.
+
+    Attributes:
+        n_truncated: how many texts have been cut to fit since the encoder was made.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        config: EmbedderConfig | None = None,
+        *,
+        name: str = "",
+        weights_sha256: str | None = None,
+    ) -> None:
+        """Make an embedder of a GPT in memory.
+
+        Args:
+            model: any GPT; it is put into evaluation mode.
+            tokenizer: the model's own.
+            config: the settings; None for SGPT's plain weighted mean of the last layer.
+            name: what messages call the embedder.
+            weights_sha256: hash of the model's file; None to hash the tensors once `fingerprint` is asked for.
+
+        Raises:
+            InputError: for a layer that the model does not have.
+        """
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.config = config or EmbedderConfig()
+        self.name = name
+        self.n_truncated = 0
+        self._weights_sha256 = weights_sha256
+        layer = self.config.pooling.layer
+        if layer is not None and layer > model.config.n_layer:
+            raise InputError(
+                f"The embedder pools layer {layer}; its model has {model.config.n_layer} layers."
+            )
+        self.max_tokens = min(self.config.max_tokens or model.config.block_size, model.config.block_size)
+        self._prefix, self._suffix = _special_tokens(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> "Encoder":
+        """Load a model with its tokenizer and settings; see `EmbedderConfig.load` for where these come from.
+
+        Raises:
+            InputError: for an unknown name, or a folder that lacks a part.
+        """
+        folder = resolve(name_or_folder)
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf"))
+        hashes = "".join(sha256_file(p) for p in files)
+        return cls(
+            GPT.from_pretrained(folder),
+            Tokenizer.from_pretrained(folder),
+            EmbedderConfig.load(folder),
+            name=str(name_or_folder),
+            weights_sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+        )
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.model.config.n_embd
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest over what decides a vector: weights, tokenizer, pooling, prompts, longest input."""
+        weights = self._weights_sha256 or _tensors_sha256(self.model)
+        prompts = [self.config.query_prompt, self.config.document_prompt]
+        decides = [weights, self.tokenizer.fingerprint, asdict(self.config.pooling), prompts, self.max_tokens]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+    def encode_query(self, texts: str | Sequence[str], max_tokens: int | None = None) -> Vectors:
+        """`encode` with the prompt for queries."""
+        return self.encode(texts, self.config.query_prompt, max_tokens)
+
+    def encode_document(
+        self, texts: str | Sequence[str], max_tokens: int | None = None, progress: bool = False
+    ) -> Vectors:
+        """`encode` with the prompt for documents."""
+        return self.encode(texts, self.config.document_prompt, max_tokens, progress)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        prompt: str = "",
+        max_tokens: int | None = None,
+        progress: bool = False,
+    ) -> Vectors:
+        """Encode texts.
+
+        Args:
+            texts: one text or several.
+            prompt: put before each text and tokenised with it.
+            max_tokens: longest input in tokens, prompt and special tokens included; None, or more than the
+                embedder's own limit, for that limit. What is cut is counted in `n_truncated`.
+            progress: draw a progress bar when stderr is a terminal.
+
+        Returns:
+            (n, dimension) float32 vectors of unit length; a single text gives one row. A text without any token
+            gives zeros, whose similarity to everything is 0.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = self._tokenize([prompt + text for text in texts], max_tokens)
+        vectors = np.zeros((len(rows), self.dimension), dtype=np.float32)
+        bar = tqdm(total=len(rows), unit=" texts", desc="encoding", disable=None if progress else True)
+        for batch in _batches(rows):
+            ids = torch.zeros((len(batch), len(rows[batch[0]])), dtype=torch.long)  # (B, T), longest first
+            mask = torch.zeros_like(ids, dtype=torch.bool)
+            for row, i in enumerate(batch):
+                ids[row, : len(rows[i])] = torch.tensor(rows[i])
+                mask[row, : len(rows[i])] = True
+            # On the right padding needs no mask of its own: no real token looks to its right.
+            out = self.model(ids.to(self.model.device), logits=False, layer=self.config.pooling.layer)
+            vectors[batch] = pool(out.hidden, mask.to(self.model.device), self.config.pooling).cpu().numpy()
+            bar.update(len(batch))
+        bar.close()
+        return unit_length(vectors)
+
+    def _tokenize(self, texts: list[str], max_tokens: int | None) -> list[list[int]]:
+        """Ids with the tokenizer's special tokens, which survive the cut."""
+        limit = min(max_tokens or self.max_tokens, self.max_tokens)
+        room = limit - len(self._prefix) - len(self._suffix)
+        if room < 1:
+            raise InputError(f"max_tokens is {limit}; expected room for a token beside the special tokens.")
+        plain = self.tokenizer.encode_batch(texts)
+        self.n_truncated += sum(len(ids) > room for ids in plain)
+        return [self._prefix + ids[:room] + self._suffix for ids in plain]
+
+
+def _batches(rows: list[list[int]]) -> Iterator[list[int]]:
+    """Indices of the rows that have tokens, longest first, as many at a time as fit the budget when padded."""
+    order = sorted((i for i in range(len(rows)) if rows[i]), key=lambda i: len(rows[i]), reverse=True)
+    start = 0
+    while start < len(order):
+        n_rows = max(1, TOKENS_PER_BATCH // len(rows[order[start]]))
+        yield order[start : start + n_rows]
+        start += n_rows
+
+
+def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer's post-processor puts before and after a text."""
+    if not tokenizer.encode("", add_special_tokens=True):
+        return [], []
+    plain = tokenizer.encode("a")
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    begin = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+    return whole[:begin], whole[begin + len(plain) :]
+
+
+def _tensors_sha256(model: GPT) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,213 @@
+"""The encoder against sentence-transformers, and what it promises beyond it."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling as ReferencePooling
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, pre_tokenizers, processors, trainers
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from embed import Encoder
+from embed.config import EmbedderConfig, Pooling
+from gpt_core.config import GPTConfig
+from gpt_core.errors import InputError
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+
+TEXTS = [
+    "To know what you know, and to know what you do not: that is knowledge.",
+    "retrieval",
+    "知之为知之，不知为不知，是知也。",
+    "A laptop without a network answers from its own documents, with citations.\n" * 3,
+    "x = [1, 2, 3]",
+]
+GRAPHS = {
+    "qwen3": GPTConfig(
+        vocab_size=320, block_size=512, n_layer=3, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_inner=48
+    ),
+    "gpt2": GPTConfig.gpt2(vocab_size=320, block_size=512, n_layer=3, n_head=4, n_embd=32),
+}
+
+
+def save_model(folder: Path, graph: str, eos_after_text: bool = False) -> Path:
+    """A tiny random model with a byte-level BPE, as `GPT.save_pretrained` and transformers know it."""
+    torch.manual_seed(0)
+    GPT(GRAPHS[graph]).save_pretrained(folder)
+    tokenizer = RustTokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<pad>", "<eos>"],
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    if eos_after_text:
+        tokenizer.post_processor = processors.TemplateProcessing("$A <eos>", special_tokens=[("<eos>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "<eos>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def reference_model(folder: Path, mode: str, max_seq_length: int | None = None) -> SentenceTransformer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformer = Transformer(str(folder), max_seq_length=max_seq_length)
+        modules = [transformer, ReferencePooling(32, mode), Normalize()]
+        prompts = {"query": "search for: ", "document": "text: "}
+        return SentenceTransformer(modules=modules, prompts=prompts, device="cpu")
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Encoder:
+    return Encoder.from_pretrained(save_model(tmp_path / "model", "qwen3"))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("mode", ["weightedmean", "mean", "lasttoken"])
+def test_roles_and_vectors_equal_sentence_transformers(tmp_path, graph, mode):
+    folder = save_model(tmp_path / "model", graph, eos_after_text=mode == "lasttoken")
+    reference = reference_model(folder, mode)
+    prompts = {"query_prompt": "search for: ", "document_prompt": "text: "}
+    settings = EmbedderConfig(Pooling(mode), **prompts)
+    (folder / "embedder.json").write_text(settings.to_json())
+    ours = Encoder.from_pretrained(folder)
+    for mine, theirs in (
+        (ours.encode_query(TEXTS), reference.encode_query(TEXTS)),
+        (ours.encode_document(TEXTS), reference.encode_document(TEXTS)),
+        (ours.encode(TEXTS), reference.encode(TEXTS)),
+    ):
+        assert (mine * theirs).sum(axis=1).min() > 0.9999
+        np.testing.assert_allclose(mine, theirs, atol=2e-6)
+    assert np.abs(ours.encode_query(TEXTS) - ours.encode_document(TEXTS)).max() > 1e-3
+
+
+def test_reads_a_folder_that_sentence_transformers_saved(tmp_path):
+    reference = reference_model(save_model(tmp_path / "model", "qwen3"), "weightedmean", max_seq_length=24)
+    reference.save(str(tmp_path / "st"), create_model_card=False)
+    ours = Encoder.from_pretrained(tmp_path / "st")
+    assert ours.max_tokens == 24
+    np.testing.assert_allclose(ours.encode_query(TEXTS), reference.encode_query(TEXTS), atol=2e-6)
+    assert ours.n_truncated > 0
+
+
+def test_a_cut_spares_the_special_tokens_and_is_counted(tmp_path):
+    folder = save_model(tmp_path / "model", "qwen3", eos_after_text=True)
+    (folder / "embedder.json").write_text(EmbedderConfig(Pooling("lasttoken"), max_tokens=8).to_json())
+    ours = Encoder.from_pretrained(folder)
+    reference = reference_model(folder, "lasttoken", max_seq_length=8)
+    np.testing.assert_allclose(ours.encode(TEXTS), reference.encode(TEXTS), atol=2e-6)
+    n_long = sum(len(ids) > 7 for ids in ours.tokenizer.encode_batch(TEXTS))
+    assert ours.n_truncated == n_long > 0
+    ours.encode("fits")
+    assert ours.n_truncated == n_long
+    with pytest.raises(InputError, match="special tokens"):
+        ours.encode("x", max_tokens=1)
+
+
+def test_a_vector_does_not_depend_on_its_batch(encoder, monkeypatch):
+    texts = [text * n for n in (1, 2, 5) for text in TEXTS]
+    together = encoder.encode_document(texts)
+    alone = np.vstack([encoder.encode_document(text) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    monkeypatch.setattr("embed.encoder.TOKENS_PER_BATCH", 64)
+    np.testing.assert_allclose(encoder.encode_document(texts), together, atol=1e-6)
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_a_lower_layer_is_the_hidden_state_that_transformers_names_so(tmp_path, layer):
+    from transformers import AutoModel
+
+    folder = save_model(tmp_path / "model", "qwen3")
+    (folder / "embedder.json").write_text(EmbedderConfig(Pooling("mean", layer=layer)).to_json())
+    ours = Encoder.from_pretrained(folder)
+    reference = AutoModel.from_pretrained(folder)
+    if layer == 3:  # transformers' last hidden state carries the final norm, ours at a given layer does not
+        reference.norm = torch.nn.Identity()
+    for text, vector in zip(TEXTS, ours.encode(TEXTS), strict=True):
+        ids = torch.tensor([ours.tokenizer.encode(text)])
+        with torch.no_grad():
+            state = reference(ids, output_hidden_states=True).hidden_states[layer][0].mean(dim=0)
+        np.testing.assert_allclose(vector, (state / state.norm()).numpy(), atol=2e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation makes."""
+
+    n_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.n_elements = max(self.n_elements, tensor.numel())
+        return out
+
+
+def test_64_texts_of_256_tokens_never_allocate_logits():
+    config = GPTConfig(
+        vocab_size=50000, block_size=256, n_layer=2, n_head=2, n_kv_head=2, n_embd=16, head_dim=8
+    )
+    tokenizer = Tokenizer.from_pretrained("gpt2")
+    encoder = Encoder(GPT(config), tokenizer)
+    text = " the" * 256
+    assert len(tokenizer.encode(text)) == 256
+    with LargestTensor() as largest:
+        vectors = encoder.encode([text] * 64)
+    assert vectors.shape == (64, 16)
+    assert largest.n_elements >= 64 * 256 * 16  # the states were made under this watch, in one batch
+    assert largest.n_elements < 64 * 256 * config.vocab_size // 16  # and nothing near (B, T, V)
+
+
+def test_an_empty_text_is_zero_and_leaves_the_others_alone(encoder):
+    vectors = encoder.encode(["", TEXTS[0], ""])
+    assert not vectors[0].any()
+    assert not vectors[2].any()
+    np.testing.assert_allclose(vectors[1], encoder.encode(TEXTS[0])[0], atol=1e-6)
+    assert encoder.encode([]).shape == (0, encoder.dimension)
+
+
+def test_the_fingerprint_changes_with_all_that_decides_a_vector(tmp_path):
+    folder = save_model(tmp_path / "model", "qwen3")
+    first = Encoder.from_pretrained(folder)
+    assert Encoder.from_pretrained(folder).fingerprint == first.fingerprint
+    seen = {first.fingerprint}
+    for config in (
+        EmbedderConfig(Pooling("mean")),
+        EmbedderConfig(Pooling(layer=1)),
+        EmbedderConfig(query_prompt="q "),
+        EmbedderConfig(document_prompt="q "),
+        EmbedderConfig(max_tokens=99),
+    ):
+        seen.add(
+            Encoder(first.model, first.tokenizer, config, weights_sha256=first._weights_sha256).fingerprint
+        )
+    weights = Encoder(first.model, first.tokenizer).fingerprint
+    with torch.no_grad():
+        first.model.blocks[0].mlp.up.weight[0, 0] += 1
+    seen |= {weights, Encoder(first.model, first.tokenizer).fingerprint}
+    assert len(seen) == 8
+
+
+def test_a_layer_that_the_model_has_not_is_refused(encoder):
+    with pytest.raises(InputError, match=r"layer 4.*3 layers"):
+        Encoder(encoder.model, encoder.tokenizer, EmbedderConfig(Pooling(layer=4)))
+
+
+@pytest.mark.network
+def test_smollm2_brings_its_measured_settings(smollm2):
+    encoder = Encoder.from_pretrained(smollm2)
+    assert encoder.config.pooling.layer is not None
+    assert encoder.config.corpus_map != "none"
+    questions, passages = encoder.encode_query(TEXTS[:2]), encoder.encode_document(TEXTS)
+    assert (questions @ passages.T).argmax(axis=1).tolist() == [0, 1]
