@@ -168,6 +168,8 @@ def _from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
         }
         # old files carry the causal mask as a buffer
         raw = {k: v for k, v in raw.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
+    else:  # the bare model, as sentence-transformers saves it, has no prefix "model."
+        raw = {k if k.startswith(("model.", "lm_head")) else f"model.{k}": v for k, v in raw.items()}
     if model.head is None:
         raw.pop("lm_head.weight", None)  # a tied head that was written twice
     state: dict[str, Tensor] = {}
