@@ -1,1 +1,6 @@
 """Documents, passages, the store, FAISS and hybrid search."""
+
+from index.documents import Document, iter_documents
+from index.index import Hit, Index
+
+__all__ = ["Document", "Hit", "Index", "iter_documents"]

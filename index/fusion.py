@@ -1,0 +1,56 @@
+"""Hybrid search's arithmetic: one score out of a dense and a lexical one."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.config import Fusion
+
+Scores = NDArray[np.float32]
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation of one query's scores over the whole corpus."""
+
+    mean: float
+    deviation: float
+
+
+def fuse(
+    fusion: Fusion, dense: Scores, lexical: Scores, dense_spread: Spread, lexical_spread: Spread
+) -> Scores:
+    """Combine the scores of one query's candidates.
+
+    "tm2c2" and "z" combine scores, not ranks, and a leg that knows nothing about the query gives all candidates nearly
+    the same: it does not vote. Ranks cannot say so, which is how "rrf" can fall far below its better leg.
+
+    Args:
+        fusion: the kind and its weight.
+        dense: (n,) cosines.
+        lexical: (n,) BM25, 0 where no term of the query occurs.
+        dense_spread, lexical_spread: of this query's scores over the corpus; used by "z" alone.
+
+    Returns:
+        (n,) scores, higher is better: a convex combination of min-max scores with theoretical minima for "tm2c2"
+        (Bruch et al. 2022), of standard scores for "z"; a sum of 1 / (k + rank) for "rrf" (Cormack et al. 2009).
+    """
+    if fusion.kind == "rrf":
+        by_words = np.where(lexical > 0, 1 / (fusion.k + _ranks(lexical)), 0)
+        return (1 / (fusion.k + _ranks(dense)) + by_words).astype(np.float32)
+    if fusion.kind == "tm2c2":
+        dense, lexical = (dense + 1) / 2, lexical / np.float32(lexical.max(initial=0) or 1)
+    else:
+        dense, lexical = _standard(dense, dense_spread), _standard(lexical, lexical_spread)
+    return fusion.dense_weight * dense + (1 - fusion.dense_weight) * lexical
+
+
+def _standard(scores: Scores, spread: Spread) -> Scores:
+    return (scores - np.float32(spread.mean)) / np.float32(spread.deviation or 1)
+
+
+def _ranks(scores: Scores) -> NDArray[np.int64]:
+    """1 for the highest score; equal scores keep their order."""
+    ranks = np.empty(len(scores), dtype=np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    return ranks

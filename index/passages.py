@@ -1,0 +1,129 @@
+"""Documents into passages: at most so many tokens, overlapping, ended where a reader would end them."""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpt_core.errors import InputError
+from gpt_core.tokenizer import Tokenizer
+from index.documents import Document
+
+# Best first; a match ends where the passage may end.
+ENDS = [
+    re.compile(r"\n[ \t\r]*\n"),  # paragraph
+    re.compile(r"[.!?][\"')\]]*\s|[。！？；…][”』」）]*"),  # sentence
+    re.compile(r"\s"),  # word
+]
+NOT_SPACE = re.compile(r"\S")
+LEAST_TOKENS = 16  # a single character can take several tokens
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a document: `document.text[start:end] == text`, offsets in Unicode code points."""
+
+    doc_id: str
+    start: int
+    end: int
+    text: str
+
+    @property
+    def id(self) -> str:
+        """`<document id>#<start>-<end>`: the same whenever the same text is split in the same way."""
+        return passage_id(self.doc_id, self.start, self.end)
+
+
+def passage_id(doc_id: str, start: int, end: int) -> str:
+    """The name of a passage."""
+    return f"{doc_id}#{start}-{end}"
+
+
+def check_lengths(max_tokens: int, overlap: int) -> None:
+    """Raise InputError unless `split` can work with these."""
+    if max_tokens < LEAST_TOKENS:
+        raise InputError(f"max_tokens is {max_tokens}; expected at least {LEAST_TOKENS}.")
+    if not 0 <= overlap <= max_tokens // 2:
+        raise InputError(f"overlap is {overlap}; expected 0 to {max_tokens // 2}, half of max_tokens.")
+
+
+def split(
+    document: Document, tokenizer: Tokenizer, max_tokens: int = 256, overlap: int = 32
+) -> Iterator[Passage]:
+    """Cut a document into passages, lazily.
+
+    A passage ends at the last end of a paragraph, else of a sentence, else of a word in its last quarter; text without
+    any is cut between tokens. The next passage begins at most `overlap` tokens before, at the beginning of a sentence
+    or word if there is one. No passage begins or ends with white space, and every other character is in one.
+    A document that has only a title gives one empty passage.
+
+    Args:
+        document: the document.
+        tokenizer: the embedder's, whose tokens are counted.
+        max_tokens: the most tokens that a passage's text has; at least 16.
+        overlap: the most tokens that two neighbours share; at most half of `max_tokens`.
+    """
+    check_lengths(max_tokens, overlap)
+    text, start = document.text, _skip_space(document.text, 0)
+    if start == len(text) and document.title.strip():
+        yield Passage(document.id, 0, 0, "")
+    n_characters = (
+        4 * max_tokens
+    )  # how much text is looked at: tokenising all of a long document takes much memory
+    while start < len(text):
+        window = text[start : start + n_characters]
+        starts = [begin for begin, _ in tokenizer.encode_with_offsets(window)[1]] or [0]
+        at_end = start + len(window) == len(text)
+        if len(starts) <= max_tokens and not at_end and n_characters < 64 * max_tokens:
+            n_characters *= 2
+            continue
+        n_characters = max(max_tokens, len(window) * 3 * max_tokens // (2 * len(starts)))
+        length = _length(window, starts, max_tokens, at_end, tokenizer)
+        piece = window[:length].rstrip()
+        yield Passage(document.id, start, start + len(piece), piece)
+        if at_end and length == len(window):
+            return
+        start = _skip_space(text, start + _step(window, starts, len(piece), length, overlap))
+
+
+def _skip_space(text: str, start: int) -> int:
+    match = NOT_SPACE.search(text, start)
+    return match.start() if match else len(text)
+
+
+def _length(window: str, starts: list[int], max_tokens: int, at_end: bool, tokenizer: Tokenizer) -> int:
+    """How many characters of `window` the passage takes, white space after it included."""
+    n_tokens = max_tokens
+    while True:
+        if at_end and len(starts) <= n_tokens:
+            length = len(window)
+        else:
+            # Where the first token left out begins: a character of several tokens is left out whole.
+            limit = starts[n_tokens] if n_tokens < len(starts) else starts[-1]
+            length = _nice_end(window, starts[min(n_tokens, len(starts)) * 3 // 4], max(limit, 1))
+        # Some tokenizers cut a text's last word otherwise than the same word within a text.
+        excess = len(tokenizer.encode(window[:length].rstrip())) - max_tokens
+        if excess <= 0 or n_tokens == 1:
+            return length
+        n_tokens = max(1, min(n_tokens, len(starts)) - excess)
+
+
+def _nice_end(window: str, least: int, limit: int) -> int:
+    for pattern in ENDS:
+        ends = [match.end() for match in pattern.finditer(window, least, limit)]
+        if ends:
+            return ends[-1]
+    return limit
+
+
+def _step(window: str, starts: list[int], n_piece: int, length: int, overlap: int) -> int:
+    """Where in `window` the next passage begins."""
+    if overlap == 0:
+        return length
+    after = bisect_left(starts, n_piece)  # the first token behind the passage
+    earliest = starts[max(after - overlap, 0)]
+    for pattern in ENDS[1:]:
+        match = pattern.search(window, max(earliest - 1, 0), n_piece)
+        if match and match.end() < n_piece:
+            return max(match.end(), 1)
+    return max(earliest, 1)
