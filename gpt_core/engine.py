@@ -278,8 +278,7 @@ class Engine:
             yield
         except Exception as error:  # anything: a callback is foreign code, and nothing is swallowed
             for request in requests:
-                if not request.done:
-                    self._finish(request, error=error)
+                self._finish(request, error=error)
 
     def _finish(
         self,

@@ -119,5 +119,7 @@ def sentencepiece():
 def test_the_space_before_a_word_survives(sentencepiece):
     pieces, _ = pieces_of([0, 1, 2, 3], decode=sentencepiece)
     assert pieces == ["hello", " world", " of", " words", ""]
+    pieces, _ = pieces_of([0, 99, 1], decode=sentencepiece)  # 99 is in no vocabulary and decodes to nothing
+    assert pieces == ["hello", "", " world", ""]
     continued = Detokenizer(sentencepiece, prompt=[0])
     assert continued.push(1) == " world"

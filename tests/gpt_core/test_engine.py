@@ -214,6 +214,14 @@ def test_a_stop_string_over_several_tokens_is_never_shown(model):
         check_idle(engine)
 
 
+def test_text_held_back_for_a_stop_string_comes_at_the_end(model):
+    free = alone(model, prompt_of(6), GREEDY).text
+    params = SamplingParams(temperature=0, max_new_tokens=24, stop=(free[-5:] + "?",))
+    request = alone(model, prompt_of(6), params)
+    assert request.finish_reason == "length"
+    assert request.text == free
+
+
 def test_tokens_that_only_the_padded_vocabulary_has_are_never_drawn():
     model = tiny_gpt("gpt2", vocab_size=128)  # the tokenizer knows 64
     request = alone(model, prompt_of(5), SamplingParams(temperature=100.0, max_new_tokens=50, seed=0))
