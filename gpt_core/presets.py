@@ -1,0 +1,70 @@
+"""Configurations: a typed dataclass, a YAML preset over its defaults, the command line over both."""
+
+import argparse
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from gpt_core.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_config(kind: type[T], *, prog: str, description: str | None, args: list[str] | None) -> T:
+    """Make a `kind`, a dataclass, from a command line: `[--config PRESET.yaml] [--key value …]`.
+
+    Raises:
+        InputError: for a preset that cannot be read, with the key at fault.
+        SystemExit: 2 for a bad command line, 0 after --help.
+    """
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    before.add_argument("--config", nargs="?")
+    path = before.parse_known_args(args)[0].config
+    preset = kind() if path is None else read_preset(kind, path)
+
+    def command(config: str | None = None, keys: tyro.conf.OmitArgPrefixes[kind] = preset) -> Any:  # type: ignore[valid-type]
+        """A stand-in with the command line's shape.
+
+        Args:
+            config: YAML preset; the keys given beside it go over it.
+            keys: what is trained, on what, and how.
+        """
+        return keys
+
+    return tyro.cli(command, prog=prog, description=description, args=args, use_underscores=True)
+
+
+def read_preset(kind: type[T], path: str | Path) -> T:
+    """Read a YAML file of flat keys into `kind`, a dataclass; keys that it leaves out keep their default.
+
+    Raises:
+        InputError: for a missing or broken file, a key that `kind` does not have, or a value of another type.
+    """
+    try:
+        raw: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise InputError(f"There is no preset {path}; the shipped ones lie in configs/.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} holds a {type(raw).__name__}; expected lines of the form `key: value`.")
+    known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}."
+            raise InputError(f"{path}: unknown key {key!r}; {hint}")
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(mistake := first.get("ctx", {}).get("error"), InputError):  # from __post_init__
+            raise InputError(f"{path}: {mistake}") from error
+        raise InputError(
+            f"{path}: {first['loc'][0]} is {first['input']!r}; {first['msg'].lower()}."
+        ) from error

@@ -1,0 +1,245 @@
+"""Token shards: long runs of token ids on disk that know which tokenizer made them and whether they are whole.
+
+A split is the sorted files `train-00000.bin`, `train-00001.bin`, … of a folder. Each begins with the 256 bytes of
+`HEADER`; the ids follow as little-endian uint16 or uint32, whichever the vocabulary needs. Beside each lies
+`train-00000.documents.npy`, int64: where each document's first token is. A file named exactly `train.bin` is one of
+nanoGPT's: uint16 ids and no header.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_core.errors import InputError
+
+MAGIC = b"zztokens"
+VERSION = 1
+SHARD_TOKENS = 2**27  # a shard is closed at the first end of a document after this many tokens
+CHUNK = 2**22  # ids that are in memory at a time while a shard is checked
+
+HEADER = np.dtype(
+    [
+        ("magic", "S8"),
+        ("version", "<u4"),
+        ("token_bytes", "<u4"),  # 2 or 4
+        ("n_tokens", "<u8"),
+        ("n_documents", "<u8"),
+        ("vocab_size", "<u8"),
+        ("tokenizer", "S64"),  # the tokenizer's fingerprint, sha256 in hex
+        ("reserved", "V88"),
+        ("checksum", "S64"),  # sha256 in hex over the ids, the document offsets and the header up to here
+    ]
+)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of little-endian uint16 and uint32 that holds every id below `vocab_size`."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+class ShardWriter:
+    """Writes documents, one after the other, as the shards of one split.
+
+    Use it as a context manager, on a folder that appears only when everything in it is whole (`atomic_folder`).
+
+    Args:
+        folder: where the shards go; it exists.
+        split: "train" or "val".
+        vocab_size: of the tokenizer; it decides the width of an id.
+        tokenizer: the tokenizer's fingerprint.
+        shard_tokens: a shard is closed at the first end of a document after this many tokens.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, vocab_size: int, tokenizer: str, shard_tokens: int = SHARD_TOKENS
+    ) -> None:
+        self.folder, self.split = folder, split
+        self.vocab_size, self.tokenizer = vocab_size, tokenizer
+        self.shard_tokens = shard_tokens
+        self.dtype = token_dtype(vocab_size)
+        self.n_tokens = 0  # in all shards
+        self.n_documents = 0
+        self._n_shards = 0
+        self._open()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and (self._offsets or self._n_shards == 0):
+            self._finish()
+        self._file.close()
+
+    def _open(self) -> None:
+        self._path = self.folder / f"{self.split}-{self._n_shards:05d}.bin"
+        self._file = open(self._path, "wb")  # noqa: SIM115 - closed by __exit__ or _finish
+        self._file.write(bytes(HEADER.itemsize))
+        self._hash = hashlib.sha256()
+        self._offsets: list[int] = []
+        self._written = 0  # tokens in this shard
+
+    def add(self, ids: Sequence[int] | NDArray) -> None:
+        """Append one document.
+
+        Raises:
+            InputError: for an id outside the vocabulary, which the width of an id could not hold.
+        """
+        wide = np.asarray(ids, dtype=np.int64)
+        if len(wide) and not 0 <= wide.min() <= wide.max() < self.vocab_size:
+            bad = wide[(wide < 0) | (wide >= self.vocab_size)][0]
+            raise InputError(f"Token id {bad} is outside the vocabulary of {self.vocab_size}.")
+        if self._written >= self.shard_tokens:
+            self._finish()
+            self._open()
+        data = wide.astype(self.dtype).tobytes()
+        self._offsets.append(self._written)
+        self._file.write(data)
+        self._hash.update(data)
+        self._written += len(wide)
+        self.n_tokens += len(wide)
+        self.n_documents += 1
+
+    def _finish(self) -> None:
+        offsets = np.array(self._offsets, dtype="<i8")
+        np.save(_documents_path(self._path), offsets)
+        header = np.zeros((), HEADER)
+        header["magic"], header["version"] = MAGIC, VERSION
+        header["token_bytes"], header["n_tokens"] = self.dtype.itemsize, self._written
+        header["n_documents"], header["vocab_size"] = len(offsets), self.vocab_size
+        header["tokenizer"] = self.tokenizer.encode()
+        header["checksum"] = _seal(self._hash, offsets, header).encode()
+        self._file.seek(0)
+        self._file.write(header.tobytes())
+        self._file.close()
+        self._n_shards += 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One opened shard.
+
+    Attributes:
+        path: the file.
+        tokens: (n_tokens,) uint16 or uint32 memory map of the ids.
+        header: what the file says about itself; None for a file of nanoGPT's.
+    """
+
+    path: Path
+    tokens: NDArray
+    header: np.ndarray | None
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Fingerprint of the tokenizer that made the ids; None if the file does not say."""
+        return None if self.header is None else bytes(self.header["tokenizer"]).decode("ascii", "replace")
+
+    def documents(self) -> NDArray:
+        """(n_documents,) int64: where each document's first token is; one document if the file does not say."""
+        if self.header is None:
+            return np.zeros(1, dtype="<i8")
+        path = _documents_path(self.path)
+        if not path.exists():
+            raise InputError(f"{path} is missing; prepare the data again.")
+        return np.load(path)
+
+    def verify(self, vocab_size: int) -> None:
+        """Read the whole shard once: its checksum must hold and every id must lie in the vocabulary.
+
+        Raises:
+            InputError: naming the file and what is wrong with it.
+        """
+        digest, largest = hashlib.sha256(), 0
+        for start in range(0, len(self.tokens), CHUNK):
+            chunk = self.tokens[start : start + CHUNK]
+            digest.update(chunk.tobytes())
+            largest = max(largest, int(chunk.max()))
+        if self.header is not None and _seal(digest, self.documents(), self.header) != bytes(
+            self.header["checksum"]
+        ).decode("ascii", "replace"):
+            raise InputError(f"{self.path} is damaged: its checksum does not hold. Prepare the data again.")
+        if largest >= vocab_size:
+            raise InputError(
+                f"{self.path} holds token id {largest}; the tokenizer has only {vocab_size} tokens. "
+                "Give the tokenizer that made it, or prepare the data again."
+            )
+
+
+def open_split(folder: str | Path, split: str) -> list[Shard]:
+    """Open the shards of one split, in their order. Contents are not read here: see `Shard.verify`.
+
+    Raises:
+        InputError: if there are none, or one is torn or not a shard.
+    """
+    folder = Path(folder)
+    plain = folder / f"{split}.bin"
+    paths = sorted(folder.glob(f"{split}-*.bin")) or ([plain] if plain.exists() else [])
+    if not paths:
+        raise InputError(
+            f"{folder} has no token shards of the split {split!r}; "
+            f"make them with scripts/prepare_data.py --out {folder}."
+        )
+    return [_open_nanogpt(p) if p == plain else _open_shard(p) for p in paths]
+
+
+def check_tokenizer(shards: Iterable[Shard], fingerprint: str, name: str) -> None:
+    """Make sure that the shards were made by the tokenizer with this fingerprint, called `name` in the message.
+
+    Raises:
+        InputError: naming both fingerprints.
+    """
+    for shard in shards:
+        if shard.tokenizer not in (None, fingerprint):
+            raise InputError(
+                f"{shard.path} was made with the tokenizer {shard.tokenizer}, but {name} is {fingerprint}. "
+                "Use the tokenizer that lies beside the shards, or prepare the data again."
+            )
+
+
+def _open_shard(path: Path) -> Shard:
+    size = os.path.getsize(path)
+    with open(path, "rb") as f:
+        start = f.read(HEADER.itemsize)
+    if len(start) < HEADER.itemsize or not start.startswith(MAGIC):
+        raise InputError(f"{path} is not a token shard: it does not begin with a whole header.")
+    header = np.frombuffer(start, HEADER)[0]
+    if header["version"] != VERSION or header["token_bytes"] not in (2, 4):
+        raise InputError(
+            f"{path} is a token shard of version {header['version']} with {header['token_bytes']} bytes per "
+            f"token; expected version {VERSION} and 2 or 4 bytes. Prepare the data again."
+        )
+    expected = HEADER.itemsize + int(header["n_tokens"]) * int(header["token_bytes"])
+    if size != expected:
+        raise InputError(f"{path} is torn: {size} bytes instead of {expected}. Prepare the data again.")
+    return Shard(path, _map(path, np.dtype(f"<u{header['token_bytes']}"), HEADER.itemsize), header)
+
+
+def _open_nanogpt(path: Path) -> Shard:
+    size = os.path.getsize(path)
+    if size % 2:
+        raise InputError(f"{path} is torn: {size} bytes cannot be uint16 ids, as nanoGPT writes them.")
+    return Shard(path, _map(path, np.dtype("<u2"), 0), None)
+
+
+def _map(path: Path, dtype: np.dtype, offset: int) -> NDArray:
+    if os.path.getsize(path) == offset:  # an empty file cannot be mapped
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r", offset=offset)
+
+
+def _documents_path(path: Path) -> Path:
+    return path.with_suffix(".documents.npy")
+
+
+def _seal(digest: "hashlib._Hash", offsets: NDArray, header: np.ndarray) -> str:
+    """Finish the sha256 over ids, document offsets and every header field before the checksum itself."""
+    digest.update(offsets.tobytes())
+    digest.update(header.tobytes()[: HEADER.fields["checksum"][1]])  # type: ignore[index]
+    return digest.hexdigest()

@@ -1,0 +1,12 @@
+"""Text → token shards."""
+
+from gpt_core.doors import open_door
+from gpt_core.prepare import prepare_data
+
+
+def main() -> None:
+    open_door(prepare_data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Pretrain a GPT on token shards, or resume."""
+
+from gpt_core.doors import open_door
+from gpt_core.pretrain import PretrainConfig, pretrain
+
+
+def main() -> None:
+    open_door(pretrain, config=PretrainConfig)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Text from a model."""
+
+from gpt_core.doors import open_door
+from gpt_core.sample import sample
+
+
+def main() -> None:
+    open_door(sample)
+
+
+if __name__ == "__main__":
+    main()

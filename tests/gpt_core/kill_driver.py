@@ -1,0 +1,63 @@
+"""Train a tiny GPT to the end, killed with SIGKILL again and again; run by test_checkpoint.py as a process of its own.
+
+Every life is a forked child, so that torch is imported once. A life is given a moment: the n-th forward of training or
+evaluation, or the n-th time that something is forced to the disk, renamed or deleted while a checkpoint is saved.
+
+    python kill_driver.py DATA_DIR OUT_DIR MOMENT…      MOMENT: forward:N or disk:N
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._dynamo  # optimizers import it at their first step: once here, not in every child
+
+from gpt_core import pretrain
+from gpt_core.pretrain import PretrainConfig
+
+
+def settings(data_dir: str, out_dir: str) -> PretrainConfig:
+    return PretrainConfig(
+        data_dir=data_dir, out_dir=out_dir, max_iters=9, eval_interval=2, log_interval=1, warmup_iters=2,
+        keep_checkpoints=1, n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=6, micro_batch_size=3,
+        dropout=0.1, device="cpu",
+    )  # fmt: skip
+
+
+def killing(function: Callable[..., Any], counter: list[int]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        counter[0] -= 1
+        if counter[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def main(data_dir: str, out_dir: str, *moments: str) -> None:
+    torch.set_num_threads(1)
+    for moment in [*moments, None]:
+        child = os.fork()
+        if child == 0:
+            if moment is not None:
+                kind, number = moment.split(":")
+                counter = [int(number)]
+                if kind == "forward":
+                    pretrain.next_token_loss = killing(pretrain.next_token_loss, counter)
+                else:
+                    os.fsync = killing(os.fsync, counter)
+                    os.replace = killing(os.replace, counter)
+                    shutil.rmtree = killing(shutil.rmtree, counter)
+            pretrain.pretrain(settings(data_dir, out_dir))
+            sys.stdout.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(moment, "killed" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,159 @@
+"""Checkpoints: killed at any moment, torn, of another model, pruned."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gpt_core import checkpoint
+from gpt_core.errors import InputError
+from gpt_core.optim import build_optimizers
+from gpt_core.prepare import prepare_data
+
+MOMENTS = [*(f"disk:{n}" for n in range(1, 30, 2)), "forward:1", "forward:6", "forward:13"]
+
+
+class Place:
+    """A data position."""
+
+    position = 7
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+def model_and_optimizers(muon: bool = False) -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(3, 3)])})
+    optimizers = build_optimizers(
+        model, learning_rate=0.1, muon_learning_rate=0.02 if muon else None, weight_decay=0.1,
+        muon_weight_decay=0.0, beta1=0.9, beta2=0.99,
+    )  # fmt: skip
+    model["blocks"][0](torch.ones(2, 3)).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return model, optimizers
+
+
+def save(out_dir: Path, step: int, **figures: float) -> Path:
+    model, optimizers = model_and_optimizers()
+    return checkpoint.save(
+        out_dir, step, save_model=lambda folder: save_file(model.state_dict(), folder / "model.safetensors"),
+        model=model, optimizers=optimizers, batches=Place(), figures=figures,
+    )  # fmt: skip
+
+
+def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("To know what you know, and what you do not: that is knowledge.\n" * 30)
+    prepare_data(input=[str(tmp_path / "a.txt")], tokenizer="char", out=str(tmp_path / "data"))
+
+    def drive(out_dir: str, *moments: str) -> str:
+        command = [sys.executable, str(Path(__file__).with_name("kill_driver.py"))]
+        done = subprocess.run(
+            [*command, str(tmp_path / "data"), str(tmp_path / out_dir), *moments],
+            capture_output=True, text=True, timeout=120, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "torn" not in done.stderr  # a kill never leaves something torn under a checkpoint's name
+        return done.stdout
+
+    drive("straight")
+    said = drive("killed", *MOMENTS)
+    assert said.count("killed\n") >= 12, said
+    assert "None exit 0" in said
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (tmp_path / "straight/step-9" / name).read_bytes() == (
+            tmp_path / "killed/step-9" / name
+        ).read_bytes()
+    one, two = (
+        json.loads((tmp_path / run / "step-9/state.json").read_text()) for run in ("straight", "killed")
+    )
+    assert one == two
+
+
+def test_torn_checkpoints_are_passed_over_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = save(tmp_path, 9), save(tmp_path, 10)
+    assert checkpoint.latest(tmp_path) == bad
+    for path in sorted(bad.iterdir()):
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        for torn in (
+            whole[:middle],
+            whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            b"",
+            None,
+        ):
+            path.unlink()
+            if torn is not None:
+                path.write_bytes(torn)
+            capsys.readouterr()
+            assert checkpoint.latest(tmp_path) == good
+            message = capsys.readouterr().err
+            assert "Skipping a checkpoint" in message
+            assert "step-10 is torn" in message
+            assert path.name in message
+            path.write_bytes(whole)
+    assert checkpoint.latest(tmp_path) == bad
+
+
+def test_best_or_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert checkpoint.best_or_latest(tmp_path) is None
+    (tmp_path / "step-x").mkdir()
+    (tmp_path / "step-1").write_text("no folder")
+    assert checkpoint.best_or_latest(tmp_path) is None
+    save(tmp_path, 9)
+    newest = save(tmp_path, 10)
+    assert checkpoint.best_or_latest(tmp_path) == newest  # none was evaluated
+    best = save(tmp_path, 20, val_loss=1.0)
+    save(tmp_path, 30, val_loss=2.0)
+    save(tmp_path, 100)
+    assert checkpoint.best_or_latest(tmp_path) == best
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-100"
+    (best / "model.safetensors").write_bytes(b"")
+    assert checkpoint.best_or_latest(tmp_path) == tmp_path / "step-30"
+    assert "step-20 is torn" in capsys.readouterr().err
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0), (10, 2.0)):
+        save(tmp_path, step, val_loss=loss)
+    checkpoint.prune(tmp_path, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-10", "step-2", "step-4"]
+
+
+def test_what_is_restored(tmp_path: Path) -> None:
+    path = save(tmp_path, 9, val_loss=1.5)
+    drawn = torch.rand(3)
+    model, optimizers = model_and_optimizers()
+    expected = {k: v.clone() for k, v in optimizers[0].state_dict()["state"][0].items()}
+    for state in optimizers[0].state.values():
+        for tensor in state.values():
+            tensor.zero_()
+    optimizers[0].param_groups[0]["lr"] = 0.5
+    place = Place()
+    place.position = 0
+    torch.manual_seed(99)
+    assert checkpoint.restore(path, model=model, optimizers=optimizers, batches=place) == (
+        9,
+        {"val_loss": 1.5},
+    )
+    assert place.position == 7
+    assert torch.equal(torch.rand(3), drawn)
+    for key, tensor in optimizers[0].state_dict()["state"][0].items():
+        assert torch.equal(tensor, expected[key])
+    assert optimizers[0].param_groups[0]["lr"] == 0.5  # rates are the configuration's
+
+
+def test_another_optimizers_state_is_refused(tmp_path: Path) -> None:
+    model, optimizers = model_and_optimizers(muon=True)
+    with pytest.raises(InputError, match=r"holds AdamW's state of blocks\.0\.weight"):
+        checkpoint.restore(save(tmp_path, 9), model=model, optimizers=optimizers, batches=Place())

@@ -1,0 +1,107 @@
+"""Token shards: what goes in comes out, and what is damaged, torn or another tokenizer's is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_core.errors import InputError
+from gpt_core.shards import HEADER, ShardWriter, check_tokenizer, open_split, token_dtype
+
+MINE, OTHER = "a" * 64, "b" * 64
+
+
+def write(folder: Path, documents: list[list[int]], vocab_size: int = 300, **options: int) -> None:
+    with ShardWriter(folder, "train", vocab_size, MINE, **options) as writer:
+        for ids in documents:
+            writer.add(ids)
+
+
+@pytest.mark.parametrize("vocab_size", [65, 2**16, 2**16 + 1, 151_936])
+def test_every_id_of_a_vocabulary_survives(tmp_path: Path, vocab_size: int) -> None:
+    ids = [0, vocab_size - 1, vocab_size // 2, 65_535 % vocab_size, 65_536 % vocab_size]
+    write(tmp_path, [ids], vocab_size)
+    (shard,) = open_split(tmp_path, "train")
+    assert shard.tokens.tolist() == ids
+    assert shard.tokens.dtype == token_dtype(vocab_size)
+    assert shard.tokens.itemsize == (2 if vocab_size <= 65_536 else 4)
+    assert shard.tokenizer == MINE
+    shard.verify(vocab_size)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.integers(0, 299), max_size=20), min_size=1, max_size=12), st.integers(1, 40))
+def test_documents_and_their_offsets_survive_any_shard_size(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], shard_tokens: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    write(folder, documents, shard_tokens=shard_tokens)
+    back = []
+    for shard in open_split(folder, "train"):
+        shard.verify(300)
+        back += [piece.tolist() for piece in np.split(shard.tokens, shard.documents()[1:])]
+    assert back == documents
+
+
+@pytest.mark.parametrize("bad", [-1, 300, 70_000])
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path, bad: int) -> None:
+    with pytest.raises(InputError, match=f"Token id {bad} is outside the vocabulary of 300"):
+        write(tmp_path, [[1, bad]])
+
+
+def test_any_flipped_byte_is_found(tmp_path: Path) -> None:
+    write(tmp_path, [[1, 2, 3], [4, 5, 299]])
+
+    def check() -> None:
+        for shard in open_split(tmp_path, "train"):
+            shard.verify(300)
+
+    check()
+    for path in (tmp_path / "train-00000.bin", tmp_path / "train-00000.documents.npy"):
+        whole = path.read_bytes()
+        for place in range(len(whole) - 16 if path.suffix == ".npy" else 0, len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+            with pytest.raises(InputError, match="train-00000"):
+                check()
+        path.write_bytes(whole)
+    check()
+
+
+@pytest.mark.parametrize("size", [0, 7, HEADER.itemsize - 1, HEADER.itemsize, HEADER.itemsize + 3])
+def test_a_torn_shard_is_refused_when_it_is_opened(tmp_path: Path, size: int) -> None:
+    write(tmp_path, [[1, 2, 3]])
+    path = tmp_path / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"is not a token shard|is torn"):
+        open_split(tmp_path, "train")
+
+
+def test_another_tokenizers_shards_are_refused_with_both_names(tmp_path: Path) -> None:
+    write(tmp_path, [[1, 2, 3]])
+    shards = open_split(tmp_path, "train")
+    check_tokenizer(shards, MINE, "mine")
+    with pytest.raises(InputError, match=f"{MINE}.*{OTHER}"):
+        check_tokenizer(shards, OTHER, "the other")
+
+
+def test_nanogpts_files_are_read(tmp_path: Path) -> None:
+    ids = np.array([50_256, 0, 1, 40_000], dtype=np.uint16)
+    ids.tofile(tmp_path / "train.bin")
+    (shard,) = open_split(tmp_path, "train")
+    assert shard.tokens.tolist() == ids.tolist()
+    assert shard.tokenizer is None
+    check_tokenizer([shard], MINE, "any")
+    shard.verify(50_257)
+    with pytest.raises(InputError, match=r"train\.bin holds token id 50256; the tokenizer has only 65"):
+        shard.verify(65)
+    (tmp_path / "train.bin").write_bytes(b"odd")
+    with pytest.raises(InputError, match="3 bytes cannot be uint16"):
+        open_split(tmp_path, "train")
+
+
+def test_a_missing_split_is_an_error_that_says_how_to_make_it(tmp_path: Path) -> None:
+    write(tmp_path, [[1, 2, 3]])
+    with pytest.raises(InputError, match=r"no token shards of the split 'val'.*prepare_data\.py"):
+        open_split(tmp_path, "val")
