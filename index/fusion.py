@@ -1,13 +1,13 @@
 """Hybrid search's arithmetic: one score out of a dense and a lexical one."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.config import Fusion
 
-Scores = NDArray[np.float32]
+Scores = NDArray[np.floating[Any]]
 
 
 class Spread(NamedTuple):

@@ -81,8 +81,8 @@ class Store:
         """
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            what = "an index already" if (folder / FILE).exists() else "other files"
-            raise InputError(f"{folder} holds {what}; give a new folder.")
+            what = "holds an index" if (folder / FILE).exists() else "is there"
+            raise InputError(f"{folder} {what} already; give a new folder.")
         with atomic_folder(folder) as temporary, closing(sqlite3.connect(temporary / FILE)) as connection:
             connection.execute("PRAGMA page_size = 16384")  # several vectors to a page
             connection.execute("PRAGMA journal_mode = WAL")

@@ -1,0 +1,65 @@
+"""The door that searches an index."""
+
+import json as json_library
+import shutil
+import sys
+import textwrap
+from dataclasses import asdict
+from typing import Annotated
+
+import tyro
+
+from embed.encoder import Encoder
+from index.filters import parse_filter
+from index.index import Hit, Index, Mode
+
+
+def search_index(
+    query: str,
+    /,
+    *,
+    index: str,
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
+    mode: Mode = "hybrid",
+    filter: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    embedder: str | None = None,
+    json: bool = False,
+) -> None:
+    """Search an index.
+
+    Args:
+        query: what to look for.
+        index: folder of the index.
+        k: how many passages.
+        mode: hybrid (words and meaning), dense (meaning alone) or lexical (words alone; needs no model).
+        filter: field=value, field>=value or field<=value over the documents' metadata and doc_id; give the option
+            several times for several conditions, all of which must hold; of several values of one field, one.
+        embedder: model folder, if it is not where it was when the index was built.
+        json: print one JSON object instead.
+    """
+    with Index.open(index) as found:
+        wanted = parse_filter(list(filter)) if filter else None
+        if mode == "lexical":
+            return _print(query, mode, found.search(query, k, mode, wanted), json)
+        name = embedder or found.settings.embedder
+    encoder = Encoder.from_pretrained(name)
+    with Index.open(index, encoder) as found:
+        hits = found.search(query, k, mode, wanted)
+    if encoder.n_truncated:
+        print(f"the query was cut to the embedder's {encoder.max_tokens} tokens", file=sys.stderr)
+    return _print(query, mode, hits, json)
+
+
+def _print(query: str, mode: Mode, hits: list[Hit], json: bool) -> None:
+    if json:
+        result = {"query": query, "mode": mode, "hits": [asdict(hit) for hit in hits]}
+        print(json_library.dumps(result, ensure_ascii=False))
+        return
+    if not hits:
+        print("nothing found", file=sys.stderr)
+    width = min(shutil.get_terminal_size().columns, 110)
+    for rank, hit in enumerate(hits, 1):
+        legs = [f"dense {hit.dense:.3f}"] if hit.dense is not None else []
+        legs += [f"lexical {hit.lexical:.2f}"] if hit.lexical is not None else []
+        print(f"{rank:2}. {hit.score:.4f}  {hit.title or hit.doc_id}  [{hit.passage_id}]  {', '.join(legs)}")
+        print(textwrap.indent(textwrap.fill(textwrap.shorten(hit.text, 3 * width - 30), width - 4), "    "))

@@ -1,0 +1,12 @@
+"""Documents → searchable index."""
+
+from gpt_core.doors import open_door
+from index.build import build_index
+
+
+def main() -> None:
+    open_door(build_index)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Search from the terminal."""
+
+from gpt_core.doors import open_door
+from index.search import search_index
+
+
+def main() -> None:
+    open_door(search_index)
+
+
+if __name__ == "__main__":
+    main()
