@@ -8,7 +8,6 @@ from torch import nn
 
 from gpt_core.config import GPTConfig
 from gpt_core.engine import Engine
-from gpt_core.errors import InputError
 from gpt_core.model import GPT
 from gpt_core.sampling import SamplingParams
 from gpt_core.tokenizer import Tokenizer
@@ -294,39 +293,6 @@ def test_a_model_that_raises_ends_the_requests_in_that_forward(model, fails_in):
         else:
             assert request.token_ids == alone(model, request.prompt_ids, GREEDY).token_ids
     check_idle(engine)
-
-
-def test_a_model_that_overflows_fails_the_request_instead_of_inventing_tokens():
-    model = tiny_gpt("gpt2")
-    with torch.no_grad():
-        model.norm.weight.fill_(float("nan"))
-    engine = Engine(model, CHARACTERS)
-    request = engine.submit("AB", GREEDY)
-    engine.run()
-    assert isinstance(request.error, FloatingPointError)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "message"),
-    [
-        ("", "empty"),
-        ([], "empty"),
-        ("A" * BLOCK, f"has {BLOCK} tokens"),
-        ([1, 64], "from 1 to 64"),
-        ([-1, 5], "from -1 to 5"),
-    ],
-)
-def test_a_bad_prompt_is_refused_at_once(model, prompt, message):
-    engine = Engine(model, CHARACTERS)
-    with pytest.raises(InputError, match=message):
-        engine.submit(prompt)
-    check_idle(engine)
-
-
-@pytest.mark.parametrize("setting", [{"max_running": 0}, {"prefill_chunk": 0}, {"context": BLOCK + 1}])
-def test_a_bad_engine_is_refused(model, setting):
-    with pytest.raises(InputError, match=f"^{next(iter(setting))} is "):
-        Engine(model, CHARACTERS, **setting)
 
 
 # --- threads ---

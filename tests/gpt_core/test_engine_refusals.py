@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from gpt_core.config import GPTConfig
+from gpt_core.engine import Engine
+from gpt_core.errors import InputError
+from gpt_core.model import GPT
+from gpt_core.sampling import SamplingParams
+from gpt_core.tokenizer import Tokenizer
+
+BLOCK = 64
+CHARACTERS = Tokenizer.from_characters("".join(chr(c) for c in range(32, 96)))
+SHAPE = GPTConfig.gpt2(vocab_size=64, block_size=BLOCK, n_layer=1, n_head=2, n_embd=16)
+
+
+def test_a_model_that_overflows_fails_the_request_instead_of_inventing_tokens():
+    model = GPT(SHAPE)
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    engine = Engine(model, CHARACTERS)
+    request = engine.submit("AB", SamplingParams(temperature=0))
+    engine.run()
+    assert isinstance(request.error, FloatingPointError)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        ("A" * BLOCK, f"has {BLOCK} tokens"),
+        ([1, 64], "from 1 to 64"),
+        ([-1, 5], "from -1 to 5"),
+    ],
+)
+def test_a_bad_prompt_is_refused_at_once(prompt, message):
+    engine = Engine(GPT(SHAPE), CHARACTERS)
+    with pytest.raises(InputError, match=message):
+        engine.submit(prompt)
+    assert not engine.step()  # nothing was queued
+
+
+@pytest.mark.parametrize("setting", [{"max_running": 0}, {"prefill_chunk": 0}, {"context": BLOCK + 1}])
+def test_a_bad_engine_is_refused(setting):
+    with pytest.raises(InputError, match=f"^{next(iter(setting))} is "):
+        Engine(GPT(SHAPE), CHARACTERS, **setting)
