@@ -34,7 +34,10 @@ class Cache:
         self.length: int = shape[3]
 
     def free(self, slot: int) -> None:
-        """Forget what `slot` holds."""
+        """Forget what `slot` holds. It is zeroed, since a NaN that stayed would reach the next text: 0 · NaN is NaN."""
+        used = int(self.lengths[slot])
+        for store in (self.k, self.v):
+            store[:, slot, :, :used].zero_()
         self.lengths[slot] = 0
 
     def rows(self, slots: list[int], n_new: list[int] | None = None) -> "CacheRows":

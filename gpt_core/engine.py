@@ -121,7 +121,7 @@ class Engine:
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
         dtype = model.wte.weight.dtype
         self.cache = Cache(model.config, max_running, device=model.device, dtype=dtype, length=self.context)
-        self._free = list(range(max_running))  # slots
+        self._free = list(range(max_running))[::-1]  # slots; the lowest is taken first
         self._requests: list[Request] = []  # running and waiting, in the order of arrival
         self._lock = threading.Lock()  # guards the list
 
@@ -216,13 +216,13 @@ class Engine:
             elif request.slot is None and self._free:
                 request.slot = self._free.pop()
         running = [r for r in requests if r.slot is not None]
-
         reading = next((r for r in running if not r.token_ids), None)
         if reading is not None:
             self._prefill(reading)
         writing = [r for r in running if r.token_ids and not r.done]
         if writing:
-            self._decode(writing)
+            # in the order of their slots: an unbroken run of slots is read where it lies, without a copy
+            self._decode(sorted(writing, key=lambda r: r.slot or 0))
 
         with self._lock:
             self._requests = [r for r in self._requests if not r.done]

@@ -29,7 +29,7 @@ def test_atomic_write_replaces_or_leaves(tmp_path):
 
 
 def test_atomic_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(UnicodeEncodeError), atomic_folder(tmp_path / "a") as folder:
+    with pytest.raises(UnicodeEncodeError), atomic_folder(tmp_path / "a") as folder:  # noqa: PT012
         (folder / "x").write_text("half")
         (folder / "y").write_text("\ud800")
     assert os.listdir(tmp_path) == []

@@ -93,8 +93,10 @@ def test_a_slot_that_is_too_small_is_refused_and_stays_as_it_was(model):
     with pytest.raises(ValueError, match="cannot hold 9"):
         model(text(3)[None], cache=cache.rows([0]))
     assert cache.lengths.tolist() == [6]
+    cache.k[:, 0, :, 3] = torch.nan
     cache.free(0)
     assert cache.lengths.tolist() == [0]
+    assert model(text(3)[None], cache=cache.rows([0])).logits.isfinite().all()
 
 
 @torch.no_grad()
