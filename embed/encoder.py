@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from embed.config import EmbedderConfig
@@ -130,41 +131,46 @@ class Encoder:
             gives zeros, whose similarity to everything is 0.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        rows = self._tokenize([prompt + text for text in texts], max_tokens)
-        vectors = np.zeros((len(rows), self.dimension), dtype=np.float32)
-        bar = tqdm(total=len(rows), unit=" texts", desc="encoding", disable=None if progress else True)
-        for batch in _batches(rows):
-            ids = torch.zeros((len(batch), len(rows[batch[0]])), dtype=torch.long)  # (B, T), longest first
-            mask = torch.zeros_like(ids, dtype=torch.bool)
-            for row, i in enumerate(batch):
-                ids[row, : len(rows[i])] = torch.tensor(rows[i])
-                mask[row, : len(rows[i])] = True
-            # On the right padding needs no mask of its own: no real token looks to its right.
-            out = self.model(ids.to(self.model.device), logits=False, layer=self.config.pooling.layer)
-            vectors[batch] = pool(out.hidden, mask.to(self.model.device), self.config.pooling).cpu().numpy()
-            bar.update(len(batch))
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        bar = tqdm(total=len(texts), unit=" texts", desc="encoding", disable=None if progress else True)
+        for places, ids, mask in self.batches([prompt + text for text in texts], max_tokens):
+            # Padding on the right needs no mask of its own: no real token looks to its right.
+            out = self.model(ids, logits=False, layer=self.config.pooling.layer)
+            vectors[places] = pool(out.hidden, mask, self.config.pooling).cpu().numpy()
+            bar.update(len(places))
         bar.close()
         return unit_length(vectors)
 
-    def _tokenize(self, texts: list[str], max_tokens: int | None) -> list[list[int]]:
+    def batches(
+        self, texts: Sequence[str], max_tokens: int | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Texts as the model takes them: longest first, as many at a time as fit the token budget when padded.
+
+        Yields:
+            Places in `texts` (B of them), ids (B, T) padded on the right, and a mask (B, T), true at real tokens. A
+            text without tokens is in no batch.
+        """
+        rows = self._tokenize(texts, max_tokens)
+        order = sorted((i for i in range(len(rows)) if rows[i]), key=lambda i: len(rows[i]), reverse=True)
+        while order:
+            n_rows = max(1, TOKENS_PER_BATCH // len(rows[order[0]]))
+            places, order = order[:n_rows], order[n_rows:]
+            ids = torch.zeros((len(places), len(rows[places[0]])), dtype=torch.long)
+            mask = torch.zeros_like(ids, dtype=torch.bool)
+            for row, i in enumerate(places):
+                ids[row, : len(rows[i])] = torch.tensor(rows[i])
+                mask[row, : len(rows[i])] = True
+            yield places, ids.to(self.model.device), mask.to(self.model.device)
+
+    def _tokenize(self, texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
         """Ids with the tokenizer's special tokens, which survive the cut."""
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         room = limit - len(self._prefix) - len(self._suffix)
         if room < 1:
             raise InputError(f"max_tokens is {limit}; expected room for a token beside the special tokens.")
-        plain = self.tokenizer.encode_batch(texts)
+        plain = self.tokenizer.encode_batch(list(texts))
         self.n_truncated += sum(len(ids) > room for ids in plain)
         return [self._prefix + ids[:room] + self._suffix for ids in plain]
-
-
-def _batches(rows: list[list[int]]) -> Iterator[list[int]]:
-    """Indices of the rows that have tokens, longest first, as many at a time as fit the budget when padded."""
-    order = sorted((i for i in range(len(rows)) if rows[i]), key=lambda i: len(rows[i]), reverse=True)
-    start = 0
-    while start < len(order):
-        n_rows = max(1, TOKENS_PER_BATCH // len(rows[order[start]]))
-        yield order[start : start + n_rows]
-        start += n_rows
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -12,8 +12,11 @@ from gpt_core.errors import InputError
 from gpt_core.presets import read_config
 
 
+Function = Callable[..., Any]
+
+
 def open_door(
-    function: Callable[..., Any], *, config: type | None = None, args: list[str] | None = None
+    function: Function | dict[str, Function], *, config: type | None = None, args: list[str] | None = None
 ) -> None:
     """Parse the command line into `function`'s arguments, call it, and turn what goes wrong into one line.
 
@@ -21,14 +24,17 @@ def open_door(
     process by SIGINT without a traceback. A bug keeps its traceback.
 
     Args:
-        function: what the door does; its signature is the command line and its docstring the help.
+        function: what the door does; its signature is the command line and its docstring the help. A dict of
+            functions makes subcommands.
         config: the dataclass that is the function's one argument, when the command line is
             `[--config PRESET.yaml] [--key value …]` instead.
         args: the command line, `sys.argv[1:]` if None.
     """
-    prog = os.path.basename(sys.argv[0]) or function.__name__
+    prog = os.path.basename(sys.argv[0]) or "zhizhi"
     try:
-        if config is None:
+        if isinstance(function, dict):
+            tyro.extras.subcommand_cli_from_dict(function, prog=prog, args=args, use_underscores=True)
+        elif config is None:
             tyro.cli(function, prog=prog, args=args, use_underscores=True)
         else:
             description = (function.__doc__ or "").partition("\n")[0]

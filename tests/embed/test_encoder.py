@@ -1,17 +1,10 @@
 """The encoder against sentence-transformers, and what it promises beyond it."""
 
-import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling as ReferencePooling
-from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, pre_tokenizers, processors, trainers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from embed import Encoder
@@ -20,50 +13,7 @@ from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.model import GPT
 from gpt_core.tokenizer import Tokenizer
-
-TEXTS = [
-    "To know what you know, and to know what you do not: that is knowledge.",
-    "retrieval",
-    "知之为知之，不知为不知，是知也。",
-    "A laptop without a network answers from its own documents, with citations.\n" * 3,
-    "x = [1, 2, 3]",
-]
-GRAPHS = {
-    "qwen3": GPTConfig(
-        vocab_size=320, block_size=512, n_layer=3, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_inner=48
-    ),
-    "gpt2": GPTConfig.gpt2(vocab_size=320, block_size=512, n_layer=3, n_head=4, n_embd=32),
-}
-
-
-def save_model(folder: Path, graph: str, eos_after_text: bool = False) -> Path:
-    """A tiny random model with a byte-level BPE, as `GPT.save_pretrained` and transformers know it."""
-    torch.manual_seed(0)
-    GPT(GRAPHS[graph]).save_pretrained(folder)
-    tokenizer = RustTokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<pad>", "<eos>"],
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    if eos_after_text:
-        tokenizer.post_processor = processors.TemplateProcessing("$A <eos>", special_tokens=[("<eos>", 1)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "<eos>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def reference_model(folder: Path, mode: str, max_seq_length: int | None = None) -> SentenceTransformer:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        transformer = Transformer(str(folder), max_seq_length=max_seq_length)
-        modules = [transformer, ReferencePooling(32, mode), Normalize()]
-        prompts = {"query": "search for: ", "document": "text: "}
-        return SentenceTransformer(modules=modules, prompts=prompts, device="cpu")
+from tests.tiny_models import GRAPHS, TEXTS, reference_model, save_model
 
 
 @pytest.fixture

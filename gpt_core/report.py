@@ -1,0 +1,70 @@
+"""How `eval.py` and `bench.py` end: a table for people, one line of JSON for programs."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def print_report(
+    results: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    ratios: dict[str, float],
+    packages: Sequence[str] = (),
+) -> None:
+    """Print `columns` of `results` as a table, then everything as one JSON object on the last line.
+
+    Args:
+        results: rows; a number is printed with four decimals in the table, and rounded to six in the JSON.
+        columns: which keys of a row the table shows.
+        ratios: "ours/peer figure" → ours divided by the peer's.
+        packages: installed packages whose versions belong to the result, besides Python, torch and ours.
+    """
+    _print_table(results, columns)
+    report = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("torch", "zhizhi", *packages)},
+        "results": [_rounded(row) for row in results],
+        "ratios": _rounded(ratios),
+    }
+    print(json.dumps(report, ensure_ascii=False), flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on: processor, cores this process may use, threads, memory in GiB, GPU."""
+    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    cells = [list(columns)]
+    for row in rows:
+        values = (row.get(column, "") for column in columns)
+        cells.append([f"{value:.4f}" if isinstance(value, float) else str(value) for value in values])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
