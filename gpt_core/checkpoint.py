@@ -15,12 +15,13 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -53,7 +54,7 @@ def save(
     batches: Stateful,
     figures: dict[str, float],
 ) -> Path:
-    """Write the checkpoint of `step`; one that stands there already, which can only be a torn one, is replaced.
+    """Write the checkpoint of `step`.
 
     Args:
         out_dir: the run's folder.
@@ -66,11 +67,17 @@ def save(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        OSError: if the disk does not take it; nothing of it is left, and earlier checkpoints are as they were.
     """
     path = out_dir / f"step-{step}"
     with atomic_folder(path) as folder:
-        save_model(folder)
-        save_file(_optimizer_tensors(model, optimizers), folder / "optimizer.safetensors")
+        try:
+            save_model(folder)
+            save_file(_optimizer_tensors(model, optimizers), folder / "optimizer.safetensors")
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"The checkpoint {path} could not be written: {error}") from error
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         state = {
             "version": VERSION,
@@ -152,19 +159,32 @@ def prune(out_dir: Path, keep: int) -> None:
             shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
 
 
-def clear_leftovers(out_dir: Path) -> None:
-    """Delete what a kill left of checkpoints that were being written or deleted."""
+def clear_leftovers(out_dir: Path, step: int) -> None:
+    """Make a run's folder fit to go on from `step`: nothing half-written, nothing newer that is torn.
+
+    What a kill left of checkpoints being written or deleted is deleted; a checkpoint after `step`, which `latest`
+    passed over, becomes `torn-step-N`, so that it cannot push a whole one out when the run prunes.
+    """
     for path in out_dir.glob(".step-*"):
         shutil.rmtree(path)
+    for path in _steps(out_dir):
+        if _number(path) > step:
+            aside = path.with_name(f"torn-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def _steps(out_dir: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first, whole or not."""
     found = [p for p in out_dir.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted(found, key=_number)
 
 
-def _first_whole(paths: Any) -> Path | None:
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _first_whole(paths: Iterable[Path]) -> Path | None:
     for path in paths:
         try:
             read_state(path)

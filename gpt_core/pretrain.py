@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 from torch import Tensor
+from tqdm import tqdm
 
 from gpt_core import checkpoint
 from gpt_core.config import GPTConfig
@@ -103,7 +104,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     for name in ("train", "val"):
         shards = open_split(config.data_dir, name)
         check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
-        for shard in shards:
+        for shard in tqdm(shards, desc=f"checking {name} shards", leave=False, disable=None):
             shard.verify(tokenizer.vocab_size)
         splits.append(Windows(shards, config.block_size))
     training, validation = splits
@@ -116,6 +117,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     resume = checkpoint.latest(config.out_dir)
     if resume is not None:
         load_weights(model, resume)
+        check_tokenizer_of(resume, tokenizer)
     model.to(device)
     n_parameters = sum(p.numel() for p in model.parameters())
     print(
@@ -131,6 +133,20 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     return train(
         model, batches, next_token_loss, evaluator(validation), config, save_model=save_model, resume=resume
     )
+
+
+def check_tokenizer_of(path: Path, tokenizer: Tokenizer) -> None:
+    """Make sure that the model in `path` speaks the ids of `tokenizer`.
+
+    Raises:
+        InputError: naming both.
+    """
+    theirs = Tokenizer.from_pretrained(path).fingerprint
+    if theirs != tokenizer.fingerprint:
+        raise InputError(
+            f"{path} was trained with the tokenizer {theirs}, but the data has {tokenizer.fingerprint}; resume with "
+            "the same data, or choose another out_dir."
+        )
 
 
 def next_token_loss(model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

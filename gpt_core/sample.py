@@ -84,10 +84,11 @@ def _write(
             raise request.error
         if request.finish_reason == "stop":
             break
-        left -= len(request.token_ids)
-        ids = (ids + request.token_ids)[-(engine.context + 1) // 2 :]
-        while left > 0 and len(ids) > 1 and tokenizer.decode(ids).endswith("\ufffd"):
-            ids.pop()
+        new = request.token_ids
+        while len(new) > 1 and tokenizer.decode(new).endswith("\ufffd"):
+            new = new[:-1]
+        left -= len(new)
+        ids = (ids + new)[-(engine.context + 1) // 2 :]
     print()
 
 

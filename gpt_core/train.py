@@ -133,9 +133,6 @@ def train(
         InputError: if the loss stops being a finite number; the last checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, when the step is finished and saved. SIGTERM exits with 143 likewise.
     """
-    out_dir = Path(config.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint.clear_leftovers(out_dir)
     optimizers = build_optimizers(
         model,
         learning_rate=config.learning_rate,
@@ -149,6 +146,9 @@ def train(
     figures: dict[str, float] = {}
     if resume is not None:
         first, figures = checkpoint.restore(resume, model=model, optimizers=optimizers, batches=batches)
+    out_dir = Path(config.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint.clear_leftovers(out_dir, first)
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
 
@@ -178,7 +178,8 @@ def train(
             bar.update()
 
             evaluating = step % config.eval_interval == 0 or step == config.max_iters
-            saving = evaluating or stop.asked is not None
+            stopping = stop.asked is not None  # looked at once: a signal from here on is for the next step
+            saving = evaluating or stopping
             if saving or step % config.log_interval == 0:
                 loss_mean, grad_norm = float(loss_sum / n_targets), norm.item()
                 if not (math.isfinite(loss_mean) and math.isfinite(grad_norm)):
@@ -208,7 +209,9 @@ def train(
                 )
                 checkpoint.prune(out_dir, config.keep_checkpoints)
                 log.skip_time()
-            stop.act()
+            if stopping:
+                break
+        stop.act()
     return figures
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: killed at any moment, torn, of another model, pruned."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +130,34 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         save(tmp_path, step, val_loss=loss)
     checkpoint.prune(tmp_path, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-10", "step-2", "step-4"]
+
+
+def test_a_torn_newer_checkpoint_is_set_aside(tmp_path: Path) -> None:
+    whole, torn = save(tmp_path, 4), save(tmp_path, 10)
+    (torn / "state.json").unlink()
+    (tmp_path / ".step-11.xyz").mkdir()
+    checkpoint.clear_leftovers(tmp_path, step=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-4", "torn-step-10"]
+    save(tmp_path, 6)
+    checkpoint.prune(tmp_path, keep=1)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-6"
+    assert not whole.exists()
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    good = save(tmp_path, 9)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+    try:
+        for limit in (0, 100, 400):  # bytes: the model, the optimizer, state.json do not fit
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            with pytest.raises(OSError, match=r"could not be written|File too large"):
+                save(tmp_path, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-9"]
+    assert checkpoint.latest(tmp_path) == good
 
 
 def test_what_is_restored(tmp_path: Path) -> None:

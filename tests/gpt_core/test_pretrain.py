@@ -1,0 +1,299 @@
+"""Pretraining and sampling through their doors: configuration, the whole thread, and what is refused."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from gpt_core import checkpoint
+from gpt_core.doors import open_door
+from gpt_core.errors import InputError
+from gpt_core.loader import Windows
+from gpt_core.model import GPT
+from gpt_core.prepare import prepare_data
+from gpt_core.presets import read_preset
+from gpt_core.pretrain import PretrainConfig, evaluator, pretrain
+from gpt_core.sample import sample
+from gpt_core.shards import ShardWriter, open_split
+from gpt_core.tokenizer import Tokenizer
+
+TEXT = "To know what you know, and to know what you do not: that is knowledge.\n" * 60
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Character shards of a text that repeats itself."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.txt").write_text(TEXT)
+    prepare_data(input=[str(folder / "a.txt")], tokenizer="char", out=str(folder / "data"))
+    return folder / "data"
+
+
+def tiny(data_dir: Path, out_dir: Path, **keys: Any) -> PretrainConfig:
+    small = PretrainConfig(
+        data_dir=str(data_dir), out_dir=str(out_dir), max_iters=4, eval_interval=2, warmup_iters=1, n_layer=1,
+        n_head=2, n_embd=32, block_size=16, batch_size=8, device="cpu",
+    )  # fmt: skip
+    return replace(small, **keys)
+
+
+@pytest.fixture(scope="module")
+def run_dir(data_dir: Path) -> Path:
+    """A run that has learnt its text."""
+    out_dir = data_dir.parent / "run"
+    pretrain(tiny(data_dir, out_dir, max_iters=120, eval_interval=60))
+    return out_dir
+
+
+def test_a_run_learns_and_leaves_a_model_folder(run_dir: Path, data_dir: Path) -> None:
+    best = checkpoint.best_or_latest(run_dir)
+    assert best is not None
+    model, tokenizer = GPT.from_pretrained(run_dir), Tokenizer.from_pretrained(run_dir)
+    assert tokenizer.fingerprint == Tokenizer.from_pretrained(data_dir).fingerprint
+    assert model.config == GPT.from_pretrained(best).config
+    assert model.config.model_type == "qwen3"
+
+    rows = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert losses[-1] < 0.3 * math.log(tokenizer.vocab_size)
+    # the evaluation is over every target of the split: here one long forward per window, by hand
+    (val,) = open_split(data_dir, "val")
+    ids = torch.from_numpy(val.tokens.astype(np.int64))
+    total = 0.0
+    for start in range(0, len(ids) - 1, 16):
+        window = ids[start : start + 17]
+        logits = model(window[None, :-1]).logits[0]
+        total += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+    assert min(losses) == pytest.approx(total / (len(ids) - 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("graph", ["qwen3", "llama", "gpt2"])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_every_graph_trains_and_resumes_from_its_own_folder(
+    data_dir: Path, tmp_path: Path, graph: Any, tie_embeddings: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(data_dir, tmp_path, graph=graph, tie_embeddings=tie_embeddings, max_iters=2)
+    pretrain(settings)
+    figures = pretrain(replace(settings, max_iters=3))
+    assert "resuming" in capsys.readouterr().out
+    model = GPT.from_pretrained(tmp_path)
+    assert model.config.model_type == graph
+    assert evaluator(Windows(open_split(data_dir, "val"), 16))(model) == pytest.approx(figures, abs=1e-6)
+    assert pretrain(replace(settings, max_iters=3)) == figures  # nothing left to do
+
+
+def test_the_command_line_goes_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "n_layer: 3\nlearning_rate: 3e-4\nmin_lr: null\ngraph: gpt2\ntie_embeddings: no\n"
+    )
+    seen: list[PretrainConfig] = []
+    args = ["--config", str(tmp_path / "a.yaml"), "--n_layer", "5", "--out_dir", "x=y", "--min_lr", "1e-5"]
+    open_door(seen.append, config=PretrainConfig, args=args)
+    open_door(seen.append, config=PretrainConfig, args=[])
+    expected = PretrainConfig(
+        n_layer=5, learning_rate=3e-4, graph="gpt2", tie_embeddings=False, out_dir="x=y", min_lr=1e-5
+    )
+    assert seen == [expected, PretrainConfig()]
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("n_layers: 3", "unknown key 'n_layers'; did you mean n_layer"),
+        ("zzz: 3", "unknown key 'zzz'; the keys are out_dir"),
+        ("n_layer: many", "n_layer is 'many'; .*integer"),
+        ("n_layer: 2.5", "n_layer is 2.5; .*integer"),
+        ("graph: gpt3", "graph is 'gpt3'; .*'qwen3', 'llama' or 'gpt2'"),
+        ("max_iters: 0", "max_iters is 0; expected at least 1"),
+        ("- n_layer", "holds a list"),
+        ("n_layer: [", "is not YAML"),
+    ],
+)
+def test_a_bad_preset_names_the_key(tmp_path: Path, preset: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(preset)
+    with pytest.raises(SystemExit) as exit_info:
+        open_door(pretrain, config=PretrainConfig, args=["--config", str(tmp_path / "a.yaml")])
+    text = str(exit_info.value.code)
+    assert str(tmp_path / "a.yaml") in text
+    assert "\n" not in text
+    with pytest.raises(InputError, match=message):
+        read_preset(PretrainConfig, tmp_path / "a.yaml")
+
+
+def test_a_bad_command_line_exits_with_2(capfd: pytest.CaptureFixture[str]) -> None:
+    for args in (["--n_layers", "3"], ["--n_layer", "many"], ["--graph", "gpt3"]):
+        with pytest.raises(SystemExit) as exit_info:
+            open_door(pretrain, config=PretrainConfig, args=args)
+        assert exit_info.value.code == 2
+        assert args[0] in capfd.readouterr().err
+    with pytest.raises(SystemExit, match=r"There is no preset nowhere\.yaml"):
+        open_door(pretrain, config=PretrainConfig, args=["--config", "nowhere.yaml"])
+
+
+def test_the_shipped_presets_are_read() -> None:
+    presets = sorted(Path("configs").glob("*.yaml"))
+    assert {"shakespeare_char_cpu.yaml", "smoke.yaml"} <= {p.name for p in presets}
+    nanogpt = read_preset(PretrainConfig, "configs/shakespeare_char_cpu.yaml")
+    assert (nanogpt.n_layer, nanogpt.n_head, nanogpt.n_embd, nanogpt.block_size) == (4, 4, 128, 64)
+    assert (nanogpt.batch_size, nanogpt.max_iters, nanogpt.graph) == (12, 2000, "qwen3")
+    read_preset(PretrainConfig, "configs/smoke.yaml")
+
+
+def test_data_that_does_not_fit_is_refused_before_anything_is_written(data_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+
+    def refused(message: str, **keys: Any) -> None:
+        with pytest.raises(InputError, match=message):
+            pretrain(tiny(copy, tmp_path / "run", **keys))
+        assert not (tmp_path / "run").exists()
+
+    shutil.copytree(data_dir, copy)
+    mine, other = Tokenizer.from_pretrained(data_dir), Tokenizer.from_characters("another vocabulary")
+    refused("batch_size is 8; it must be a multiple of micro_batch_size .3", micro_batch_size=3)
+    refused("n_embd is 33; expected a multiple of n_head", n_embd=33)
+    other.save(copy)
+    refused(f"was made with the tokenizer {mine.fingerprint}, but .* is {other.fingerprint}")
+    mine.save(copy)
+    refused(f"was made with the tokenizer {mine.fingerprint}, but gpt2 is", tokenizer="gpt2")
+
+    path = copy / "train-00000.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    refused("train-00000.bin is torn")
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused("train-00000.bin is damaged: its checksum")
+    with ShardWriter(copy, "train", 5000, mine.fingerprint) as writer:
+        writer.add([1, 2, 4999])
+    refused(f"holds token id 4999; the tokenizer has only {mine.vocab_size}")
+    path.unlink()
+    refused("has no token shards of the split 'train'")
+
+
+def test_nanogpts_data_trains_with_a_named_tokenizer(tmp_path: Path) -> None:
+    ids = np.array(Tokenizer.from_pretrained("gpt2").encode(TEXT[:2000]), dtype=np.uint16)
+    for split in ("train", "val"):
+        ids.tofile(tmp_path / f"{split}.bin")
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        pretrain(tiny(tmp_path, tmp_path / "run"))
+    figures = pretrain(tiny(tmp_path, tmp_path / "run", tokenizer="gpt2", n_embd=16, max_iters=2))
+    assert figures["val_loss"] < math.log(50257)
+    assert Tokenizer.from_pretrained(tmp_path / "run").encode("know") == Tokenizer.from_pretrained(
+        "gpt2"
+    ).encode("know")
+
+
+def test_another_models_checkpoint_is_not_resumed(data_dir: Path, tmp_path: Path) -> None:
+    pretrain(tiny(data_dir, tmp_path, max_iters=1, warmup_iters=0))
+    before = sorted(tmp_path.rglob("*"))
+    for keys, message in (
+        ({"n_layer": 2}, "step-1 has n_layer = 1, but this run asks for 2"),
+        ({"graph": "llama"}, "has qk_norm = True, but this run asks for False"),
+        ({"optimizer": "adamw"}, r"Muon's state of blocks\.0"),
+        ({"seed": 5}, "seed = 1337, but this run has 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pretrain(tiny(data_dir, tmp_path, **keys))
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_vocabulary_is_not_resumed(data_dir: Path, tmp_path: Path) -> None:
+    pretrain(tiny(data_dir, tmp_path / "run", max_iters=1, warmup_iters=0))
+    (tmp_path / "a.txt").write_text(TEXT.replace("k", "K"))  # as many characters, as many tokens
+    prepare_data(input=[str(tmp_path / "a.txt")], tokenizer="char", out=str(tmp_path / "data"))
+    one, two = (Tokenizer.from_pretrained(folder).fingerprint for folder in (data_dir, tmp_path / "data"))
+    with pytest.raises(InputError, match=f"trained with the tokenizer {one}, but the data has {two}"):
+        pretrain(tiny(tmp_path / "data", tmp_path / "run"))
+
+
+def test_ctrl_c_saves_and_ends_the_process_by_the_signal(data_dir: Path, tmp_path: Path) -> None:
+    shape = ["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--block_size", "16", "--batch_size", "4"]
+    keys = ["--log_interval", "1", "--max_iters", "1000000", "--eval_interval", "1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "scripts/pretrain.py", "--data_dir", data_dir, "--out_dir", tmp_path, *shape, *keys],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    log = tmp_path / "log.jsonl"
+    for _ in range(600):
+        if log.exists() and log.read_text().count("\n") >= 3:
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert errors == "pretrain.py: stopped\n"
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+    assert path.name == f"step-{json.loads(log.read_text().splitlines()[-1])['step']}"
+
+
+def test_sampling_is_reproducible_and_outlasts_the_context(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(**options: Any) -> str:
+        sample(**({"model": str(run_dir), "prompt": "To know", "device": "cpu"} | options))
+        return capsys.readouterr().out
+
+    text = say(max_new_tokens=100, seed=3)
+    assert text.startswith("To know")
+    assert len(text) == len("To know") + 100 + 1  # the context is 16 tokens
+    assert text == say(max_new_tokens=100, seed=3)
+    assert text != say(max_new_tokens=100, seed=4)
+    two = say(max_new_tokens=20, seed=3, num_samples=2, temperature=1.5).split("---------------\n")
+    assert len(two) == 2
+    assert two[0] != two[1]
+    greedy = say(max_new_tokens=60, temperature=0)
+    assert set(greedy.split()[:-1]) <= set(
+        TEXT.split()
+    )  # it knows its words, also where the context moves on
+
+
+def test_a_prompt_from_a_file(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompt.txt").write_text("know what\n")
+    sample(model=str(run_dir), prompt=f"FILE:{tmp_path / 'prompt.txt'}", max_new_tokens=1, device="cpu")
+    assert capsys.readouterr().out.startswith("know what\n")
+    with pytest.raises(InputError, match=r"There is no file nowhere\.txt"):
+        sample(model=str(run_dir), prompt="FILE:nowhere.txt")
+    with pytest.raises(InputError, match="num_samples is 0"):
+        sample(model=str(run_dir), num_samples=0)
+    with pytest.raises(InputError, match="'#'"):
+        sample(model=str(run_dir), prompt="#", device="cpu")
+    with pytest.raises(InputError, match="The prompt has 71 tokens"):
+        sample(model=str(run_dir), prompt=TEXT[:71], device="cpu")
+
+
+def test_a_context_that_ends_inside_a_character_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A vocabulary of bytes takes four tokens for 🙂: contexts of ten end inside one again and again."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = RustTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    Tokenizer(backend).save(tmp_path / "bytes")
+    (tmp_path / "a.txt").write_text("🙂🙃" * 300)
+    prepare_data(
+        input=[str(tmp_path / "a.txt")], out=str(tmp_path / "data"), tokenizer=str(tmp_path / "bytes")
+    )
+    pretrain(tiny(tmp_path / "data", tmp_path / "run", block_size=10, max_iters=60, eval_interval=60))
+    capsys.readouterr()
+    sample(model=str(tmp_path / "run"), prompt="🙂", max_new_tokens=60, temperature=0, device="cpu")
+    text = capsys.readouterr().out.strip()
+    assert set(text) <= {"🙂", "🙃"}
+    assert len(text) == 1 + 60 // 4
