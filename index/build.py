@@ -43,7 +43,8 @@ def build_index(
         index: folder of the index.
         embedder: model folder or known name; if not given, the index's own, or smollm2-135m-instruct for a new index.
         max_tokens: the most tokens of a passage, title apart; fixed when the index is made, 256 if not given.
-        overlap: the most tokens that neighbouring passages share; fixed when the index is made, 32 if not given.
+        overlap: the most tokens that neighbouring passages share; fixed when the index is made, an eighth of
+            max_tokens if not given.
         passages_per_document: index only the first so many passages of each document; fixed when the index is made.
         fusion: how hybrid search combines its legs, fixed when the index is made; the embedder's own if not given.
         refit_map: fit the embedder's corpus map again at the end; a new index's is fitted in any case.
@@ -53,15 +54,16 @@ def build_index(
     skipped = list_files(input)[1]
     if skipped:
         print(f"passed over {len(skipped)} files of other kinds, such as {skipped[0]}", file=sys.stderr)
-    ids = [
-        document.id for document in iter_documents(input) if document.text.strip() or document.title.strip()
-    ]
-    if not ids:
+    ids, any_text = [], False
+    for document in iter_documents(input):
+        ids.append(document.id)
+        any_text = any_text or bool(document.text.strip() or document.title.strip())
+    if not any_text:
         raise InputError(f"{', '.join(input)}: there is no text in it; expected at least one document.")
 
     fixed = {"max_tokens": max_tokens, "overlap": overlap, "passages_per_document": passages_per_document}
     given = {name: value for name, value in fixed.items() if value is not None}
-    with _opened(Path(index), embedder, given, Fusion(fusion) if fusion else None) as built:
+    with _opened(Path(index), embedder, given, fusion) as built:
         quiet = not sys.stderr.isatty()
         with tqdm(iter_documents(input), "indexing", len(ids), unit=" documents", disable=quiet) as documents:
             changes = built.upsert(documents)
@@ -74,17 +76,17 @@ def build_index(
 
 @contextmanager
 def _opened(
-    folder: Path, embedder: str | None, given: dict[str, int], fusion: Fusion | None
+    folder: Path, embedder: str | None, given: dict[str, int], fusion: FusionKind | None
 ) -> Iterator[Index]:
     """The index in `folder`, made if there is none; a new one is removed again if nothing was committed to it."""
     if (folder / FILE).exists():
         with Index.open(folder) as found:
             settings = found.settings
-        for name, value in [*given.items(), ("fusion", fusion)]:
-            if value is not None and value != getattr(settings, name):
-                own = getattr(settings, name)
+        own = {**{name: getattr(settings, name) for name in given}, "fusion": settings.fusion.kind}
+        for name, value in {**given, **({"fusion": fusion} if fusion else {})}.items():
+            if value != own[name]:
                 raise InputError(
-                    f"{folder} was made with {name} {own}, not {value}; leave it out, or make another index."
+                    f"{folder} was made with {name} {own[name]}, not {value}; leave that to the index."
                 )
         with Index.open(
             folder, Encoder.from_pretrained(embedder or settings.embedder or DEFAULT_EMBEDDER)
@@ -92,7 +94,7 @@ def _opened(
             yield index
         return
     encoder = Encoder.from_pretrained(embedder or DEFAULT_EMBEDDER)
-    with Index.create(folder, encoder, fusion=fusion, **given) as index:
+    with Index.create(folder, encoder, fusion=Fusion(fusion) if fusion else None, **given) as index:
         try:
             yield index
         except BaseException:
@@ -114,7 +116,7 @@ def _report(index: Index, changes: Changes, n_deleted: int, seconds: float) -> N
     if changes.shortened:
         most = index.settings.passages_per_document
         print(
-            f"{changes.shortened} documents are longer than {most} passages, of which only the first {most} are there"
+            f"{changes.shortened} documents have more than {most} passages; only the first {most} of each are there"
         )
     if changes.truncated and index.encoder:
         limit = index.encoder.max_tokens

@@ -72,7 +72,7 @@ class Index:
         encoder: Encoder | None = None,
         *,
         max_tokens: int = 256,
-        overlap: int = 32,
+        overlap: int | None = None,
         passages_per_document: int | None = None,
         fusion: Fusion | None = None,
         dimension: int | None = None,
@@ -83,7 +83,7 @@ class Index:
             folder: where; must not exist or be empty.
             encoder: the embedder; None for an index of ready vectors.
             max_tokens: the most tokens of a passage, title apart.
-            overlap: the most tokens that neighbouring passages share.
+            overlap: the most tokens that neighbouring passages share; None for an eighth of `max_tokens`.
             passages_per_document: index only so many passages of each document; None for all.
             fusion: how hybrid search combines its legs; None for the embedder's own choice.
             dimension: of the vectors; only without an encoder.
@@ -91,6 +91,7 @@ class Index:
         Raises:
             InputError: for a folder that holds anything, or lengths that cannot be.
         """
+        overlap = max_tokens // 8 if overlap is None else overlap
         if encoder:
             settings = Settings.of(encoder, max_tokens, overlap, passages_per_document, fusion)
         else:

@@ -64,13 +64,12 @@ def split(
         overlap: the most tokens that two neighbours share; at most half of `max_tokens`.
     """
     check_lengths(max_tokens, overlap)
-    text, start = document.text, _skip_space(document.text, 0)
+    text = document.text
+    start = fresh = _skip_space(text, 0)  # fresh: the first character that is in no passage yet
     if start == len(text) and document.title.strip():
         yield Passage(document.id, 0, 0, "")
-    n_characters = (
-        4 * max_tokens
-    )  # how much text is looked at: tokenising all of a long document takes much memory
-    while start < len(text):
+    n_characters = 4 * max_tokens  # tokenised at once: all of a long document would take much memory
+    while fresh < len(text):
         window = text[start : start + n_characters]
         starts = [begin for begin, _ in tokenizer.encode_with_offsets(window)[1]] or [0]
         at_end = start + len(window) == len(text)
@@ -78,12 +77,11 @@ def split(
             n_characters *= 2
             continue
         n_characters = max(max_tokens, len(window) * 3 * max_tokens // (2 * len(starts)))
-        length = _length(window, starts, max_tokens, at_end, tokenizer)
+        length = _length(window, starts, fresh - start, max_tokens, at_end, tokenizer)
         piece = window[:length].rstrip()
         yield Passage(document.id, start, start + len(piece), piece)
-        if at_end and length == len(window):
-            return
-        start = _skip_space(text, start + _step(window, starts, len(piece), length, overlap))
+        fresh = _skip_space(text, start + len(piece))
+        start = _skip_space(text, start + _step(window, starts, len(piece), fresh - start, overlap))
 
 
 def _skip_space(text: str, start: int) -> int:
@@ -91,8 +89,10 @@ def _skip_space(text: str, start: int) -> int:
     return match.start() if match else len(text)
 
 
-def _length(window: str, starts: list[int], max_tokens: int, at_end: bool, tokenizer: Tokenizer) -> int:
-    """How many characters of `window` the passage takes, white space after it included."""
+def _length(
+    window: str, starts: list[int], fresh: int, max_tokens: int, at_end: bool, tokenizer: Tokenizer
+) -> int:
+    """How many characters of `window` the passage takes, those before `fresh` and one more at least."""
     n_tokens = max_tokens
     while True:
         if at_end and len(starts) <= n_tokens:
@@ -100,7 +100,8 @@ def _length(window: str, starts: list[int], max_tokens: int, at_end: bool, token
         else:
             # Where the first token left out begins: a character of several tokens is left out whole.
             limit = starts[n_tokens] if n_tokens < len(starts) else starts[-1]
-            length = _nice_end(window, starts[min(n_tokens, len(starts)) * 3 // 4], max(limit, 1))
+            least = max(starts[min(n_tokens, len(starts)) * 3 // 4], fresh)
+            length = _nice_end(window, least, max(limit, fresh + 1))
         # Some tokenizers cut a text's last word otherwise than the same word within a text.
         excess = len(tokenizer.encode(window[:length].rstrip())) - max_tokens
         if excess <= 0 or n_tokens == 1:
@@ -116,14 +117,11 @@ def _nice_end(window: str, least: int, limit: int) -> int:
     return limit
 
 
-def _step(window: str, starts: list[int], n_piece: int, length: int, overlap: int) -> int:
-    """Where in `window` the next passage begins."""
-    if overlap == 0:
-        return length
-    after = bisect_left(starts, n_piece)  # the first token behind the passage
-    earliest = starts[max(after - overlap, 0)]
+def _step(window: str, starts: list[int], end: int, fresh: int, overlap: int) -> int:
+    """Where in `window` the passage begins that follows one up to `end`; `fresh` is new to it."""
+    earliest = starts[max(bisect_left(starts, fresh) - overlap, 0)] if overlap else fresh
     for pattern in ENDS[1:]:
-        match = pattern.search(window, max(earliest - 1, 0), n_piece)
-        if match and match.end() < n_piece:
+        match = pattern.search(window, max(earliest - 1, 0), end)
+        if match and match.end() < end:
             return max(match.end(), 1)
-    return max(earliest, 1)
+    return max(earliest, 1) if earliest < end else fresh

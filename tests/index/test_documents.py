@@ -1,0 +1,148 @@
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from gpt_core.errors import InputError
+from index.documents import Document, iter_documents, list_files
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_jsonl_reads_beir_keys_and_takes_the_others_for_metadata(tmp_path):
+    rows = [
+        {"_id": "a", "title": "T", "text": "one", "metadata": {"year": 1999}, "lang": "en"},
+        {"id": 7, "title": None, "text": "知之"},
+        {"text": "three", "number": 3},
+    ]
+    path = write(tmp_path / "c.jsonl", "\n\n".join(json.dumps(row) for row in rows))
+    first, second, third = iter_documents([path])
+    assert (first.id, first.title, first.text, first.metadata) == (
+        "a",
+        "T",
+        "one",
+        {"year": 1999, "lang": "en"},
+    )
+    assert (second.id, second.title, second.text, second.metadata) == ("7", "", "知之", {})
+    assert (third.id, third.metadata) == ("c.jsonl:5", {"number": 3})
+
+
+@pytest.mark.parametrize(("ending", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
+def test_compressed_jsonl_and_what_is_left_of_it_when_torn(tmp_path, ending, opener):
+    path = tmp_path / f"c.jsonl{ending}"
+    with opener(path, "wt") as stream:
+        stream.writelines(
+            json.dumps({"_id": str(i), "text": f"text {i * i * 7919}"}) + "\n" for i in range(5000)
+        )
+    assert len(list(iter_documents([path]))) == 5000
+    write(path, path.read_bytes()[:-2000])
+    with pytest.raises(InputError, match=r"c\.jsonl.* is damaged after line \d+"):
+        list(iter_documents([path]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "x"', "line 2, is not valid JSON"),
+        (b'{"txt": "x"}', 'line 2: expected a JSON object with the key "text"'),
+        (b'["text"]', "line 2: expected a JSON object"),
+        (b'{"text": "\xff"}', "line 2, is not UTF-8"),
+        (b'{"text": "x", "score": NaN}', "NaN is no JSON value"),
+        (b'{"text": "x \\ud83d"}', "half of a surrogate pair"),
+        (b'{"text": "x", "_id": null}', "the id a string or a whole number"),
+        (b'{"text": "x", "_id": ""}', "line 2: document ''"),
+        (b'{"text": "x", "metadata": [1]}', "expected metadata to be an object"),
+        (b'{"text": "x", "_id": "a"}', "another document has the id 'a' already"),
+        (b"[" * 100_000, "line 2, is not valid JSON"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, message):
+    path = write(tmp_path / "c.jsonl", b'{"_id": "a", "text": "good"}\n' + line + b"\n")
+    documents = iter_documents([path])
+    assert next(documents).id == "a"
+    with pytest.raises(InputError, match=r"c\.jsonl") as error:
+        next(documents)
+    assert message in str(error.value)
+
+
+def test_folders_are_walked_in_order_without_hidden_files(tmp_path):
+    for name in ("b.txt", "a/z.md", "a/b/c.jsonl", ".git/x.txt", "a/.hidden.md", "pixel.png"):
+        write(tmp_path / name, '{"text": "x"}' if name.endswith("jsonl") else "some text")
+    assert [d.id for d in iter_documents([tmp_path])] == ["b.txt", "a/z.md", "a/b/c.jsonl:1"]
+    assert list_files([tmp_path])[1] == [tmp_path / "pixel.png"]
+
+
+def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path):
+    for name in ("corpus.jsonl.gz", "queries.jsonl"):
+        with (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wt") as stream:
+            stream.write(json.dumps({"_id": name, "text": "x"}))
+    assert [d.id for d in iter_documents([tmp_path])] == ["corpus.jsonl.gz"]
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "metadata"),
+    [
+        ("# A *title* #\n\nbody", "A *title*", {}),
+        ("body\n\n## Second level\n", "Second level", {}),
+        ("```\n# no heading\n```\n# Heading\n", "Heading", {}),
+        (
+            "---\ntitle: From the front\ndate: 2026-01-02\ntags: [a, b]\n---\n# Heading\n",
+            "From the front",
+            {"date": "2026-01-02", "tags": ["a", "b"]},
+        ),
+        ("---\nno front matter: [\n---\n# Heading\n", "Heading", {}),
+        ("no heading at all", "page", {}),
+    ],
+)
+def test_markdown_has_a_title_and_keeps_its_text(tmp_path, text, title, metadata):
+    write(tmp_path / "page.md", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    (document,) = iter_documents([tmp_path / "page.md"])
+    assert (document.title, document.metadata) == (title, metadata)
+    assert document.text == text.replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9", "a.txt is not UTF-8 text"),
+        ("a.txt", b"a\0b", "a.txt is not text: it holds a zero byte"),
+        ("a.pdf", b"%PDF", "a.pdf is of no kind that can be read; expected one of .jsonl"),
+        ("folder/a.pdf", b"%PDF", "folder holds no file that can be read"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path, name, content, message):
+    path = write(tmp_path / name, content)
+    with pytest.raises(InputError) as error:
+        list(iter_documents([path.parent if path.parent != tmp_path else path]))
+    assert message in str(error.value)
+
+
+def test_a_missing_path_and_the_same_file_twice_are_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        list(iter_documents([tmp_path / "nowhere"]))
+    path = write(tmp_path / "a.txt", "x")
+    with pytest.raises(InputError, match=r"another document has the id 'a\.txt'"):
+        list(iter_documents([path, tmp_path]))
+
+
+def test_the_hash_follows_the_content_and_nothing_else():
+    document = Document("a", "text", "title", {"x": 1, "y": [2]}, source="here")
+    assert document.hash == Document("b", "text", "title", {"y": [2], "x": 1}, source="there").hash
+    others = [
+        Document("a", "text ", "title"),
+        Document("a", "text", "t"),
+        Document("a", "text", "title", {"x": 2}),
+    ]
+    assert len({document.hash, *(other.hash for other in others)}) == 4
+
+
+@pytest.mark.parametrize("metadata", [{"x": float("nan")}, {"x": object()}, {"x": {1, 2}}])
+def test_metadata_that_json_cannot_hold_is_refused(metadata):
+    with pytest.raises(InputError, match="JSON cannot hold its metadata"):
+        Document("a", "text", metadata=metadata)

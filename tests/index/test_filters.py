@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from gpt_core.errors import InputError
+from index.documents import Document
+from index.filters import parse_filter
+from index.index import Index
+
+METADATA = [
+    {"status": "Final", "year": 2001, "tags": ["a", "b"], "draft": False},
+    {"status": "Active", "year": 2010.5, "tags": [], "draft": True},
+    {"status": "Final", "year": "2010", "tags": "b"},
+    {"status": None, "year": 9, 'odd "name".$[0]': 1, "nested": {"status": "Final"}},
+    {},
+]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    with Index.create(tmp_path_factory.mktemp("filters") / "index", dimension=4) as index:
+        documents = [Document(f"d{i}", f"text {i}", metadata=metadata) for i, metadata in enumerate(METADATA)]
+        index.add(documents, np.eye(5, 4))
+        yield index
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({}, "01234"),
+        ({"status": "Final"}, "02"),
+        ({"status": ["Final", "Active"]}, "012"),
+        ({"status": []}, ""),
+        ({"status": "final"}, ""),
+        ({"status": "Final", "year": 2001}, "0"),
+        ({"year": 2010}, ""),
+        ({"year": "2010"}, "2"),
+        ({"year": {"gte": 2001}}, "01"),
+        ({"year": {"gte": 9, "lte": 2001}}, "03"),
+        ({"year": {"lte": "2011"}}, "2"),
+        ({"tags": "b"}, "02"),
+        ({"tags": {"gte": "b"}}, "02"),
+        ({"draft": True}, "1"),
+        ({"draft": False}, "0"),
+        ({'odd "name".$[0]': 1}, "3"),
+        ({"nested": "Final"}, ""),
+        ({"no such field": 1}, ""),
+        ({"doc_id": "d3"}, "3"),
+        ({"doc_id": ["d0", "d4", "d9"], "status": "Final"}, "0"),
+        ({"doc_id": {"gte": "d2", "lte": "d3"}}, "23"),
+        ({"status": "'; DROP TABLE documents; --"}, ""),
+    ],
+)
+def test_what_a_filter_lets_through(index, wanted, found):
+    hits = index.search(np.ones(4), k=10, filter=wanted)
+    assert sorted(hit.doc_id for hit in hits) == [f"d{i}" for i in found]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {},
+        {"gt": 3},
+        {"gte": [1]},
+        {"gte": 1, "most": 2},
+        [None],
+        [["a"]],
+        float("nan"),
+        2**63,
+        "\ud83d",
+        object(),
+    ],
+)
+def test_conditions_of_another_form_are_refused(index, value):
+    with pytest.raises(InputError, match="filter on 'year'"):
+        index.search(np.ones(4), filter={"year": value})
+
+
+def test_filters_as_they_are_typed():
+    assert parse_filter(["status=Final", "status=Active"]) == {"status": ["Final", "Active"]}
+    assert parse_filter(["year>=2001", "year<=2010.5"]) == {"year": {"gte": 2001, "lte": 2010.5}}
+    assert parse_filter(["year=2010", "draft=true"]) == {"year": ["2010", 2010], "draft": ["true", True]}
+    assert parse_filter(["url=https://a.b/?x=1", "empty="]) == {"url": ["https://a.b/?x=1"], "empty": [""]}
+    for wrong in (["year"], ["=2"], ["year=1", "year>=2"], ["year>=1", "year=2"]):
+        with pytest.raises(InputError, match="filter"):
+            parse_filter(wrong)

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from embed.config import Fusion
+from index.fusion import Spread, fuse
+
+DENSE = np.array([0.9, 0.1, 0.5, 0.5], dtype=np.float32)
+LEXICAL = np.array([0.0, 8.0, 4.0, 0.0], dtype=np.float32)
+NONE = Spread(0, 0)
+
+
+def test_tm2c2_by_hand():
+    scores = fuse(Fusion("tm2c2", 0.8), DENSE, LEXICAL, NONE, NONE)
+    np.testing.assert_allclose(scores, [0.76, 0.44 + 0.2, 0.6 + 0.1, 0.6], rtol=1e-6)
+
+
+def test_z_by_hand():
+    scores = fuse(Fusion("z", 0.7), DENSE, LEXICAL, Spread(0.1, 0.2), Spread(1, 2))
+    np.testing.assert_allclose(scores, 0.7 * (DENSE - 0.1) / 0.2 + 0.3 * (LEXICAL - 1) / 2, rtol=1e-5)
+
+
+def test_rrf_by_hand_and_a_passage_without_the_words_has_no_rank():
+    scores = fuse(Fusion("rrf", k=60), DENSE, LEXICAL, NONE, NONE)
+    np.testing.assert_allclose(scores, [1 / 61, 1 / 64 + 1 / 61, 1 / 62 + 1 / 62, 1 / 63], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["tm2c2", "z"])
+def test_a_leg_that_knows_nothing_does_not_vote(kind):
+    nothing = np.zeros(4, dtype=np.float32)
+    for dense, lexical, order in ((DENSE, nothing, DENSE), (nothing, LEXICAL, LEXICAL)):
+        scores = fuse(Fusion(kind, 0.5), dense, lexical, Spread(0, 0), Spread(0, 0))
+        assert (np.argsort(-scores, kind="stable") == np.argsort(-order, kind="stable")).all()
+
+
+def test_no_candidates():
+    none = np.empty(0, dtype=np.float32)
+    for kind in ("tm2c2", "z", "rrf"):
+        assert fuse(Fusion(kind), none, none, NONE, NONE).shape == (0,)

@@ -1,0 +1,268 @@
+"""Search against brute force over what was put in."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embed.config import Fusion
+from embed.maps import CorpusMap
+from gpt_core.errors import InputError
+from index import dense
+from index.documents import Document
+from index.index import Index
+
+D = 8
+WORDS = ["python", "rust", "garbage", "collector", "大学", "学生", "type", "checker"]
+
+
+def corpus(n: int, seed: int = 0) -> tuple[list[Document], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    documents = [
+        Document(f"d{i}", " ".join(rng.choice(WORDS, 5)), "", {"even": i % 2 == 0, "i": i}) for i in range(n)
+    ]
+    vectors = rng.normal(size=(n, D)).astype(np.float32)
+    return documents, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def index(tmp_path):
+    with Index.create(tmp_path / "index", dimension=D) as index:
+        yield index
+
+
+@pytest.mark.parametrize("n_queries", [1, 7, 8, 64])
+def test_dense_search_equals_brute_force(index, n_queries):
+    documents, vectors = corpus(300)
+    index.add(documents, vectors)
+    queries = np.random.default_rng(1).normal(size=(n_queries, D)).astype(np.float32)
+    cosines = queries / np.linalg.norm(queries, axis=1, keepdims=True) @ vectors.T
+    results = index.search(queries, k=5)
+    assert len(results) == n_queries
+    for hits, row in zip(results, cosines, strict=True):
+        assert [hit.doc_id for hit in hits] == [f"d{i}" for i in np.argsort(-row)[:5]]
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1][:5], atol=1e-5)
+    assert index.search(queries[0], k=5) == index.search(list(map(float, queries[0])), k=5)
+    assert [h.doc_id for h in index.search(queries[0], k=5)] == [h.doc_id for h in results[0]]
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_sequence_of_changes_leaves_what_was_put_in(tmp_path_factory, data):
+    """A dict is the model; the snapshot is made anew after every few changes, and the index reopened at times."""
+    folder = tmp_path_factory.mktemp("changes") / "index"
+    documents, vectors = corpus(60)
+    model: dict[str, np.ndarray] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "MOST_CHANGES", 7)
+        index = Index.create(folder, dimension=D)
+        for _ in range(data.draw(st.integers(1, 12))):
+            action = data.draw(st.sampled_from(["add", "upsert", "delete", "reopen", "save", "search"]))
+            chosen = data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=9, unique=True))
+            if action == "add":
+                chosen = [i for i in chosen if f"d{i}" not in model]
+                index.add([documents[i] for i in chosen], vectors[chosen].reshape(-1, D))
+                model |= {f"d{i}": vectors[i] for i in chosen}
+            elif action == "upsert":
+                version = data.draw(st.integers(0, 9))
+                new = [Document(f"d{i}", f"version {version}") for i in chosen]
+                known = [
+                    i for i in chosen if (old := index.get(f"d{i}")) and old.text == f"version {version}"
+                ]
+                assert index.upsert(new, -vectors[chosen]).unchanged == len(known)
+                model |= {f"d{i}": -vectors[i] for i in chosen}
+            elif action == "delete":
+                assert index.delete([f"d{i}" for i in chosen]) == sum(f"d{i}" in model for i in chosen)
+                for i in chosen:
+                    model.pop(f"d{i}", None)
+            elif action == "save":
+                index.save_snapshot()
+            elif action == "reopen":
+                index.close()
+                index = Index.open(folder)
+            ids, matrix = list(model), np.array([*model.values()]).reshape(-1, D)
+            hits = index.search(vectors[0], k=100)
+            assert [h.doc_id for h in hits] == [
+                ids[i] for i in np.argsort(-(matrix @ vectors[0]), kind="stable")
+            ]
+        assert index.stats()["documents"] == index.stats()["passages"] == len(model)
+        index.close()
+
+
+@pytest.mark.parametrize("kind", ["tm2c2", "z", "rrf"])
+def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_encoder, kind):
+    fusion = Fusion(kind, 0.6)
+    encoder = make_encoder(fusion=fusion)
+    texts = [document.text for document in corpus(90, seed=3)[0]]
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
+        index.add(Document(f"d{i}", text) for i, text in enumerate(texts))
+        query = "which type checker do 大学生 use"
+        stored = encoder.encode_document(texts).astype(np.float16).astype(np.float32)
+        cosines = (encoder.encode_query(query) @ stored.T)[0]
+        bm25 = np.zeros(90)
+        for hit in index.search(query, k=90, mode="lexical"):
+            bm25[int(hit.doc_id[1:])] = hit.lexical
+        assert 20 < np.count_nonzero(bm25) < 90
+        if kind == "tm2c2":
+            expected = 0.6 * (cosines + 1) / 2 + 0.4 * bm25 / bm25.max()
+        elif kind == "z":
+            expected = (
+                0.6 * (cosines - cosines.mean()) / cosines.std() + 0.4 * (bm25 - bm25.mean()) / bm25.std()
+            )
+        else:
+            ranks = [np.argsort(np.argsort(-leg, kind="stable")) + 1 for leg in (cosines, bm25)]
+            expected = 1 / (60 + ranks[0]) + np.where(bm25 > 0, 1 / (60 + ranks[1]), 0)
+        hits = index.search(query, k=10)
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1][:10], atol=2e-3)
+        for hit in hits:
+            i = int(hit.doc_id[1:])
+            assert (hit.dense, hit.lexical) == pytest.approx((cosines[i], bm25[i]), abs=1e-5)
+        assert index.search([query, query], k=10) == [hits, hits]
+        assert index.settings.fusion == fusion
+
+
+def test_z_spread_follows_from_the_moments_through_changes(index, monkeypatch):
+    monkeypatch.setattr(dense, "MOST_CHANGES", 50)
+    documents, vectors = corpus(200)
+    index.add(documents[:100], vectors[:100])
+    index.save_snapshot()
+    index.search(vectors[0])
+    index.add(documents[100:130], vectors[100:130])
+    index.delete([f"d{i}" for i in range(95, 105)])
+    with index._current() as (_, view):
+        alive = [i for i in range(130) if not 95 <= i < 105]
+        assert len(view.dead) == 5
+        assert len(view.numbers) == 25
+        scores = vectors[alive].astype(np.float64) @ vectors[199]
+        assert view.spread(vectors[199]) == pytest.approx((scores.mean(), scores.std()), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid", "lexical"])
+def test_a_filtered_search_finds_k_if_there_are_k(tmp_path, encoder, mode):
+    documents = [
+        Document(f"d{i}", f"python number {i} says hello", "", {"rare": i % 97 == 0}) for i in range(400)
+    ]
+    with Index.create(tmp_path / "index", encoder, max_tokens=16, overlap=0) as index:
+        index.add(documents)
+        for k in (1, 3, 5, 50):
+            hits = index.search("python hello", k=k, mode=mode, filter={"rare": True})
+            assert len(hits) == min(k, 5)
+            assert all(hit.metadata["rare"] for hit in hits)
+        assert index.search("python", mode=mode, filter={"rare": "no such value"}) == []
+
+
+def test_the_corpus_map_is_fitted_at_the_first_build_and_when_asked(tmp_path, make_encoder):
+    encoder = make_encoder(corpus_map="whiten", map_components=6)
+    texts = [document.text for document in corpus(80)[0]]
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
+        index.add(Document(f"d{i}", text) for i, text in enumerate(texts[:40]))
+        assert index.settings.dtype == "float32"
+        for n in (40, 80):
+            vectors = encoder.encode_document(texts)
+            fitted = CorpusMap.fit("whiten", vectors[:n], 6)
+            query = encoder.encode_query("python type 大学")
+            expected = (fitted.apply(query) @ fitted.apply(vectors[:n]).T)[0]
+            for hits in (index.search("python type 大学", 5, "dense"), index.search(query[0], 5)):
+                np.testing.assert_allclose([h.score for h in hits], np.sort(expected)[::-1][:5], atol=1e-4)
+            index.add(Document(f"d{i}", text) for i, text in enumerate(texts))
+            assert index.stats()["map_passages"] == n  # adding alone does not fit again
+            index.refit_map()
+            assert index.stats()["map_passages"] == 80
+
+
+def test_refitting_is_refused_where_there_is_no_map(index):
+    with pytest.raises(InputError, match="needs no corpus map"):
+        index.refit_map()
+
+
+def test_titles_are_embedded_and_searched_but_are_no_part_of_a_passage(tmp_path, encoder):
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=4) as index:
+        index.add(Document("a", "It is about indentation. " * 20, "Zebra stripes"))
+        hits = index.search("zebra", mode="lexical")
+        assert len(hits) > 2
+        document = index.get("a")
+        for hit in hits:
+            assert hit.text == document.text[hit.start : hit.end]
+            assert "Zebra" not in hit.text
+        whole = encoder.encode_document(f"Zebra stripes\n{hits[0].text}")
+        assert index.search(whole[0], k=1)[0].score == pytest.approx(1, abs=1e-3)
+
+
+def test_what_is_cut_is_counted(tmp_path, encoder):
+    with Index.create(
+        tmp_path / "index", encoder, max_tokens=64, overlap=0, passages_per_document=2
+    ) as index:
+        long = "One two three four five six seven. " * 100
+        changes = index.add(
+            [
+                Document("long", long),
+                Document("short", "x"),
+                Document("none", ""),
+                Document("t", long, "title " * 200),
+            ]
+        )
+        assert (changes.added, changes.empty, changes.shortened, changes.passages) == (4, 1, 2, 5)
+        assert changes.truncated == 2  # the title alone is longer than the model's context
+        encoder.n_truncated = 0
+        index.search(long, k=1)
+        assert encoder.n_truncated == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"query": ""}, "query is empty"),
+        ({"query": " \n"}, "query is empty"),
+        ({"query": ["a", ""]}, "query is empty"),
+        ({"query": "\ud83d"}, "half of a surrogate pair"),
+        ({"query": "x", "k": 0}, "k is 0"),
+        ({"query": "x", "k": True}, "k is True"),
+        ({"query": "x", "mode": "fuzzy"}, "mode is 'fuzzy'; expected hybrid, dense, lexical"),
+        ({"query": np.zeros(3)}, r"vectors have the shape \(3,\)"),
+        ({"query": np.full(D, np.nan)}, "not finite"),
+        ({"query": [1, "x"]}, "expected vectors of 8 numbers"),
+        ({"query": np.ones(D), "mode": "lexical"}, "takes words"),
+        ({"query": "x"}, "opened without its embedder"),
+    ],
+)
+def test_bad_queries_are_refused(index, arguments, message):
+    with pytest.raises(InputError, match=message):
+        index.search(**arguments)
+
+
+def test_an_empty_index_finds_nothing_and_an_empty_batch_too(tmp_path, encoder):
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
+        for mode in ("hybrid", "dense", "lexical"):
+            assert index.search("x", mode=mode) == []
+            assert index.search(["x", "y"], mode=mode, filter={"a": 1}) == [[], []]
+            assert index.search([], mode=mode) == []
+
+
+def test_many_threads_search_while_one_writes(index):
+    """Every search sees whole documents of one moment: as many passages as some moment had, all found by name."""
+    documents, vectors = corpus(400)
+    index.add(documents[:100], vectors[:100])
+    failures: list[BaseException] = []
+    finished = threading.Event()
+
+    def search() -> None:
+        try:
+            while not finished.is_set():
+                hits = index.search(vectors[:9], k=1000)
+                assert {len(row) for row in hits} <= set(range(100, 401, 10))
+                assert len({len(row) for row in hits}) == 1
+        except BaseException as error:  # carried to the main thread, which fails by it
+            failures.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for start in range(100, 400, 10):
+        index.add(documents[start : start + 10], vectors[start : start + 10])
+    finished.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(index.search(vectors[0], k=1000)) == 400

@@ -1,0 +1,281 @@
+"""What is kept: documents whole, settings, the embedder; what kills, other writers and damage do to it."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt_core.errors import InputError
+from index.documents import Document
+from index.index import Index
+from index.store import FILE
+
+
+def n_documents(folder: Path) -> int:
+    if not folder.exists():
+        return 0
+    with Index.open(folder) as index:
+        return index.stats()["documents"]
+
+
+def contents(folder) -> dict[str, list]:
+    """Everything in the store but the vectors' last bits."""
+    with sqlite3.connect(folder / FILE) as connection:
+        tables = {
+            "documents": "SELECT number, id, title, text, metadata, hash FROM documents ORDER BY number",
+            "passages": "SELECT * FROM passages ORDER BY number",
+            "lexical": "SELECT rowid, terms FROM lexical ORDER BY rowid",
+            "vectors": "SELECT number, length(vector) FROM vectors ORDER BY number",
+        }
+        result = {name: connection.execute(query).fetchall() for name, query in tables.items()}
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        connection.execute("INSERT INTO lexical (lexical) VALUES ('integrity-check')")
+    connection.close()
+    return result
+
+
+# Importing torch takes longer than the build, so one process imports it and forks a builder for each folder it reads.
+BUILDERS = """
+import os, sys
+import index.writing, torch
+from embed import EmbedderConfig, Encoder
+from gpt_core import GPT, GPTConfig, Tokenizer
+from index import Document, Index
+
+index.writing.PASSAGES_PER_COMMIT = 3
+torch.manual_seed(0)
+tokenizer = Tokenizer.from_pretrained("gpt2")
+shape = dict(block_size=96, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, n_inner=32)
+encoder = Encoder(GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape)), tokenizer, EmbedderConfig(), name="tiny")
+text = "Document {} is about number {}. "
+documents = [Document(f"d{i}", text.format(i, i * i) * (1 + i % 9), f"Title {i}") for i in range(150)]
+for line in sys.stdin:
+    folder = line.strip()
+    pid = os.fork()
+    if not pid:
+        made = os.path.exists(folder)
+        with Index.open(folder, encoder) if made else Index.create(folder, encoder, max_tokens=32) as index:
+            index.upsert(documents)
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+def test_kill_9_at_any_moment_loses_no_committed_document(tmp_path):
+    builders = subprocess.Popen(
+        [sys.executable, "-c", BUILDERS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+    )
+
+    def build(folder: Path, kill_at: int | None = None) -> int:
+        """Build, or kill the builder soon after it has committed `kill_at` documents."""
+        builders.stdin.write(f"{folder}\n")
+        builders.stdin.flush()
+        pid = int(builders.stdout.readline())
+        if kill_at is not None:
+            while n_documents(folder) < kill_at:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.02))
+            os.kill(pid, signal.SIGKILL)
+        return int(builders.stdout.readline())
+
+    moments = random.Random(7)
+    with builders:
+        assert build(tmp_path / "whole") == 0
+        expected = contents(tmp_path / "whole")
+        folder = tmp_path / "killed"
+        committed: list[tuple] = []
+        for _ in range(7):
+            kill_at = len(committed) + moments.randrange(12) if committed else moments.randrange(2)
+            assert build(folder, kill_at) == -signal.SIGKILL
+            if folder.exists():  # a whole index, or none if the builder was killed before it had made one
+                now = contents(folder)["documents"]
+                assert len(now) >= kill_at
+                assert now[: len(committed)] == committed
+                committed = now
+                with Index.open(folder) as index:
+                    found = index.search("number", k=10_000, mode="lexical")
+                    assert len(found) == index.stats()["passages"]
+        assert build(folder) == 0
+        builders.stdin.close()
+    assert contents(folder) == expected
+    with Index.open(tmp_path / "whole") as one, Index.open(folder) as other:
+        query = np.random.default_rng(0).normal(size=16)
+        for ours, theirs in zip(one.search(query, 50), other.search(query, 50), strict=True):
+            assert ours.score == pytest.approx(theirs.score, abs=2e-3)
+
+
+def test_offsets_point_into_the_document(tmp_path, encoder):
+    documents = [
+        Document("zh", "知之为知之，不知为不知🙂，是知也。" * 20),
+        Document("en", "Some words here. " * 60, "T"),
+    ]
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=8) as index:
+        index.add(documents)
+        hits = index.search("words 知之", k=100)
+        assert len(hits) == index.stats()["passages"]
+        for hit in hits:
+            assert index.get(hit.doc_id).text[hit.start : hit.end] == hit.text
+            assert hit.passage_id == f"{hit.doc_id}#{hit.start}-{hit.end}"
+        assert {document.id: index.get(document.id) for document in documents} == {d.id: d for d in documents}
+        assert index.get("nowhere") is None
+
+
+def test_add_upsert_and_delete(tmp_path, encoder):
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
+        first = Document("a", "Apples grow on trees.", metadata={"kind": "fruit"})
+        assert index.add(first).added == 1
+        assert index.add([first, Document("b", "Pears, too.")]).unchanged == 1
+        changed = Document("a", "Apples are computers, too. " * 20)
+        with pytest.raises(InputError, match=r"'a' is there with other content; use upsert"):
+            index.add([Document("c", "Cherries."), changed])
+        assert index.get("a") == first
+        result = index.upsert([changed, changed])
+        assert (result.updated, result.unchanged, result.added) == (1, 1, 0)
+        assert index.search("trees", mode="lexical") == []
+        assert {hit.doc_id for hit in index.search("apples computers")} >= {"a"}
+        assert index.delete(["a", "nowhere"]) == 1
+        assert index.delete("a") == 0
+        assert index.search("apples", mode="lexical") == []
+        assert all(hit.doc_id == "b" for hit in index.search("apples"))
+        assert index.document_ids() == ["b"]
+    assert len(contents(tmp_path / "index")["lexical"]) == 1
+
+
+def test_numbers_are_never_given_twice(tmp_path):
+    with Index.create(tmp_path / "index", dimension=2) as index:
+        seen = set()
+        for i in range(5):
+            index.upsert(Document("a", f"text {i}"), [1, i])
+            (number,) = {row[0] for row in contents(tmp_path / "index")["passages"]}
+            assert number not in seen
+            seen.add(number)
+            index.delete("a")
+
+
+def test_an_interrupted_stream_keeps_what_was_committed(tmp_path, encoder):
+    def stream():
+        yield from (Document(f"d{i}", "word " * 40) for i in range(60))
+        raise InputError("line 61 is broken")
+
+    with Index.create(tmp_path / "index", encoder, max_tokens=16, overlap=0) as index:
+        with pytest.raises(InputError, match="line 61"):
+            index.add(stream())
+        n = len(index.document_ids())
+        assert 0 < n < 60
+        assert index.add(Document(f"d{i}", "word " * 40) for i in range(60)).unchanged == n
+        assert len(index.document_ids()) == 60
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ([[1, 2, 3]], r"vectors have the shape \(1, 3\)"),
+        ([[1, 2], [3, 4]], "1 documents and 2 vectors"),
+        ([[1, float("inf")]], "not finite"),
+        ([["a", "b"]], "expected vectors of 2 numbers"),
+        (None, "opened without its embedder"),
+    ],
+)
+def test_bad_vectors_are_refused_and_leave_nothing(tmp_path, vectors, message):
+    with Index.create(tmp_path / "index", dimension=2) as index:
+        with pytest.raises(InputError, match=message):
+            index.add([Document("a", "text")], vectors)
+        assert index.document_ids() == []
+
+
+def test_another_embedder_is_refused_by_name(tmp_path, make_encoder):
+    folder = tmp_path / "index"
+    Index.create(folder, make_encoder(name="first"), max_tokens=32).close()
+    Index.open(folder, make_encoder(name="renamed")).close()
+    for other in (make_encoder(seed=1, name="second"), make_encoder(name="prompted", query_prompt="query: ")):
+        with pytest.raises(InputError, match=rf"built with first \(\w+\), not with {other.name} \(\w+\)"):
+            Index.open(folder, other)
+    Index.create(tmp_path / "vectors", dimension=4).close()
+    with pytest.raises(InputError, match="built with ready vectors, not with first"):
+        Index.open(tmp_path / "vectors", make_encoder(name="first"))
+
+
+def test_what_is_no_index_is_refused_and_left_alone(tmp_path, encoder):
+    with pytest.raises(InputError, match="holds no index"):
+        Index.open(tmp_path / "nowhere")
+    folder = tmp_path / "index"
+    Index.create(folder, encoder, max_tokens=32).close()
+    with pytest.raises(InputError, match="holds an index already"):
+        Index.create(folder, encoder, max_tokens=32)
+    with pytest.raises(InputError, match="is there already"):
+        Index.create(tmp_path, encoder, max_tokens=32)
+    connection = sqlite3.connect(folder / FILE)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(InputError, match="has format 99"):
+        Index.open(folder)
+    (folder / FILE).write_bytes(b"not a database, whatever its name says" * 100)
+    with pytest.raises(InputError, match="is no index that can be read"):
+        Index.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_tokens": 8}, "max_tokens is 8"),
+        ({"max_tokens": 97}, "max_tokens is 97; the embedder tiny takes 96"),
+        ({"max_tokens": 64, "overlap": 40}, "overlap is 40"),
+        ({"max_tokens": 64, "passages_per_document": 0}, "passages_per_document is 0"),
+    ],
+)
+def test_settings_that_cannot_be_leave_no_folder(tmp_path, encoder, arguments, message):
+    with pytest.raises(InputError, match=message):
+        Index.create(tmp_path / "index", encoder, **arguments)
+    with pytest.raises(InputError, match="dimension is 0"):
+        Index.create(tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_writes_at_a_time_and_others_read(tmp_path):
+    with Index.create(tmp_path / "index", dimension=2) as index, Index.open(tmp_path / "index") as other:
+        index.add(Document("a", "text a"), [1, 0])
+        inside, go_on = threading.Event(), threading.Event()
+
+        def slow():
+            inside.set()
+            assert go_on.wait(30)
+            yield Document("b", "text b")
+
+        def write_slowly():
+            with pytest.raises(InputError, match="without its embedder"):
+                index.add(slow())
+
+        writer = threading.Thread(target=write_slowly)
+        writer.start()
+        assert inside.wait(30)
+        for write in (lambda: other.add(Document("c", "c"), [0, 1]), lambda: other.delete("a")):
+            with pytest.raises(InputError, match="Another process is writing"):
+                write()
+        assert [hit.doc_id for hit in other.search([1, 0])] == ["a"]
+        go_on.set()
+        writer.join()
+        other.add(Document("c", "c"), [0, 1])
+        assert [hit.doc_id for hit in index.search([0, 1], k=1)] == ["c"]
+
+
+def test_a_moved_index_opens(tmp_path, encoder):
+    with Index.create(tmp_path / "index", encoder, max_tokens=32) as index:
+        index.add(Document("a", "text"))
+        index.save_snapshot()
+    shutil.move(tmp_path / "index", tmp_path / "a ünïcode 名字 #%20?")
+    with Index.open(tmp_path / "a ünïcode 名字 #%20?", encoder) as index:
+        assert [hit.doc_id for hit in index.search("text")] == ["a"]
