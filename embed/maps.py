@@ -15,6 +15,9 @@ from embed.config import MapKind
 
 Vectors = NDArray[np.float32]
 
+# Whitening raises every variance by this share of their mean: the corpus's smallest variances are mostly noise, and
+# dividing by them would let the noise decide. Measured in docs/log.md, 2026-11-22: better than dropping components.
+SHRINKAGE = 0.3
 # Unit vectors that differ only by float32 rounding vary by about 1e-17 in a dimension.
 NO_VARIANCE = 1e-14
 
@@ -41,9 +44,9 @@ class CorpusMap:
     def fit(cls, kind: MapKind, vectors: Vectors, n_components: int | None = None) -> "CorpusMap":
         """Fit a map of `kind` on a corpus's unit `vectors` (n, d), computing in float64.
 
-        "standardise" divides each dimension by its standard deviation. "whiten" projects on the first
-        `n_components` principal components (None: all), each divided by the standard deviation along it.
-        Directions in which the corpus does not vary are dropped; where nothing varies, as in a corpus of one
+        "standardise" divides each dimension by its standard deviation. "whiten" turns the vectors to their principal
+        components and divides each by the standard deviation along it, after shrinking the covariance towards a ball
+        (`SHRINKAGE`); the first `n_components` are kept (None: all). Where nothing varies, as in a corpus of one
         document, the map is the identity.
         """
         vectors = vectors[np.any(vectors != 0, axis=1)]
@@ -54,16 +57,15 @@ class CorpusMap:
         for start in range(0, len(vectors), 16384):  # a float64 copy of a block, never of the corpus
             block = vectors[start : start + 16384] - mean
             covariance += block.T @ block / len(vectors)
-        if kind == "standardise":
-            variance, axes = covariance.diagonal(), None
-        else:
-            variance, axes = np.linalg.eigh(covariance)
-            variance, axes = variance[::-1][:n_components], axes[:, ::-1][:, :n_components]  # largest first
-        varies = variance > NO_VARIANCE
-        if not varies.any():
+        variance = covariance.diagonal()
+        if variance.max() < NO_VARIANCE:
             return cls()
-        scale = np.where(varies, 1 / np.sqrt(np.maximum(variance, NO_VARIANCE)), 0)
-        transform = scale if axes is None else (axes * scale)[:, varies]
+        if kind == "standardise":
+            transform = np.where(variance < NO_VARIANCE, 0, np.maximum(variance, NO_VARIANCE) ** -0.5)
+        else:
+            along, axes = np.linalg.eigh(covariance)  # smallest first
+            transform = axes * (np.maximum(along, 0) + SHRINKAGE * variance.mean()) ** -0.5
+            transform = transform[:, ::-1][:, :n_components]
         return cls(mean.astype(np.float32), np.ascontiguousarray(transform, dtype=np.float32))
 
     def apply(self, vectors: Vectors) -> Vectors:
