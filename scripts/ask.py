@@ -1,0 +1,12 @@
+"""Questions answered on the terminal, with citations."""
+
+from gpt_core.doors import open_door
+from serve.ask import ask
+
+
+def main() -> None:
+    open_door(ask)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The FastAPI application: routes, errors, health, the page."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.types import Scope
+
+from gpt_core.engine import Engine
+from gpt_core.errors import InputError
+from index import Index
+from serve import openai, routes
+from serve.http import add_error_handlers
+from serve.schemas import ErrorResponse
+from serve.service import Service, ServiceDep
+from serve.worker import SearchThread
+
+STATIC = Path(__file__).parent / "static"
+# The page shows text from documents and from a model: whatever that holds, nothing but our own files may run or load.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def create_app(
+    index: Index,
+    engine: Engine,
+    *,
+    generator_name: str = "generator",
+    embedder_name: str | None = None,
+    max_requests: int = 64,
+) -> FastAPI:
+    """The HTTP service over an open index and a generator. It takes both over, and closes the index at the end.
+
+    Args:
+        index: with its encoder.
+        engine: nobody else may step it.
+        generator_name: what /v1/chat/completions calls the generator.
+        embedder_name: what /v1/embeddings calls the embedder; the encoder's own name if None.
+        max_requests: how many may generate or wait to, and how many searches may; further ones get 503.
+
+    Raises:
+        InputError: if the index was opened without its embedder.
+    """
+    if index.encoder is None:
+        raise InputError(
+            f"{index.folder} was opened without its embedder, so questions cannot be searched for."
+        )
+    app = create_loading_app()
+    embedder_name = embedder_name or index.encoder.name or "embedder"
+    search = SearchThread(max_requests)
+    app.state.service = Service(index, engine, search, generator_name, embedder_name, max_requests)
+    return app
+
+
+def create_loading_app() -> FastAPI:
+    """The service before its models are there: all but the page is unavailable until `app.state.service` is set."""
+    app = FastAPI(
+        title="zhizhi",
+        summary="Search, cited answers, and OpenAI's embeddings and chat.",
+        version=_version(),
+        docs_url=None,  # FastAPI's own pages load their scripts from a CDN
+        redoc_url=None,
+        lifespan=_close_at_end,
+        responses={
+            422: {"model": ErrorResponse, "description": "Bad input (400 on OpenAI's endpoints)"},
+            503: {"model": ErrorResponse, "description": "Loading, full, or the worker died"},
+        },
+    )
+    app.state.service = None
+    add_error_handlers(app)
+    app.include_router(routes.router)
+    app.include_router(openai.router)
+
+    @app.get("/livez", tags=["health"])
+    async def livez() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", tags=["health"])
+    async def readyz(service: ServiceDep) -> dict[str, str]:
+        """Models and index are loaded and the worker runs; otherwise 503."""
+        return {"status": "ready"}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers=PAGE_HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(STATIC / "docs.html", headers=PAGE_HEADERS)
+
+    app.mount("/static", _Static(directory=STATIC))
+    return app
+
+
+class _Static(StaticFiles):
+    """Static files with the page's headers."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """As Starlette's, and the headers."""
+        response = await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+@asynccontextmanager
+async def _close_at_end(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    if app.state.service is not None:
+        app.state.service.close()
+
+
+def _version() -> str:
+    try:
+        return version("zhizhi")
+    except PackageNotFoundError:  # run from a checkout
+        return "0"

@@ -1,0 +1,60 @@
+"""Cited answers on the terminal."""
+
+import textwrap
+from dataclasses import replace
+from typing import Annotated
+
+import tyro
+
+from serve.answer import GREEDY, Answer, answer
+from serve.loading import load
+
+
+def ask(
+    questions: Annotated[list[str], tyro.conf.Positional],
+    /,
+    *,
+    index: str,
+    embedder: str | None = None,
+    generator: str = "smollm2-135m-instruct",
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5,
+    max_tokens: int = 128,
+) -> None:
+    """Answer questions from an index, each sentence with the sentence that supports it.
+
+    Args:
+        questions: one or more, each in quotes.
+        index: the index's folder.
+        embedder: model folder or known name; the one that the index was built with by default.
+        generator: model folder or known name.
+        k: passages to retrieve for each question.
+        max_tokens: the longest answer, in tokens.
+    """
+    opened, engine = load(index, embedder, generator, max_running=1)
+    with opened:
+        for question in questions:
+            print(f"\n? {question}", flush=True)
+            params = replace(GREEDY, max_new_tokens=max_tokens)
+            print(render(answer(question, opened, engine, k=k, params=params)), flush=True)
+
+
+def render(found: Answer, width: int = 100) -> str:
+    """An answer as lines of text: [1] points to a source below it, [?] marks what no passage supports."""
+    sources = list(dict.fromkeys(s.citation for s in found.sentences if s.citation))
+    if found.found:
+        marks = (f"[{sources.index(s.citation) + 1}]" if s.citation else "[?]" for s in found.sentences)
+        words = " ".join(f"{s.text} {mark}" for s, mark in zip(found.sentences, marks, strict=True))
+    else:
+        words = found.text
+        if found.draft:
+            words += f" (The model wrote, without support: {found.draft})"
+    lines = [words]
+    for number, source in enumerate(sources, 1):
+        where = f"{source.title or source.doc_id} ({source.doc_id}, {source.start}–{source.end})"
+        lines.append(f"[{number}] {where}: {source.text}")
+    if not found.found:
+        lines += [f"nearest: {hit.title or hit.doc_id} ({hit.passage_id})" for hit in found.hits]
+    return "\n".join(
+        textwrap.fill(" ".join(line.split()), width, initial_indent="  ", subsequent_indent="  ")
+        for line in lines
+    )

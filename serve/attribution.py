@@ -1,0 +1,149 @@
+"""Which retrieved sentence supports a sentence of an answer, if any.
+
+A small model does not cite reliably, so its citations are ours. Each sentence of the answer is held against every
+sentence of the retrieved passages, and against every two neighbouring ones:
+
+    support = new · (1/2 + near/4 + around/4)
+
+`new` is the share of the sentence's content words, those of the question apart, that the source holds. `near` and
+`around` are the shares of the question's words that the source, and the passage around it, hold: those which the
+sentence repeats, or all of them if it repeats none ("In 1845." is an answer, too). Shares are weighted by how rare a
+word is among the retrieved sentences, so an invented word counts most. A sentence that adds nothing to the question has
+no support; nor has one with a number that neither the source nor the title holds, or with a name that the passage does
+not. What it cannot see is who did what to whom: "A defeated B" supports "B defeated A".
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from index import Hit
+from serve.sentences import split_sentences
+from serve.terms import Term, content_terms
+
+# Chosen on SQuAD's training questions, like the formula: docs/log.md, 2026-11-22.
+SUPPORT_THRESHOLD = 0.6
+PAIR_FACTOR = 0.85  # two neighbouring sentences hold more words than one by chance
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A sentence, or two neighbouring ones, of a document: `text` is the document's text[start:end] in code points."""
+
+    passage_id: str
+    doc_id: str
+    title: str
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerSentence:
+    """A sentence of an answer, answer[start:end] in code points, and what it stands on.
+
+    Attributes:
+        score: the best support found, 0 to 1.
+        citation: where; None unless `supported`.
+    """
+
+    text: str
+    start: int
+    end: int
+    supported: bool
+    score: float
+    citation: Citation | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A stretch of a passage that can be cited, and the stems that it, its title and its passage hold."""
+
+    citation: Citation
+    factor: float
+    stems: frozenset[str]  # the title's included
+    passage: frozenset[str]  # the title's included
+
+
+def attribute(
+    answer: str, question: str, hits: Sequence[Hit], threshold: float = SUPPORT_THRESHOLD
+) -> list[AnswerSentence]:
+    """Split `answer` into sentences and attribute each to the sentence of `hits` that supports it best.
+
+    Args:
+        answer: what the model wrote.
+        question: what it was asked.
+        hits: the retrieved passages.
+        threshold: support below it is none.
+    """
+    spans = split_sentences(answer)
+    question_terms, *sentences = content_terms([question, *(answer[a:b] for a, b in spans)])
+    asked = {t.key for t in question_terms}
+    sources, weight = _sources(hits)
+    attributed = []
+    for (start, end), terms in zip(spans, sentences, strict=True):
+        scored = ((_support(terms, asked, source, weight), source) for source in sources)
+        score, best = max(scored, key=lambda pair: pair[0], default=(0.0, None))
+        supported = best is not None and score >= threshold
+        citation = best.citation if best is not None and supported else None
+        attributed.append(AnswerSentence(answer[start:end], start, end, supported, score, citation))
+    return attributed
+
+
+class _Weights(dict[str, float]):
+    """Stem → inverse document frequency (that of BM25 in Lucene), a retrieved sentence counting as a document."""
+
+    def __init__(self, sentences: Sequence[frozenset[str]]) -> None:
+        self._n = len(sentences)
+        for stem, df in Counter(stem for stems in sentences for stem in stems).items():
+            self[stem] = self._idf(df)
+
+    def __missing__(self, stem: str) -> float:
+        return self._idf(0)
+
+    def _idf(self, df: int) -> float:
+        return math.log(1 + (self._n - df + 0.5) / (df + 0.5))
+
+
+def _support(terms: Sequence[Term], asked: set[str], source: _Source, weight: _Weights) -> float:
+    new = {t.key for t in terms} - asked
+    if any(t.is_number and t.key not in source.stems for t in terms):
+        return 0.0
+    if any(t.is_name and t.key in new and t.key not in source.passage for t in terms):
+        return 0.0
+    repeated = asked & {t.key for t in terms} or asked
+    near, around = _share(repeated, source.stems, weight), _share(repeated, source.passage, weight)
+    return source.factor * _share(new, source.stems, weight) * (1 / 2 + near / 4 + around / 4)
+
+
+def _share(stems: set[str], held: frozenset[str], weight: _Weights) -> float:
+    """How much of the weight of `stems` is in `held`; 0 if there are none."""
+    total = sum(weight[s] for s in stems)
+    return sum(weight[s] for s in stems & held) / total if total else 0.0
+
+
+def _sources(hits: Sequence[Hit]) -> tuple[list[_Source], _Weights]:
+    sources: list[_Source] = []
+    sentences: list[frozenset[str]] = []
+    for hit in hits:
+        spans = split_sentences(hit.text)
+        analysed = content_terms([hit.title, *(hit.text[a:b] for a, b in spans)])
+        title, *stems = (frozenset(t.key for t in terms) for terms in analysed)
+        sentences += stems
+        passage = title.union(*stems)
+        for start, end, factor, held in _windows(spans, stems):
+            where = (hit.start + start, hit.start + end, hit.text[start:end])
+            citation = Citation(hit.passage_id, hit.doc_id, hit.title, *where)
+            sources.append(_Source(citation, factor, held | title, passage))
+    return sources, _Weights(sentences)
+
+
+def _windows(
+    spans: Sequence[tuple[int, int]], stems: Sequence[frozenset[str]]
+) -> Iterator[tuple[int, int, float, frozenset[str]]]:
+    """Every sentence, and every two neighbouring ones, as (start, end, factor, stems)."""
+    for (start, end), held in zip(spans, stems, strict=True):
+        yield start, end, 1.0, held
+    for i in range(len(spans) - 1):
+        yield spans[i][0], spans[i + 1][1], PAIR_FACTOR, stems[i] | stems[i + 1]

@@ -1,0 +1,40 @@
+"""Open an index with its embedder, and the generator beside it."""
+
+from embed import Encoder
+from gpt_core.engine import Engine
+from gpt_core.hub import resolve
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+from index import Index
+
+CONTEXT = (
+    2048  # tokens per request; SmolLM2's cache takes 92 MB for them, its whole block_size four times that
+)
+
+
+def load(
+    index: str, embedder: str | None, generator: str, max_running: int, context: int = CONTEXT
+) -> tuple[Index, Engine]:
+    """Open what answering takes. A model that is both embedder and generator is loaded once.
+
+    Args:
+        index: folder.
+        embedder: model folder or known name; None for the name that the index remembers.
+        generator: model folder or known name.
+        max_running: answers that are generated at once, each with a slot in the cache.
+        context: longest prompt and answer together, in tokens; no more than the model's own.
+
+    Raises:
+        InputError: if anything is missing, or the index was built with another embedder.
+    """
+    if embedder is None:
+        with Index.open(index) as found:
+            embedder = found.settings.embedder
+    encoder = Encoder.from_pretrained(embedder)
+    opened = Index.open(index, encoder)
+    if resolve(generator) == resolve(embedder):
+        model, tokenizer = encoder.model, encoder.tokenizer
+    else:
+        model, tokenizer = GPT.from_pretrained(generator), Tokenizer.from_pretrained(generator)
+    context = min(context, model.config.block_size)
+    return opened, Engine(model, tokenizer, max_running=max_running, context=context)

@@ -1,0 +1,119 @@
+"""Our own endpoints: search and cited answers."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import TypeAdapter
+
+from gpt_core.sampling import SamplingParams
+from index import Hit
+from serve import answer as answering
+from serve.answer import Answer, Prompt
+from serve.http import EventStream, event, until_disconnect
+from serve.schemas import AnswerRequest, SearchRequest
+from serve.service import Service, ServiceDep
+from serve.worker import SearchThread, TokenStream
+
+router = APIRouter(prefix="/v1", tags=["search and answers"])
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Best first."""
+
+    hits: list[Hit]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an answer will be written from: the first `n_prompt_hits` of `hits`."""
+
+    hits: list[Hit]
+    n_prompt_hits: int
+
+
+@router.post("/search")
+async def search(body: SearchRequest, request: Request, service: ServiceDep) -> SearchResult:
+    """The k passages nearest to a query."""
+
+    def find() -> list[Hit]:
+        return service.index.search(body.query, body.k, body.mode, body.filter)
+
+    return SearchResult(await until_disconnect(request, service.search.run(find)))
+
+
+@router.post("/answer", response_model=Answer)
+async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> Answer | Response:
+    """An answer with a citation for each supported sentence, or that the corpus does not say.
+
+    With `"stream": true` the response is server-sent events: `sources` (`hits`, `n_prompt_hits`), `token` (`text`, a
+    piece of the draft) again and again, then `done` (what the plain response holds), or `error`.
+    """
+    params = SamplingParams(
+        max_new_tokens=body.max_tokens,
+        temperature=body.temperature,
+        seed=body.seed,
+        stop=answering.GREEDY.stop,
+    )
+    hits, prompt = await until_disconnect(request, service.search.run(_prepare, body, service))
+    stream = service.generate(prompt.token_ids, params) if prompt else None
+    writing = Writing(body.question, hits, prompt.n_hits if prompt else 0, stream, service.search)
+    if body.stream:
+        return EventStream(writing.events(), writing.close, error_name="error")
+    try:
+        return await until_disconnect(request, writing.finish())
+    finally:
+        writing.close()
+
+
+def _prepare(body: AnswerRequest, service: Service) -> tuple[list[Hit], Prompt | None]:
+    hits = answering.retrieve(body.question, service.index, k=body.k, mode=body.mode, filter=body.filter)
+    if not hits:
+        return [], None
+    engine = service.engine
+    return hits, answering.build_prompt(
+        body.question, hits, engine.tokenizer, engine.context, body.max_tokens
+    )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """An answer on its way; `stream` is None if nothing was retrieved."""
+
+    question: str
+    hits: list[Hit]
+    n_prompt_hits: int
+    stream: TokenStream | None
+    search: SearchThread
+
+    async def events(self) -> AsyncIterator[str]:
+        """The answer as server-sent events."""
+        yield event(_SOURCES.dump_json(Sources(self.hits, self.n_prompt_hits)).decode(), "sources")
+        if self.stream:
+            async for piece in self.stream:
+                yield event({"text": piece}, "token")
+        yield event(_ANSWER.dump_json(await self._ground()).decode(), "done")
+
+    async def finish(self) -> Answer:
+        """The answer once it is whole."""
+        if self.stream:
+            await self.stream.finish()
+        return await self._ground()
+
+    async def _ground(self) -> Answer:
+        draft = self.stream.request.text if self.stream else ""
+        reason = self.stream.request.finish_reason if self.stream else None
+        return await self.search.run(
+            answering.ground, self.question, draft, self.hits, self.n_prompt_hits, reason
+        )
+
+    def close(self) -> None:
+        """Stop writing."""
+        if self.stream:
+            self.stream.close()
+
+
+_SOURCES = TypeAdapter(Sources)
+_ANSWER = TypeAdapter(Answer)

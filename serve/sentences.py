@@ -1,0 +1,52 @@
+"""Where sentences begin and end, in English and Chinese prose, Markdown and reStructuredText."""
+
+import re
+
+# A sentence may end after one of these; all but the first alternative need a look at what stands around them.
+_END = re.compile(
+    r"[。！？]+[”’」』）》】]*"  # Chinese marks always end a sentence, no space needed
+    r"|[.!?…]+[\"'”’)\]`*]*(?=\s|$)"  # Western marks only before white space: 3.14, sys.path and v1.2 stay whole
+    r"|\n[ \t]*\n"  # a blank line
+    r"|\n(?=[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t])"  # the next item of a list
+)
+_BEFORE_NAMES = (
+    "al approx cf dept dr eds eg eq est figs gen gov ie mr mrs ms mt pp prof ref rev sgt st viz vs"
+)
+_BEFORE_NUMBERS = "art ch eq fig jan feb mar apr jun jul aug sep sept oct nov dec no nos op p pt sec vol"
+_ABBREVIATIONS = frozenset(_BEFORE_NAMES.split())
+_NUMBERED = frozenset(_BEFORE_NUMBERS.split())
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Spans (start, end) of the sentences of `text` in code points, in order, without surrounding white space.
+
+    Every character that is not white space belongs to exactly one span. Abbreviations, initials, decimals, dotted
+    names and a line's own number ("2. Install") do not end a sentence; a blank line and a new list item do.
+    """
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for end in [*(m.end() for m in _END.finditer(text) if _is_boundary(text, m)), len(text)]:
+        sentence = text[start:end]
+        if stripped := sentence.strip():
+            left = start + len(sentence) - len(sentence.lstrip())
+            spans.append((left, left + len(stripped)))
+        start = end
+    return spans
+
+
+def _is_boundary(text: str, end: re.Match[str]) -> bool:
+    mark = end.group()
+    if mark[0] not in ".!?…":
+        return True
+    following = text[end.end() :].lstrip()[:1]
+    if following.islower():
+        return False
+    if mark[0] != "." or len(mark.rstrip("\"'”’)]`*")) > 1:
+        return True
+    line = text[text.rfind("\n", 0, end.start()) + 1 : end.start()]
+    word = re.split(r"[\s(\[\"'“‘]", line)[-1]
+    is_initial = len(word) == 1 and word.isupper()
+    is_item_number = line.strip() == word and re.fullmatch(r"\d{1,3}|[A-Za-z]", word) is not None
+    short = word.lower().replace(".", "")
+    is_abbreviation = short in _ABBREVIATIONS or (short in _NUMBERED and following.isdigit())
+    return not (is_initial or is_item_number or is_abbreviation)

@@ -1,0 +1,193 @@
+"use strict";
+// Documents and models are untrusted: their text enters the page as text nodes only, never as HTML.
+
+const byId = (id) => document.getElementById(id);
+const form = byId("ask"), question = byId("question"), go = byId("go"), stop = byId("stop");
+const statusLine = byId("status"), text = byId("text"), draft = byId("draft"), list = byId("hits");
+
+let running = null; // the AbortController of the request under way
+let hits = [];
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (question.value.trim()) ask(question.value.trim());
+});
+stop.addEventListener("click", () => running?.abort());
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") running?.abort();
+  if (event.key === "/" && document.activeElement !== question) {
+    event.preventDefault();
+    question.focus();
+  }
+});
+
+async function ask(asked) {
+  running?.abort();
+  const mine = (running = new AbortController());
+  const began = performance.now();
+  history.replaceState(null, "", "?" + new URLSearchParams({ q: asked }));
+  clear();
+  say("Searching…");
+  stop.hidden = false;
+  try {
+    const response = await fetch("/v1/answer", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ question: asked, stream: true }),
+      signal: mine.signal,
+    });
+    if (!response.ok) throw new Error((await response.json()).error.message);
+    for await (const { name, data } of events(response.body)) {
+      if (name === "sources") showHits(data);
+      if (name === "token") text.append(data.text);
+      if (name === "done") showAnswer(data);
+      if (name === "error") throw new Error(data.error.message);
+    }
+    say(`${((performance.now() - began) / 1000).toFixed(1)} s`);
+  } catch (error) {
+    if (running !== mine) return; // a newer question has taken over
+    if (error.name === "AbortError") say("Stopped. What is written so far has not been checked.");
+    else say(error.message, true);
+  } finally {
+    if (running === mine) {
+      running = null;
+      stop.hidden = true;
+      text.classList.remove("draft");
+    }
+  }
+}
+
+// Server-sent events of a POST, which EventSource cannot make.
+async function* events(body) {
+  let buffer = "";
+  for await (const chunk of body.pipeThrough(new TextDecoderStream())) {
+    buffer += chunk;
+    const complete = buffer.split("\n\n");
+    buffer = complete.pop();
+    for (const block of complete) {
+      const fields = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/s, 2)));
+      yield { name: fields.event, data: JSON.parse(fields.data) };
+    }
+  }
+}
+
+function clear() {
+  hits = [];
+  text.replaceChildren();
+  text.classList.add("draft");
+  list.replaceChildren();
+  draft.hidden = true;
+  byId("answer").hidden = byId("passages").hidden = true;
+}
+
+function say(message, isError = false) {
+  statusLine.textContent = message;
+  statusLine.classList.toggle("error", isError);
+}
+
+function showHits(sources) {
+  hits = sources.hits;
+  say(hits.length ? "Writing…" : "");
+  hits.forEach((hit, i) => {
+    const item = byId("hit").content.cloneNode(true).firstElementChild;
+    item.querySelector("h3").textContent = hit.title || hit.doc_id;
+    const scores = [["score", hit.score], ["dense", hit.dense], ["lexical", hit.lexical]]
+      .filter(([, value]) => value !== null)
+      .map(([name, value]) => `${name} ${value.toFixed(3)}`);
+    scores.push(i < sources.n_prompt_hits ? "read by the model" : "not read by the model");
+    item.querySelector(".scores").textContent = scores.join(" · ");
+    list.append(item);
+    showPassage(i, []);
+  });
+  byId("passages").hidden = !hits.length;
+  byId("answer").hidden = false;
+  text.setAttribute("aria-busy", "true"); // a screen reader waits for the checked answer
+}
+
+function showAnswer(answer) {
+  text.classList.remove("draft");
+  text.replaceChildren();
+  if (answer.found) {
+    const characters = Array.from(answer.draft); // offsets count code points
+    let end = 0;
+    for (const sentence of answer.sentences) {
+      text.append(characters.slice(end, sentence.start).join(""), sentenceNode(sentence));
+      end = sentence.end;
+    }
+  } else {
+    text.append(answer.text);
+    draft.hidden = !answer.draft;
+    draft.querySelector("p").textContent = answer.draft;
+  }
+  text.removeAttribute("aria-busy");
+  hits.forEach((hit, i) => showPassage(i, citationsOf(answer, hit)));
+}
+
+const citationsOf = (answer, hit) =>
+  answer.sentences.map((sentence) => sentence.citation).filter((c) => c?.passage_id === hit.passage_id);
+
+function sentenceNode(sentence) {
+  const node = document.createElement("span");
+  node.append(sentence.text);
+  if (!sentence.supported) {
+    node.className = "unsupported";
+    const badge = document.createElement("span");
+    badge.className = "badge";
+    badge.textContent = "not in the documents";
+    node.append(badge);
+    return node;
+  }
+  const number = hits.findIndex((hit) => hit.passage_id === sentence.citation.passage_id);
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "cite";
+  button.textContent = number + 1;
+  button.title = sentence.citation.text;
+  button.setAttribute("aria-label", `Source ${number + 1}: ${sentence.citation.text}`);
+  button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", () => {
+    document.querySelectorAll(".cite").forEach((b) => b.setAttribute("aria-pressed", b === button));
+    hits.forEach((_, i) => showPassage(i, i === number ? [sentence.citation] : [], "strong"));
+    const mark = list.children[number].querySelector("mark");
+    list.children[number].focus({ preventScroll: true });
+    mark.scrollIntoView({ block: "center" });
+  });
+  node.append(button);
+  return node;
+}
+
+// The passage's text with the cited stretches, which may overlap, marked.
+function showPassage(i, citations, className = "") {
+  const hit = hits[i], characters = Array.from(hit.text);
+  const node = list.children[i].querySelector(".passage");
+  node.replaceChildren();
+  let end = 0;
+  for (const citation of [...citations].sort((a, b) => a.start - b.start || b.end - a.end)) {
+    const from = Math.max(citation.start - hit.start, end), to = citation.end - hit.start;
+    if (to <= end) continue;
+    const mark = document.createElement("mark");
+    mark.className = className;
+    mark.textContent = characters.slice(from, to).join("");
+    node.append(characters.slice(end, from).join(""), mark);
+    end = to;
+  }
+  node.append(characters.slice(end).join(""));
+}
+
+async function waitUntilReady() {
+  for (;;) {
+    const response = await fetch("/readyz").catch(() => null);
+    if (response?.ok) return;
+    say(response ? (await response.json()).error.message : "The server does not answer.", true);
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+waitUntilReady().then(() => {
+  say("");
+  const asked = new URLSearchParams(location.search).get("q");
+  if (asked) {
+    question.value = asked;
+    ask(asked);
+  }
+});

@@ -1,0 +1,65 @@
+"""The content words of a text, in the form in which an answer and its sources are compared."""
+
+import re
+import sqlite3
+import unicodedata
+from collections.abc import Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from index.lexical import CJK, TOKENIZER
+
+_TERM = re.compile(
+    rf"(?P<run>[{CJK}]+)|(?P<number>\d+(?:[.,]\d+)*)(?:st|nd|rd|th|s)?|(?P<word>[^\W\d_{CJK}][^\W_{CJK}]*)"
+)
+_FUNCTION_WORDS = (
+    "a about above after again against all also am an and any are as at be because been before being below between "
+    "both but by can could d did do does doing down during each either etc few for from further had has have having "
+    "he her here hers him his how however i if in into is it its just ll m me more most my neither no nor not now of "
+    "off on once only or other our out over own re s same she should since so some such t than that the their them "
+    "then there these they this those through thus to too under until up upon ve very was we were what when where "
+    "whether which while who whom whose why will with within without would you your"
+)
+_STOP = frozenset(_FUNCTION_WORDS.split())
+
+
+class Term(NamedTuple):
+    """A content word: its Porter stem, a number, or two neighbouring Chinese characters."""
+
+    key: str
+    is_number: bool = False
+    is_name: bool = False  # capitalised although it does not begin the sentence
+
+
+def content_terms(texts: Sequence[str]) -> list[list[Term]]:
+    """The terms of each text in order, with repetitions; English stop words are dropped.
+
+    Words are compared by their Porter stem, numbers without thousands separators, and a run of Chinese, which has no
+    spaces between its words, by its overlapping bigrams.
+    """
+    raw = [_raw_terms(unicodedata.normalize("NFKC", text)) for text in texts]
+    stems = _porter({t.key for terms in raw for t in terms if not t.is_number})
+    return [[t._replace(key=stems.get(t.key, t.key)) for t in terms] for terms in raw]
+
+
+def _raw_terms(text: str) -> list[Term]:
+    terms: list[Term] = []
+    for place, match in enumerate(_TERM.finditer(text)):
+        run = match[match.lastgroup or 0]
+        if match.lastgroup == "run":
+            terms += [Term(run[i : i + 2]) for i in range(max(1, len(run) - 1))]
+        elif match.lastgroup == "number":
+            terms.append(Term(run.replace(",", ""), is_number=True))
+        elif run.lower() not in _STOP:
+            terms.append(Term(run.lower(), is_name=place > 0 and not run.islower()))
+    return terms
+
+
+def _porter(words: set[str]) -> dict[str, str]:
+    """Word → stem, by the stemmer inside SQLite's FTS5, which the index's lexical leg uses, too."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute(f"CREATE VIRTUAL TABLE words USING fts5(word, tokenize='{TOKENIZER}')")
+        db.execute("CREATE VIRTUAL TABLE stems USING fts5vocab(words, instance)")
+        ordered = sorted(words)
+        db.executemany("INSERT INTO words(rowid, word) VALUES (?, ?)", enumerate(ordered))
+        return {ordered[row]: stem for row, stem in db.execute("SELECT doc, term FROM stems")}

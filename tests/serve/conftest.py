@@ -1,0 +1,145 @@
+"""A corpus, an embedder of random weights, a generator that says what it is told to, and real servers."""
+
+import contextlib
+import socket
+import threading
+import time
+from itertools import pairwise
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from torch import nn
+
+from embed import Encoder
+from gpt_core import GPT, GPTConfig, Tokenizer
+from gpt_core.engine import Engine
+from index import Document, Index
+from serve import create_app
+from serve.server import Server
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+DOCUMENTS = [
+    Document(
+        "gil",
+        "Threads in CPython take turns. The interpreter lock became optional in October 2024. Other locks stay.",
+        "The interpreter lock",
+    ),
+    Document("cats", "A cat sleeps for most of the day. It hunts mice at dusk 🐈 and in the dark.", "Cats"),
+    Document("beijing", "北京是中国的首都。它有两千多万人口，长城在它的北边。", "北京"),
+    Document(
+        "evil",
+        "<img src=x onerror=alert(1)> Scripts like <script>alert(2)</script> stay text.",
+        "<b>Markup</b>",
+    ),
+]
+QUESTION = "When did the interpreter lock become optional?"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    tokenizer = Tokenizer.from_pretrained("gpt2")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def speaker(tokenizer, text, for_ever=False, block_size=4096):
+    """A GPT that continues "assistant:" by `text` and ends there, or begins again.
+
+    Attention and MLP add nothing, so that a token's state is its embedding; the head maps it to the token that follows
+    in `text`, in which no token may come twice.
+    """
+    chain = tokenizer.encode("assistant:")[-1:] + tokenizer.encode(text)
+    assert len(set(chain)) == len(chain), "a token comes twice"
+    chain.append(chain[1] if for_ever else tokenizer.eos_id)
+    size = {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "head_dim": 8, "n_inner": 8, "n_embd": len(chain)}
+    model = GPT(
+        GPTConfig(
+            vocab_size=50257, block_size=block_size, tie_embeddings=False, eos_id=tokenizer.eos_id, **size
+        )
+    )
+    nn.init.zeros_(model.blocks[0].attn.o.weight)
+    nn.init.zeros_(model.blocks[0].mlp.down.weight)
+    with torch.no_grad():
+        model.wte.weight.zero_()
+        model.head.weight.zero_()
+        for place, (token, following) in enumerate(pairwise(chain)):
+            model.wte.weight[token, place] = 1
+            model.head.weight[following, place] = 1
+    return model
+
+
+def random_gpt(seed=0):
+    torch.manual_seed(seed)
+    return GPT(GPTConfig.gpt2(vocab_size=50257, block_size=1024, n_layer=2, n_head=2, n_embd=32))
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer):
+    return Encoder(random_gpt(), tokenizer, name="tiny-embedder")
+
+
+@pytest.fixture
+def index(tmp_path, encoder):
+    with Index.create(tmp_path / "index", encoder) as index:
+        index.add(DOCUMENTS)
+        yield index
+
+
+_servers: dict[str, Server] = {}
+
+
+def stop(url):
+    """Tell the server at `url` to stop, as SIGTERM does."""
+    _servers[url].should_exit = True
+
+
+@contextlib.contextmanager
+def serving(app):
+    """The base URL of `app` on a real server."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = _servers[url] = Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield url
+    finally:
+        stop(url)
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture
+def serve(index, tokenizer):
+    """serve(text or model, …) → (base URL, app): a server whose generator says `text`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(generator, max_running=4, max_requests=64, **engine):
+            model = speaker(tokenizer, generator) if isinstance(generator, str) else generator
+            engine = Engine(model, tokenizer, max_running=max_running, **engine)
+            app = create_app(index, engine, generator_name="tiny-gpt", max_requests=max_requests)
+            return stack.enter_context(serving(app)), app
+
+        yield start
+
+
+@pytest.fixture
+def client():
+    with httpx.Client(timeout=30) as client:
+        yield client
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to pass"
+        time.sleep(0.01)
+
+
+def sse(response):
+    """The events of a response as (event, data) strings."""
+    for block in response.read().decode().split("\n\n")[:-1]:
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        yield fields.get("event"), fields["data"]

@@ -1,0 +1,186 @@
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, sse, wait_until
+
+TRUE = " It became optional in October 2024."
+MIXED = " The lock became optional in October 2024! Cats purr on Tuesdays."
+JSON = {"Content-Type": "application/json"}
+TEXT = {d.id: d.text for d in DOCUMENTS}
+
+
+def check_envelope(response, status, code=None):
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert code is None or error["code"] == code
+    return error
+
+
+# --- search ---
+
+
+def test_search_finds_and_gives_offsets_into_the_document(serve, client):
+    url, _ = serve(TRUE)
+    body = {"query": "interpreter lock optional", "k": 2, "mode": "lexical"}
+    hits = client.post(f"{url}/v1/search", json=body).json()["hits"]
+    assert [hit["doc_id"] for hit in hits] == ["gil"]  # lexical search returns what matches
+    assert TEXT["gil"][hits[0]["start"] : hits[0]["end"]] == hits[0]["text"]
+    assert hits[0]["dense"] is None
+    assert hits[0]["lexical"] > 0
+    hybrid = client.post(
+        f"{url}/v1/search", json={"query": "长城在哪里", "filter": {"doc_id": "beijing"}}
+    ).json()
+    assert [hit["doc_id"] for hit in hybrid["hits"]] == ["beijing"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "names"),
+    [
+        ("/v1/search", {"query": " "}, 422, "query"),
+        ("/v1/search", {"query": "x", "top_k": 3}, 422, "top_k"),
+        ("/v1/search", {"query": "x", "k": 0}, 422, "k"),
+        ("/v1/search", {"query": "x", "mode": "fuzzy"}, 422, "mode"),
+        ("/v1/search", {"query": "x", "filter": {"year": None}}, 422, "year"),
+        ("/v1/answer", {}, 422, "question"),
+        ("/v1/answer", {"question": "  "}, 422, "question"),
+        ("/v1/answer", {"question": "x", "stream": "perhaps"}, 422, "stream"),
+        ("/v1/answer", {"question": "why " * 5000}, 422, "shorter question"),
+        ("/v1/answer", {"question": "x", "temperature": -1}, 422, "temperature"),
+        ("/v1/chat/completions", {"model": "tiny-gpt", "messages": []}, 400, "messages"),
+        ("/v1/embeddings", {"model": "tiny-embedder", "input": []}, 400, "input"),
+    ],
+)
+def test_bad_input_is_named_in_openais_envelope(serve, client, path, body, status, names):
+    url, _ = serve(TRUE)
+    error = check_envelope(client.post(url + path, json=body), status)
+    assert names in error["message"] or names == error["param"]
+
+
+def test_what_is_no_json_or_no_path_is_an_envelope_too(serve, client):
+    url, _ = serve(TRUE)
+    check_envelope(client.post(f"{url}/v1/search", content="{", headers=JSON), 422, "json_invalid")
+    check_envelope(client.get(f"{url}/v1/nothing"), 404)
+    check_envelope(client.get(f"{url}/v1/search"), 405)
+    check_envelope(client.get(f"{url}/static/../app.py"), 404)
+
+
+# --- answers ---
+
+
+def test_plain_answer_cites_the_sentence_it_stands_on(serve, client):
+    url, _ = serve(TRUE)
+    answer = client.post(f"{url}/v1/answer", json={"question": QUESTION}).json()
+    assert answer["found"]
+    assert answer["text"] == answer["draft"] == TRUE.strip()
+    assert answer["finish_reason"] == "stop"
+    (sentence,) = answer["sentences"]
+    citation = sentence["citation"]
+    assert sentence["supported"]
+    assert citation["text"] == "The interpreter lock became optional in October 2024."
+    assert TEXT[citation["doc_id"]][citation["start"] : citation["end"]] == citation["text"]
+
+
+def test_stream_gives_sources_then_tokens_then_the_plain_answer(serve, client):
+    url, _ = serve(MIXED)
+    plain = client.post(f"{url}/v1/answer", json={"question": QUESTION}).json()
+    with client.stream("POST", f"{url}/v1/answer", json={"question": QUESTION, "stream": True}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [(name, json.loads(data)) for name, data in sse(response)]
+    names = [name for name, _ in events]
+    assert names == ["sources"] + ["token"] * (len(events) - 2) + ["done"]
+    assert len(events) > 5
+    assert events[0][1] == {"hits": plain["hits"], "n_prompt_hits": plain["n_prompt_hits"]}
+    assert "".join(data["text"] for _, data in events[1:-1]).strip() == plain["draft"]
+    assert events[-1][1] == plain
+    assert [s["supported"] for s in plain["sentences"]] == [True, False]
+    assert plain["sentences"][1]["citation"] is None
+
+
+def test_an_unsupported_draft_is_not_the_answer(serve, client):
+    url, _ = serve(" Spain won against France.")
+    answer = client.post(f"{url}/v1/answer", json={"question": "Who won the 2010 World Cup?"}).json()
+    assert not answer["found"]
+    assert answer["text"] == "The corpus does not say."
+    assert answer["draft"] == "Spain won against France."
+    assert len(answer["hits"]) == 4
+    chinese = client.post(f"{url}/v1/answer", json={"question": "谁赢了世界杯？"}).json()
+    assert chinese["text"] == "资料里没有答案。"
+
+
+def test_nothing_retrieved_is_said_without_generating(serve, client):
+    url, _ = serve(TRUE)
+    body = {"question": "Zyzzyva?", "mode": "lexical"}
+    answer = client.post(f"{url}/v1/answer", json=body).json()
+    assert (answer["found"], answer["draft"], answer["hits"]) == (False, "", [])
+    with client.stream("POST", f"{url}/v1/answer", json=body | {"stream": True}) as response:
+        assert [name for name, _ in sse(response)] == ["sources", "done"]
+
+
+def test_an_engine_that_fails_ends_the_stream_with_an_error(serve, client, tokenizer):
+    model = random_gpt()
+    model.wte.weight.data.fill_(float("nan"))
+    url, _ = serve(model)
+    body = {"question": QUESTION, "stream": True}
+    with client.stream("POST", f"{url}/v1/answer", json=body) as response:
+        *_, (name, data) = sse(response)
+    assert name == "error"
+    assert json.loads(data)["error"]["code"] == "generation_failed"
+    response = client.post(f"{url}/v1/answer", json={"question": QUESTION})
+    check_envelope(response, 500, "generation_failed")
+    assert client.get(f"{url}/readyz").status_code == 200  # it failed one request, not the server
+
+
+# --- health and pages ---
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_worker_makes_the_server_not_ready(serve, client, monkeypatch):
+    url, app = serve(TRUE)
+    assert client.get(f"{url}/livez").json() == {"status": "alive"}
+    assert client.get(f"{url}/readyz").json() == {"status": "ready"}
+    engine = app.state.service.engine
+
+    def broken():
+        raise RuntimeError("the worker's own bug")
+
+    monkeypatch.setattr(engine, "step", broken)
+    check_envelope(client.post(f"{url}/v1/answer", json={"question": QUESTION}), 503, "unavailable")
+    wait_until(lambda: client.get(f"{url}/readyz").status_code == 503)
+    assert client.get(f"{url}/livez").status_code == 200
+
+
+def test_pages_load_nothing_from_elsewhere(serve, client):
+    url, _ = serve(TRUE)
+    for path in ("/", "/docs", "/static/page.js", "/static/style.css"):
+        response = client.get(url + path)
+        assert response.status_code == 200
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+        assert "unsafe" not in response.headers["content-security-policy"]
+        assert "http://" not in response.text
+        assert "https://" not in response.text
+        assert "innerHTML" not in response.text
+    paths = client.get(f"{url}/openapi.json").json()["paths"]
+    assert set(paths) >= {"/v1/search", "/v1/answer", "/v1/embeddings", "/v1/chat/completions", "/readyz"}
+
+
+def test_two_clients_at_once_get_what_each_gets_alone(serve):
+    url, _ = serve(random_gpt(seed=3), max_running=2)
+    questions = [QUESTION, "What does a cat hunt at dusk and in the dark?"]
+
+    def body(question):
+        return {"question": question, "temperature": 1.0, "seed": 7, "max_tokens": 40}
+
+    with httpx.Client(timeout=60) as client:
+        alone = [client.post(f"{url}/v1/answer", json=body(q)).json() for q in questions]
+
+    async def both():
+        async with httpx.AsyncClient(timeout=60) as client:
+            return await asyncio.gather(*(client.post(f"{url}/v1/answer", json=body(q)) for q in questions))
+
+    together = [response.json() for response in asyncio.run(both())]
+    assert [a["draft"] for a in together] == [a["draft"] for a in alone]
+    assert alone[0]["draft"] != alone[1]["draft"]

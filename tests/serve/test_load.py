@@ -1,0 +1,169 @@
+"""Clients that go away, and more of them than fit."""
+
+import asyncio
+import json
+import socket
+import threading
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from gpt_core.engine import Engine
+from gpt_core.sampling import SamplingParams
+from serve import create_app
+from serve.errors import OverloadedError
+from serve.worker import SearchThread, Worker
+from tests.serve.conftest import QUESTION, serving, speaker, stop, wait_until
+
+CHAT = {"model": "tiny-gpt", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
+ANSWER = {"question": QUESTION, "max_tokens": 3500}
+
+
+@pytest.fixture
+def endless(tokenizer):
+    """A generator that ends only with its context."""
+    return speaker(tokenizer, " on and", for_ever=True)
+
+
+def post(url, path, body):
+    """Send a request over a bare socket and leave it open."""
+    parts = urlsplit(url)
+    connection = socket.create_connection((parts.hostname, parts.port))
+    payload = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/answer", ANSWER)])
+def test_a_client_that_goes_away_cancels_its_request(serve, client, endless, path, body, stream):
+    url, app = serve(endless, max_running=1)
+    service = app.state.service
+    seen = []
+    submit = service.engine.submit
+    service.engine.submit = lambda *args: seen.append(submit(*args)) or seen[-1]
+    connection = post(url, path, body | {"stream": stream})
+    wait_until(lambda: seen and len(seen[0].token_ids) > 5)
+    connection.close()
+    wait_until(lambda: seen[0].done)
+    assert seen[0].finish_reason == "cancelled"
+    assert len(seen[0].token_ids) < 3000
+    # its place is free again
+    short = CHAT | {"max_tokens": 3}
+    assert client.post(f"{url}/v1/chat/completions", json=short).status_code == 200
+
+
+def test_one_more_than_fits_gets_503_and_when_to_come_back(serve, client, endless):
+    url, app = serve(endless, max_running=1, max_requests=2)
+    service = app.state.service
+    with client.stream("POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as running:
+        pieces = running.iter_raw()
+        next(pieces)
+        waiting = post(url, "/v1/chat/completions", CHAT)
+        wait_until(lambda: len(service.worker._live) == 2)
+        with httpx.Client() as third:
+            for path, body in (("/v1/chat/completions", CHAT), ("/v1/answer", ANSWER | {"stream": True})):
+                refused = third.post(url + path, json=body)
+                assert refused.status_code == 503
+                assert refused.json()["error"]["code"] == "overloaded"
+                assert int(refused.headers["Retry-After"]) > 0
+            assert third.get(f"{url}/readyz").status_code == 200
+        waiting.close()
+    wait_until(lambda: not service.worker._live)
+    assert client.post(f"{url}/v1/chat/completions", json=CHAT | {"max_tokens": 2}).status_code == 200
+
+
+def test_searches_are_bounded_and_never_hold_the_event_loop_up(serve, client, monkeypatch):
+    url, app = serve(" so", max_requests=1)
+    release, began = threading.Event(), threading.Event()
+
+    def slow(*_):
+        began.set()
+        assert release.wait(20)
+        return []
+
+    monkeypatch.setattr(app.state.service.index, "search", slow)
+    first = threading.Thread(
+        target=httpx.post, args=(f"{url}/v1/search",), kwargs={"json": {"query": "x"}, "timeout": 30}
+    )
+    first.start()
+    assert began.wait(10)
+    assert client.get(f"{url}/livez", timeout=2).status_code == 200
+    assert client.post(f"{url}/v1/search", json={"query": "y"}).status_code == 503
+    release.set()
+    first.join()
+    wait_until(lambda: client.post(f"{url}/v1/search", json={"query": "y"}).status_code == 200)
+
+
+def test_stopping_the_server_tells_the_answers_that_run(index, tokenizer, client, endless, monkeypatch):
+    monkeypatch.setattr("serve.server.GRACE", 0.2)
+    app = create_app(index, Engine(endless, tokenizer), generator_name="tiny-gpt")
+    with serving(app) as url, post(url, "/v1/chat/completions", CHAT | {"stream": True}) as connection:
+        received = connection.recv(1000)
+        assert b"200 OK" in received
+        stop(url)
+        while chunk := connection.recv(100_000):
+            received += chunk
+    last = [line for line in received.split(b"\r\n") if line.startswith(b"data: ")][-1]
+    assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "The server is shutting down."
+    assert not app.state.service.worker.alive
+
+
+# --- the worker alone ---
+
+
+def test_an_idle_worker_does_not_step(tokenizer, monkeypatch):
+    engine = Engine(speaker(tokenizer, " so"), tokenizer)
+    steps = []
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: steps.append(1) or step())
+    worker = Worker(engine)
+    worker.start()
+    for _ in range(2):
+        done = threading.Event()
+        pieces = []
+        worker.submit(tokenizer.encode("assistant:"), SamplingParams(temperature=0), pieces.append, done.set)
+        assert done.wait(10)
+        assert pieces == [" so"]
+    n_steps = len(steps)
+    assert not threading.Event().wait(0.1)
+    assert len(steps) == n_steps <= 8
+    worker.close()
+    assert not worker.alive
+
+
+def test_closing_a_worker_reports_every_request(tokenizer, endless):
+    worker = Worker(Engine(endless, tokenizer, max_running=1), max_requests=3)
+    worker.start()
+    ended = [threading.Event() for _ in range(3)]
+    prompt = tokenizer.encode("assistant:")
+    requests = [
+        worker.submit(prompt, SamplingParams(max_new_tokens=4000), lambda _: None, e.set) for e in ended
+    ]
+    with pytest.raises(OverloadedError):
+        worker.submit(prompt, SamplingParams(), lambda _: None, lambda: None)
+    worker.close()
+    assert all(event.is_set() for event in ended)
+    assert {request.finish_reason for request in requests} == {"cancelled"}
+
+
+def test_a_cancelled_search_that_has_not_begun_never_begins():
+    async def scenario():
+        thread = SearchThread(max_waiting=2)
+        release, calls = threading.Event(), []
+        running = asyncio.ensure_future(thread.run(release.wait, 10))
+        waiting = asyncio.ensure_future(thread.run(calls.append, 1))
+        await asyncio.sleep(0.05)
+        with pytest.raises(OverloadedError):
+            await thread.run(calls.append, 2)
+        waiting.cancel()
+        await asyncio.sleep(0.05)
+        release.set()
+        assert await running
+        await thread.run(calls.append, 3)
+        thread.close(lambda: calls.append(4))
+        assert calls == [3, 4]
+
+    asyncio.run(scenario())
