@@ -30,6 +30,12 @@ FORMAT = 1
 FILE = "index.sqlite"
 Numbers = NDArray[np.int64]
 
+# What the machine does to us, such as a full disk; other errors of SQLite are bugs of ours.
+NOT_OURS = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
+}
+
 SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT;
 CREATE TABLE documents (
@@ -69,7 +75,7 @@ class Store:
                         f"{self._path} has format {version}; this program reads format {FORMAT}."
                     )
                 self.settings = Settings.from_json(_get(tx, "settings"))
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise InputError(f"{self._path} is no index that can be read: {error}.") from None
 
     @classmethod
@@ -119,6 +125,10 @@ class Store:
             connection.execute(begin)
             yield connection
             connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF in NOT_OURS:
+                raise OSError(f"{self._path}: {error}") from error
+            raise
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

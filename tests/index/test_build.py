@@ -1,0 +1,214 @@
+"""The doors, as a user meets them."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gpt_core.doors import open_door
+from gpt_core.errors import InputError
+from index.build import build_index
+from index.index import Index
+from index.search import search_index
+from index.store import Store
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory, make_encoder):
+    """A model folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    encoder = make_encoder(corpus_map="standardise")
+    encoder.model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(gpt2_tokenizer_json())
+    (folder / "embedder.json").write_text(encoder.config.to_json())
+    return folder
+
+
+def gpt2_tokenizer_json() -> str:
+    from tokenizers import ByteLevelBPETokenizer
+
+    from gpt_core.tokenizer import ASSETS
+
+    return ByteLevelBPETokenizer(str(ASSETS / "encoder.json"), str(ASSETS / "vocab.bpe")).to_str()
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.md").write_text("---\nkind: rule\nyear: 2001\n---\n# Style\n\nIndent by four spaces. " * 3)
+    (folder / "b.txt").write_text("知之为知之，不知为不知，是知也。")
+    (folder / "c.jsonl").write_text(
+        '{"_id": "walrus", "title": "Walrus", "text": "Assignment expressions.", "year": 2018}\n'
+    )
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+@pytest.fixture
+def built(tmp_path, notes, embedder, capsys):
+    build_index(input=[str(notes)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32)
+    out, err = capsys.readouterr()
+    assert "3 documents added, 0 updated, 0 unchanged" in out
+    assert "passed over 1 files of other kinds, such as" in err
+    return tmp_path / "index"
+
+
+def test_building_again_adds_updates_and_deletes(built, notes, capsys):
+    again = {"input": [str(notes)], "index": str(built)}  # the embedder is the index's own
+    build_index(**again)
+    assert "0 documents added, 0 updated, 3 unchanged, 0 deleted; 0 passages" in capsys.readouterr().out
+    (notes / "b.txt").write_text("学而时习之")
+    (notes / "c.jsonl").unlink()
+    (notes / "d.txt").write_text("new " * 200)
+    build_index(**again, delete_missing=True, refit_map=True)
+    out = capsys.readouterr().out
+    assert "1 documents added, 1 updated, 1 unchanged, 1 deleted" in out
+    assert "it now holds 3 documents" in out
+    with Index.open(built) as index:
+        assert index.document_ids() == ["a.md", "b.txt", "d.txt"]
+        assert index.stats()["map_passages"] == index.stats()["passages"]
+        assert [hit.doc_id for hit in index.search("学而", mode="lexical")] == ["b.txt"]
+        assert (built / "snapshot.faiss").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "x"}\n{"text": \n', "line 2, is not valid JSON"),
+        ("", "there is no text in it"),
+        ('{"text": " "}', "there is no text in it"),
+        (None, "does not exist"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path, embedder, content, message):
+    path = tmp_path / "corpus.jsonl"
+    if content is not None:
+        path.write_text(content)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=message):
+        build_index(input=[str(path)], index=str(tmp_path / "index"), embedder=str(embedder))
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_before_the_first_commit_leaves_no_folder(tmp_path, notes, embedder, monkeypatch):
+    """SQLite itself is told that the file may not grow."""
+    write = Store.write
+
+    @contextmanager
+    def write_to_a_full_disk(store: Store) -> Iterator[sqlite3.Connection]:
+        with write(store) as tx:
+            tx.execute(f"PRAGMA max_page_count = {tx.execute('PRAGMA page_count').fetchone()[0]}")
+            yield tx
+
+    monkeypatch.setattr(Store, "write", write_to_a_full_disk)
+    (notes / "long.txt").write_text("long " * 10_000)
+    with pytest.raises(OSError, match=r"index\.sqlite: database or disk is full"):
+        build_index(input=[str(notes)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32)
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 64}, "was made with max_tokens 32, not 64"),
+        ({"passages_per_document": 2}, "was made with passages_per_document None, not 2"),
+        ({"fusion": "rrf"}, "was made with fusion tm2c2, not rrf"),
+        ({"embedder": "no-such-model"}, "no-such-model"),
+    ],
+)
+def test_settings_other_than_the_index_s_own_are_refused(built, notes, options, message):
+    with pytest.raises(InputError, match=message):
+        build_index(input=[str(notes)], index=str(built), **options)
+
+
+def test_searching_prints_hits_or_json(built, capsys):
+    search_index("indent", index=str(built), mode="lexical")
+    first = capsys.readouterr().out
+    assert first.startswith(" 1. ")
+    assert "Style  [a.md#" in first
+    search_index("walrus", index=str(built), k=2, filter=("year>=2000", "doc_id=walrus"), json=True)
+    (hit,) = json.loads(capsys.readouterr().out)["hits"]
+    assert (hit["doc_id"], hit["metadata"], hit["text"]) == (
+        "walrus",
+        {"year": 2018},
+        "Assignment expressions.",
+    )
+    search_index("nothing like it", index=str(built), mode="lexical")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "nothing found\n")
+    search_index("much too long " * 100, index=str(built), k=1)
+    assert "the query was cut to the embedder's 96 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["x", "--index", "nowhere"], 1, "nowhere holds no index"),
+        ([" ", "--mode", "lexical"], 1, "The query is empty"),
+        (["x", "-k", "0"], 1, "k is 0"),
+        (["x", "--filter", "year"], 1, "filter 'year'; expected field=value"),
+        (["x", "--mode", "fuzzy"], 2, "fuzzy"),
+        (["x", "-k", "many"], 2, "many"),
+        ([], 2, "STR"),
+    ],
+)
+def test_wrong_arguments_of_search_end_in_one_line(built, capsys, arguments, status, message):
+    if "--index" not in arguments:
+        arguments = [*arguments, "--index", str(built)]
+    with pytest.raises(SystemExit) as stopped:
+        open_door(search_index, args=arguments)
+    said = capsys.readouterr().err or str(stopped.value.code)
+    assert message in said
+    if status == 1:  # the interpreter prints a string on one line and ends with status 1
+        assert isinstance(stopped.value.code, str)
+        assert "\n" not in stopped.value.code
+    else:
+        assert stopped.value.code == status
+
+
+def test_ctrl_c_stops_the_script_and_keeps_what_was_committed(tmp_path, embedder, capsys):
+    path = tmp_path / "many.jsonl"
+    path.write_text(
+        "".join(json.dumps({"_id": f"d{i}", "text": f"Number {i}. " * 60}) + "\n" for i in range(3000))
+    )
+    index = tmp_path / "index"
+    command = [
+        sys.executable,
+        "scripts/build_index.py",
+        "--input",
+        path,
+        "--index",
+        index,
+        "--embedder",
+        embedder,
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "--max_tokens", "32"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    n = 0
+    while process.poll() is None and not n:
+        time.sleep(0.02)
+        if index.exists():
+            with Index.open(index) as reader:  # a second process reads while the first writes
+                n = reader.stats()["documents"]
+    with pytest.raises(InputError, match="Another process is writing to"):
+        build_index(input=[str(path)], index=str(index))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert err == "build_index.py: stopped\n"
+    with Index.open(index) as reader:
+        assert n <= reader.stats()["documents"] < 3000
+    search_index("Number 7", index=str(index), k=1)
+    assert capsys.readouterr().out.startswith(" 1. ")
