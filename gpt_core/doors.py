@@ -11,7 +11,6 @@ import tyro
 from gpt_core.errors import InputError
 from gpt_core.presets import read_config
 
-
 Function = Callable[..., Any]
 
 
