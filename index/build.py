@@ -51,6 +51,8 @@ def build_index(
         delete_missing: delete documents that are in the index but not in the input.
     """
     started = time.perf_counter()
+    if not input:
+        raise InputError("--input names nothing; expected files or folders.")
     skipped = list_files(input)[1]
     if skipped:
         print(f"passed over {len(skipped)} files of other kinds, such as {skipped[0]}", file=sys.stderr)
@@ -122,5 +124,5 @@ def _report(index: Index, changes: Changes, n_deleted: int, seconds: float) -> N
         limit = index.encoder.max_tokens
         print(f"{changes.truncated} passages with their titles were cut to the embedder's {limit} tokens")
     fitted = stats["map_passages"]
-    if stats["corpus_map"] != "none" and stats["passages"] > 2 * fitted:
+    if stats["corpus_map"] != "none" and stats["passages"] > 2 * max(fitted, 1):
         print(f"the corpus map was fitted on {fitted} passages; --refit_map fits it on all")

@@ -187,7 +187,8 @@ def _read_text(path: Path, name: str) -> Iterator[tuple[str, Document]]:
     if "\0" in text:
         raise InputError(f"{path} is not text: it holds a zero byte.")
     title, metadata = _markdown_head(text) if path.suffix == ".md" else ("", {})
-    yield str(path), Document(name, text, title or path.stem, metadata, str(path))
+    title = title or (path.stem if text.strip() else "")  # an empty file's name is nothing to find
+    yield str(path), Document(name, text, title, metadata, str(path))
 
 
 def _markdown_head(text: str) -> tuple[str, dict[str, Any]]:

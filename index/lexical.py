@@ -10,11 +10,17 @@ import unicodedata
 
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 
+# Lucene's list, and what makes a question of a sentence: in prose these words are rare and so would weigh much. Leaving
+# them out raises nDCG@10 of this leg on SQuAD's training questions from .870 to .884, on Natural Questions from .845 to
+# .850, and changes it by less than .003 on SciFact's and NFCorpus's development queries.
 LUCENE_ENGLISH = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
     "to was will with"
 )
-STOP_WORDS = frozenset(LUCENE_ENGLISH.split())
+QUESTIONS = (
+    "what which who whom when whose where why how do does did can could should would i my me you your we our"
+)
+STOP_WORDS = frozenset(f"{LUCENE_ENGLISH} {QUESTIONS}".split())
 # Scripts written without spaces, and Korean, whose words carry particles: Han, kana, hangul
 CJK = (
     "\u3005-\u3007\u3021-\u3029\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"

@@ -16,6 +16,7 @@ from index.store import Store, full_text
 
 # So many passages are encoded and committed together: what a kill can cost, against what a batch saves.
 PASSAGES_PER_COMMIT = 64
+ENCODED_AT_ONCE = 1024
 
 
 @dataclass
@@ -141,7 +142,9 @@ def _commit(store: Store, encoder: Encoder | None, pending: dict[str, _Prepared]
     encoded = np.empty((0, store.settings.dimension), dtype=np.float32)
     if texts and encoder:
         before = encoder.n_truncated
-        encoded = encoder.encode_document(texts)
+        # A document of many megabytes has passages without end: their tokens are never all in memory.
+        blocks = [texts[i : i + ENCODED_AT_ONCE] for i in range(0, len(texts), ENCODED_AT_ONCE)]
+        encoded = np.concatenate([encoder.encode_document(block) for block in blocks])
         changes.truncated += encoder.n_truncated - before
     with store.write() as tx:
         for one in pending.values():

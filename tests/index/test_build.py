@@ -84,6 +84,7 @@ def test_building_again_adds_updates_and_deletes(built, notes, capsys):
     [
         ('{"text": "x"}\n{"text": \n', "line 2, is not valid JSON"),
         ("", "there is no text in it"),
+        ("\n\n", "there is no text in it"),
         ('{"text": " "}', "there is no text in it"),
         (None, "does not exist"),
     ],
@@ -96,6 +97,17 @@ def test_bad_input_leaves_nothing_behind(tmp_path, embedder, content, message):
     with pytest.raises(InputError, match=message):
         build_index(input=[str(path)], index=str(tmp_path / "index"), embedder=str(embedder))
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_file_is_no_corpus(tmp_path, embedder):
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(InputError, match=r"empty\.txt: there is no text in it"):
+        build_index(
+            input=[str(tmp_path / "empty.txt")], index=str(tmp_path / "index"), embedder=str(embedder)
+        )
+    with pytest.raises(InputError, match="--input names nothing"):
+        build_index(input=[], index=str(tmp_path / "index"), embedder=str(embedder))
+    assert not (tmp_path / "index").exists()
 
 
 def test_a_full_disk_before_the_first_commit_leaves_no_folder(tmp_path, notes, embedder, monkeypatch):
