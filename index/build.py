@@ -96,7 +96,8 @@ def _opened(
             yield index
         return
     encoder = Encoder.from_pretrained(embedder or DEFAULT_EMBEDDER)
-    with Index.create(folder, encoder, fusion=Fusion(fusion) if fusion else None, **given) as index:
+    other = Fusion(fusion) if fusion and fusion != encoder.config.fusion.kind else None
+    with Index.create(folder, encoder, fusion=other, **given) as index:
         try:
             yield index
         except BaseException:

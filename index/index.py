@@ -107,24 +107,18 @@ class Index:
         """
         snapshot = Snapshot.state_on_disk(Path(folder))
         store = Store(folder)
-        settings = store.settings
-        if encoder and encoder.fingerprint != settings.fingerprint:
+        if encoder and encoder.fingerprint != store.settings.fingerprint:
             store.close()
-            built_with = (
-                f"{settings.embedder} ({settings.fingerprint[:12]})"
-                if settings.fingerprint
-                else "ready vectors"
-            )
+            own = store.settings.embedder_words
             raise InputError(
-                f"{folder} was built with {built_with}, not with {encoder.name} ({encoder.fingerprint[:12]}); "
+                f"{folder} was built with {own}, not with {encoder.name} ({encoder.fingerprint[:12]}); "
                 "open it with its own embedder, or build another index."
             )
         with store.read() as tx:
             # A store that came back from a backup does not share the snapshot's past. That shows only as long as it
             # has not grown beyond the snapshot's number.
-            if snapshot and (
-                snapshot.identity != settings.identity or snapshot.sequence > store.sequence(tx)
-            ):
+            other = snapshot and snapshot.identity != store.settings.identity
+            if snapshot and (other or snapshot.sequence > store.sequence(tx)):
                 Snapshot.discard(store.folder)
         return cls(store, encoder)
 
@@ -278,7 +272,7 @@ class Index:
         queries = check_vectors(cast(ArrayLike, query), self.settings.dimension)
         if mode == "lexical":
             raise InputError(
-                "A lexical search takes words; give a text, or search for the vector in mode dense."
+                "A lexical search takes words; give a text, or look for the vector in mode dense."
             )
         with self._current() as (tx, view):
             numbers = None if filter is None else allowed(tx, filter)
@@ -290,9 +284,7 @@ class Index:
             if not text.strip():
                 raise InputError("The query is empty; expected some text.")
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                raise InputError(
-                    f"The query {text!r} is not valid Unicode: it holds half of a surrogate pair."
-                )
+                raise InputError(f"The query {text!r} holds half of a surrogate pair; expected Unicode text.")
         if mode == "lexical":
             with self._store.read() as tx:
                 numbers = None if filter is None else allowed(tx, filter)

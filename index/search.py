@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from embed.encoder import Encoder
+from gpt_core.errors import InputError
 from index.filters import parse_filter
 from index.index import Hit, Index, Mode
 
@@ -42,6 +43,8 @@ def search_index(
         if mode == "lexical":
             return _print(query, mode, found.search(query, k, mode, wanted), json)
         name = embedder or found.settings.embedder
+        if not name:
+            raise InputError(f"{index} was built from ready vectors; search it with --mode lexical.")
     encoder = Encoder.from_pretrained(name)
     with Index.open(index, encoder) as found:
         hits = found.search(query, k, mode, wanted)

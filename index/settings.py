@@ -85,6 +85,11 @@ class Settings:
         values = json.loads(text)
         return cls(**{**values, "fusion": Fusion(**values["fusion"])})
 
+    @property
+    def embedder_words(self) -> str:
+        """The embedder, as messages speak of it."""
+        return f"{self.embedder} ({self.fingerprint[:12]})" if self.fingerprint else "ready vectors"
+
     def to_json(self) -> str:
         """The settings as JSON."""
         return json.dumps(asdict(self))

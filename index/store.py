@@ -26,7 +26,7 @@ from index.lexical import TOKENIZER, index_text
 from index.passages import Passage
 from index.settings import Settings
 
-FORMAT = 1
+FORMAT = 1  # of the schema and of what `index_text` makes of a text
 FILE = "index.sqlite"
 Numbers = NDArray[np.int64]
 
@@ -126,7 +126,8 @@ class Store:
             yield connection
             connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF in NOT_OURS:
+            # Python's own complaints, such as a closed connection, have no code.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_OURS:
                 raise OSError(f"{self._path}: {error}") from error
             raise
         finally:
@@ -171,9 +172,9 @@ class Store:
 
     def put(
         self, tx: sqlite3.Connection, document: Document, passages: Sequence[Passage], vectors: Vectors
-    ) -> None:
-        """Write a document with its passages and their vectors (n, dimension), in place of one of the same id."""
-        self.remove(tx, document.id)
+    ) -> bool:
+        """Write a document with its passages and their vectors (n, dimension); True if it replaced one of its id."""
+        replaced = self.remove(tx, document.id)
         columns = (document.title, document.text, document.metadata_json, document.hash, document.source)
         insert = "INSERT INTO documents (id, title, text, metadata, hash, source) VALUES (?, ?, ?, ?, ?, ?)"
         owner = tx.execute(insert, (document.id, *columns)).lastrowid
@@ -186,6 +187,7 @@ class Store:
             tx.execute("INSERT INTO vectors VALUES (?, ?)", (number, vector.tobytes()))
             terms = index_text(full_text(document.title, passage.text))
             tx.execute("INSERT INTO lexical (rowid, terms) VALUES (?, ?)", (number, terms))
+        return replaced
 
     def remove(self, tx: sqlite3.Connection, doc_id: str) -> bool:
         """Delete a document with everything that belongs to it; False if there is none of that id."""

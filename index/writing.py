@@ -151,8 +151,7 @@ def _commit(store: Store, encoder: Encoder | None, pending: dict[str, _Prepared]
             vectors = one.vectors
             if vectors is None:
                 vectors, encoded = encoded[: len(one.passages)], encoded[len(one.passages) :]
-            replaced = store.remove(tx, one.document.id)
-            store.put(tx, one.document, one.passages, vectors)
+            replaced = store.put(tx, one.document, one.passages, vectors)
             changes.updated += replaced
             changes.added += not replaced
             changes.empty += not one.passages

@@ -15,6 +15,7 @@ import pytest
 from gpt_core.doors import open_door
 from gpt_core.errors import InputError
 from index.build import build_index
+from index.documents import Document
 from index.index import Index
 from index.search import search_index
 from index.store import Store
@@ -158,6 +159,15 @@ def test_searching_prints_hits_or_json(built, capsys):
     assert (out, err) == ("", "nothing found\n")
     search_index("much too long " * 100, index=str(built), k=1)
     assert "the query was cut to the embedder's 96 tokens" in capsys.readouterr().err
+
+
+def test_an_index_of_ready_vectors_is_searched_for_words(tmp_path, capsys):
+    with Index.create(tmp_path / "index", dimension=2) as index:
+        index.add(Document("a", "some words"), [1, 0])
+    search_index("words", index=str(tmp_path / "index"), mode="lexical")
+    assert "some words" in capsys.readouterr().out
+    with pytest.raises(InputError, match="was built from ready vectors; search it with --mode lexical"):
+        search_index("words", index=str(tmp_path / "index"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,9 @@ from gpt_core.errors import InputError
 from index import dense
 from index.documents import Document
 from index.index import Index
+
+# isort: split
+import faiss
 
 D = 8
 WORDS = ["python", "rust", "garbage", "collector", "大学", "学生", "type", "checker"]
@@ -238,6 +242,7 @@ def test_an_empty_index_finds_nothing_and_an_empty_batch_too(tmp_path, encoder):
             assert index.search("x", mode=mode) == []
             assert index.search(["x", "y"], mode=mode, filter={"a": 1}) == [[], []]
             assert index.search([], mode=mode) == []
+        assert index.search(np.empty((0, 16))) == []
 
 
 def test_many_threads_search_while_one_writes(index):
@@ -266,3 +271,22 @@ def test_many_threads_search_while_one_writes(index):
         thread.join()
     assert not failures
     assert len(index.search(vectors[0], k=1000)) == 400
+
+
+def test_a_searching_thread_takes_no_more_processors_than_torch(index):
+    """FAISS keeps their number per thread, and a thread that it has not seen starts with the system's."""
+    documents, vectors = corpus(20)
+    index.add(documents, vectors)
+    used: list[int] = []
+
+    def search() -> None:
+        index.search(vectors, k=3)
+        used.append(faiss.omp_get_max_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    thread = threading.Thread(target=search)
+    thread.start()
+    thread.join()
+    torch.set_num_threads(before)
+    assert used == [1]
