@@ -22,7 +22,13 @@ def make_encoder(tokenizer: Tokenizer) -> Callable[..., Encoder]:
     def make(seed: int = 0, name: str = "tiny", **settings: object) -> Encoder:
         torch.manual_seed(seed)
         config = GPTConfig(
-            vocab_size=tokenizer.vocab_size, block_size=96, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, n_inner=32
+            vocab_size=tokenizer.vocab_size,
+            block_size=96,
+            n_layer=1,
+            n_head=2,
+            n_kv_head=1,
+            n_embd=16,
+            n_inner=32,
         )
         return Encoder(GPT(config), tokenizer, EmbedderConfig(**settings), name=name)
 
