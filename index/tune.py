@@ -1,0 +1,196 @@
+"""Settings for a GPT that nobody trained as an embedder, by measuring: layer, pooling, prompt, corpus map, fusion."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from embed.config import EmbedderConfig, Fusion, MapKind, Pooling
+from embed.encoder import Encoder
+from embed.maps import CorpusMap, Vectors, unit_length
+from embed.pooling import pool
+from gpt_core.errors import InputError
+from gpt_core.files import atomic_write
+from index.collection import Collection
+from index.evaluate import score
+from index.fusion import Scores, Spread, fuse
+from index.index import Index
+
+FUSIONS = [
+    Fusion("rrf"),
+    *(Fusion(kind, w / 10) for kind, w in product(("tm2c2", "z"), range(1, 10))),  # type: ignore[arg-type]
+]
+
+Figures = dict[str, float]  # collection → nDCG@10
+
+
+def tune_embedder(
+    *,
+    data: list[str],
+    out: str,
+    embedder: str = "smollm2-135m-instruct",
+    layers: list[int],
+    prompts: list[str] | None = None,
+    documents: int = 600,
+    queries: int = 250,
+) -> None:
+    """Choose an untrained embedder's settings on development collections, and write them as embedder.json.
+
+    Every combination of layer, pooling, prompt and corpus map searches every collection densely; the best mean nDCG@10
+    wins. With it, every fusion and weight is tried with the index's lexical leg; again the best mean wins.
+
+    Args:
+        data: BEIR folders with the split dev, else train (never test), or JSON lines of query and positive.
+        out: file to write the chosen settings to.
+        embedder: a model folder, a run's out_dir, or a known name.
+        layers: layers to try; 0 is the token embeddings.
+        prompts: texts to try before queries and documents alike; none if not given.
+        documents: how many of a collection's documents are taken, of at most 256 tokens.
+        queries: how many of its queries.
+    """
+    encoder = Encoder.from_pretrained(embedder)
+    collections = [_load(Path(path)).sample(queries, documents) for path in data]
+    if too_high := [layer for layer in layers if not 0 <= layer <= encoder.model.config.n_layer]:
+        raise InputError(
+            f"layer {too_high[0]} is not in the model, which has {encoder.model.config.n_layer}."
+        )
+    # Below the top, where a token has not yet gathered what came before it, a weight by position only loses.
+    poolings = [Pooling("mean", *rest) for rest in product(layers, (False, True), (False, True))]
+    dense: dict[EmbedderConfig, Figures] = {}
+    scores: dict[tuple[str, EmbedderConfig], Scores] = {}
+    for collection in collections:
+        for config, cosines in _dense_scores(encoder, collection, poolings, prompts or [""]):
+            dense.setdefault(config, {})[collection.name] = _ndcg(collection, cosines)
+            scores[collection.name, config] = cosines
+    ranked = sorted(dense, key=lambda config: -_mean(dense[config]))
+    _print_dense(ranked, dense)
+
+    best = ranked[0]
+    bm25 = {c.name: lexical_scores(c) for c in collections}
+    hybrid = {
+        fusion: {c.name: _ndcg(c, _fuse(fusion, scores[c.name, best], bm25[c.name])) for c in collections}
+        for fusion in tqdm(FUSIONS, desc="fusing", disable=None)
+    }
+    _print_hybrid(hybrid, dense[best], {c.name: _ndcg(c, bm25[c.name]) for c in collections})
+    fusion = max(FUSIONS, key=lambda fusion: _mean(hybrid[fusion]))
+    atomic_write(out, replace(best, fusion=fusion).to_json())
+
+
+def _load(path: Path) -> Collection:
+    if not path.is_dir():
+        return Collection.from_pairs(path)
+    return Collection.load(path, "dev" if (path / "qrels" / "dev.tsv").is_file() else "train")
+
+
+def _dense_scores(
+    encoder: Encoder, collection: Collection, poolings: list[Pooling], prompts: list[str]
+) -> Iterator[tuple[EmbedderConfig, Scores]]:
+    """Cosines (Q, n) of queries and documents, for each combination of settings."""
+    for prompt in prompts:
+        documents = encode_all(encoder, [prompt + text for text in collection.texts], poolings)
+        queries = encode_all(encoder, [prompt + text for text in collection.queries.values()], poolings)
+        for pooling, kind in product(poolings, get_args(MapKind)):
+            fitted = CorpusMap.fit(kind, documents[pooling])
+            config = EmbedderConfig(pooling, prompt, prompt, corpus_map=kind)
+            yield config, fitted.apply(queries[pooling]) @ fitted.apply(documents[pooling]).T
+
+
+@torch.inference_mode()
+def encode_all(encoder: Encoder, texts: list[str], poolings: Sequence[Pooling]) -> dict[Pooling, Vectors]:
+    """What an encoder with each of `poolings` would give for `texts`, of at most 256 tokens, by one forward."""
+    model, states = encoder.model, list[Tensor]()
+
+    def keep(_module: nn.Module, _inputs: object, state: Tensor) -> None:
+        states.append(state)
+
+    vectors = {p: np.zeros((len(texts), encoder.dimension), np.float32) for p in poolings}
+    top = max(p.layer or 0 for p in poolings)
+    hooks = [module.register_forward_hook(keep) for module in (model.drop, *model.blocks[:top])]
+    bar = tqdm(total=len(texts), unit=" texts", desc="encoding", disable=None)
+    for places, ids, mask in encoder.batches(texts, 256):
+        states.clear()
+        model(ids, logits=False, layer=top)
+        for p in poolings:
+            vectors[p][places] = pool(states[p.layer or 0], mask, p).cpu().numpy()
+        bar.update(len(places))
+    bar.close()
+    for hook in hooks:
+        hook.remove()
+    return {p: unit_length(rows) for p, rows in vectors.items()}
+
+
+def lexical_scores(collection: Collection) -> Scores:
+    """BM25 (Q, n) of the index's own lexical leg; 0 where no term occurs."""
+    place = {name: i for i, name in enumerate(collection.documents)}
+    scores = np.zeros((len(collection.queries), len(place)), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as scratch, Index.create(Path(scratch, "index"), dimension=1) as index:
+        index.add(collection.documents.values(), np.ones((len(place), 1)))
+        for row, hits in zip(
+            scores, index.search(list(collection.queries.values()), len(place), "lexical"), strict=True
+        ):
+            for hit in hits:
+                row[place[hit.doc_id]] = hit.score
+    return scores
+
+
+def _fuse(fusion: Fusion, dense: Scores, lexical: Scores) -> Scores:
+    rows = [
+        fuse(fusion, d, b, Spread(d.mean(), d.std()), Spread(b.mean(), b.std()))
+        for d, b in zip(dense, lexical, strict=True)
+    ]
+    return np.array(rows, dtype=np.float32)
+
+
+def _ndcg(collection: Collection, scores: Scores) -> float:
+    places = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    return score(collection, collection.run(places, np.take_along_axis(scores, places, axis=1)))["nDCG@10"]
+
+
+def _mean(figures: Figures) -> float:
+    return float(np.mean(list(figures.values())))
+
+
+def _print_dense(ranked: list[EmbedderConfig], dense: dict[EmbedderConfig, Figures]) -> None:
+    """The ten best, then the best of each layer under each kind of map."""
+    names = list(dense[ranked[0]])
+    print(f"nDCG@10 of dense search{'':<40}  mean  {'  '.join(f'{name[:12]:>12}' for name in names)}")
+    shown = ranked[:10]
+    for kind, layer in sorted({(c.corpus_map, c.pooling.layer or 0) for c in ranked}):
+        same = (c for c in ranked if (c.corpus_map, c.pooling.layer) == (kind, layer))
+        shown.append(next(same))
+    for i, config in enumerate(shown):
+        if i == 10:
+            print("the best of each layer under each kind of map")
+        _print_line(_words(config), dense[config])
+
+
+def _print_hybrid(hybrid: dict[Fusion, Figures], dense: Figures, bm25: Figures) -> None:
+    """The two legs, and each fusion of them with how far it falls below the better leg at worst."""
+    print("\nnDCG@10 of hybrid search with the first of these")
+    _print_line("the index's BM25 alone", bm25)
+    _print_line("dense alone", dense)
+    for fusion, figures in hybrid.items():
+        weight = "" if fusion.kind == "rrf" else f" {fusion.dense_weight}"
+        loss = max(max(dense[name], bm25[name]) - figures[name] for name in figures)
+        _print_line(f"{fusion.kind}{weight}, at worst {loss:.3f} below the better leg", figures)
+
+
+def _words(config: EmbedderConfig) -> str:
+    p = config.pooling
+    parts = [f"layer {p.layer}", p.mode, "skip first" * p.skip_first, "unit tokens" * p.unit_tokens]
+    parts += [repr(config.query_prompt) * bool(config.query_prompt), config.corpus_map]
+    return ", ".join(part for part in parts if part)
+
+
+def _print_line(words: str, figures: Figures) -> None:
+    print(
+        f"{words:<62}{_mean(figures):7.4f}  {'  '.join(f'{figure:12.3f}' for figure in figures.values())}",
+        flush=True,
+    )

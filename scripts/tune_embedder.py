@@ -1,0 +1,12 @@
+"""Choose the settings of an embedder that nobody trained as one."""
+
+from gpt_core.doors import open_door
+from index.tune import tune_embedder
+
+
+def main() -> None:
+    open_door(tune_embedder)
+
+
+if __name__ == "__main__":
+    main()
