@@ -170,7 +170,8 @@ class GPT(nn.Module):
         self.head: nn.Linear | None = None  # None: the token embeddings are the head, too
         if not config.tie_embeddings:
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self._init_weights()
+        if not self.wte.weight.is_meta:  # a shell for loaded weights, where drawing none takes seconds
+            self._init_weights()
 
     def _init_weights(self) -> None:
         """GPT-2's: normal with 0.02; what is added to the residual stream, 2·n_layer times, by 1/sqrt of that."""
