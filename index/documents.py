@@ -88,9 +88,8 @@ def iter_documents(paths: Sequence[str | Path]) -> Iterator[Document]:
         documents = _read_jsonl(path, name) if path.name.endswith(JSONL) else _read_text(path, name)
         for place, document in documents:
             if document.id in seen:
-                raise InputError(
-                    f"{place}: another document has the id {document.id!r} already; give it its own."
-                )
+                other = f"another document has the id {document.id!r} already"
+                raise InputError(f"{place}: {other}; a file's id is its path below the folder that is given.")
             seen.add(document.id)
             yield document
 
