@@ -127,8 +127,8 @@ class Encoder:
             progress: draw a progress bar when stderr is a terminal.
 
         Returns:
-            (n, dimension) float32 vectors of unit length; a single text gives one row. A text without any token
-            gives zeros, whose similarity to everything is 0.
+            (n, dimension) float32 vectors of unit length; a single text gives one row. An empty text is its prompt
+            and special tokens alone; where there are none either, zeros, whose similarity to everything is 0.
         """
         texts = [texts] if isinstance(texts, str) else texts
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
