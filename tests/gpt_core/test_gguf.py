@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from gpt_core import GPT, InputError, Tokenizer
+from gpt_core import GPT, Engine, InputError, SamplingParams, Tokenizer
 from gpt_core.tokenizer import ASSETS, PROBE, _gpt2_rust
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -146,6 +146,7 @@ def test_smollm2_equals_transformers_own_gguf_loading(smollm2):
     with torch.no_grad():
         assert (ours(ids).logits - theirs(ids).logits).abs().max() < 1e-3
         expected = theirs.generate(ids, max_new_tokens=64, do_sample=False)[0].tolist()
-        for _ in range(64):
-            ids = torch.cat([ids, ours(ids).logits[:, -1:].argmax(-1)], dim=1)
-    assert ids[0].tolist()[: len(expected)] == expected
+    engine = Engine(ours, tokenizer, max_running=1, context=len(prompt) + 64)
+    request = engine.submit(prompt, SamplingParams(max_new_tokens=64, temperature=0))
+    engine.run()
+    assert prompt + request.token_ids == expected
