@@ -18,25 +18,30 @@ from index.index import Mode
 from index.lexical import CJK
 from serve.attribution import AnswerSentence, attribute
 
-# What a prompt's passages may take: three of the default 256 tokens with their titles, which two cores read in about
-# five seconds. Prompts are read at a constant rate, so twice the passages are twice the wait for the first word.
-PASSAGE_TOKENS = 840
-GREEDY = SamplingParams(max_new_tokens=128, temperature=0.0)
+# Room for two passages of the default 256 tokens with their titles. A small model answers worse the more passages it is
+# given, even if the right one is among them (docs/log.md, 2026-11-22), and one waits longer for its first word.
+PASSAGE_TOKENS = 560
+GREEDY = SamplingParams(max_new_tokens=96, temperature=0.0, stop=("\nQuestion:",))
 
-INSTRUCTION = (
-    "You answer questions from passages. Use only what the passages say, in one to three short sentences, "
-    "in the language of the question."
-)
+SYSTEM = "You are a helpful assistant that answers questions about a text."
+REQUEST = "According to the text: {question} Answer in a complete sentence."
 NOT_FOUND = "The corpus does not say."
 NOT_FOUND_ZH = "资料里没有答案。"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the generator reads: its token ids, and how many of the best hits are in it."""
+    """What the generator reads.
+
+    Attributes:
+        token_ids: all of it.
+        n_hits: how many of the best hits are in it.
+        n_cut: tokens that were cut off a hit that is too long by itself.
+    """
 
     token_ids: list[int]
     n_hits: int
+    n_cut: int
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,11 @@ class Answer:
         text: the answer, or that the corpus does not say.
         found: whether at least one sentence of the draft is supported.
         draft: what the generator wrote, white space around it removed; "" if nothing was retrieved.
-        sentences: the draft's sentences, each with its citation or marked as unsupported.
-        hits: the retrieved passages, best first; `n_prompt_hits` of them were in the prompt.
+        sentences: the draft's sentences, each with its citation or marked as unsupported. They end before the first one
+            that the draft repeats, and before a last one that the token limit cut off.
+        hits: the retrieved passages, best first.
+        n_prompt_hits: how many of them the generator read.
+        n_prompt_cut: tokens that were cut off a hit that is too long by itself.
         finish_reason: of the generation; None if there was none.
     """
 
@@ -58,6 +66,7 @@ class Answer:
     sentences: list[AnswerSentence]
     hits: list[Hit]
     n_prompt_hits: int
+    n_prompt_cut: int
     finish_reason: str | None
 
 
@@ -81,7 +90,7 @@ def answer(
         k: passages to retrieve; those that fit the prompt's budget are read, all can be cited.
         mode: "hybrid", "dense" or "lexical", as in `Index.search`.
         filter: as in `Index.search`.
-        params: how to generate; greedy, 128 tokens by default.
+        params: how to generate; greedy, 96 tokens by default.
         on_text: gets the draft piece by piece.
 
     Raises:
@@ -89,13 +98,13 @@ def answer(
     """
     hits = retrieve(question, index, k=k, mode=mode, filter=filter)
     if not hits:
-        return ground(question, "", [], 0, None)
+        return ground(question, "", hits, None, None)
     prompt = build_prompt(question, hits, engine.tokenizer, engine.context, params.max_new_tokens)
     request = engine.submit(prompt.token_ids, params, on_text)
     engine.run()
     if request.error is not None:
         raise request.error
-    return ground(question, request.text, hits, prompt.n_hits, request.finish_reason)
+    return ground(question, request.text, hits, prompt, request.finish_reason)
 
 
 def retrieve(
@@ -126,30 +135,47 @@ def build_prompt(
             "the answer; ask a shorter question."
         )
     texts: list[str] = []
+    n_cut = 0
     for hit in hits:
         text = f"{hit.title}\n{hit.text}\n\n"
         starts = [start for start, _ in tokenizer.encode_with_offsets(text)[1]]
         if len(starts) > room and texts:
             break
-        texts.append(text if len(starts) <= room else text[: starts[room]])
-        room -= len(starts)
-    return Prompt(_render(question, texts, tokenizer), len(texts))
+        n_cut = max(0, len(starts) - room)
+        texts.append(text[: starts[room]] if n_cut else text)
+        room = max(0, room - len(starts))
+    return Prompt(_render(question, texts, tokenizer), len(texts), n_cut)
 
 
 def _render(question: str, texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    content = f"{''.join(texts)}Question: {question.strip()}"
     if tokenizer.chat_template is None:
-        return tokenizer.encode(f"{INSTRUCTION}\n\n{content}\nAnswer:", add_special_tokens=True)
-    return tokenizer.chat([{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}])
+        content = f"{''.join(texts)}Question: {question.strip()}\nAnswer:"
+        return tokenizer.encode(content, add_special_tokens=True)
+    content = "".join(texts) + REQUEST.format(question=question.strip())
+    return tokenizer.chat([{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}])
 
 
 def ground(
-    question: str, draft: str, hits: Sequence[Hit], n_prompt_hits: int, finish_reason: str | None
+    question: str, draft: str, hits: Sequence[Hit], prompt: Prompt | None, finish_reason: str | None
 ) -> Answer:
-    """Attribute the draft to the hits; without one supported sentence the answer is that the corpus does not say."""
+    """Attribute the draft to the hits; without one supported sentence the answer is that the corpus does not say.
+
+    Without hits there is no prompt and no draft.
+    """
     draft = draft.strip()
-    sentences = attribute(draft, question, hits)
+    sentences = _kept(attribute(draft, question, hits), finish_reason)
     found = any(s.supported for s in sentences)
     not_found = NOT_FOUND_ZH if re.search(f"[{CJK}]", question) else NOT_FOUND
-    text = draft if found else not_found
-    return Answer(text, found, draft, sentences, list(hits), n_prompt_hits, finish_reason)
+    text = draft[: sentences[-1].end] if found else not_found
+    read = (prompt.n_hits, prompt.n_cut) if prompt else (0, 0)
+    return Answer(text, found, draft, sentences, list(hits), *read, finish_reason)
+
+
+def _kept(sentences: list[AnswerSentence], finish_reason: str | None) -> list[AnswerSentence]:
+    """Without what a small model writes when it does not know how to end."""
+    seen: set[str] = set()
+    for i, sentence in enumerate(sentences):
+        if sentence.text in seen:
+            return sentences[:i]
+        seen.add(sentence.text)
+    return sentences[:-1] if finish_reason == "length" and len(sentences) > 1 else sentences

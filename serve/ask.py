@@ -18,7 +18,7 @@ def ask(
     embedder: str | None = None,
     generator: str = "smollm2-135m-instruct",
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5,
-    max_tokens: int = 128,
+    max_tokens: int = 96,
 ) -> None:
     """Answer questions from an index, each sentence with the sentence that supports it.
 

@@ -3,14 +3,17 @@
 A small model does not cite reliably, so its citations are ours. Each sentence of the answer is held against every
 sentence of the retrieved passages, and against every two neighbouring ones:
 
-    support = new · (1/2 + near/4 + around/4)
+    support = new · (1/2 + asked/2)
 
-`new` is the share of the sentence's content words, those of the question apart, that the source holds. `near` and
-`around` are the shares of the question's words that the source, and the passage around it, hold: those which the
-sentence repeats, or all of them if it repeats none ("In 1845." is an answer, too). Shares are weighted by how rare a
-word is among the retrieved sentences, so an invented word counts most. A sentence that adds nothing to the question has
-no support; nor has one with a number that neither the source nor the title holds, or with a name that the passage does
-not. What it cannot see is who did what to whom: "A defeated B" supports "B defeated A".
+`new` is the share of the sentence's content words, those of the question apart, that the source holds. `asked` is the
+share of the question's words that the sentence repeats which the source holds: "X was built in 1845" needs the year and
+the building. A sentence that repeats none of them is read together with the question: all its words count, and are
+looked for in the source if the sentence is a fragment ("In 1845."), in the passage around it if it is not. Shares are
+weighted by how rare a word is among the retrieved sentences.
+
+A sentence that adds nothing to the question has no support; nor has one with a number that neither the source nor the
+title holds, or with a new name that the passage does not. What all this cannot see is who did what to whom: "A defeated
+B" supports "B defeated A".
 """
 
 import math
@@ -23,8 +26,10 @@ from serve.sentences import split_sentences
 from serve.terms import Term, content_terms
 
 # Chosen on SQuAD's training questions, like the formula: docs/log.md, 2026-11-22.
-SUPPORT_THRESHOLD = 0.6
+SUPPORT_THRESHOLD = 0.65
 PAIR_FACTOR = 0.85  # two neighbouring sentences hold more words than one by chance
+FRAGMENT = 3  # content words that make no statement of their own
+RARE = 3  # a word in fewer retrieved sentences weighs no more: one slip must not outweigh all that is right
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def attribute(
 
 
 class _Weights(dict[str, float]):
-    """Stem → inverse document frequency (that of BM25 in Lucene), a retrieved sentence counting as a document."""
+    """Stem → inverse document frequency (BM25's, in Lucene's form), a retrieved sentence counting as a document."""
 
     def __init__(self, sentences: Sequence[frozenset[str]]) -> None:
         self._n = len(sentences)
@@ -103,18 +108,22 @@ class _Weights(dict[str, float]):
         return self._idf(0)
 
     def _idf(self, df: int) -> float:
+        df = min(max(df, RARE), self._n)
         return math.log(1 + (self._n - df + 0.5) / (df + 0.5))
 
 
 def _support(terms: Sequence[Term], asked: set[str], source: _Source, weight: _Weights) -> float:
-    new = {t.key for t in terms} - asked
+    stems = {t.key for t in terms}
+    new = stems - asked
     if any(t.is_number and t.key not in source.stems for t in terms):
         return 0.0
     if any(t.is_name and t.key in new and t.key not in source.passage for t in terms):
         return 0.0
-    repeated = asked & {t.key for t in terms} or asked
-    near, around = _share(repeated, source.stems, weight), _share(repeated, source.passage, weight)
-    return source.factor * _share(new, source.stems, weight) * (1 / 2 + near / 4 + around / 4)
+    if repeated := stems & asked:
+        echo = _share(repeated, source.stems, weight)
+    else:
+        echo = _share(asked, source.stems if len(new) <= FRAGMENT else source.passage, weight)
+    return source.factor * _share(new, source.stems, weight) * (1 + echo) / 2
 
 
 def _share(stems: set[str], held: frozenset[str], weight: _Weights) -> float:

@@ -59,7 +59,7 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
     )
     hits, prompt = await until_disconnect(request, service.search.run(_prepare, body, service))
     stream = service.generate(prompt.token_ids, params) if prompt else None
-    writing = Writing(body.question, hits, prompt.n_hits if prompt else 0, stream, service.search)
+    writing = Writing(body.question, hits, prompt, stream, service.search)
     if body.stream:
         return EventStream(writing.events(), writing.close, error_name="error")
     try:
@@ -80,17 +80,18 @@ def _prepare(body: AnswerRequest, service: Service) -> tuple[list[Hit], Prompt |
 
 @dataclass(frozen=True)
 class Writing:
-    """An answer on its way; `stream` is None if nothing was retrieved."""
+    """An answer on its way; without `hits` there is no `prompt` and no `stream`."""
 
     question: str
     hits: list[Hit]
-    n_prompt_hits: int
+    prompt: Prompt | None
     stream: TokenStream | None
     search: SearchThread
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events."""
-        yield event(_SOURCES.dump_json(Sources(self.hits, self.n_prompt_hits)).decode(), "sources")
+        sources = Sources(self.hits, self.prompt.n_hits if self.prompt else 0)
+        yield event(_SOURCES.dump_json(sources).decode(), "sources")
         if self.stream:
             async for piece in self.stream:
                 yield event({"text": piece}, "token")
@@ -105,9 +106,7 @@ class Writing:
     async def _ground(self) -> Answer:
         draft = self.stream.request.text if self.stream else ""
         reason = self.stream.request.finish_reason if self.stream else None
-        return await self.search.run(
-            answering.ground, self.question, draft, self.hits, self.n_prompt_hits, reason
-        )
+        return await self.search.run(answering.ground, self.question, draft, self.hits, self.prompt, reason)
 
     def close(self) -> None:
         """Stop writing."""

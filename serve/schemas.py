@@ -33,7 +33,7 @@ class AnswerRequest(_Request):
     k: int = Field(5, ge=1, le=20)
     mode: Mode = "hybrid"
     filter: dict[str, Any] | None = None
-    max_tokens: int = Field(128, ge=1)
+    max_tokens: int = Field(96, ge=1)
     temperature: float = Field(0.0, ge=0)
     seed: int | None = None
     stream: bool = False

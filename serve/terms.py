@@ -18,7 +18,8 @@ _FUNCTION_WORDS = (
     "he her here hers him his how however i if in into is it its just ll m me more most my neither no nor not now of "
     "off on once only or other our out over own re s same she should since so some such t than that the their them "
     "then there these they this those through thus to too under until up upon ve very was we were what when where "
-    "whether which while who whom whose why will with within without would you your"
+    "whether which while who whom whose why will with within without would you your "
+    "answer answers passage passages question questions text"
 )
 _STOP = frozenset(_FUNCTION_WORDS.split())
 

@@ -1,0 +1,156 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index import Document, Hit
+from index.passages import split
+from serve.attribution import SUPPORT_THRESHOLD, attribute
+from serve.terms import content_terms
+
+TEXT = (
+    "Beyoncé rose to fame in the late 1990s. 🎤 She was lead singer of a group from Houston, Texas. "
+    "The group was managed by her father, Mathew Knowles. Its debut album came out in June 2003 and sold "
+    "1,250,000 copies. Critics praised the songs. They were written in Paris by the singer herself."
+)
+
+
+def hit(text, title="", start=0, name="p"):
+    return Hit(name, f"doc-{name}", title, text, start, start + len(text), 0.0, None, None, {})
+
+
+def one(answer, question="What is known about it?", hits=None):
+    """The attribution of the only sentence of `answer`."""
+    (sentence,) = attribute(answer, question, [hit(TEXT, "Beyoncé")] if hits is None else hits)
+    return sentence
+
+
+def test_a_paraphrase_is_supported_by_its_sentence():
+    sentence = one("Her father Mathew Knowles was managing the group.", "Who managed the group?")
+    assert sentence.supported
+    assert sentence.citation.text == "The group was managed by her father, Mathew Knowles."
+    assert TEXT[sentence.citation.start : sentence.citation.end] == sentence.citation.text
+
+
+def test_two_neighbouring_sentences_can_support_together():
+    sentence = one(
+        "Critics praised the songs, written by the singer in Paris.", "What did critics say of the songs?"
+    )
+    assert sentence.citation.text.startswith("Critics praised")
+    assert sentence.citation.text.endswith("singer herself.")
+
+
+@pytest.mark.parametrize(
+    ("question", "right", "wrong"),
+    [
+        ("When did the debut album come out?", "It came out in June 2003.", "It came out in June 2004."),
+        ("How many copies did it sell?", "It sold 1250000 copies.", "It sold 1,350,000 copies."),
+        ("Who managed the group?", "It was managed by Mathew Knowles.", "It was managed by Simon Cowell."),
+        ("Where is the group from?", "The group is from Houston, Texas.", "The group is from Dallas, Texas."),
+    ],
+)
+def test_numbers_and_names_must_match(question, right, wrong):
+    assert one(right, question).supported
+    assert not one(wrong, question).supported
+    assert one(wrong, question).citation is None
+
+
+def test_the_question_said_again_is_no_evidence():
+    question = "When did the debut album of the group from Houston come out?"
+    assert one("The debut album of the group from Houston did come out.", question).score == 0
+    assert one("Yes.", question).score == 0
+
+
+def test_a_short_answer_is_read_with_its_question():
+    # "Paris" and "Texas" are both in the passage; only one of them answers
+    question = "Where were the songs written by the singer herself?"
+    assert one("In Paris.", question).supported
+    assert not one("In Texas.", question).supported
+
+
+def test_the_title_counts_as_part_of_every_sentence():
+    answer, question = "Beyoncé was lead singer of a group.", "Who was a lead singer?"
+    text = "She was lead singer of a group from Houston."
+    assert one(answer, question, [hit(text, title="Beyoncé")]).supported
+    assert not one(answer, question, [hit(text, title="Shakira")]).supported
+
+
+def test_the_better_passage_is_cited_whatever_its_rank():
+    near, right = (
+        hit("Cats are animals. Cats eat.", name="a"),
+        hit("A cat sleeps for sixteen hours a day.", name="b"),
+    )
+    sentence = one("A cat sleeps sixteen hours.", "How long does a cat sleep?", [near, right])
+    assert sentence.citation.passage_id == "b"
+
+
+def test_chinese():
+    text = "北京是中国的首都。它有两千多万人口，长城在它的北边。上海是最大的城市。"
+    hits = [hit(text, "中国")]
+    right = one("北京有两千多万人口。", "北京有多少人口？", hits)
+    assert right.supported
+    assert right.citation.text == "北京是中国的首都。它有两千多万人口，长城在它的北边。"  # "它" needs both
+    assert not one("北京有五百座图书馆。", "北京有多少图书馆？", hits).supported
+    mixed = attribute("上海是最大的城市。广州盛产荔枝。", "哪个城市最大？", hits)
+    assert [s.supported for s in mixed] == [True, False]
+
+
+def test_nothing_to_attribute_or_to_attribute_to():
+    assert attribute("", "Why?", [hit(TEXT)]) == []
+    (sentence,) = attribute("Paris.", "Where?", [])
+    assert (sentence.supported, sentence.score, sentence.citation) == (False, 0.0, None)
+    assert not one(
+        "Paris.", "Where?", [hit("", title="Paris in spring")]
+    ).supported  # a title alone cannot be cited
+
+
+def test_a_single_sentence_can_be_a_whole_corpus():
+    assert one("The cat sleeps.", "What does the cat do?", [hit("A cat sleeps all day.")]).supported
+
+
+def test_score_is_the_formula():
+    hits = [hit("Red green blue. Red yellow. Red. Red.")]
+    sentence = one("red green purple", "red?", hits)
+    n = 4
+    weight = math.log(1 + (n - 3 + 0.5) / 3.5)  # both words are rarer than three sentences
+    assert sentence.score == pytest.approx(weight / (2 * weight))  # "red" is asked, repeated and there
+    far = one(
+        "green purple", "red blue violet?", hits
+    )  # a fragment: two of three asked words are in its source
+    red = math.log(1 + 0.5 / 4.5)
+    assert far.score == pytest.approx(1 / 2 * (1 + (red + weight) / (red + 2 * weight)) / 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["Cats sleep.", "北京很大。", "🐈🐈 run", "v1.2 is out!", "\n\n", "See e.g. this."]),
+        max_size=30,
+    ),
+    st.integers(16, 40),
+)
+def test_citations_are_the_documents_own_text(tokenizer, pieces, max_tokens):
+    document = Document("d", " ".join(pieces), "Title")
+    hits = [
+        Hit(p.id, p.doc_id, document.title, p.text, p.start, p.end, 0.0, None, None, {})
+        for p in split(document, tokenizer, max_tokens, 8)
+    ]
+    answer = "Cats sleep. 北京很大。 v1.2 is out! Nothing of this kind exists."
+    attributed = attribute(answer, "What?", hits)
+    assert "".join(s.text for s in attributed).replace(" ", "") == answer.replace(" ", "")
+    for sentence in attributed:
+        assert answer[sentence.start : sentence.end] == sentence.text
+        assert 0 <= sentence.score <= 1
+        assert sentence.supported == (sentence.score >= SUPPORT_THRESHOLD) == (sentence.citation is not None)
+        if citation := sentence.citation:
+            assert document.text[citation.start : citation.end] == citation.text
+    assert not attributed[-1].supported
+
+
+def test_terms():
+    (terms,) = content_terms(["The Cats of Paris were running 1,250 miles in 19th-century 北京大学 and x1"])
+    keys = [t.key for t in terms]
+    assert keys == ["cat", "pari", "run", "1250", "mile", "19", "centuri", "北京", "京大", "大学", "x1"]
+    assert [t.key for t in terms if t.is_number] == ["1250", "19"]
+    assert [t.key for t in terms if t.is_name] == ["cat", "pari"]
