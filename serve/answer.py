@@ -7,13 +7,13 @@ same four steps in a row.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gpt_core.engine import Engine
 from gpt_core.errors import InputError
 from gpt_core.sampling import SamplingParams
 from gpt_core.tokenizer import Tokenizer
 from index import Hit, Index
+from index.filters import Filter
 from index.index import Mode
 from index.lexical import CJK
 from serve.attribution import AnswerSentence, attribute
@@ -77,7 +77,7 @@ def answer(
     *,
     k: int = 5,
     mode: Mode = "hybrid",
-    filter: dict[str, Any] | None = None,
+    filter: Filter | None = None,
     params: SamplingParams = GREEDY,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
@@ -108,12 +108,23 @@ def answer(
 
 
 def retrieve(
-    question: str, index: Index, *, k: int = 5, mode: Mode = "hybrid", filter: dict[str, Any] | None = None
+    query: str, index: Index, *, k: int = 5, mode: Mode = "hybrid", filter: Filter | None = None
 ) -> list[Hit]:
-    """The k passages nearest to `question`, best first; none if the corpus holds nothing that matches."""
-    if not question.strip():
+    """The k passages nearest to `query`, best first; none if the corpus holds nothing that matches.
+
+    Raises:
+        InputError: if the query is empty, or longer than the embedder reads.
+    """
+    if not query.strip():
         raise InputError("The question is empty; ask something.")
-    return index.search(question, k=k, mode=mode, filter=filter)
+    if index.encoder is not None and mode != "lexical":
+        encoder = index.encoder
+        n_tokens = len(encoder.tokenizer.encode(encoder.config.query_prompt + query))
+        if n_tokens > encoder.max_tokens:
+            raise InputError(
+                f"The question has {n_tokens} tokens; the embedder reads {encoder.max_tokens}: shorten it."
+            )
+    return index.search(query, k=k, mode=mode, filter=filter)
 
 
 def build_prompt(

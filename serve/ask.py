@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from gpt_core.errors import InputError
 from serve.answer import GREEDY, Answer, answer
 from serve.loading import load
 
@@ -29,7 +30,12 @@ def ask(
         generator: model folder or known name.
         k: passages to retrieve for each question.
         max_tokens: the longest answer, in tokens.
+
+    Raises:
+        InputError: without a question, and as `load` and `answer` do.
     """
+    if not questions:
+        raise InputError("There is no question; give one or more, each in quotes.")
     opened, engine = load(index, embedder, generator, max_running=1)
     with opened:
         for question in questions:

@@ -38,10 +38,9 @@ class Sources:
 async def search(body: SearchRequest, request: Request, service: ServiceDep) -> SearchResult:
     """The k passages nearest to a query."""
 
-    def find() -> list[Hit]:
-        return service.index.search(body.query, body.k, body.mode, body.filter)
-
-    return SearchResult(await until_disconnect(request, service.search.run(find)))
+    options = body.model_dump(exclude={"query"})
+    finding = service.search.run(answering.retrieve, body.query, service.index, **options)
+    return SearchResult(await until_disconnect(request, finding))
 
 
 @router.post("/answer", response_model=Answer)

@@ -20,7 +20,11 @@ fetch("/openapi.json")
 function endpoint(api, path, method, operation) {
   const name = element("span", "method", method.toUpperCase());
   const node = element("section", "endpoint", element("h2", "", name, element("code", "", path)));
-  for (const paragraph of (operation.description ?? "").split("\n\n")) node.append(element("p", "", paragraph));
+  for (const paragraph of (operation.description ?? "").split("\n\n")) {
+    // every second piece between backticks is code
+    const pieces = paragraph.split("`").map((piece, i) => (i % 2 ? element("code", "", piece) : piece));
+    node.append(element("p", "", ...pieces));
+  }
   const body = operation.requestBody?.content["application/json"].schema;
   if (body) node.append(fields(api, resolve(api, body)));
   const example = body ? ` -H 'Content-Type: application/json' -d '${JSON.stringify(sample(api, body))}'` : "";

@@ -37,13 +37,18 @@ async function ask(asked) {
       signal: mine.signal,
     });
     if (!response.ok) throw new Error((await response.json()).error.message);
+    let answered = false;
     for await (const { name, data } of events(response.body)) {
       if (name === "sources") showHits(data);
       if (name === "token") text.append(data.text);
-      if (name === "done") showAnswer(data);
       if (name === "error") throw new Error(data.error.message);
+      if (name === "done") {
+        showAnswer(data);
+        answered = true;
+      }
     }
-    say(`${((performance.now() - began) / 1000).toFixed(1)} s`);
+    if (!answered) throw new Error("The connection was lost. What is written so far has not been checked.");
+    say(`Answered in ${((performance.now() - began) / 1000).toFixed(1)} s`);
   } catch (error) {
     if (running !== mine) return; // a newer question has taken over
     if (error.name === "AbortError") say("Stopped. What is written so far has not been checked.");
@@ -59,9 +64,12 @@ async function ask(asked) {
 
 // Server-sent events of a POST, which EventSource cannot make.
 async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
-  for await (const chunk of body.pipeThrough(new TextDecoderStream())) {
-    buffer += chunk;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    buffer += value;
     const complete = buffer.split("\n\n");
     buffer = complete.pop();
     for (const block of complete) {
@@ -133,7 +141,7 @@ function sentenceNode(sentence) {
     node.className = "unsupported";
     const badge = document.createElement("span");
     badge.className = "badge";
-    badge.textContent = "not in the documents";
+    badge.textContent = "no source found";
     node.append(badge);
     return node;
   }
@@ -184,7 +192,7 @@ async function waitUntilReady() {
 }
 
 waitUntilReady().then(() => {
-  say("");
+  if (!running) say("");
   const asked = new URLSearchParams(location.search).get("q");
   if (asked) {
     question.value = asked;

@@ -40,7 +40,8 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
 @pytest.mark.parametrize(
     ("path", "body", "status", "names"),
     [
-        ("/v1/search", {"query": " "}, 422, "query"),
+        ("/v1/search", {"query": " "}, 422, "empty"),
+        ("/v1/search", {"query": "why " * 1100}, 422, "1024"),
         ("/v1/search", {"query": "x", "top_k": 3}, 422, "top_k"),
         ("/v1/search", {"query": "x", "k": 0}, 422, "k"),
         ("/v1/search", {"query": "x", "mode": "fuzzy"}, 422, "mode"),
@@ -48,7 +49,8 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
         ("/v1/answer", {}, 422, "question"),
         ("/v1/answer", {"question": "  "}, 422, "question"),
         ("/v1/answer", {"question": "x", "stream": "perhaps"}, 422, "stream"),
-        ("/v1/answer", {"question": "why " * 5000}, 422, "shorter question"),
+        ("/v1/answer", {"question": "why " * 5000}, 422, "shorten it"),
+        ("/v1/answer", {"question": "lock " * 5000, "mode": "lexical"}, 422, "shorter question"),
         ("/v1/answer", {"question": "x", "temperature": -1}, 422, "temperature"),
         ("/v1/chat/completions", {"model": "tiny-gpt", "messages": []}, 400, "messages"),
         ("/v1/embeddings", {"model": "tiny-embedder", "input": []}, 400, "input"),

@@ -79,7 +79,7 @@ def test_searches_are_bounded_and_never_hold_the_event_loop_up(serve, client, mo
     url, app = serve(" so", max_requests=1)
     release, began = threading.Event(), threading.Event()
 
-    def slow(*_):
+    def slow(*_, **__):
         began.set()
         assert release.wait(20)
         return []

@@ -1,0 +1,180 @@
+"""Answers without HTTP, and the terminal door."""
+
+import pytest
+
+from embed import Encoder
+from gpt_core import InputError
+from gpt_core.engine import Engine
+from index import Document, Hit, Index
+from serve import create_app
+from serve.answer import NOT_FOUND, PASSAGE_TOKENS, answer, build_prompt, ground, retrieve
+from serve.ask import ask, render
+from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker
+
+TRUE = " It became optional in October 2024."
+
+
+def hit(text, title="T", name="p"):
+    return Hit(name, "d", title, text, 0, len(text), 0.0, None, None, {})
+
+
+@pytest.fixture
+def engine(tokenizer):
+    return Engine(speaker(tokenizer, TRUE), tokenizer, context=1024)
+
+
+def test_answer_is_what_streams_out_and_cites(index, engine):
+    pieces = []
+    found = answer(QUESTION, index, engine, on_text=pieces.append)
+    assert found.found
+    assert "".join(pieces) == TRUE
+    assert found.text == found.draft == TRUE.strip()
+    assert found.sentences[0].citation.doc_id == "gil"
+    assert found.n_prompt_hits == 4
+    assert found.n_prompt_cut == 0
+
+
+def test_a_filter_keeps_an_answer_to_its_documents(index, engine):
+    found = answer(QUESTION, index, engine, filter={"doc_id": ["cats", "beijing"]})
+    assert {h.doc_id for h in found.hits} == {"cats", "beijing"}
+    assert not found.found
+
+
+def test_an_empty_index_says_so_without_generating(tmp_path, encoder, engine):
+    with Index.create(tmp_path / "empty", encoder) as empty:
+        found = answer("Anything?", empty, engine)
+    assert (found.found, found.text, found.draft, found.hits) == (False, NOT_FOUND, "", [])
+    assert found.finish_reason is None
+
+
+def test_prompt_takes_the_best_hits_that_fit(tokenizer):
+    hits = [hit(f"{i} " * 200, name=str(i)) for i in range(5)]
+    prompt = build_prompt("Why?", hits, tokenizer, 4096, 96)
+    text = tokenizer.decode(prompt.token_ids)
+    assert prompt.n_hits == PASSAGE_TOKENS // len(tokenizer.encode(f"T\n{hits[0].text}\n\n"))
+    assert hits[prompt.n_hits - 1].text in text
+    assert hits[prompt.n_hits].text[:10] not in text
+    assert text.index(hits[0].text) < text.index("Why?")
+    assert len(prompt.token_ids) < PASSAGE_TOKENS + 100
+
+    tight = build_prompt("Why?", hits, tokenizer, 400, 96)
+    assert (tight.n_hits, tight.n_cut) == (1, 0)
+    assert len(tight.token_ids) <= 400 - 96
+
+
+def test_a_hit_too_long_by_itself_is_cut_and_counted(tokenizer):
+    long = hit("word " * 3000)
+    prompt = build_prompt("Why?", [long, hit("short")], tokenizer, 4096, 96)
+    assert prompt.n_hits == 1
+    assert prompt.n_cut == len(tokenizer.encode(f"T\n{long.text}\n\n")) - PASSAGE_TOKENS
+    assert ground("Why?", "Words.", [long], prompt, "stop").n_prompt_cut == prompt.n_cut
+
+
+def test_a_model_without_a_chat_template_continues_text(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    text = tokenizer.decode(build_prompt("Why?", [hit("Because.")], tokenizer, 512, 96).token_ids)
+    assert text == "T\nBecause.\n\nQuestion: Why?\nAnswer:"
+
+
+def test_special_tokens_in_documents_and_questions_stay_text(tokenizer):
+    prompt = build_prompt("<|endoftext|>?", [hit("A <|endoftext|> B")], tokenizer, 512, 96)
+    assert tokenizer.eos_id not in prompt.token_ids
+
+
+@pytest.mark.parametrize("question", ["", " \n", "word " * 2000])
+def test_a_question_that_is_empty_or_too_long_is_an_input_error(index, engine, question):
+    with pytest.raises(InputError, match=r"empty|shorten it"):
+        answer(question, index, engine)
+    with pytest.raises(InputError, match="shorter question"):
+        build_prompt("word " * 2000, [hit("x")], engine.tokenizer, 1024, 96)
+    with pytest.raises(InputError, match="shorten it"):
+        retrieve("word " * 1100, index)
+
+
+def test_a_loop_and_a_broken_off_sentence_are_left_out():
+    hits = [hit("Cats sleep all day. Cats hunt mice.")]
+    question = "What about cats?"
+    draft = "They sleep all day. They hunt mice. They sleep all day. They hunt"
+    looped = ground(question, draft, hits, None, "length")
+    assert looped.draft == draft
+    assert looped.text == "They sleep all day. They hunt mice."
+    assert len(looped.sentences) == 2
+    assert ground(question, "They hunt mice. They sleep all", hits, None, "length").text == "They hunt mice."
+    assert ground(question, "They hunt mice. They sleep all", hits, None, "stop").text.endswith("sleep all")
+    assert ground(question, "They hunt mi", hits, None, "length").draft == "They hunt mi"
+
+
+def test_an_index_without_its_embedder_cannot_be_served(index, engine):
+    with Index.open(index.folder) as bare, pytest.raises(InputError, match="without its embedder"):
+        create_app(bare, engine)
+
+
+# --- the door ---
+
+
+@pytest.fixture
+def folders(tmp_path, tokenizer):
+    """(index, model): a model folder with an index that it embeds."""
+    model = tmp_path / "model"
+    random_gpt().save_pretrained(model)
+    tokenizer.save(model)
+    with Index.create(tmp_path / "saved", Encoder.from_pretrained(model)) as index:
+        index.add(DOCUMENTS)
+    return str(tmp_path / "saved"), str(model)
+
+
+def test_ask_answers_each_question(folders, capsys):
+    index, model = folders
+    ask(["First?", "Second?"], index=index, generator=model, max_tokens=4)
+    out = capsys.readouterr().out
+    assert out.index("? First?") < out.index(NOT_FOUND) < out.index("? Second?")
+
+
+@pytest.mark.parametrize(
+    ("index", "generator", "message"),
+    [("nowhere", None, "holds no index"), (None, "no-such-model", "no-such-model")],
+)
+def test_ask_names_what_is_missing(folders, index, generator, message):
+    with pytest.raises(InputError, match=message):
+        ask(["Why?"], index=index or folders[0], generator=generator or folders[1])
+
+
+def test_ask_with_another_embedder_names_both(folders, tmp_path, tokenizer):
+    index, model = folders
+    random_gpt(seed=1).save_pretrained(tmp_path / "other")
+    tokenizer.save(tmp_path / "other")
+    with pytest.raises(InputError, match=r"model.*other"):
+        ask(["Why?"], index=index, embedder=str(tmp_path / "other"), generator=model)
+
+
+def test_render_numbers_sources_and_marks_what_has_none():
+    hits = [hit("Cats sleep all day.", "Cats", "a"), hit("Mice fear cats.", "Mice", "b")]
+    found = ground(
+        "What do cats do?", "Cats sleep all day. Dogs bark. They sleep all day long.", hits, None, "stop"
+    )
+    text = render(found)
+    assert text.startswith("  Cats sleep all day. [1] Dogs bark. [?]")
+    assert "[1] Cats (d, 0–19): Cats sleep all day." in text
+    lost = render(ground("Who won?", "Spain won.", hits, None, "stop"))
+    assert NOT_FOUND in lost
+    assert "Spain won." in lost
+    assert "nearest: Mice (b)" in lost
+
+
+@pytest.mark.network
+def test_smollm2_answers_and_declines(tmp_path, smollm2):
+    text = (
+        "The Zorblatt bridge is in the town of Quillby. It was built in 1887 by the engineer Mira Tandel. "
+        "It has four stone arches and a wooden railing."
+    )
+    encoder = Encoder.from_pretrained(smollm2)
+    with Index.create(tmp_path / "index", encoder) as index:
+        index.add([Document("bridge", text, "Zorblatt bridge"), *DOCUMENTS])
+        engine = Engine(encoder.model, encoder.tokenizer, max_running=1, context=1024)
+        found = answer("When was the Zorblatt bridge built?", index, engine, k=2)
+        assert found.found
+        assert "1887" in found.text
+        citation = found.sentences[0].citation
+        assert "1887" in citation.text
+        assert text[citation.start : citation.end] == citation.text
+        assert not answer("Who won the football World Cup in 2010?", index, engine, k=2).found

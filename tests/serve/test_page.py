@@ -1,0 +1,128 @@
+"""The page in a real browser, end to end."""
+
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from index import Document
+from tests.serve.conftest import DOCUMENTS, QUESTION, speaker
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+)
+MIXED = " The lock became optional in October 2024! Cats purr on Tuesdays."
+SUPPORT = "The interpreter lock became optional in October 2024."
+ANSWERED = re.compile(r"^Answered in \d+\.\d s$")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=ARGUMENTS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that must neither raise, nor log an error, nor open a dialog."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        complaints = page.complaints = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
+        )
+        page.on("dialog", lambda dialog: complaints.append(dialog.message) or dialog.dismiss())
+        yield page
+        assert complaints == []
+
+
+def test_an_answer_streams_in_and_its_citation_shows_the_sentence(page, serve):
+    url, _ = serve(MIXED)
+    page.goto(url)
+    page.get_by_role("heading", level=1).click()  # away from the search box
+    page.keyboard.press("/")
+    page.keyboard.type(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text(ANSWERED)
+    expect(page.locator("#text")).to_contain_text("The lock became optional in October 2024!")
+    expect(page.locator(".unsupported")).to_have_text("Cats purr on Tuesdays.no source found")
+    expect(page.locator("mark")).to_have_text(SUPPORT)
+
+    page.get_by_role("button", name=f": {SUPPORT}").press("Enter")  # the citation, by keyboard
+    expect(page.locator("mark.strong")).to_have_text(SUPPORT)
+    cited = page.locator(".hit", has=page.locator("mark"))
+    expect(cited).to_be_focused()
+    expect(cited.locator("h3")).to_have_text("The interpreter lock")
+    expect(cited.locator(".passage")).to_have_text(DOCUMENTS[0].text)  # marking loses and doubles nothing
+    expect(page.locator(".cite")).to_have_attribute("aria-pressed", "true")
+    assert "q=When" in page.url
+
+
+def test_markup_in_documents_titles_and_answers_stays_text(page, serve):
+    url, _ = serve(" Scripts like <script> stay text!")
+    page.goto(f"{url}/?q=What do scripts do on <img src=x onerror=alert(3)> pages?")
+    expect(page.locator("#status")).to_have_text(ANSWERED)
+    expect(page.locator("#text")).to_contain_text("Scripts like <script> stay text!")
+    evil = page.locator(".hit", has_text="onerror")
+    expect(evil.locator(".passage")).to_have_text(DOCUMENTS[3].text)
+    expect(evil.locator("h3")).to_have_text("<b>Markup</b>")
+    assert page.locator("main img, main script, main b").count() == 0
+
+
+def test_an_unsupported_draft_is_not_shown_as_the_answer(page, serve):
+    url, _ = serve(" Spain won against France.")
+    page.goto(f"{url}/?q=Who won the 2010 World Cup?")
+    expect(page.locator("#text")).to_have_text("The corpus does not say.")
+    draft = page.locator("#draft")
+    expect(draft.locator("p")).not_to_be_visible()
+    draft.locator("summary").click()
+    expect(draft.locator("p")).to_have_text("Spain won against France.")
+    expect(page.locator(".hit")).to_have_count(4)
+
+
+def test_chinese_offsets_and_characters_beyond_utf16(page, serve, index):
+    text = "🐈‍⬛🐈 猫在白天睡觉。黄昏时猫捉老鼠。🐁"
+    index.add(Document("mao", text, "猫"))
+    url, _ = serve(" 猫捉老鼠。")
+    page.goto(f"{url}/?q=猫捉什么？")
+    expect(page.locator("#status")).to_have_text(ANSWERED)
+    page.locator(".cite").click()
+    expect(page.locator("mark.strong")).to_have_text("黄昏时猫捉老鼠。")
+    expect(page.locator(".hit", has=page.locator("mark")).locator(".passage")).to_have_text(text)
+
+
+def test_stop_ends_the_request_and_says_that_nothing_was_checked(page, serve, tokenizer):
+    url, _ = serve(speaker(tokenizer, " on and", for_ever=True))
+    page.route(
+        "**/v1/answer",
+        lambda route: route.continue_(post_data={"question": "Why?", "stream": True, "max_tokens": 3900}),
+    )
+    page.goto(f"{url}/?q=Why?")
+    expect(page.locator("#text")).to_contain_text("on and on and")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#status")).to_contain_text("has not been checked")
+    expect(page.get_by_role("button", name="Stop")).not_to_be_visible()
+
+
+def test_an_error_is_said(page, serve):
+    url, _ = serve(MIXED)
+    page.goto(url)
+    page.get_by_role("searchbox").fill("why " * 2400)
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#status.error")).to_contain_text("shorten it")
+    page.complaints.clear()  # the browser logs a failed request
+
+
+def test_api_page_lists_every_endpoint(page, serve, client):
+    url, _ = serve(MIXED)
+    page.goto(f"{url}/docs")
+    paths = client.get(f"{url}/openapi.json").json()["paths"]
+    expect(page.locator(".endpoint h2 code")).to_have_text(list(paths))
+    expect(page.locator(".endpoint", has_text="/v1/answer").locator("td").first).to_have_text("question")

@@ -1,0 +1,85 @@
+"""The server as people start and stop it: a process."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from embed import Encoder
+from index import Index
+from tests.serve.conftest import DOCUMENTS, random_gpt, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer):
+    root = tmp_path_factory.mktemp("server")
+    random_gpt().save_pretrained(root / "model")
+    tokenizer.save(root / "model")
+    with Index.create(root / "index", Encoder.from_pretrained(root / "model")) as index:
+        index.add(DOCUMENTS)
+    return root
+
+
+def run_server(folders, *arguments, index="index"):
+    command = [sys.executable, "scripts/run_server.py", "--index", str(folders / index)]
+    command += ["--generator", str(folders / "model"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
+def test_it_serves_after_loading_and_stops_cleanly(folders, number, status):
+    port = free_port()
+    server = run_server(folders, "--port", str(port))
+    seen = []
+
+    def ready():
+        try:
+            seen.append(httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=20).status_code)
+        except httpx.ConnectError:
+            return False
+        return seen[-1] == 200
+
+    try:
+        wait_until(ready, 60)
+        assert set(seen[:-1]) <= {503}
+        model = str(folders / "model")
+        response = httpx.post(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json={"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2},
+        )
+        assert response.status_code == 200
+        server.send_signal(number)
+        _, error = server.communicate(timeout=20)
+    finally:
+        server.kill()
+        server.wait()
+    assert server.returncode == status
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("what", ["port", "index"])
+def test_what_is_wrong_is_one_line_and_exit_status_1(folders, what):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1] if what == "port" else 0
+        server = run_server(folders, "--port", str(port), index="index" if what == "port" else "nowhere")
+        _, error = server.communicate(timeout=60)
+    assert server.returncode == 1
+    assert "Traceback" not in error
+    message = error.strip().splitlines()[-1]
+    assert message.startswith("run_server.py: ")
+    assert (str(port) if what == "port" else "nowhere") in message
+    if what == "port":
+        assert error.count("\n") == 1
