@@ -36,7 +36,11 @@ class Sources:
 
 @router.post("/search")
 async def search(body: SearchRequest, request: Request, service: ServiceDep) -> SearchResult:
-    """The k passages nearest to a query."""
+    """The k passages nearest to a query, best first.
+
+    `filter` maps fields of the documents' metadata, or `doc_id`, to the value that they must have, to a list of values,
+    or to bounds such as `{"gte": 2000, "lte": 2010}`.
+    """
 
     options = body.model_dump(exclude={"query"})
     finding = service.search.run(answering.retrieve, body.query, service.index, **options)

@@ -18,7 +18,7 @@ class _Request(BaseModel):
 
 
 class SearchRequest(_Request):
-    """`filter` maps metadata keys to the value, or the list of values, that a passage's document must have."""
+    """`filter` is as in `Index.search`."""
 
     query: Text
     k: int = Field(10, ge=1, le=1000)
