@@ -2,6 +2,7 @@
 
 from embed import Encoder
 from gpt_core.engine import Engine
+from gpt_core.errors import InputError
 from gpt_core.hub import resolve
 from gpt_core.model import GPT
 from gpt_core.tokenizer import Tokenizer
@@ -30,6 +31,8 @@ def load(
     if embedder is None:
         with Index.open(index) as found:
             embedder = found.settings.embedder
+    if not embedder:
+        raise InputError(f"{index} was built of ready vectors; questions need an index with an embedder.")
     encoder = Encoder.from_pretrained(embedder)
     opened = Index.open(index, encoder)
     if resolve(generator) == resolve(embedder):

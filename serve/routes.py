@@ -1,5 +1,6 @@
 """Our own endpoints: search and cited answers."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from serve.answer import Answer, Prompt
 from serve.http import EventStream, event, until_disconnect
 from serve.schemas import AnswerRequest, SearchRequest
 from serve.service import Service, ServiceDep
-from serve.worker import SearchThread, TokenStream
+from serve.worker import TokenStream
 
 router = APIRouter(prefix="/v1", tags=["search and answers"])
 
@@ -41,7 +42,6 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
     `filter` maps fields of the documents' metadata, or `doc_id`, to the value that they must have, to a list of values,
     or to bounds such as `{"gte": 2000, "lte": 2010}`.
     """
-
     options = body.model_dump(exclude={"query"})
     finding = service.search.run(answering.retrieve, body.query, service.index, **options)
     return SearchResult(await until_disconnect(request, finding))
@@ -62,7 +62,7 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
     )
     hits, prompt = await until_disconnect(request, service.search.run(_prepare, body, service))
     stream = service.generate(prompt.token_ids, params) if prompt else None
-    writing = Writing(body.question, hits, prompt, stream, service.search)
+    writing = Writing(body.question, hits, prompt, stream)
     if body.stream:
         return EventStream(writing.events(), writing.close, error_name="error")
     try:
@@ -89,7 +89,6 @@ class Writing:
     hits: list[Hit]
     prompt: Prompt | None
     stream: TokenStream | None
-    search: SearchThread
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events."""
@@ -109,7 +108,8 @@ class Writing:
     async def _ground(self) -> Answer:
         draft = self.stream.request.text if self.stream else ""
         reason = self.stream.request.finish_reason if self.stream else None
-        return await self.search.run(answering.ground, self.question, draft, self.hits, self.prompt, reason)
+        # Milliseconds, so not by the search thread: a finished answer must not wait behind searches, nor be refused.
+        return await asyncio.to_thread(answering.ground, self.question, draft, self.hits, self.prompt, reason)
 
     def close(self) -> None:
         """Stop writing."""

@@ -1,7 +1,7 @@
 """Two threads that do the heavy work, so that whoever asks for it never blocks an event loop.
 
 `Worker` owns the generation engine and steps it while there is work. `SearchThread` runs everything else that computes:
-encoding, searching, attributing. One thread each, because torch and FAISS use all cores from one thread, keep their
+encoding, searching, prompting. One thread each, because torch and FAISS use all cores from one thread, keep their
 settings per thread, and slow each other down when several threads do.
 """
 

@@ -139,6 +139,15 @@ def test_ask_names_what_is_missing(folders, index, generator, message):
         ask(["Why?"], index=index or folders[0], generator=generator or folders[1])
 
 
+def test_ask_needs_a_question_and_an_index_that_has_an_embedder(folders, tmp_path):
+    index, model = folders
+    with pytest.raises(InputError, match="no question"):
+        ask([], index=index, generator=model)
+    Index.create(tmp_path / "vectors", dimension=4).close()
+    with pytest.raises(InputError, match="ready vectors"):
+        ask(["Why?"], index=str(tmp_path / "vectors"), generator=model)
+
+
 def test_ask_with_another_embedder_names_both(folders, tmp_path, tokenizer):
     index, model = folders
     random_gpt(seed=1).save_pretrained(tmp_path / "other")
