@@ -11,9 +11,10 @@ the building. A sentence that repeats none of them is read together with the que
 looked for in the source if the sentence is a fragment ("In 1845."), in the passage around it if it is not. Shares are
 weighted by how rare a word is among the retrieved sentences.
 
-A sentence that adds nothing to the question has no support; nor has one with a number that neither the source nor the
-title holds, or with a new name that the passage does not. What all this cannot see is who did what to whom: "A defeated
-B" supports "B defeated A".
+The title counts as part of every source, but is none itself: the source must hold a new word of its own. A sentence
+that adds nothing to the question thus has no support; nor has one with a number that neither the source nor the title
+holds, or with a new name that the passage does not. What all this cannot see is who did what to whom: "A defeated B"
+supports "B defeated A".
 """
 
 import math
@@ -63,12 +64,13 @@ class AnswerSentence:
 
 @dataclass(frozen=True)
 class _Source:
-    """A stretch of a passage that can be cited, and the stems that it, its title and its passage hold."""
+    """A stretch of a passage that can be cited, and the stems that are held by it and what is around it."""
 
     citation: Citation
     factor: float
-    stems: frozenset[str]  # the title's included
-    passage: frozenset[str]  # the title's included
+    own: frozenset[str]
+    stems: frozenset[str]  # its own and the title's
+    passage: frozenset[str]  # the passage's and the title's
 
 
 def attribute(
@@ -115,6 +117,8 @@ class _Weights(dict[str, float]):
 def _support(terms: Sequence[Term], asked: set[str], source: _Source, weight: _Weights) -> float:
     stems = {t.key for t in terms}
     new = stems - asked
+    if not new & source.own:
+        return 0.0
     if any(t.is_number and t.key not in source.stems for t in terms):
         return 0.0
     if any(t.is_name and t.key in new and t.key not in source.passage for t in terms):
@@ -144,7 +148,7 @@ def _sources(hits: Sequence[Hit]) -> tuple[list[_Source], _Weights]:
         for start, end, factor, held in _windows(spans, stems):
             where = (hit.start + start, hit.start + end, hit.text[start:end])
             citation = Citation(hit.passage_id, hit.doc_id, hit.title, *where)
-            sources.append(_Source(citation, factor, held | title, passage))
+            sources.append(_Source(citation, factor, held, held | title, passage))
     return sources, _Weights(sentences)
 
 

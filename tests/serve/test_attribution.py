@@ -76,6 +76,13 @@ def test_the_title_counts_as_part_of_every_sentence():
     assert not one(answer, question, [hit(text, title="Shakira")]).supported
 
 
+def test_a_title_alone_supports_nothing():
+    hits = [
+        hit("Abstract\n========\n\nIt is about packages.", title="PEP 778 – Supporting Symlinks in Wheels")
+    ]
+    assert one("PEP 778 – Supporting Symlinks in Wheels.", "What is a wheel file?", hits).score == 0
+
+
 def test_the_better_passage_is_cited_whatever_its_rank():
     near, right = (
         hit("Cats are animals. Cats eat.", name="a"),
