@@ -1,18 +1,15 @@
 """Test collections: documents, queries and judgements, from BEIR folders or from training pairs."""
 
-import gzip
-import json
-import lzma
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_core.errors import InputError
-from index.documents import JSONL, Document, iter_documents
+from index.documents import JSONL, Document, iter_documents, read_rows
 
 Qrels = dict[str, dict[str, int]]  # query id → document id → grade; relevant if above 0
 Run = dict[str, dict[str, float]]  # query id → document id → score
@@ -132,18 +129,11 @@ def _read_qrels(path: Path) -> Qrels:
     return qrels
 
 
-def _read_pairs(path: Path) -> list[tuple[str, str]]:
+def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise InputError(f"{path} is missing; expected JSON lines with query and positive.")
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    pairs = []
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                pairs.append((str(row["query"]), str(row["positive"])))
-            except (ValueError, KeyError, TypeError):
-                raise InputError(
-                    f"{path}, line {number}: expected a JSON object with query and positive."
-                ) from None
-    return pairs
+    for place, row in read_rows(path):
+        query, positive = row.get("query"), row.get("positive")
+        if not isinstance(query, str) or not isinstance(positive, str):
+            raise InputError(f"{place}: expected query and positive, both strings.")
+        yield query, positive

@@ -141,26 +141,42 @@ def _open(path: Path) -> Any:
     return open(path, "rb")
 
 
-def _read_jsonl(path: Path, name: str) -> Iterator[tuple[str, Document]]:
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a `.jsonl` (`.gz`, `.xz`) file, each with its place for messages: `<path>, line <number>`.
+
+    Raises:
+        InputError: for a broken line, or a damaged archive.
+    """
     number = 0
     with _open(path) as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     place = f"{path}, line {number}"
-                    yield place, _parse(line, place, f"{name}:{number}", str(path))
+                    yield place, _object(line, place)
         except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
             raise InputError(f"{path} is damaged after line {number}: {error}") from None
 
 
-def _parse(line: bytes, place: str, default_id: str, source: str) -> Document:
+def _object(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{place}, is not UTF-8: {error.reason} at byte {error.start}.") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}, is not valid JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected a JSON object.")
+    return row
+
+
+def _read_jsonl(path: Path, name: str) -> Iterator[tuple[str, Document]]:
+    for place, row in read_rows(path):
+        yield place, _document(row, place, f"{name}:{place.rpartition(' ')[2]}", str(path))
+
+
+def _document(row: dict[str, Any], place: str, default_id: str, source: str) -> Document:
+    if not isinstance(row.get("text"), str):
         raise InputError(f'{place}: expected a JSON object with the key "text" and a string there.')
     name = row.pop("_id" if "_id" in row else "id", default_id)
     title, metadata = row.pop("title", None) or "", row.pop("metadata", None) or {}
