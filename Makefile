@@ -14,9 +14,9 @@ demo: .venv/.runtime  ## an index over the sample corpus, three questions, then 
 	$(BIN)/python scripts/fetch_model.py smollm2-135m-instruct
 	$(BIN)/python scripts/build_index.py --input examples/peps.jsonl.xz --index demo/peps --passages_per_document 1
 	$(BIN)/python scripts/ask.py --index demo/peps \
-		"What is the purpose of PEP 572?" \
-		"Why was the GIL made optional in CPython?" \
-		"What do formatted string literals do?"
+		"What does PEP stand for?" \
+		"What is the Steering Council?" \
+		"What is the purpose of PEP 572?"
 	$(BIN)/python scripts/run_server.py --index demo/peps
 
 install: .venv/.dev  ## everything that tests and benchmarks need

@@ -69,6 +69,7 @@ class _Source:
     citation: Citation
     factor: float
     own: frozenset[str]
+    title: frozenset[str]
     stems: frozenset[str]  # its own and the title's
     passage: frozenset[str]  # the passage's and the title's
 
@@ -119,6 +120,8 @@ def _support(terms: Sequence[Term], asked: set[str], source: _Source, weight: _W
     new = stems - asked
     if not new & source.own:
         return 0.0
+    if len(new) > FRAGMENT and stems <= source.title:  # small models repeat titles that they were shown
+        return 0.0
     if any(t.is_number and t.key not in source.stems for t in terms):
         return 0.0
     if any(t.is_name and t.key in new and t.key not in source.passage for t in terms):
@@ -148,7 +151,7 @@ def _sources(hits: Sequence[Hit]) -> tuple[list[_Source], _Weights]:
         for start, end, factor, held in _windows(spans, stems):
             where = (hit.start + start, hit.start + end, hit.text[start:end])
             citation = Citation(hit.passage_id, hit.doc_id, hit.title, *where)
-            sources.append(_Source(citation, factor, held, held | title, passage))
+            sources.append(_Source(citation, factor, held, title, held | title, passage))
     return sources, _Weights(sentences)
 
 

@@ -83,6 +83,14 @@ def test_a_title_alone_supports_nothing():
     assert one("PEP 778 – Supporting Symlinks in Wheels.", "What is a wheel file?", hits).score == 0
 
 
+def test_a_repeated_title_is_no_evidence():
+    text = "This proposes that symbols matching the type name are added to the types module. Names are long."
+    source = hit(text, title="PEP 294 – Type Names in the types Module")
+    assert not one(
+        "PEP 294 – Type Names in the types Module", "What is the capital of France?", [source]
+    ).supported
+
+
 def test_the_better_passage_is_cited_whatever_its_rank():
     near, right = (
         hit("Cats are animals. Cats eat.", name="a"),
