@@ -12,9 +12,9 @@ looked for in the source if the sentence is a fragment ("In 1845."), in the pass
 weighted by how rare a word is among the retrieved sentences.
 
 The title counts as part of every source, but is none itself: the source must hold a new word of its own. A sentence
-that adds nothing to the question thus has no support; nor has one with a number that neither the source nor the title
-holds, or with a new name that the passage does not. What all this cannot see is who did what to whom: "A defeated B"
-supports "B defeated A".
+that adds nothing to the question thus has no support; nor has one that only repeats the title, one with a number that
+neither the source nor the title holds, or one with a new name that the passage does not. What all this cannot see is
+who did what to whom: "A defeated B" supports "B defeated A".
 """
 
 import math
