@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 import os
 import re
 import zlib
@@ -211,10 +212,23 @@ def _markdown_head(text: str) -> tuple[str, dict[str, Any]]:
     metadata: dict[str, Any] = {}
     if front := FRONT_MATTER.match(text):
         try:
-            loaded = yaml.safe_load(front[1])
-        except yaml.YAMLError:  # a text that begins with a rule, not with front matter
+            loaded = _as_json(yaml.safe_load(front[1]))
+        # A text that begins with a rule, not with front matter; a date that is none; an alias of what it is in.
+        except (yaml.YAMLError, ValueError, RecursionError):
             loaded = None
         if isinstance(loaded, dict):
-            metadata = json.loads(json.dumps({str(key): value for key, value in loaded.items()}, default=str))
+            metadata = loaded
     heading = HEADING.search(FENCE.sub("", text[front.end() if front else 0 :]))
     return str(metadata.pop("title", None) or (heading[1] if heading else "")), metadata
+
+
+def _as_json(value: Any) -> Any:
+    """What YAML read, with the keys and values that JSON lacks, such as dates, as strings."""
+    if isinstance(value, dict):
+        return {str(key): _as_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_as_json(one) for one in value]
+    known = (
+        value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    )
+    return value if known else str(value)

@@ -96,7 +96,14 @@ def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path):
             "From the front",
             {"date": "2026-01-02", "tags": ["a", "b"]},
         ),
+        (
+            "---\nlog: {2026-01-02: begun, 3: [.inf, yes]}\n---\n# Heading\n",
+            "Heading",
+            {"log": {"2026-01-02": "begun", "3": ["inf", True]}},
+        ),
         ("---\nno front matter: [\n---\n# Heading\n", "Heading", {}),
+        ("---\nno such day: 2026-13-45\n---\n# Heading\n", "Heading", {}),
+        ("---\nin itself: &a [*a]\n---\n# Heading\n", "Heading", {}),
         ("no heading at all", "page", {}),
     ],
 )
