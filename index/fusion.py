@@ -16,6 +16,11 @@ class Spread(NamedTuple):
     mean: float
     deviation: float
 
+    @classmethod
+    def of(cls, scores: Scores) -> "Spread":
+        """The spread of these scores (n,); zeros if there are none, as when nothing passes a filter."""
+        return cls(float(scores.mean()), float(scores.std())) if len(scores) else cls(0, 0)
+
 
 def fuse(
     fusion: Fusion, dense: Scores, lexical: Scores, dense_spread: Spread, lexical_spread: Spread

@@ -96,8 +96,7 @@ def rank_hybrid(
         dense, lexical = view.score(query, candidates), found.of(candidates)
         spread = Spread(0, 0)
         if fusion.kind == "z":
-            scores = None if allowed is None else view.score(query, allowed)
-            spread = view.spread(query) if scores is None else Spread(scores.mean(), scores.std())
+            spread = view.spread(query) if allowed is None else Spread.of(view.score(query, allowed))
         scores = fuse(fusion, dense, lexical, spread, found.spread(n_passages))
         best = _best(scores, k)
         columns = (candidates[best], scores[best], dense[best], lexical[best])

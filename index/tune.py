@@ -141,10 +141,7 @@ def lexical_scores(collection: Collection) -> Scores:
 
 
 def _fuse(fusion: Fusion, dense: Scores, lexical: Scores) -> Scores:
-    rows = [
-        fuse(fusion, d, b, Spread(d.mean(), d.std()), Spread(b.mean(), b.std()))
-        for d, b in zip(dense, lexical, strict=True)
-    ]
+    rows = [fuse(fusion, d, b, Spread.of(d), Spread.of(b)) for d, b in zip(dense, lexical, strict=True)]
     return np.array(rows, dtype=np.float32)
 
 

@@ -126,6 +126,7 @@ def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_e
         for batch in index.search([query, query], k=10):
             assert [hit.score for hit in batch] == pytest.approx([hit.score for hit in hits], abs=1e-5)
         assert index.settings.fusion == fusion
+        assert index.search(query, filter={"doc_id": "none of these"}) == []
 
 
 def test_z_spread_follows_from_the_moments_through_changes(index, monkeypatch):
