@@ -119,7 +119,7 @@ def retrieve(
         raise InputError("The question is empty; ask something.")
     if index.encoder is not None and mode != "lexical":
         encoder = index.encoder
-        n_tokens = len(encoder.tokenizer.encode(encoder.config.query_prompt + query))
+        n_tokens = len(encoder.tokenizer.encode(encoder.config.query_prompt + query, add_special_tokens=True))
         if n_tokens > encoder.max_tokens:
             raise InputError(
                 f"The question has {n_tokens} tokens; the embedder reads {encoder.max_tokens}: shorten it."

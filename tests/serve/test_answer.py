@@ -10,6 +10,7 @@ from serve import create_app
 from serve.answer import NOT_FOUND, PASSAGE_TOKENS, answer, build_prompt, ground, retrieve
 from serve.ask import ask, render
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker
+from tests.tiny_models import save_model
 
 TRUE = " It became optional in October 2024."
 
@@ -89,6 +90,15 @@ def test_a_question_that_is_empty_or_too_long_is_an_input_error(index, engine, q
         build_prompt("word " * 2000, [hit("x")], engine.tokenizer, 1024, 96)
     with pytest.raises(InputError, match="shorten it"):
         retrieve("word " * 1100, index)
+
+
+def test_a_question_and_its_special_tokens_fit_the_embedder_or_are_refused(tmp_path):
+    encoder = Encoder.from_pretrained(save_model(tmp_path / "model", "qwen3", eos_after_text=True))
+    with Index.create(tmp_path / "index", encoder) as index:
+        assert retrieve("?" * (encoder.max_tokens - 1), index) == []
+        with pytest.raises(InputError, match=f"{encoder.max_tokens + 1} tokens"):
+            retrieve("?" * encoder.max_tokens, index)
+    assert encoder.n_truncated == 0
 
 
 def test_a_loop_and_a_broken_off_sentence_are_left_out():
