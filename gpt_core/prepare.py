@@ -14,7 +14,7 @@ from gpt_core.shards import ShardWriter
 from gpt_core.tokenizer import Tokenizer
 
 SHAKESPEARE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare.txt"
-DATASETS = {"shakespeare_char": SHAKESPEARE}
+DATASETS = {"shakespeare_char": (SHAKESPEARE, "char")}  # file, tokenizer
 BATCH_CHARACTERS = 2**22  # texts are encoded together until they are this long
 
 
@@ -23,7 +23,7 @@ def prepare_data(
     out: str,
     input: list[str] | None = None,
     dataset: Literal["shakespeare_char"] | None = None,
-    tokenizer: str = "gpt2",
+    tokenizer: str | None = None,
     val_fraction: float = 0.1,
 ) -> None:
     """Turn text into token shards for scripts/pretrain.py, with the tokenizer beside them.
@@ -36,7 +36,8 @@ def prepare_data(
         out: the folder to make; it must not exist or be empty.
         input: files (.txt, .md: text; .jsonl: objects with a "text") or folders, which are searched for them.
         dataset: a named set instead: shakespeare_char is the 1 MB of examples/tiny_shakespeare.txt.
-        tokenizer: gpt2, char (the distinct characters of the text), a folder with a tokenizer.json, or a known model.
+        tokenizer: gpt2, char (the distinct characters of the text), a folder with a tokenizer.json, or a known model;
+            if not given, char for shakespeare_char, else gpt2.
         val_fraction: the share of the text, or of the documents, that is kept for validation.
     """
     if (input is None) == (dataset is None):
@@ -46,8 +47,9 @@ def prepare_data(
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} already holds something; remove it or give another --out.")
-    files = _files([str(DATASETS[dataset])] if dataset else input or [])
-    chosen = _tokenizer(tokenizer, files)
+    text, usual = DATASETS[dataset] if dataset else (None, "gpt2")
+    files = _files([str(text)] if text else input or [])
+    chosen = _tokenizer(tokenizer or usual, files)
     with atomic_folder(target) as folder:
         _write_shards(folder, files, chosen, val_fraction)
         chosen.save(folder)

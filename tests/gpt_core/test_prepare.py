@@ -30,7 +30,7 @@ def write_jsonl(path: Path, rows: list[str]) -> None:
 
 
 def test_shakespeare_char_is_nanogpts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare_data(dataset="shakespeare_char", tokenizer="char", out=str(tmp_path / "out"))
+    prepare_data(dataset="shakespeare_char", out=str(tmp_path / "out"))
     said = capsys.readouterr().out
     assert "train: 1,003,854 tokens" in said  # the counts that nanoGPT's prepare.py prints
     assert "val: 111,540 tokens" in said
