@@ -13,7 +13,7 @@ import torch
 
 from embed.maps import Vectors
 from gpt_core.extras import extra
-from gpt_core.files import atomic_write
+from gpt_core.files import atomic_write, sha256_file
 from gpt_core.hub import cache_dir, resolve
 from index.collection import Collection, Run
 from index.lexical import CJK, index_text
@@ -48,7 +48,7 @@ def bm25(collection: Collection, k: int) -> Run:
 class Baseline:
     """A sentence-transformers model on the CPU, searched exactly.
 
-    Its vectors are kept in the model cache, one file for each model and list of texts, because they never change.
+    Its vectors are kept in the model cache, one file for each content of its folder and list of texts.
     """
 
     def __init__(self, name: str, max_tokens: int) -> None:
@@ -70,8 +70,8 @@ class Baseline:
 
     def _encode(self, texts: Sequence[str], what: str) -> Vectors:
         digest = hashlib.sha256(str(self.model.max_seq_length).encode())
-        for path in sorted(self.folder.rglob("*.safetensors")):
-            digest.update(path.read_bytes())
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            digest.update(sha256_file(path).encode())
         for text in texts:
             digest.update(text.encode() + b"\0")
         path = cache_dir() / "vectors" / f"{digest.hexdigest()}.npy"

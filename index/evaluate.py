@@ -48,6 +48,8 @@ def evaluate_retrieval(
         split: which judgements, such as test or dev.
         max_tokens: longest text in tokens.
     """
+    if not data:
+        raise InputError("--data names nothing; expected BEIR folders.")
     collections = [Collection.load(folder, split) for folder in data]
     encoder = Encoder.from_pretrained(embedder)
     peer = Baseline(baseline, max_tokens)

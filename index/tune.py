@@ -55,6 +55,10 @@ def tune_embedder(
         documents: how many of a collection's documents are taken, of at most 256 tokens.
         queries: how many of its queries.
     """
+    if not data or not layers:
+        raise InputError("--data or --layers names nothing; expected at least one collection and one layer.")
+    if not Path(out).absolute().parent.is_dir():  # said now, not after an hour of measuring
+        raise InputError(f"{out} cannot be written: its folder is not there; make that first.")
     encoder = Encoder.from_pretrained(embedder)
     collections = [_load(Path(path)).sample(queries, documents) for path in data]
     if too_high := [layer for layer in layers if not 0 <= layer <= encoder.model.config.n_layer]:

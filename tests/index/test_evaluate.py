@@ -13,6 +13,7 @@ from embed.maps import CorpusMap
 from gpt_core.doors import open_door
 from gpt_core.errors import InputError
 from gpt_core.extras import extra
+from index.baselines import Baseline
 from index.collection import Collection
 from index.evaluate import check_published, evaluate_retrieval, index_runs, score
 from tests.tiny_models import reference_model, save_model
@@ -78,6 +79,27 @@ def test_prints_all_rows_and_ends_in_json(data, models, monkeypatch, capsys):
     assert "from the cache" not in said.err
     assert "from the cache" in again.err
     assert json.loads(again.out.splitlines()[-1])["results"] == last["results"]
+
+
+def test_the_same_weights_pooled_otherwise_are_not_answered_from_the_cache(
+    data, models, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path / "cache"))
+    collection = Collection.load(data, "test")
+    other = shutil.copytree(models / "models" / "all-MiniLM-L6-v2", tmp_path / "other")
+    config = json.loads((other / "1_Pooling" / "config.json").read_text())
+    (other / "1_Pooling" / "config.json").write_text(json.dumps(config | {"pooling_mode": "lasttoken"}))
+    runs = [
+        Baseline(str(folder), 64).run(collection, 5)
+        for folder in (models / "models" / "all-MiniLM-L6-v2", other)
+    ]
+    assert "from the cache" not in capsys.readouterr().err
+    assert runs[0] != runs[1]
+
+
+def test_no_data_is_refused():
+    with pytest.raises(InputError, match="--data names nothing"):
+        evaluate_retrieval(data=[])
 
 
 def test_prints_nothing_of_ours_when_the_baseline_misses_its_published_score(

@@ -89,6 +89,20 @@ def test_never_tunes_on_a_test_split(model, tmp_path):
     assert not (tmp_path / "out.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": []}, "names nothing"),
+        ({"layers": []}, "names nothing"),
+        ({"out": "no/such/folder/x.json"}, "folder is not there"),
+    ],
+)
+def test_what_cannot_end_well_is_not_begun(model, pairs, tmp_path, arguments, message):
+    good = {"data": [str(pairs)], "out": str(tmp_path / "x.json"), "embedder": str(model), "layers": [0]}
+    with pytest.raises(InputError, match=message):
+        tune_embedder(**{**good, **arguments})
+
+
 def test_a_layer_that_is_not_there_is_refused(model, pairs, tmp_path):
     with pytest.raises(InputError, match="layer 4 is not"):
         tune_embedder(data=[str(pairs)], out=str(tmp_path / "x.json"), embedder=str(model), layers=[0, 4])
