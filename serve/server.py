@@ -44,7 +44,8 @@ def run_server(
         context: longest prompt and answer together, in tokens.
     """
     with _bind(host, port) as listener:
-        address = f"http://{host}:{listener.getsockname()[1]}"
+        # An IPv6 address stands in brackets, or its colons would be read as the port's.
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
         def load_service(search: SearchThread) -> Service:
             opened, engine = load(index, embedder, generator, max_running, context)

@@ -70,6 +70,21 @@ def test_it_serves_after_loading_and_stops_cleanly(folders, number, status):
     assert "Traceback" not in error
 
 
+def test_an_ipv6_address_is_announced_as_a_browser_takes_it(folders):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = run_server(folders, "--host", "::1", "--port", "0")
+    try:
+        url = httpx.URL(server.stderr.readline().split()[-1])
+        assert url.host == "::1"
+        assert httpx.get(url.join("/livez")).json() == {"status": "alive"}
+    finally:
+        server.kill()
+        server.communicate()
+
+
 @pytest.mark.parametrize("what", ["port", "index"])
 def test_what_is_wrong_is_one_line_and_exit_status_1(folders, what):
     with socket.create_server(("127.0.0.1", 0)) as taken:
