@@ -241,14 +241,15 @@ class Index:
         mode: Mode = "hybrid",
         filter: Filter | None = None,
     ) -> list[Any]:
-        """Find the passages that suit a query best. All modes are exact.
+        """Find the passages that suit a query best.
 
         Args:
             query: a text, or texts, or a vector (dimension,), or vectors (n, dimension) as the embedder gives them.
                 A vector has no words: "hybrid" then is "dense". A text that the embedder cuts to its context is counted
                 in the encoder's `n_truncated`.
             k: how many hits. Fewer come back only if fewer passages pass the filter or, for "lexical", match.
-            mode: "dense" orders by cosine, "lexical" by BM25, "hybrid" by both as `settings.fusion` says.
+            mode: "dense" orders by cosine, "lexical" by BM25, both exactly; "hybrid" by both as `settings.fusion` says,
+                with exact scores, what is among the best max(100, 10 k) of either.
             filter: conditions on the documents' metadata, all of which must hold: a field has a value
                 (`{"status": "Final"}`), or one of several (`["Final", "Active"]`), or lies within bounds
                 (`{"gte": 2000, "lte": 2010}`). A field that holds a list has each of its values. `doc_id` is the
