@@ -155,9 +155,10 @@ class Encoder:
         rows = self._tokenize(texts, max_tokens)
         budget = TOKENS_PER_BATCH[self.model.device.type]
         order = sorted((i for i in range(len(rows)) if rows[i]), key=lambda i: len(rows[i]), reverse=True)
-        while order:
-            n_rows = max(1, budget // len(rows[order[0]]))
-            places, order = order[:n_rows], order[n_rows:]
+        begin = 0
+        while begin < len(order):
+            places = order[begin : begin + max(1, budget // len(rows[order[begin]]))]
+            begin += len(places)
             ids = torch.zeros((len(places), len(rows[places[0]])), dtype=torch.long)
             mask = torch.zeros_like(ids, dtype=torch.bool)
             for row, i in enumerate(places):
