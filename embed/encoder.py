@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -95,10 +95,12 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest over what decides a vector: weights, tokenizer, pooling, prompts, longest input."""
+        """Hex digest over what decides a vector: weights, graph, tokenizer, pooling, prompts, longest input."""
         weights = self._weights_sha256 or _tensors_sha256(self.model)
         prompts = [self.config.query_prompt, self.config.document_prompt]
-        decides = [weights, self.tokenizer.fingerprint, asdict(self.config.pooling), prompts, self.max_tokens]
+        graph = asdict(replace(self.model.config, dropout=0.0, bos_id=None, eos_id=None, pad_id=None))
+        pooling, tokenizer = asdict(self.config.pooling), self.tokenizer.fingerprint
+        decides = [weights, graph, tokenizer, pooling, prompts, self.max_tokens]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     def encode_query(self, texts: str | Sequence[str], max_tokens: int | None = None) -> Vectors:

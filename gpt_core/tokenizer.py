@@ -184,6 +184,8 @@ class Tokenizer:
             raise InputError("This model has no chat template; it completes text but was not taught to chat.")
         # Only special tokens that are spelled out in a message need care: each is swapped for a nonce before the
         # rendering and put back as text after it. All else is tokenised in one piece, as the model was trained.
+        for message in messages:
+            _check_unicode(message["content"])
         nonce = secrets.token_hex(8)
         swapped: dict[str, str] = {}
         for i, token in enumerate(self._special_tokens):

@@ -1,6 +1,7 @@
 """Documents, passages, the store, FAISS and hybrid search."""
 
 from index.documents import Document, iter_documents
-from index.index import Hit, Index
+from index.index import Index
+from index.retrieval import Hit
 
 __all__ = ["Document", "Hit", "Index", "iter_documents"]

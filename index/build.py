@@ -90,9 +90,7 @@ def _opened(
                 raise InputError(
                     f"{folder} was made with {name} {own[name]}, not {value}; leave that to the index."
                 )
-        with Index.open(
-            folder, Encoder.from_pretrained(embedder or settings.embedder or DEFAULT_EMBEDDER)
-        ) as index:
+        with Index.open(folder, embedder) as index:
             yield index
         return
     encoder = Encoder.from_pretrained(embedder or DEFAULT_EMBEDDER)

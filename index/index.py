@@ -5,7 +5,6 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, overload
 
@@ -18,39 +17,14 @@ from gpt_core.errors import InputError
 from index.dense import View, catch_up
 from index.documents import Document
 from index.filters import Filter, allowed
-from index.passages import passage_id
-from index.retrieval import Matches, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.retrieval import Hit, Matches, Ranked, rank_dense, rank_hybrid, rank_lexical
 from index.settings import Settings
 from index.snapshot import Snapshot
 from index.store import Store
 from index.writing import Changes, check_vectors, fit_map, write
 
 Mode = Literal["hybrid", "dense", "lexical"]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A passage that a search found.
-
-    Attributes:
-        passage_id, doc_id, title, text: which passage, of which document.
-        start, end: offsets in Unicode code points into the document's text.
-        score: what the result is ordered by; comparable within one result only.
-        dense: cosine of query and passage; None if the dense leg was not asked.
-        lexical: BM25, 0 where no term of the query occurs; None if the lexical leg was not asked.
-        metadata: the document's.
-    """
-
-    passage_id: str
-    doc_id: str
-    title: str
-    text: str
-    start: int
-    end: int
-    score: float
-    dense: float | None
-    lexical: float | None
-    metadata: dict[str, Any]
+MAP_SETTLED = 1000  # passages from which a corpus map is good for a corpus that grows
 
 
 class Index:
@@ -62,6 +36,7 @@ class Index:
 
     def __init__(self, store: Store, encoder: Encoder | None) -> None:
         self._store, self._encoder = store, encoder
+        self._encoder_lock = threading.Lock()
         self._view: View | None = None
         self._view_lock = threading.Lock()
 
@@ -99,21 +74,27 @@ class Index:
         return cls(Store.create(folder, settings), encoder)
 
     @classmethod
-    def open(cls, folder: str | Path, encoder: Encoder | None = None) -> "Index":
-        """Open an index. Without its embedder it takes ready vectors, and texts for lexical search only.
+    def open(cls, folder: str | Path, encoder: Encoder | str | Path | None = None) -> "Index":
+        """Open an index.
+
+        Args:
+            folder: where it is.
+            encoder: its embedder, or that model's name or folder; None: the one that the index remembers is loaded when
+                a text first needs it.
 
         Raises:
             InputError: if there is no index, or it was built with another embedder.
         """
         snapshot = Snapshot.state_on_disk(Path(folder))
         store = Store(folder)
-        if encoder and encoder.fingerprint != store.settings.fingerprint:
-            store.close()
-            own = store.settings.embedder_words
-            raise InputError(
-                f"{folder} was built with {own}, not with {encoder.name} ({encoder.fingerprint[:12]}); "
-                "open it with its own embedder, or build another index."
-            )
+        if isinstance(encoder, str | Path):
+            encoder = Encoder.from_pretrained(encoder)
+        if encoder:
+            try:
+                _check_encoder(store, encoder)
+            except InputError:
+                store.close()
+                raise
         with store.read() as tx:
             # A store that came back from a backup does not share the snapshot's past. That shows only as long as it
             # has not grown beyond the snapshot's number.
@@ -134,8 +115,17 @@ class Index:
 
     @property
     def encoder(self) -> Encoder | None:
-        """The embedder that the index was opened with."""
-        return self._encoder
+        """The embedder; None for an index of ready vectors.
+
+        Raises:
+            InputError: if the one that the index remembers is not there, or is another by now.
+        """
+        with self._encoder_lock:
+            if self._encoder is None and self.settings.embedder:
+                encoder = Encoder.from_pretrained(self.settings.embedder)
+                _check_encoder(self._store, encoder)
+                self._encoder = encoder
+            return self._encoder
 
     def close(self) -> None:
         """Close the store's files."""
@@ -185,10 +175,13 @@ class Index:
                     f"{len(documents)} documents and {len(rows)} vectors; expected one for each."
                 )
         with self._store.lock():
-            changes = write(self._store, self._encoder, documents, rows, replace=replace)
+            encoder = self.encoder if rows is None else None
+            changes = write(self._store, encoder, documents, rows, replace=replace)
             with self._store.read() as tx:
-                unfitted = not self._store.map_passages(tx) and self._store.count(tx, "passages") > 1
-            if self.settings.corpus_map != "none" and unfitted:
+                fitted, there = self._store.map_passages(tx), self._store.count(tx, "passages")
+            # A map of a few passages is none: until it has seen enough, every doubling fits it again.
+            unsettled = fitted < MAP_SETTLED and there >= 2 * max(fitted, 1)
+            if self.settings.corpus_map != "none" and unsettled:
                 fit_map(self._store)
         return changes
 
@@ -205,7 +198,8 @@ class Index:
     def refit_map(self) -> None:
         """Fit the corpus map again, on the vectors that are stored now.
 
-        The first `add` fits it at its end; after a corpus has changed much, another fit serves it better.
+        The first `add` fits it at its end, and later ones do, too, each time that the corpus has doubled, until it has
+        seen 1,000 passages. After a large corpus has changed much, another fit serves it better.
 
         Raises:
             InputError: if the index's embedder has no use for a map.
@@ -260,7 +254,7 @@ class Index:
 
         Raises:
             InputError: for an empty query, k < 1, a mode or a filter of another form, vectors of another shape, or a
-                text in an index that was opened without its embedder.
+                text in an index of ready vectors.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"k is {k!r}; expected a whole number of at least 1.")
@@ -292,11 +286,12 @@ class Index:
                 return self._hits(
                     tx, [rank_lexical(Matches.find(self._store, tx, text, numbers), k) for text in texts]
                 )
-        if self._encoder is None:
+        encoder = self.encoder
+        if encoder is None:
             raise InputError(
-                f"{self.folder} was opened without its embedder; texts can be searched in mode lexical."
+                f"{self.folder} was built of ready vectors; texts can be searched in mode lexical."
             )
-        queries = self._encoder.encode_query(texts)
+        queries = encoder.encode_query(texts)
         with self._current() as (tx, view):
             numbers = None if filter is None else allowed(tx, filter)
             queries = view.corpus_map.apply(queries)
@@ -316,7 +311,7 @@ class Index:
 
     def _hits(self, tx: sqlite3.Connection, results: list[list[Ranked]]) -> list[list[Hit]]:
         rows = self._store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
-        return [[_hit(ranked, rows[ranked.number]) for ranked in result] for result in results]
+        return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
 
     def get(self, doc_id: str) -> Document | None:
         """A document, or None if there is none of that id."""
@@ -340,7 +335,9 @@ class Index:
             }
 
 
-def _hit(ranked: Ranked, row: dict[str, Any]) -> Hit:
-    row = {**row, "metadata": json.loads(row["metadata"])}
-    name = passage_id(row["doc_id"], row["start"], row["end"])
-    return Hit(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)
+def _check_encoder(store: Store, encoder: Encoder) -> None:
+    if encoder.fingerprint != store.settings.fingerprint:
+        raise InputError(
+            f"{store.folder} was built with {store.settings.embedder_words}, not with {encoder.name} "
+            f"({encoder.fingerprint[:12]}); open it with its own embedder, or build another index."
+        )

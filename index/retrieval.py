@@ -1,7 +1,9 @@
 """Ranking the passages of one state of an index for a query: dense, lexical, or both."""
 
+import json
 import sqlite3
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from embed.maps import Vectors
 from index.dense import View
 from index.fusion import Scores, Spread, fuse
 from index.lexical import match_expression
+from index.passages import passage_id
 from index.store import Numbers, Store
 
 
@@ -20,6 +23,38 @@ class Ranked(NamedTuple):
     score: float
     dense: float | None
     lexical: float | None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that a search found.
+
+    Attributes:
+        passage_id, doc_id, title, text: which passage, of which document.
+        start, end: offsets in Unicode code points into the document's text.
+        score: what the result is ordered by; comparable within one result only.
+        dense: cosine of query and passage; None if the dense leg was not asked.
+        lexical: BM25, 0 where no term of the query occurs; None if the lexical leg was not asked.
+        metadata: the document's.
+    """
+
+    passage_id: str
+    doc_id: str
+    title: str
+    text: str
+    start: int
+    end: int
+    score: float
+    dense: float | None
+    lexical: float | None
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, ranked: Ranked, row: dict[str, Any]) -> "Hit":
+        """The hit for a passage's place in a result and its row in the store."""
+        name = passage_id(row["doc_id"], row["start"], row["end"])
+        row = {**row, "metadata": json.loads(row["metadata"])}
+        return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)
 
 
 class Matches(NamedTuple):

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from embed.encoder import Encoder
-from gpt_core.errors import InputError
 from index.filters import parse_filter
-from index.index import Hit, Index, Mode
+from index.index import Index, Mode
+from index.retrieval import Hit
 
 
 def search_index(
@@ -38,19 +37,12 @@ def search_index(
         embedder: model folder, if it is not where it was when the index was built.
         json: print one JSON object instead.
     """
-    with Index.open(index) as found:
-        wanted = parse_filter(list(filter)) if filter else None
-        if mode == "lexical":
-            return _print(query, mode, found.search(query, k, mode, wanted), json)
-        name = embedder or found.settings.embedder
-        if not name:
-            raise InputError(f"{index} was built from ready vectors; search it with --mode lexical.")
-    encoder = Encoder.from_pretrained(name)
-    with Index.open(index, encoder) as found:
+    wanted = parse_filter(list(filter)) if filter else None
+    with Index.open(index, embedder) as found:
         hits = found.search(query, k, mode, wanted)
-    if encoder.n_truncated:
-        print(f"the query was cut to the embedder's {encoder.max_tokens} tokens", file=sys.stderr)
-    return _print(query, mode, hits, json)
+        if mode != "lexical" and found.encoder and found.encoder.n_truncated:
+            print(f"the query was cut to the embedder's {found.encoder.max_tokens} tokens", file=sys.stderr)
+    _print(query, mode, hits, json)
 
 
 def _print(query: str, mode: Mode, hits: list[Hit], json: bool) -> None:

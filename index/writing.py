@@ -107,9 +107,7 @@ def _prepare(store: Store, encoder: Encoder | None, document: Document, vector: 
         whole = Passage(document.id, 0, len(document.text), document.text)
         return _Prepared(document, [whole], vector, shortened=False)
     if encoder is None:
-        raise InputError(
-            "This index was opened without its embedder: give ready vectors, or open it with one."
-        )
+        raise InputError("This index was built of ready vectors: give vectors with the documents.")
     most = store.settings.passages_per_document
     try:
         # one more than is kept tells whether there are more

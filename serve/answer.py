@@ -117,8 +117,7 @@ def retrieve(
     """
     if not query.strip():
         raise InputError("The question is empty; ask something.")
-    if index.encoder is not None and mode != "lexical":
-        encoder = index.encoder
+    if mode != "lexical" and (encoder := index.encoder):
         n_tokens = len(encoder.tokenizer.encode(encoder.config.query_prompt + query, add_special_tokens=True))
         if n_tokens > encoder.max_tokens:
             raise InputError(

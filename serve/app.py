@@ -49,12 +49,10 @@ def create_app(
         max_requests: how many may generate or wait to, and how many searches may; further ones get 503.
 
     Raises:
-        InputError: if the index was opened without its embedder.
+        InputError: if the index has no embedder, or it cannot be loaded.
     """
     if index.encoder is None:
-        raise InputError(
-            f"{index.folder} was opened without its embedder, so questions cannot be searched for."
-        )
+        raise InputError(f"{index.folder} was built of ready vectors, so questions cannot be searched for.")
     app = create_loading_app()
     embedder_name = embedder_name or index.encoder.name or "embedder"
     search = SearchThread(max_requests)

@@ -1,6 +1,5 @@
 """Open an index with its embedder, and the generator beside it."""
 
-from embed import Encoder
 from gpt_core.engine import Engine
 from gpt_core.errors import InputError
 from gpt_core.hub import resolve
@@ -28,14 +27,11 @@ def load(
     Raises:
         InputError: if anything is missing, or the index was built with another embedder.
     """
-    if embedder is None:
-        with Index.open(index) as found:
-            embedder = found.settings.embedder
-    if not embedder:
+    opened = Index.open(index, embedder)
+    encoder = opened.encoder
+    if encoder is None:
         raise InputError(f"{index} was built of ready vectors; questions need an index with an embedder.")
-    encoder = Encoder.from_pretrained(embedder)
-    opened = Index.open(index, encoder)
-    if resolve(generator) == resolve(embedder):
+    if resolve(generator) == resolve(embedder or opened.settings.embedder):
         model, tokenizer = encoder.model, encoder.tokenizer
     else:
         model, tokenizer = GPT.from_pretrained(generator), Tokenizer.from_pretrained(generator)

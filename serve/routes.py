@@ -22,9 +22,13 @@ router = APIRouter(prefix="/v1", tags=["search and answers"])
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Best first."""
+    """Best first.
+
+    `exact`: no other passage could have been among them. A hybrid search ranks exactly, but only the best of each leg.
+    """
 
     hits: list[Hit]
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
     """
     options = body.model_dump(exclude={"query"})
     finding = service.search.run(answering.retrieve, body.query, service.index, **options)
-    return SearchResult(await until_disconnect(request, finding))
+    return SearchResult(await until_disconnect(request, finding), exact=body.mode != "hybrid")
 
 
 @router.post("/answer", response_model=Answer)

@@ -136,5 +136,7 @@ def test_bad_input(tmp_path):
         Tokenizer.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="lone surrogate U\\+D800"):
         GPT2.encode(json.loads('"\\ud800"'))
+    with pytest.raises(InputError, match="lone surrogate U\\+D800"):
+        chat_tokenizer_cached.chat([{"role": "user", "content": "\ud800"}])
     with pytest.raises(InputError, match="no folder or cached model"):
         Tokenizer.from_pretrained(tmp_path / "absent")

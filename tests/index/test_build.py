@@ -166,7 +166,7 @@ def test_an_index_of_ready_vectors_is_searched_for_words(tmp_path, capsys):
         index.add(Document("a", "some words"), [1, 0])
     search_index("words", index=str(tmp_path / "index"), mode="lexical")
     assert "some words" in capsys.readouterr().out
-    with pytest.raises(InputError, match="was built from ready vectors; search it with --mode lexical"):
+    with pytest.raises(InputError, match="was built of ready vectors; texts can be searched in mode lexical"):
         search_index("words", index=str(tmp_path / "index"))
 
 

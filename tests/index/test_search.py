@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed.config import Fusion
+from embed.encoder import Encoder
 from embed.maps import CorpusMap
 from gpt_core.errors import InputError
 from index import dense
@@ -161,11 +162,11 @@ def test_a_filtered_search_finds_k_if_there_are_k(tmp_path, encoder, mode):
 
 def test_the_corpus_map_is_fitted_at_the_first_build_and_when_asked(tmp_path, make_encoder):
     encoder = make_encoder(corpus_map="whiten", map_components=6)
-    texts = [document.text for document in corpus(80)[0]]
+    texts = [document.text for document in corpus(70)[0]]
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
         index.add(Document(f"d{i}", text) for i, text in enumerate(texts[:40]))
         assert index.settings.dtype == "float32"
-        for n in (40, 80):
+        for n in (40, 70):
             vectors = encoder.encode_document(texts)
             fitted = CorpusMap.fit("whiten", vectors[:n], 6)
             query = encoder.encode_query("python type 大学")
@@ -175,7 +176,37 @@ def test_the_corpus_map_is_fitted_at_the_first_build_and_when_asked(tmp_path, ma
             index.add(Document(f"d{i}", text) for i, text in enumerate(texts))
             assert index.stats()["map_passages"] == n  # adding alone does not fit again
             index.refit_map()
-            assert index.stats()["map_passages"] == 80
+            assert index.stats()["map_passages"] == 70
+
+
+def test_documents_added_one_at_a_time_get_a_map_of_more_than_two(tmp_path, make_encoder):
+    encoder = make_encoder(corpus_map="standardise")
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
+        sizes = []
+        for document in corpus(20)[0]:
+            index.add(document)
+            sizes.append((index.stats()["map_passages"], index.stats()["passages"]))
+        assert all(fitted > there / 2 for fitted, there in sizes[1:])
+        assert len(dict(sizes)) < 8  # and not at every one
+
+
+def test_an_index_loads_the_embedder_that_it_remembers(tmp_path, make_encoder):
+    encoder = make_encoder()
+    encoder.model.save_pretrained(tmp_path / "model")
+    encoder.tokenizer.save(tmp_path / "model")
+    (tmp_path / "model" / "embedder.json").write_text(encoder.config.to_json())
+    saved = Encoder.from_pretrained(tmp_path / "model")
+    with Index.create(tmp_path / "index", saved, max_tokens=32) as index:
+        index.add(Document("a", "python types"))
+        expected = index.search("python")
+    for embedder in (None, tmp_path / "model", str(tmp_path / "model")):
+        with Index.open(tmp_path / "index", embedder) as index:
+            assert index.search("python") == expected
+    (tmp_path / "model" / "embedder.json").write_text(make_encoder(query_prompt="q: ").config.to_json())
+    with Index.open(tmp_path / "index") as index:
+        assert index.search("python", mode="lexical")  # needs none
+        with pytest.raises(InputError, match="was built with"):
+            index.search("python")
 
 
 def test_refitting_is_refused_where_there_is_no_map(index):
@@ -230,7 +261,7 @@ def test_what_is_cut_is_counted(tmp_path, encoder):
         ({"query": np.full(D, np.nan)}, "not finite"),
         ({"query": [1, "x"]}, "expected vectors of 8 numbers"),
         ({"query": np.ones(D), "mode": "lexical"}, "takes words"),
-        ({"query": "x"}, "opened without its embedder"),
+        ({"query": "x"}, "built of ready vectors"),
     ],
 )
 def test_bad_queries_are_refused(index, arguments, message):

@@ -187,7 +187,7 @@ def test_an_interrupted_stream_keeps_what_was_committed(tmp_path, encoder):
         ([[1, 2], [3, 4]], "1 documents and 2 vectors"),
         ([[1, float("inf")]], "not finite"),
         ([["a", "b"]], "expected vectors of 2 numbers"),
-        (None, "opened without its embedder"),
+        (None, "built of ready vectors"),
     ],
 )
 def test_bad_vectors_are_refused_and_leave_nothing(tmp_path, vectors, message):
@@ -256,7 +256,7 @@ def test_one_writes_at_a_time_and_others_read(tmp_path):
             yield Document("b", "text b")
 
         def write_slowly():
-            with pytest.raises(InputError, match="without its embedder"):
+            with pytest.raises(InputError, match="built of ready vectors"):
                 index.add(slow())
 
         writer = threading.Thread(target=write_slowly)

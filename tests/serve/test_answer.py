@@ -114,8 +114,11 @@ def test_a_loop_and_a_broken_off_sentence_are_left_out():
     assert ground(question, "They hunt mi", hits, None, "length").draft == "They hunt mi"
 
 
-def test_an_index_without_its_embedder_cannot_be_served(index, engine):
-    with Index.open(index.folder) as bare, pytest.raises(InputError, match="without its embedder"):
+def test_an_index_of_ready_vectors_cannot_be_served(tmp_path, engine):
+    with (
+        Index.create(tmp_path / "index", dimension=4) as bare,
+        pytest.raises(InputError, match="ready vectors"),
+    ):
         create_app(bare, engine)
 
 

@@ -26,7 +26,8 @@ def check_envelope(response, status, code=None):
 def test_search_finds_and_gives_offsets_into_the_document(serve, client):
     url, _ = serve(TRUE)
     body = {"query": "interpreter lock optional", "k": 2, "mode": "lexical"}
-    hits = client.post(f"{url}/v1/search", json=body).json()["hits"]
+    lexical = client.post(f"{url}/v1/search", json=body).json()
+    hits = lexical["hits"]
     assert [hit["doc_id"] for hit in hits] == ["gil"]  # lexical search returns what matches
     assert TEXT["gil"][hits[0]["start"] : hits[0]["end"]] == hits[0]["text"]
     assert hits[0]["dense"] is None
@@ -35,6 +36,7 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
         f"{url}/v1/search", json={"query": "长城在哪里", "filter": {"doc_id": "beijing"}}
     ).json()
     assert [hit["doc_id"] for hit in hybrid["hits"]] == ["beijing"]
+    assert (lexical["exact"], hybrid["exact"]) == (True, False)
 
 
 @pytest.mark.parametrize(
