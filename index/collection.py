@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_core.errors import InputError
-from index.documents import JSONL, Document, iter_documents, read_rows
+from gpt_core.jsonl import JSONL, read_rows
+from index.documents import Document, iter_documents
 
 Qrels = dict[str, dict[str, int]]  # query id → document id → grade; relevant if above 0
 Run = dict[str, dict[str, float]]  # query id → document id → score

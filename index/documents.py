@@ -1,13 +1,10 @@
 """Documents and their readers: JSON lines (BEIR's keys), plain text, Markdown, folders of these."""
 
-import gzip
 import hashlib
 import json
-import lzma
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +14,8 @@ from typing import Any
 import yaml
 
 from gpt_core.errors import InputError
+from gpt_core.jsonl import JSONL, read_rows
 
-JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 TEXT = (".txt", ".md")
 FRONT_MATTER = re.compile(r"---\r?\n(.*?\r?\n)---\r?\n", re.DOTALL)
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
@@ -134,43 +131,6 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _open(path: Path) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    return open(path, "rb")
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a `.jsonl` (`.gz`, `.xz`) file, each with its place for messages: `<path>, line <number>`.
-
-    Raises:
-        InputError: for a broken line, or a damaged archive.
-    """
-    number = 0
-    with _open(path) as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    place = f"{path}, line {number}"
-                    yield place, _object(line, place)
-        except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-            raise InputError(f"{path} is damaged after line {number}: {error}") from None
-
-
-def _object(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}, is not UTF-8: {error.reason} at byte {error.start}.") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}, is not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object.")
-    return row
-
-
 def _read_jsonl(path: Path, name: str) -> Iterator[tuple[str, Document]]:
     for place, row in read_rows(path):
         yield place, _document(row, place, f"{name}:{place.rpartition(' ')[2]}", str(path))
@@ -189,10 +149,6 @@ def _document(row: dict[str, Any], place: str, default_id: str, source: str) -> 
         return Document(str(name), row.pop("text"), title, {**row, **metadata}, source)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
 
 
 def _read_text(path: Path, name: str) -> Iterator[tuple[str, Document]]:

@@ -12,6 +12,7 @@ from embed.config import Pooling
 from embed.encoder import Encoder
 from gpt_core.errors import InputError
 from gpt_core.extras import extra
+from gpt_core.hub import DEFAULT_MODEL
 from gpt_core.report import print_report
 from index.baselines import Baseline, bm25
 from index.collection import Collection, Run
@@ -27,7 +28,7 @@ TOLERANCE = 0.01
 def evaluate_retrieval(
     *,
     data: list[str],
-    embedder: str = "smollm2-135m-instruct",
+    embedder: str = DEFAULT_MODEL,
     baseline: str = "all-MiniLM-L6-v2",
     split: str = "test",
     max_tokens: int = 256,

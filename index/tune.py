@@ -18,6 +18,7 @@ from embed.maps import CorpusMap, Vectors, unit_length
 from embed.pooling import pool
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
+from gpt_core.hub import DEFAULT_MODEL
 from index.collection import Collection
 from index.evaluate import score
 from index.fusion import Scores, Spread, fuse
@@ -35,7 +36,7 @@ def tune_embedder(
     *,
     data: list[str],
     out: str,
-    embedder: str = "smollm2-135m-instruct",
+    embedder: str = DEFAULT_MODEL,
     layers: list[int],
     prompts: list[str] | None = None,
     documents: int = 600,

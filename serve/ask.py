@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from gpt_core.errors import InputError
+from gpt_core.hub import DEFAULT_MODEL
 from serve.answer import GREEDY, Answer, answer
 from serve.loading import load
 
@@ -17,7 +18,7 @@ def ask(
     *,
     index: str,
     embedder: str | None = None,
-    generator: str = "smollm2-135m-instruct",
+    generator: str = DEFAULT_MODEL,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5,
     max_tokens: int = 96,
 ) -> None:

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gpt_core.errors import InputError
+from gpt_core.hub import DEFAULT_MODEL
 from serve.app import create_loading_app
 from serve.loading import CONTEXT, load
 from serve.service import Service
@@ -22,7 +23,7 @@ def run_server(
     *,
     index: str,
     embedder: str | None = None,
-    generator: str = "smollm2-135m-instruct",
+    generator: str = DEFAULT_MODEL,
     host: str = "127.0.0.1",
     port: int = 8000,
     max_running: int = 4,

@@ -70,12 +70,12 @@ def test_documents_are_split_whole_and_repeated_ones_stay_together(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "good"}\n\n{"text": \n', "a.jsonl, line 3: not JSON"),
-        ("a.jsonl", b'{"text": "good"}\n["text"]\n', "a.jsonl, line 2: expected an object"),
+        ("a.jsonl", b'{"text": "good"}\n\n{"text": \n', "a.jsonl, line 3, is not valid JSON"),
+        ("a.jsonl", b'{"text": "good"}\n["text"]\n', "a.jsonl, line 2: expected a JSON object"),
         ("a.jsonl", b'{"body": "?"}\n', 'a.jsonl, line 1: expected an object with a string under "text"'),
         ("a.txt", b"fine \xff", "a.txt is not UTF-8 at byte 5"),
         ("a.txt", b"", "The train split got 0 tokens"),
-        ("a.pdf", b"%PDF", "a.pdf is neither .txt, .md nor .jsonl"),
+        ("a.pdf", b"%PDF", "a.pdf is of no kind that can be read"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(

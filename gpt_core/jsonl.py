@@ -1,0 +1,54 @@
+"""Files of JSON lines, plain or compressed."""
+
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt_core.errors import InputError
+
+JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a `.jsonl` (`.gz`, `.xz`) file, each with its place for messages: `<path>, line <number>`.
+
+    Raises:
+        InputError: for a broken line, or a damaged archive.
+    """
+    number = 0
+    with _open(path) as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    place = f"{path}, line {number}"
+                    yield place, _object(line, place)
+        except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+            raise InputError(f"{path} is damaged after line {number}: {error}") from None
+
+
+def _open(path: Path) -> Any:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".xz":
+        return lzma.open(path, "rb")
+    return open(path, "rb")
+
+
+def _object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}, is not UTF-8: {error.reason} at byte {error.start}.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}, is not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected a JSON object.")
+    return row
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
