@@ -13,6 +13,7 @@ from index.store import Numbers
 # field → one value | several, of which one is asked for | {"gte": …, "lte": …}
 Filter = dict[str, Any]
 BOUNDS = {"gte": ">=", "lte": "<="}
+MAX_FIELDS = 100  # SQLite takes expressions up to a depth of 1000
 
 # A field that holds a list has each of its values. Fields are compared as keys, never spliced into a JSON path.
 HAS_FIELD = """EXISTS (
@@ -27,8 +28,11 @@ def allowed(tx: sqlite3.Connection, wanted: Filter) -> Numbers:
     Raises:
         InputError: for a condition of another form.
     """
+    if len(wanted) > MAX_FIELDS:
+        raise InputError(f"The filter has conditions on {len(wanted)} fields; expected at most {MAX_FIELDS}.")
     conditions, values = ["1"], []
     for name, value in wanted.items():
+        _check_unicode(name, name)
         condition, operands = _condition("d.id" if name == "doc_id" else "one.value", name, value)
         conditions.append(condition if name == "doc_id" else HAS_FIELD.format(condition=condition))
         values += operands if name == "doc_id" else [name, *operands]
@@ -57,11 +61,15 @@ def _condition(column: str, name: str, value: Any) -> tuple[str, list[Any]]:
 def _scalar(name: str, value: Any) -> str | int | float:
     if not isinstance(value, str | int | float) or value != value or abs(_number(value)) >= 2**63:
         raise InputError(f"filter on {name!r}: {value!r}; expected a string, a number, true or false.")
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"filter on {name!r}: {value!r} holds half of a surrogate pair.") from None
+    _check_unicode(name, str(value))
     return value
+
+
+def _check_unicode(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"filter on {name!r}: {text!r} holds half of a surrogate pair.") from None
 
 
 def _number(value: str | int | float) -> int | float:

@@ -15,7 +15,7 @@ from gpt_core.engine import Engine
 from gpt_core.errors import InputError
 from index import Index
 from serve import openai, routes
-from serve.http import add_error_handlers
+from serve.http import BodyLimit, add_error_handlers
 from serve.schemas import ErrorResponse
 from serve.service import Service, ServiceDep
 from serve.worker import SearchThread
@@ -76,6 +76,7 @@ def create_loading_app() -> FastAPI:
     )
     app.state.service = None
     add_error_handlers(app)
+    app.add_middleware(BodyLimit)
     app.include_router(routes.router)
     app.include_router(openai.router)
 

@@ -10,13 +10,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt_core.errors import InputError
 from serve.errors import GenerationError, NotFoundError, OverloadedError, UnavailableError
 
 T = TypeVar("T")
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
+MAX_BODY = 16 * 2**20  # bytes: more text than one request may reasonably hold
 # OpenAI answers 400 where FastAPI and we answer 422.
 OPENAI_PATHS = ("/v1/chat/completions", "/v1/embeddings")
 
@@ -56,11 +57,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     def malformed(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{where}: {first['msg']}" if where else first["msg"]
-        body = envelope(message, "invalid_request_error", param=where or None, code=first["type"])
-        return JSONResponse(body, invalid(request))
+        return JSONResponse(_describe_invalid(error), invalid(request))
 
     def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -77,6 +74,43 @@ def add_error_handlers(app: FastAPI) -> None:
         lambda request, error: Response(status_code=499)
     )  # nobody reads it
     app.exception_handler(Exception)(answer(lambda _: 500))
+
+
+def _describe_invalid(error: RequestValidationError) -> dict[str, Any]:
+    """The envelope for a body that is no JSON, or of another form than the endpoint's."""
+    errors = error.errors()
+    # Where several forms are allowed, what is wrong within one says more than that it was not another.
+    first = next((one for one in errors if not one["type"].endswith("_type")), errors[0])
+    kind, message, path = first["type"], first["msg"], list(first["loc"][1:])  # without "body"
+    if kind == "json_invalid":
+        message, path = f"The body is not valid JSON at character {path[0]}.", []
+    # pydantic puts the name of a form, such as list[str], into the path: the field ends before it
+    form = (i for i, part in enumerate(path) if not (isinstance(part, int) or part.isidentifier()))
+    if kind != "extra_forbidden":  # an unknown key may look like anything
+        path = path[: next(form, None)]
+    field = ".".join(map(str, path))
+    return envelope(f"{field}: {message}" if field else message, "invalid_request_error", field or None, kind)
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to bodies of more than `MAX_BODY` bytes before they fill the memory."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count what is received."""
+        n_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > MAX_BODY:
+                raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes")
+            return message
+
+        await self.app(scope, limited, send)
 
 
 def event(data: str | dict[str, Any], name: str | None = None) -> str:

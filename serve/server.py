@@ -72,13 +72,15 @@ class Server(uvicorn.Server):
 
 def _bind(host: str, port: int) -> socket.socket:
     """A listening socket, before the models are loaded: a port in use is told at once."""
+    if not 0 <= port < 2**16:  # getaddrinfo would take it modulo 2**16
+        raise InputError(f"port is {port}; expected 0 (any free one) to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(
             f"Cannot listen on {host}:{port}: {error}; choose another --host or --port."
         ) from error

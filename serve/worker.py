@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from gpt_core.engine import Engine, Request
+from gpt_core.errors import InputError
 from gpt_core.sampling import SamplingParams
 from serve.errors import GenerationError, OverloadedError, UnavailableError
 
@@ -156,9 +157,15 @@ class TokenStream:
 
 
 class SearchThread:
-    """One thread that takes function calls in turn; at most `max_waiting` of them wait or run at a time."""
+    """One thread that takes function calls in turn; at most `max_waiting` of them wait or run at a time.
+
+    Raises:
+        InputError: if that is none.
+    """
 
     def __init__(self, max_waiting: int = 64) -> None:
+        if max_waiting < 1:
+            raise InputError(f"max_requests is {max_waiting}; expected at least 1.")
         self.max_waiting = max_waiting
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
         self._room = threading.BoundedSemaphore(max_waiting)

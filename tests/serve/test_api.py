@@ -48,6 +48,10 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
         ("/v1/search", {"query": "x", "k": 0}, 422, "k"),
         ("/v1/search", {"query": "x", "mode": "fuzzy"}, 422, "mode"),
         ("/v1/search", {"query": "x", "filter": {"year": None}}, 422, "year"),
+        ("/v1/search", {"query": "x", "filter": {"\ud800": 1}}, 422, "surrogate"),
+        ("/v1/search", {"query": "x", "filter": {"year": "\ud800"}}, 422, "surrogate"),
+        ("/v1/search", {"query": "x", "filter": {str(i): 1 for i in range(1000)}}, 422, "1000 fields"),
+        ("/v1/search", {"query": "x", "odd-key[": 3}, 422, "odd-key["),
         ("/v1/answer", {}, 422, "question"),
         ("/v1/answer", {"question": "  "}, 422, "question"),
         ("/v1/answer", {"question": "x", "stream": "perhaps"}, 422, "stream"),
@@ -56,20 +60,39 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
         ("/v1/answer", {"question": "x", "temperature": -1}, 422, "temperature"),
         ("/v1/chat/completions", {"model": "tiny-gpt", "messages": []}, 400, "messages"),
         ("/v1/embeddings", {"model": "tiny-embedder", "input": []}, 400, "input"),
+        ("/v1/embeddings", {"model": "tiny-embedder", "input": ["x"] * 2049}, 400, "at most 2048 items"),
     ],
 )
 def test_bad_input_is_named_in_openais_envelope(serve, client, path, body, status, names):
     url, _ = serve(TRUE)
-    error = check_envelope(client.post(url + path, json=body), status)
+    content = json.dumps(body)  # escapes what is no Unicode
+    error = check_envelope(client.post(url + path, content=content, headers=JSON), status)
+    assert error["param"] in (None, names, *body)
     assert names in error["message"] or names == error["param"]
 
 
 def test_what_is_no_json_or_no_path_is_an_envelope_too(serve, client):
     url, _ = serve(TRUE)
-    check_envelope(client.post(f"{url}/v1/search", content="{", headers=JSON), 422, "json_invalid")
+    error = check_envelope(
+        client.post(f"{url}/v1/search", content='{"k":', headers=JSON), 422, "json_invalid"
+    )
+    assert error["message"] == "The body is not valid JSON at character 5."
     check_envelope(client.get(f"{url}/v1/nothing"), 404)
     check_envelope(client.get(f"{url}/v1/search"), 405)
     check_envelope(client.get(f"{url}/static/../app.py"), 404)
+
+
+def test_a_huge_body_is_refused_before_it_is_read(serve, client):
+    url, _ = serve(TRUE)
+    sent = []
+
+    def body():
+        for _ in range(100):
+            sent.append(2**20)
+            yield b"x" * 2**20
+
+    check_envelope(client.post(f"{url}/v1/search", content=body(), headers=JSON), 413)
+    assert client.get(f"{url}/readyz").status_code == 200
 
 
 # --- answers ---

@@ -11,7 +11,10 @@ import httpx
 import pytest
 
 from embed import Encoder
+from gpt_core.errors import InputError
 from index import Index
+from serve.server import run_server as start_server
+from serve.worker import SearchThread
 from tests.serve.conftest import DOCUMENTS, random_gpt, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +86,17 @@ def test_an_ipv6_address_is_announced_as_a_browser_takes_it(folders):
     finally:
         server.kill()
         server.communicate()
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_cannot_be_is_not_taken_for_another(port):
+    with pytest.raises(InputError, match=rf"port is {port}; expected 0 .* to 65535"):
+        start_server(index="nowhere", port=port)
+
+
+def test_a_server_that_takes_no_requests_is_refused():
+    with pytest.raises(InputError, match="max_requests is 0; expected at least 1"):
+        SearchThread(0)
 
 
 @pytest.mark.parametrize("what", ["port", "index"])
