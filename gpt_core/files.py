@@ -53,7 +53,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             fsync_path(item)
         fsync_path(temporary)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            old = temporary.with_name(f"{temporary.name}.old")
             os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old)

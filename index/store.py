@@ -7,6 +7,7 @@ Whoever has seen everything up to a sequence number can therefore ask for what c
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,8 @@ class Store:
                     )
                 self.settings = Settings.from_json(_get(tx, "settings"))
         except (sqlite3.DatabaseError, OSError) as error:
-            raise InputError(f"{self._path} is no index that can be read: {error}.") from None
+            hint = "" if os.access(self.folder, os.W_OK) else " (readers, too, need to write to its folder)"
+            raise InputError(f"{self._path} is no index that can be read: {error}{hint}.") from None
 
     @classmethod
     def create(cls, folder: str | Path, settings: Settings) -> "Store":
@@ -89,7 +91,13 @@ class Store:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             what = "holds an index" if (folder / FILE).exists() else "is there"
             raise InputError(f"{folder} {what} already; give a new folder.")
-        with atomic_folder(folder) as temporary, closing(sqlite3.connect(temporary / FILE)) as connection:
+        if folder.resolve() == Path.cwd():  # it would be replaced under our feet
+            raise InputError(f"{str(folder)!r} is the current folder; give a new folder for the index.")
+        with (
+            _blame(folder / FILE),
+            atomic_folder(folder) as temporary,
+            closing(sqlite3.connect(temporary / FILE)) as connection,
+        ):
             connection.execute("PRAGMA page_size = 16384")  # several vectors to a page
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
@@ -122,14 +130,10 @@ class Store:
         # A connection serves one transaction at a time, so each concurrent one has its own.
         connection = self._idle.pop() if self._idle else self._connect()
         try:
-            connection.execute(begin)
-            yield connection
-            connection.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            # Python's own complaints, such as a closed connection, have no code.
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_OURS:
-                raise OSError(f"{self._path}: {error}") from error
-            raise
+            with _blame(self._path):
+                connection.execute(begin)
+                yield connection
+                connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -278,6 +282,18 @@ class Store:
     def put_corpus_map(self, tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
         """Keep a map that was fitted on `n_passages` passages."""
         _set_corpus_map(tx, corpus_map, n_passages)
+
+
+@contextmanager
+def _blame(path: Path) -> Iterator[None]:
+    """Raise OSError, naming the file, for what the machine does to us."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # Python's own complaints, such as a closed connection, have no code.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_OURS:
+            raise OSError(f"{path}: {error}") from error
+        raise
 
 
 def full_text(title: str, text: str) -> str:

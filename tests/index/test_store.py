@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -209,7 +210,18 @@ def test_another_embedder_is_refused_by_name(tmp_path, make_encoder):
         Index.open(tmp_path / "vectors", make_encoder(name="first"))
 
 
-def test_what_is_no_index_is_refused_and_left_alone(tmp_path, encoder):
+def test_a_full_disk_leaves_no_half_made_index(tmp_path, encoder):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"index\.sqlite: "):
+            Index.create(tmp_path / "index", encoder, max_tokens=32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_index_is_refused_and_left_alone(tmp_path, encoder, monkeypatch):
     with pytest.raises(InputError, match="holds no index"):
         Index.open(tmp_path / "nowhere")
     folder = tmp_path / "index"
@@ -218,6 +230,11 @@ def test_what_is_no_index_is_refused_and_left_alone(tmp_path, encoder):
         Index.create(folder, encoder, max_tokens=32)
     with pytest.raises(InputError, match="is there already"):
         Index.create(tmp_path, encoder, max_tokens=32)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="is the current folder"):
+        Index.create("", encoder, max_tokens=32)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "index"]
     connection = sqlite3.connect(folder / FILE)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
