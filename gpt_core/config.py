@@ -112,12 +112,26 @@ class GPTConfig:
         )
 
 
+# The keys of a Hugging Face `config.json` that hold a size, another number, an object
+SIZES = {
+    *("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner", "max_position_embeddings"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim"),
+    "intermediate_size",
+}
+NUMBERS = {"layer_norm_epsilon", "rms_norm_eps", "rope_theta", "resid_pdrop", "attention_dropout"}
+OBJECTS = {"rope_parameters", "rope_scaling"}
+
+
 def from_hf(raw: dict[str, Any]) -> GPTConfig:
     """Read the content of a Hugging Face `config.json`.
 
     Raises:
         InputError: for a family, or a value of a key, that this GPT does not compute.
     """
+    if not isinstance(raw, dict):
+        raise InputError(f"config.json holds a {type(raw).__name__}; expected an object.")
+    raw = {key: value for key, value in raw.items() if value is not None}
+    _check_types(raw)
     family = raw.get("model_type")
     if family not in ("gpt2", "llama", "qwen3"):
         raise InputError(f"config.json has model_type {family!r}; expected gpt2, llama or qwen3.")
@@ -166,6 +180,16 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
         dropout=raw.get("attention_dropout", 0.0),
         **common,
     )
+
+
+def _check_types(raw: dict[str, Any]) -> None:
+    for key, value in raw.items():
+        if key in SIZES and (type(value) is not int or value < 1):
+            raise InputError(f"config.json has {key} = {value!r}; expected a whole number of at least 1.")
+        if key in NUMBERS and type(value) not in (int, float):
+            raise InputError(f"config.json has {key} = {value!r}; expected a number.")
+        if key in OBJECTS and not isinstance(value, dict):
+            raise InputError(f"config.json has {key} = {value!r}; expected an object.")
 
 
 def to_hf(config: GPTConfig) -> dict[str, Any]:

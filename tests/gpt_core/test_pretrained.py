@@ -126,6 +126,10 @@ def test_shards_are_read_and_a_missing_one_is_said(folder):
         ({"model_type": "bert"}, "model_type 'bert'; expected gpt2, llama or qwen3"),
         ({"activation_function": "relu"}, "activation_function = 'relu'; this GPT computes only 'gelu_new'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+        ({"n_embd": "16"}, "has n_embd = '16'; expected a whole number of at least 1"),
+        ({"n_head": 0}, "has n_head = 0; expected a whole number of at least 1"),
+        ({"layer_norm_epsilon": "1e-5"}, "has layer_norm_epsilon = '1e-5'; expected a number"),
+        ({"n_embd": None}, "lacks the key 'n_embd'"),
         ({"n_embd": "drop"}, "lacks the key 'n_embd'"),
         ({"n_embd": 32}, r"wte.weight has shape \(70, 16\), its config asks for \(70, 32\)"),
         ({"n_layer": 3}, "lacks 16 weights that its config asks for, first blocks.2"),
@@ -144,6 +148,8 @@ def test_rope_scaling_and_sliding_windows_are_refused():
         from_hf(llama | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}})
     with pytest.raises(InputError, match="rope_type = 'linear'"):
         from_hf(llama | {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    with pytest.raises(InputError, match="rope_scaling = 'linear'; expected an object"):
+        from_hf(llama | {"rope_scaling": "linear"})
     with pytest.raises(InputError, match="use_sliding_window = True"):
         from_hf(to_hf(GPTConfig()) | {"use_sliding_window": True})
 
@@ -158,6 +164,9 @@ def test_damaged_and_missing_files(folder):
         GPT.from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json"):
+        GPT.from_pretrained(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config\.json holds a list; expected an object"):
         GPT.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match="is not a model folder"):
