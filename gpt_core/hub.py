@@ -1,10 +1,12 @@
 """Where models come from: the local model cache, known names with pinned contents, the Hugging Face hub."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +102,10 @@ def fetch(name: str) -> Path:
     Raises:
         FetchError: if it could not be brought; the cache is as it was.
     """
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise FetchError(
+            f"{name!r} is no model's name; expected {' or '.join(KNOWN)}, or owner/name on the hub."
+        )
     target = cache_dir() / "models" / name
     if not target.is_dir():
         if name in KNOWN:
@@ -138,6 +144,8 @@ def _fetch_hub(name: str, target: Path) -> None:
         with atomic_folder(target) as folder:
             snapshot_download(name, local_dir=folder, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        with suppress(OSError):  # the owner's folder, if it holds no other model
+            target.parent.rmdir()
         raise FetchError(f"The Hugging Face hub did not give {name}: {str(error).splitlines()[0]}") from error
 
 

@@ -100,6 +100,12 @@ def test_other_contents_than_the_pinned_ones_are_not_kept(wheel):
     assert not (hub.cache_dir() / "models" / "tiny").exists()
 
 
+@pytest.mark.parametrize("name", ["", "/etc", "..", "../x", "a/b/c"])
+def test_what_is_no_model_s_name_is_refused(name):
+    with pytest.raises(hub.FetchError, match="is no model's name"):
+        hub.fetch(name)
+
+
 def run(*args, **more):
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, **more)
 
