@@ -49,6 +49,7 @@ def test_compressed_jsonl_and_what_is_left_of_it_when_torn(tmp_path, ending, ope
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (b'{"text": x}', "line 2, is not valid JSON: Expecting value at column 10."),
         (b'{"text": "x"', "line 2, is not valid JSON"),
         (b'{"txt": "x"}', 'line 2: expected a JSON object with the key "text"'),
         (b'["text"]', "line 2: expected a JSON object"),
