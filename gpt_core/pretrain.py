@@ -97,17 +97,15 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
         InputError: for shards of another tokenizer or damaged ones, a checkpoint of another model, batch sizes that
             do not divide, or a loss that is no finite number.
     """
+    splits = {name: open_split(config.data_dir, name) for name in ("train", "val")}
     tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
     gpt_config = config.gpt_config(tokenizer)
     device = pick_device(config.device)
-    splits = []
-    for name in ("train", "val"):
-        shards = open_split(config.data_dir, name)
+    for name, shards in splits.items():
         check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
         for shard in tqdm(shards, desc=f"checking {name} shards", leave=False, disable=None):
             shard.verify(tokenizer.vocab_size)
-        splits.append(Windows(shards, config.block_size))
-    training, validation = splits
+    training, validation = (Windows(shards, config.block_size) for shards in splits.values())
     batches = Batches(
         training, config.batch_size, config.micro_batch_size or config.batch_size, config.seed, device=device
     )

@@ -73,12 +73,13 @@ def _write(
         # A context may end inside a character: its first bytes are dropped here and drawn again below.
         print(text.rstrip("\ufffd"), end="", flush=True)
 
-    print(prompt, end="")
     ids = tokenizer.encode(prompt, add_special_tokens=True)
-    left = params.max_new_tokens
+    left, unwritten = params.max_new_tokens, prompt
     while left > 0:
         seed = int(torch.randint(2**62, (), generator=seeds))
         request = engine.submit(ids, replace(params, max_new_tokens=left, seed=seed), on_text=write)
+        print(unwritten, end="")  # not before the engine has taken it
+        unwritten = ""
         engine.run()
         if request.error is not None:
             raise request.error

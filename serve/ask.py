@@ -35,8 +35,8 @@ def ask(
     Raises:
         InputError: without a question, and as `load` and `answer` do.
     """
-    if not questions:
-        raise InputError("There is no question; give one or more, each in quotes.")
+    if not questions or not all(question.strip() for question in questions):
+        raise InputError("There is an empty question, or none; give one or more, each in quotes.")
     opened, engine = load(index, embedder, generator, max_running=1)
     with opened:
         for question in questions:

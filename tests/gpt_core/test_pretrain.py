@@ -180,6 +180,8 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(data_dir: 
     refused(f"holds token id 4999; the tokenizer has only {mine.vocab_size}")
     path.unlink()
     refused("has no token shards of the split 'train'")
+    copy = copy / "absent"
+    refused("has no token shards of the split 'train'; make them with scripts/prepare_data.py")
 
 
 def test_nanogpts_data_trains_with_a_named_tokenizer(tmp_path: Path) -> None:
@@ -274,6 +276,7 @@ def test_a_prompt_from_a_file(run_dir: Path, tmp_path: Path, capsys: pytest.Capt
         sample(model=str(run_dir), prompt="#", device="cpu")
     with pytest.raises(InputError, match="The prompt has 71 tokens"):
         sample(model=str(run_dir), prompt=TEXT[:71], device="cpu")
+    assert capsys.readouterr().out == ""  # a prompt that is refused is not written
 
 
 def test_a_context_that_ends_inside_a_character_loses_nothing(
