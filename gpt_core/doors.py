@@ -1,6 +1,7 @@
 """What every script does around its one function: parse, run, and turn failures into one line and an exit code."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import tyro
 from gpt_core.errors import InputError
 from gpt_core.presets import read_config
 
+CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 Function = Callable[..., Any]
 
 
@@ -47,3 +49,8 @@ def open_door(
         # Die by the signal, so that a shell loop or make that runs us stops, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def printable(text: str) -> str:
+    """Text of others for a terminal: control characters, which could recolour, retitle or clear it, become U+FFFD."""
+    return CONTROL.sub("\ufffd", text)

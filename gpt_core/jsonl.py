@@ -43,8 +43,8 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{place}, is not UTF-8: {error.reason} at byte {error.start}.") from None
-    except json.JSONDecodeError as error:  # without its "line 1": a line of JSON has one
-        raise InputError(f"{place}, is not valid JSON: {error.msg} at column {error.colno}.") from None
+    except json.JSONDecodeError as error:  # without its own line number, which is 1
+        raise InputError(f"{place}, is not valid JSON: {error.msg} (character {error.pos + 1}).") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}, is not valid JSON: {error}") from None
     if not isinstance(row, dict):

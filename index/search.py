@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from gpt_core.doors import printable
 from index.filters import parse_filter
 from index.index import Index, Mode
 from index.retrieval import Hit
@@ -56,5 +57,7 @@ def _print(query: str, mode: Mode, hits: list[Hit], json: bool) -> None:
     for rank, hit in enumerate(hits, 1):
         legs = [f"dense {hit.dense:.3f}"] if hit.dense is not None else []
         legs += [f"lexical {hit.lexical:.2f}"] if hit.lexical is not None else []
-        print(f"{rank:2}. {hit.score:.4f}  {hit.title or hit.doc_id}  [{hit.passage_id}]  {', '.join(legs)}")
-        print(textwrap.indent(textwrap.fill(textwrap.shorten(hit.text, 3 * width - 30), width - 4), "    "))
+        name = printable(f"{hit.title or hit.doc_id}  [{hit.passage_id}]")
+        print(f"{rank:2}. {hit.score:.4f}  {name}  {', '.join(legs)}")
+        text = textwrap.shorten(printable(hit.text), 3 * width - 30)
+        print(textwrap.indent(textwrap.fill(text, width - 4), "    "))

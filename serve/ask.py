@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from gpt_core.doors import printable
 from gpt_core.errors import InputError
 from gpt_core.hub import DEFAULT_MODEL
 from serve.answer import GREEDY, Answer, answer
@@ -62,6 +63,6 @@ def render(found: Answer, width: int = 100) -> str:
     if not found.found:
         lines += [f"nearest: {hit.title or hit.doc_id} ({hit.passage_id})" for hit in found.hits]
     return "\n".join(
-        textwrap.fill(" ".join(line.split()), width, initial_indent="  ", subsequent_indent="  ")
+        textwrap.fill(printable(" ".join(line.split())), width, initial_indent="  ", subsequent_indent="  ")
         for line in lines
     )

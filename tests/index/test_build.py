@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -166,6 +167,10 @@ def test_an_index_of_ready_vectors_is_searched_for_words(tmp_path, capsys):
         index.add(Document("a", "some words"), [1, 0])
     search_index("words", index=str(tmp_path / "index"), mode="lexical")
     assert "some words" in capsys.readouterr().out
+    with Index.open(tmp_path / "index") as index:
+        index.upsert(Document("a", "some \x1b[2J words", "\x07title\x9b"), [1, 0])
+    search_index("words", index=str(tmp_path / "index"), mode="lexical")
+    assert re.sub(r"[\w\s\[\]#,.-]", "", capsys.readouterr().out) == "\ufffd" * 3
     with pytest.raises(InputError, match="was built of ready vectors; texts can be searched in mode lexical"):
         search_index("words", index=str(tmp_path / "index"))
 

@@ -49,8 +49,8 @@ def test_compressed_jsonl_and_what_is_left_of_it_when_torn(tmp_path, ending, ope
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": x}', "line 2, is not valid JSON: Expecting value at column 10."),
-        (b'{"text": "x"', "line 2, is not valid JSON"),
+        (b'{"text": x}', "line 2, is not valid JSON: Expecting value (character 10)."),
+        (b'{"text": "x"', "line 2, is not valid JSON: Expecting ',' delimiter (character 14)."),
         (b'{"txt": "x"}', 'line 2: expected a JSON object with the key "text"'),
         (b'["text"]', "line 2: expected a JSON object"),
         (b'{"text": "\xff"}', "line 2, is not UTF-8"),

@@ -154,8 +154,9 @@ def test_ask_names_what_is_missing(folders, index, generator, message):
 
 def test_ask_needs_a_question_and_an_index_that_has_an_embedder(folders, tmp_path):
     index, model = folders
-    with pytest.raises(InputError, match="no question"):
-        ask([], index=index, generator=model)
+    for questions in ([], ["Why?", " "]):
+        with pytest.raises(InputError, match="There is an empty question, or none"):
+            ask(questions, index=index, generator=model)
     Index.create(tmp_path / "vectors", dimension=4).close()
     with pytest.raises(InputError, match="ready vectors"):
         ask(["Why?"], index=str(tmp_path / "vectors"), generator=model)
@@ -170,7 +171,7 @@ def test_ask_with_another_embedder_names_both(folders, tmp_path, tokenizer):
 
 
 def test_render_numbers_sources_and_marks_what_has_none():
-    hits = [hit("Cats sleep all day.", "Cats", "a"), hit("Mice fear cats.", "Mice", "b")]
+    hits = [hit("Cats sleep all day.", "Cats", "a"), hit("Mice fear cats.", "Mice\x1b[2J", "b")]
     found = ground(
         "What do cats do?", "Cats sleep all day. Dogs bark. They sleep all day long.", hits, None, "stop"
     )
@@ -180,7 +181,7 @@ def test_render_numbers_sources_and_marks_what_has_none():
     lost = render(ground("Who won?", "Spain won.", hits, None, "stop"))
     assert NOT_FOUND in lost
     assert "Spain won." in lost
-    assert "nearest: Mice (b)" in lost
+    assert "nearest: Mice\ufffd[2J (b)" in lost
 
 
 @pytest.mark.network
