@@ -113,6 +113,11 @@ class Encoder:
         """`encode` with the prompt for documents."""
         return self.encode(texts, self.config.document_prompt, max_tokens, progress)
 
+    def count_tokens(self, texts: Sequence[str], prompt: str = "") -> list[int]:
+        """Tokens of each text with `prompt` before it and special tokens: `encode` cuts what has over `max_tokens`."""
+        rows = self.tokenizer.encode_batch([prompt + text for text in texts], add_special_tokens=True)
+        return [len(ids) for ids in rows]
+
     @torch.inference_mode()
     def encode(
         self,

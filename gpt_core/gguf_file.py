@@ -64,6 +64,11 @@ class _Fields:
             raise InputError(f"{self.path} lacks the metadata key {key}; convert the model again.")
         return self.fields[key].contents()
 
+    def special_ids(self) -> dict[str, int | None]:
+        """The ids of bos, eos and pad, None where the file names none."""
+        keys = {"bos": "bos", "eos": "eos", "pad": "padding"}
+        return {name: self.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+
 
 def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Read a GGUF file of architecture gpt2, llama or qwen3.
@@ -114,11 +119,8 @@ def _config(arch: str, fields: _Fields, tied: bool) -> GPTConfig:
 
     n_embd, n_head = need("embedding_length"), need("attention.head_count")
     vocab_size = len(fields.fields["tokenizer.ggml.tokens"].data)
-    ids: dict[str, Any] = {
-        f"{ours}_id": fields.get(f"tokenizer.ggml.{theirs}_token_id")
-        for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
-    }
-    common = ids | {
+    ids = {f"{name}_id": i for name, i in fields.special_ids().items()}
+    common: dict[str, Any] = ids | {
         "vocab_size": vocab_size, "block_size": need("context_length"), "n_layer": need("block_count"),
         "n_head": n_head, "n_embd": n_embd, "n_inner": need("feed_forward_length"), "tie_embeddings": tied,
     }  # fmt: skip
@@ -184,10 +186,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
             if k == wanted
         ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
-    ids = {
-        name: fields.get(f"tokenizer.ggml.{key}_token_id")
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
-    }
+    ids = fields.special_ids()
     _add_ends(tokenizer, tokens, ids, fields)
     return tokenizer, ids, fields.get("tokenizer.chat_template")
 

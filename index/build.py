@@ -81,15 +81,14 @@ def _opened(
 ) -> Iterator[Index]:
     """The index in `folder`, made if there is none; a new one is removed again if nothing was committed to it."""
     if (folder / FILE).exists():
-        with Index.open(folder) as found:
-            settings = found.settings
-        own = {**{name: getattr(settings, name) for name in given}, "fusion": settings.fusion.kind}
-        for name, value in {**given, **({"fusion": fusion} if fusion else {})}.items():
-            if value != own[name]:
-                raise InputError(
-                    f"{folder} was made with {name} {own[name]}, not {value}; leave that to the index."
-                )
         with Index.open(folder, embedder) as index:
+            settings = index.settings
+            own = {**{name: getattr(settings, name) for name in given}, "fusion": settings.fusion.kind}
+            for name, value in {**given, **({"fusion": fusion} if fusion else {})}.items():
+                if value != own[name]:
+                    raise InputError(
+                        f"{folder} was made with {name} {own[name]}, not {value}; leave that to the index."
+                    )
             yield index
         return
     encoder = Encoder.from_pretrained(embedder or DEFAULT_MODEL)

@@ -118,7 +118,7 @@ def retrieve(
     if not query.strip():
         raise InputError("The question is empty; ask something.")
     if mode != "lexical" and (encoder := index.encoder):
-        n_tokens = len(encoder.tokenizer.encode(encoder.config.query_prompt + query, add_special_tokens=True))
+        (n_tokens,) = encoder.count_tokens([query], encoder.config.query_prompt)
         if n_tokens > encoder.max_tokens:
             raise InputError(
                 f"The question has {n_tokens} tokens; the embedder reads {encoder.max_tokens}: shorten it."

@@ -69,9 +69,7 @@ def _check_input(body: EmbeddingsRequest, encoder: Encoder) -> tuple[list[str], 
         if not item:
             raise InputError(f"input[{i}] is empty; expected text or token ids.")
         texts.append(item)
-    lengths = [
-        len(ids) for ids in tokenizer.encode_batch([prompt + t for t in texts], add_special_tokens=True)
-    ]
+    lengths = encoder.count_tokens(texts, prompt)
     for i, length in enumerate(lengths):
         if length > encoder.max_tokens:
             raise InputError(
