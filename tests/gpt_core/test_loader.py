@@ -1,5 +1,10 @@
-"""The data order: every window once per epoch for any number of ranks, and a resume that needs one integer."""
+"""The data order: every window once per epoch for any number of ranks, and a resume that needs two integers."""
 
+import os
+import threading
+import time
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt_core import loader
 from gpt_core.errors import InputError
-from gpt_core.loader import IGNORED, Batches, Windows, permute
-from gpt_core.shards import Shard
+from gpt_core.loader import IGNORED, Batches, Windows
+from gpt_core.permutation import permute
+from gpt_core.shards import Shard, ShardWriter, open_split
 
 
 def shards(*lengths: int) -> list[Shard]:
@@ -19,9 +26,33 @@ def shards(*lengths: int) -> list[Shard]:
     return [Shard(Path(f"shard-{i}"), t, None) for i, t in enumerate(tokens)]
 
 
+@dataclass(frozen=True)
+class Documents(Shard):
+    """A shard in memory that knows its documents."""
+
+    offsets: tuple[int, ...] = (0,)
+
+    def documents(self) -> np.ndarray:
+        return np.array(self.offsets, dtype=np.int64)
+
+
+def with_documents(*documents: list[int]) -> list[Shard]:
+    """One shard per list of lengths of documents; ids as in `shards`."""
+    plain = shards(*(sum(lengths) for lengths in documents))
+    header = np.zeros(())
+    return [
+        Documents(s.path, s.tokens, header, tuple(np.cumsum([0, *lengths[:-1]]).tolist()) if lengths else ())
+        for s, lengths in zip(plain, documents, strict=True)
+    ]
+
+
 def seen(step: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
     """Which window each row of a step is, told by its first id."""
     return [int(ids[0]) for micro_batch in step for ids in micro_batch[0]]
+
+
+def n_threads() -> int:
+    return sum(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
 @settings(deadline=None, max_examples=30)
@@ -65,33 +96,121 @@ def test_every_token_but_a_shards_first_is_a_target_once(lengths: list[int], blo
     assert windows.n_targets == len(targets)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(7, 200), st.integers(1, 4), st.integers(1, 3), st.integers(0, 100))
-def test_an_epoch_shows_each_window_once_for_any_number_of_ranks(
-    n_windows: int, micro_batch_size: int, accumulation: int, seed: int
+lengths_of_documents = st.lists(st.lists(st.integers(0, 12), max_size=6), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths_of_documents, st.integers(1, 5), st.integers(1, 4))
+def test_aligned_windows_stay_in_their_document(
+    documents: list[list[int]], block_size: int, batch_size: int
 ) -> None:
-    windows = Windows(shards(n_windows * 3 + 1), block_size=3)
-    batch_size = micro_batch_size * accumulation * 6  # divisible for 1, 2 and 3 ranks
-    n_steps = 2 * -(-n_windows // batch_size)
+    parts = with_documents(*documents)
+    if all(length < 2 for lengths in documents for length in lengths):
+        with pytest.raises(InputError, match="no document of two tokens"):
+            Windows(parts, block_size, align_documents=True)
+        return
+    windows = Windows(parts, block_size, align_documents=True)
+    rows = [row for batch in windows.in_order(batch_size) for row in zip(*batch, strict=True)]
+    begin, expected = 0, []
+    for length in (length for lengths in documents for length in lengths):
+        for start in range(begin, begin + length - 1, block_size):
+            stop = min(start + block_size, begin + length - 1)
+            expected.append((list(range(start, stop)), list(range(start + 1, stop + 1))))
+        begin += length
+    real = [(ids[after != IGNORED].tolist(), after[after != IGNORED].tolist()) for ids, after in rows]
+    assert real == expected
+    assert windows.n_targets == sum(len(after) for _, after in expected)
+    assert [windows[i].tolist() for i in range(len(windows))] == [
+        [*ids, after[-1]] for ids, after in expected
+    ]
+
+
+def test_aligned_windows_of_files(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", 100, "x", shard_tokens=8) as writer:
+        for ids in ([1, 2, 3, 4, 5], [6], [], [7, 8, 9], [10, 11], [12, 13, 14, 15]):
+            writer.add(ids)
+    windows = Windows(open_split(tmp_path, "train"), 3, align_documents=True)
+    assert [windows[i].tolist() for i in range(len(windows))] == [
+        [1, 2, 3, 4], [4, 5], [7, 8, 9], [10, 11], [12, 13, 14, 15]
+    ]  # fmt: skip
+    np.arange(9, dtype="<u2").tofile(tmp_path / "val.bin")
+    with pytest.raises(InputError, match=r"val\.bin does not say where its documents begin"):
+        Windows(open_split(tmp_path, "val"), 3, align_documents=True)
+
+
+def test_reading_lets_go_of_mapped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that was read stays resident until it is unmapped; what comes after reads the same ids again."""
+
+    def resident() -> int:
+        (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssFile")]
+        return int(line.split()[1]) // 1024
+
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path, "train", 2**16, "x") as writer:
+        writer.add(rng.integers(0, 2**16, 2**25))
+    peaks, sums = [], []
+    for every in (2**62, 2**6):
+        monkeypatch.setattr(loader, "RELEASE_EVERY", every)
+        windows = Windows(open_split(tmp_path, "train"), 4096)
+        before, total, peak = resident(), 0, 0
+        for _, targets in windows.in_order(64):
+            total += int(targets[targets != IGNORED].sum())
+            peak = max(peak, resident() - before)
+        peaks.append(peak)
+        sums.append(total)
+        del windows
+    assert sums[0] == sums[1]
+    assert peaks[0] >= 60  # MB; the file has 64
+    assert peaks[1] < 20
+
+
+@pytest.mark.parametrize("align", [False, True])
+@settings(deadline=None, max_examples=20)
+@given(
+    st.lists(st.integers(2, 30), min_size=8, max_size=30),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 100),
+    st.integers(0, 40),
+)
+def test_an_epoch_shows_each_window_once_for_any_number_of_ranks(
+    align: bool, lengths: list[int], micro_batch_size: int, accumulation: int, seed: int, ramp_steps: int
+) -> None:
+    windows = Windows(with_documents(lengths), block_size=3, align_documents=align)
+    unit = micro_batch_size * 6  # divisible for 1, 2 and 3 ranks
+    n_windows, batch_size = len(windows), unit * accumulation
+    n_steps = 2 * -(-n_windows // unit)
     streams = {}
     for world_size in (1, 2, 3):
         ranks = [
-            Batches(windows, batch_size, micro_batch_size, seed, r, world_size) for r in range(world_size)
-        ]
+            Batches(
+                windows, batch_size, micro_batch_size * 6 // world_size, seed, r, world_size,
+                batch_size_start=unit if ramp_steps else None, ramp_steps=ramp_steps,
+            )
+            for r in range(world_size)
+        ]  # fmt: skip
         steps = [[seen(next(rank)) for rank in ranks] for _ in range(n_steps)]
         streams[world_size] = [window for step in steps for rank in step for window in rank]
+        for rank in ranks:
+            rank.close()
     assert streams[1] == streams[2] == streams[3]
-    for epoch in range(len(streams[1]) // n_windows):
-        part = streams[1][epoch * n_windows : (epoch + 1) * n_windows]
-        assert sorted(part) == list(range(0, 3 * n_windows, 3))
+    epochs = [
+        streams[1][epoch * n_windows : (epoch + 1) * n_windows]
+        for epoch in range(len(streams[1]) // n_windows)
+    ]
+    firsts = [int(windows[i][0]) for i in range(n_windows)]
+    for epoch in epochs:
+        assert sorted(epoch) == firsts
+    assert len(epochs) >= 2
 
 
-@settings(deadline=None, max_examples=30)
+@pytest.mark.parametrize("align", [False, True])
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 30), st.sampled_from([(6, 1), (4, 2), (12, 3), (2, 1)]))
 def test_a_resume_goes_on_where_it_was_with_any_batch_size_and_ranks(
-    done: int, then: tuple[int, int]
+    align: bool, done: int, then: tuple[int, int]
 ) -> None:
-    windows = Windows(shards(100), block_size=3)
+    windows = Windows(with_documents([50, 2, 19, 29]), block_size=3, align_documents=align)
     whole = Batches(windows, 6, 2, seed=5)
     order = [window for _ in range(done + 20) for window in seen(next(whole))]
 
@@ -99,11 +218,136 @@ def test_a_resume_goes_on_where_it_was_with_any_batch_size_and_ranks(
     for _ in range(done):
         next(first)
     batch_size, world_size = then
-    ranks = [Batches(windows, batch_size, 1, 5, r, world_size) for r in range(world_size)]
+    ranks = [Batches(windows, batch_size, None, 5, r, world_size) for r in range(world_size)]
     for rank in ranks:
+        next(rank)  # what the thread has made since is of no use any more
         rank.load_state_dict(first.state_dict())
     rest = [window for _ in range(10) for rank in ranks for window in seen(next(rank))]
     assert rest == order[6 * done :][: len(rest)]
+    for stream in (whole, first, *ranks):
+        stream.close()
+
+
+def test_the_batch_grows_linearly_and_goes_on_growing_after_a_resume() -> None:
+    windows = Windows(shards(1000), block_size=3)
+
+    def stream(rank: int = 0, world_size: int = 1) -> Batches:
+        return Batches(windows, 24, 2, 1, rank, world_size, batch_size_start=4, ramp_steps=5)
+
+    batches = stream()
+    whole = [next(batches) for _ in range(7)]
+    assert [len(step) for step in whole] == [2, 4, 6, 8, 10, 12, 12]  # micro-batches, all of one shape
+    assert {ids.shape for step in whole for ids, _ in step} == {(2, 3)}
+    assert batches.state_dict() == {"position": 108, "step": 7, "seed": 1, "n_windows": 333}
+
+    first = stream()
+    for _ in range(2):
+        next(first)
+    ranks = [stream(rank, 2) for rank in range(2)]
+    for rank in ranks:
+        rank.load_state_dict(first.state_dict())
+    rest = [[window for rank in ranks for window in seen(next(rank))] for _ in range(5)]
+    assert rest == [seen(step) for step in whole[2:]]
+    for each in (batches, first, *ranks):
+        each.close()
+
+
+def test_no_micro_batch_size_means_all_of_the_ranks_share() -> None:
+    batches = Batches(Windows(shards(100), 3), 12, None, 1, 0, 2, batch_size_start=2, ramp_steps=3)
+    assert [[len(ids) for ids, _ in next(batches)] for _ in range(4)] == [[1], [2], [4], [6]]
+    batches.close()
+
+
+def test_a_step_can_be_named() -> None:
+    batches = Batches(Windows(shards(10, 91), 3), 20, 5, seed=5)
+    first = seen(next(batches))[0]
+    path, token = ("shard-0", first) if first < 10 else ("shard-1", first - 10)
+    assert batches.describe() == (
+        f"windows 0 to 19 of epoch 0 in the order of seed 5, the first of them at token {token} of {path}"
+    )
+    next(batches)
+    assert batches.describe().startswith("windows 20 of epoch 0 to 6 of epoch 1 in the order")
+    batches.close()
+
+
+def test_the_next_step_is_made_ahead_and_does_not_count_before_it_is_taken() -> None:
+    made = threading.Event()
+
+    class Watched(Windows):
+        n_calls = 0
+
+        def rows(self, indices: object) -> tuple[torch.Tensor, torch.Tensor]:
+            self.n_calls += 1
+            if self.n_calls == 2:
+                made.set()
+            return super().rows(indices)  # type: ignore[arg-type]
+
+    before = n_threads()
+    batches = Batches(Watched(shards(100), 3), 4, 4, seed=1)
+    assert n_threads() == before  # none before the first step
+    next(batches)
+    assert made.wait(10)
+    assert batches.state_dict()["position"] == 4
+    batches.close()
+    assert n_threads() == before
+    assert batches.state_dict()["position"] == 4
+    again = Batches(Windows(shards(100), 3), 4, 4, seed=1)
+    next(again)
+    assert seen(next(batches)) == seen(next(again))  # goes on after close
+    batches.close()
+    again.close()
+
+
+def test_a_failure_in_the_thread_is_raised_by_the_step_that_needed_it() -> None:
+    class Torn(Windows):
+        n_calls, failing = 0, True
+
+        def rows(self, indices: object) -> tuple[torch.Tensor, torch.Tensor]:
+            self.n_calls += 1
+            if self.failing and self.n_calls >= 3:
+                raise OSError("the disk is gone")
+            return super().rows(indices)  # type: ignore[arg-type]
+
+    windows = Torn(shards(100), 3)
+    batches = Batches(windows, 4, 4, seed=1)
+    next(batches)
+    second = next(batches)
+    state = batches.state_dict()
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(batches)
+        assert batches.state_dict() == state
+    windows.failing = False
+    third = next(batches)
+    batches.close()
+    same = Batches(Windows(shards(100), 3), 4, 4, seed=1)
+    next(same)
+    assert [seen(second), seen(third)] == [seen(next(same)), seen(next(same))]
+    same.close()
+
+
+def test_a_forked_child_goes_on_with_a_thread_of_its_own() -> None:
+    batches, same = (Batches(Windows(shards(100), 3), 4, 4, seed=1) for _ in range(2))
+    next(batches), next(same)
+    expected = seen(next(same))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
+        child = os.fork()
+    if child == 0:
+        right = False
+        try:
+            right = seen(next(batches)) == expected
+            batches.close()
+        finally:
+            os._exit(0 if right else 1)
+    deadline = time.monotonic() + 30
+    while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
+        assert time.monotonic() < deadline, os.kill(child, 9)
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(done[1]) == 0
+    assert seen(next(batches)) == expected
+    batches.close()
+    same.close()
 
 
 def test_a_position_in_other_data_is_refused() -> None:
@@ -115,8 +359,22 @@ def test_a_position_in_other_data_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "micro_batch_size", "world_size"), [(12, 5, 1), (12, 4, 2), (0, 1, 1), (4, 0, 1)]
-)
-def test_batch_sizes_that_do_not_divide(batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    with pytest.raises(InputError, match=f"batch_size is {batch_size}.*micro_batch_size .{micro_batch_size}"):
-        Batches(Windows(shards(100), 3), batch_size, micro_batch_size, 1, 0, world_size)
+    ("sizes", "keys", "message"),
+    [
+        ((12, 5, 1), {}, r"batch_size is 12; .* multiple of micro_batch_size \(5\) times .* ranks \(1\)"),
+        ((12, 4, 2), {}, r"batch_size is 12; .* multiple of micro_batch_size \(4\) times .* ranks \(2\)"),
+        ((13, None, 2), {}, r"batch_size is 13; it must be a multiple of the number of ranks \(2\)"),
+        ((0, 1, 1), {}, "batch_size is 0"),
+        ((-4, None, 2), {}, "batch_size is -4"),
+        ((4, 0, 1), {}, r"batch_size is 4; .* micro_batch_size \(0\)"),
+        ((12, 4, 1), {"batch_size_start": 6, "ramp_steps": 9}, r"batch_size_start is 6; .*size \(4\)"),
+        ((12, 4, 1), {"batch_size_start": 16, "ramp_steps": 9}, "batch_size_start is 16; .* at most batch_size, 12"),
+        ((12, 4, 1), {"batch_size_start": 8}, "batch_size_start is 8, .* grows over 0 steps; expected at least 1"),
+    ],
+)  # fmt: skip
+def test_batch_sizes_that_do_not_divide(
+    sizes: tuple[int, int | None, int], keys: dict[str, int], message: str
+) -> None:
+    batch_size, micro_batch_size, world_size = sizes
+    with pytest.raises(InputError, match=message):
+        Batches(Windows(shards(100), 3), batch_size, micro_batch_size, 1, 0, world_size, **keys)

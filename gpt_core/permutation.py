@@ -1,0 +1,37 @@
+"""A pseudo-random permutation that is computed place by place, and that no library can change."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEISTEL_ROUNDS = 6
+
+
+def permute(places: NDArray, n: int, seed: int, epoch: int) -> NDArray:
+    """Where a pseudo-random permutation of range(n) sends `places`: a Feistel cipher with cycle walking.
+
+    A Feistel network permutes the numbers of 2·h bits; walking on until the image is below n makes it a permutation
+    of range(n) (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). It needs no memory, and no library's
+    random generator can change it under a running experiment.
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    rounds = _mix(np.arange(1, FEISTEL_ROUNDS + 1, dtype=np.uint64) + np.uint64(epoch << 8))
+    keys = _mix(np.full(FEISTEL_ROUNDS, seed % 2**64, dtype=np.uint64) + rounds)
+
+    def encipher(x: NDArray) -> NDArray:
+        left, right = x >> half, x & low
+        for key in keys:
+            left, right = right, left ^ (_mix(right + key) & low)
+        return left << half | right
+
+    image = encipher(places.astype(np.uint64))
+    while (outside := image >= n).any():
+        image[outside] = encipher(image[outside])
+    return image.astype(np.int64)
+
+
+def _mix(x: NDArray) -> NDArray:
+    """splitmix64's finaliser (Steele, Lea & Flood 2014): every bit of x (uint64) changes half of the result's."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
