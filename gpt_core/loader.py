@@ -200,7 +200,6 @@ class Batches:
         self.device = torch.device(device)
         self.position = 0  # windows that all ranks together have seen since the beginning
         self.step = 0  # steps they were seen in
-        self._last = (0, 0)  # position and step before the last step
         self._worker: tuple[int, ThreadPoolExecutor] | None = None  # and the process that it belongs to
         self._ahead: tuple[tuple[int, int], Future[list[tuple[Tensor, Tensor]]]] | None = None
 
@@ -222,7 +221,7 @@ class Batches:
         self._ahead = None  # should it have failed, it is tried again
         micro_batches = future.result()
         self._ahead = (following, worker.submit(self._make, *following))
-        self._last, (self.position, self.step) = here, following
+        self.position, self.step = following
         # From pinned memory the copy overlaps with what the GPU still computes; this thread's stream orders it.
         return [
             (ids.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True))
@@ -274,10 +273,13 @@ class Batches:
             indices[chosen] = permute(places[chosen], len(self.windows), self.seed, int(epoch))
         return indices
 
-    def describe(self) -> str:
-        """Which windows the last step saw, over all ranks, for a message about it."""
-        position, step = self._last
-        final = position + self.size_of_step(step) - 1
+    def describe(self, step: int) -> str:
+        """Which windows a step, the `step`-th from 1, saw over all ranks, for a message about it.
+
+        The batch sizes of this run are taken to be those of all steps since.
+        """
+        position = self.position - sum(self.size_of_step(k) for k in range(step - 1, self.step))
+        final = position + self.size_of_step(step - 1) - 1
         (epoch, first), (last_epoch, last) = (divmod(p, len(self.windows)) for p in (position, final))
         to = f"to {last:,}" if epoch == last_epoch else f"of epoch {epoch} to {last:,}"
         shard, start, _ = self.windows.locate(int(self.order(np.array([position]))[0]))

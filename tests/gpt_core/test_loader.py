@@ -259,14 +259,15 @@ def test_no_micro_batch_size_means_all_of_the_ranks_share() -> None:
 
 
 def test_a_step_can_be_named() -> None:
-    batches = Batches(Windows(shards(10, 91), 3), 20, 5, seed=5)
+    batches = Batches(Windows(shards(10, 91), 3), 20, 5, seed=5, batch_size_start=5, ramp_steps=1)
     first = seen(next(batches))[0]
     path, token = ("shard-0", first) if first < 10 else ("shard-1", first - 10)
-    assert batches.describe() == (
-        f"windows 0 to 19 of epoch 0 in the order of seed 5, the first of them at token {token} of {path}"
-    )
-    next(batches)
-    assert batches.describe().startswith("windows 20 of epoch 0 to 6 of epoch 1 in the order")
+    named = f"windows 0 to 4 of epoch 0 in the order of seed 5, the first of them at token {token} of {path}"
+    assert batches.describe(1) == named
+    next(batches), next(batches)
+    assert batches.describe(1) == named
+    assert batches.describe(2).startswith("windows 5 to 24 of epoch 0 in the order")
+    assert batches.describe(3).startswith("windows 25 of epoch 0 to 11 of epoch 1 in the order")
     batches.close()
 
 
