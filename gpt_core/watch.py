@@ -67,6 +67,7 @@ class Watch:
         self._seconds_per_target: float | None = None  # what it would take at the devices' peak
         if flops_per_target is not None and peak_flops is not None:
             self._seconds_per_target = flops_per_target / (peak_flops * ranks.world_size)
+        self._done = first  # steps
         self._step = first  # the last one with a row
         self._loss = math.nan  # its loss
         self._cpu_s = 0.0  # spent training up to it
@@ -143,6 +144,7 @@ class Watch:
         """One training step is done."""
         if not self._ranks.main:
             return
+        self._done += 1
         self._bar.update()
         if self._profiler is not None:
             self._profiler.step()
@@ -211,15 +213,14 @@ class Watch:
         # An evaluation would fill the trace: the traced steps, after `start`, follow one another without any.
         every = self._config.eval_interval
         start = first + SETTLING
-        while every >= TRACED and any(step % every == 0 for step in range(start, start + TRACED)):
+        while every > TRACED and any(step % every == 0 for step in range(start, start + TRACED)):
             start += 1
         start = max(first, min(start, last - TRACED))
         warmup = min(1, start - first)
 
         def write(profiler: profile) -> None:
             profiler.export_chrome_trace(str(path))
-            done = min(start + TRACED, self._bar.n)
-            self._say(f"trace of steps {start + 1} to {done}: {path}; open it in ui.perfetto.dev")
+            self._say(f"trace of steps {start + 1} to {self._done}: {path}; open it in ui.perfetto.dev")
 
         activities = [ProfilerActivity.CPU]
         if self._ranks.device.type == "cuda":
