@@ -1,0 +1,160 @@
+"""What a training's health shows in before its loss does: activations, attention logits and updates that grow."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class Maxima(TorchFunctionMode):
+    """The largest absolute activation after each block and the largest attention logit in it; a context manager.
+
+    It watches the forwards that run inside the block without changing the model, and looks at the first row of each
+    one alone, so it costs little. Compiled code runs past it: wrap it in `torch.compiler.set_stance("force_eager")`.
+
+        with Maxima(model) as maxima:
+            model(ids)
+        maxima.figures()
+
+    Args:
+        model: a GPT, or whatever else has a list `blocks`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        blocks = model.blocks
+        assert isinstance(blocks, nn.ModuleList)
+        self._blocks = blocks
+        self._layer: int | None = None  # whose forward is running
+        self._activations: dict[int, list[Tensor]] = {}
+        self._logits: dict[int, list[Tensor]] = {}
+
+    def __enter__(self) -> "Maxima":
+        self._hooks = []
+        for layer, block in enumerate(self._blocks):
+            self._hooks.append(block.register_forward_pre_hook(self._before(layer)))
+            self._hooks.append(block.register_forward_hook(self._after(layer)))
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and self._layer is not None:
+            with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+                self._logits.setdefault(self._layer, []).append(largest_logit(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+    def activations(self) -> list[float]:
+        """The largest absolute value in the stream after each block, layer by layer."""
+        return [_largest(self._activations.get(layer)) for layer in range(len(self._blocks))]
+
+    def attention_logits(self) -> list[float]:
+        """The largest q·k/√d of two tokens that may look at each other, layer by layer."""
+        return [_largest(self._logits.get(layer)) for layer in range(len(self._blocks))]
+
+    def figures(self) -> dict[str, float]:
+        """The largest of all layers, and which layer's (from 0) it is; for the log."""
+        figures: dict[str, float] = {}
+        for name, values in (
+            ("activation_max", self.activations()),
+            ("attention_logit_max", self.attention_logits()),
+        ):
+            value = max(values, key=lambda v: math.inf if math.isnan(v) else v)  # a NaN is what matters most
+            figures |= {name: value, f"{name}_layer": values.index(value)}
+        return figures
+
+    def _before(self, layer: int) -> Callable[..., None]:
+        def hook(block: nn.Module, args: Any) -> None:
+            self._layer = layer
+
+        return hook
+
+    def _after(self, layer: int) -> Callable[..., None]:
+        def hook(block: nn.Module, args: Any, output: Tensor) -> None:
+            self._layer = None
+            self._activations.setdefault(layer, []).append(output[:1].detach().abs().amax())
+
+        return hook
+
+
+def largest_logit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The largest attention logit of the first row, of tokens that may look at each other; float32, 0-dim.
+
+    Takes what `scaled_dot_product_attention` takes: query (B, n_head, T, d), key (B, n_kv_head, S, d), attn_mask
+    bool or added, broadcast to (B, n_head, T, S). One head at a time, so T·S numbers live at once.
+    """
+    n_head, n_tokens, n_seen = query.shape[1], query.shape[2], key.shape[2]
+    scale = 1 / math.sqrt(query.shape[3]) if scale is None else scale
+    if is_causal:
+        attn_mask = torch.ones(n_tokens, n_seen, dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None:
+        attn_mask = attn_mask.expand(query.shape[0], n_head, n_tokens, n_seen)[0]
+    largest = []
+    for head in range(n_head):
+        k = key[0, head // (n_head // key.shape[1])]
+        logits = query[0, head].float() @ k.float().mT * scale
+        if attn_mask is not None:
+            mask = attn_mask[head]
+            logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+        largest.append(logits.amax())
+    return torch.stack(largest).amax()
+
+
+@torch.no_grad()
+def update_to_weight(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """How long a step was beside the weights that it moved: ‖after - before‖ / ‖before‖.
+
+    Over all matrices of the blocks, which are Muon's, and over all the rest; about 1e-3 is usual with AdamW. All ranks
+    call it together where parameters are sharded (DTensors).
+
+    Args:
+        before: copies of the parameters by name, from before the step.
+        after: the parameters.
+
+    Returns:
+        {"update_to_weight_matrices", "update_to_weight_rest"}, what there is of them.
+    """
+    squares: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for name, old in before.items():
+        kind = "matrices" if old.dim() == 2 and re.search(r"(^|\.)blocks\.", name) else "rest"
+        moved, length = squares.setdefault(f"update_to_weight_{kind}", ([], []))
+        moved.append(_norm(after[name].detach() - old))
+        length.append(_norm(old))
+    return {
+        kind: (torch.stack(moved).norm() / torch.stack(length).norm()).item()
+        for kind, (moved, length) in squares.items()
+    }
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The norm of all of `x`, also of what lies on other ranks."""
+    norm = torch.linalg.vector_norm(x)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _largest(values: list[Tensor] | None) -> float:
+    return torch.stack(values).amax().item() if values else -math.inf
