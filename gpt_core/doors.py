@@ -44,8 +44,8 @@ def open_door(
         sys.exit(f"{prog}: {error}")
     except OSError as error:  # a full disk, a missing permission: the system's own sentence
         sys.exit(f"{prog}: {error}")
-    except KeyboardInterrupt:
-        print(f"{prog}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join([f"{prog}: stopped", *map(str, interrupt.args)]), file=sys.stderr)
         # Die by the signal, so that a shell loop or make that runs us stops, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

@@ -6,36 +6,47 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt_core.errors import InputError
 
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(
+    path: Path, *, skip: int = 0, raw: BinaryIO | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a `.jsonl` (`.gz`, `.xz`) file, each with its place for messages: `<path>, line <number>`.
+
+    Args:
+        path: the file.
+        skip: so many objects at the beginning are passed over without a look at them.
+        raw: the file itself, opened by a caller who wants to see from its position how far the reading is.
 
     Raises:
         InputError: for a broken line, or a damaged archive.
     """
     number = 0
-    with _open(path) as lines:
+    with _open(path, raw) as lines:
         try:
             for number, line in enumerate(lines, 1):
-                if line.strip():
-                    place = f"{path}, line {number}"
-                    yield place, _object(line, place)
+                if line.isspace():
+                    continue
+                if skip:
+                    skip -= 1
+                    continue
+                place = f"{path}, line {number}"
+                yield place, _object(line, place)
         except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
             raise InputError(f"{path} is damaged after line {number}: {error}") from None
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, raw: BinaryIO | None) -> Any:
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return gzip.open(raw or path, "rb")
     if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    return open(path, "rb")
+        return lzma.open(raw or path, "rb")
+    return raw or open(path, "rb")
 
 
 def _object(line: bytes, place: str) -> dict[str, Any]:

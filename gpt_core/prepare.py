@@ -1,162 +1,264 @@
 """From text to token shards: read documents, split them into training and validation, encode, write."""
 
-import hashlib
-from collections.abc import Iterator
+import errno
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import filelock
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gpt_core.errors import InputError
-from gpt_core.files import atomic_folder
-from gpt_core.jsonl import JSONL, read_rows
+from gpt_core.files import atomic_write, fsync_path
+from gpt_core.pieces import PIECE, cuts_show
 from gpt_core.shards import ShardWriter
+from gpt_core.sources import SETS, NamedSet, Piece, Position, Source, open_source
 from gpt_core.tokenizer import Tokenizer
 
-SHAKESPEARE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare.txt"
-KINDS = (*JSONL, ".txt", ".md")
-DATASETS = {"shakespeare_char": (SHAKESPEARE, "char")}  # file, tokenizer
-BATCH_CHARACTERS = 2**22  # texts are encoded together until they are this long
+SAVE_SECONDS = 5.0  # what a kill costs at most
+VERSION = 1  # of the progress file
+Pieces = list[Piece]
 
 
 def prepare_data(
     *,
     out: str,
     input: list[str] | None = None,
-    dataset: Literal["shakespeare_char"] | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    column: str = "text",
     tokenizer: str | None = None,
-    val_fraction: float = 0.1,
+    val_fraction: float | None = None,
 ) -> None:
     """Turn text into token shards for scripts/pretrain.py, with the tokenizer beside them.
 
-    A file of text is one document, a line of JSONL is one. After each document comes the tokenizer's end-of-text
-    token, if it has one. A single text file is cut in two, as nanoGPT does; of several documents each goes whole to
-    one split, chosen by the hash of its text, so that a repeated document never stands in both.
+    A file of text is one document; a row of JSONL, CSV, Parquet or a data set is one. After each document comes the
+    tokenizer's end-of-text token, if it has one. A single text file is cut in two, as nanoGPT does; of several
+    documents each goes whole to one split, chosen by the hash of its text, so that a repeated document never stands in
+    both. Memory does not grow with the text. What is done is kept in .OUT.partial until all is: after a kill, a full
+    disk or a lost network the same command goes on where it stopped.
 
     Args:
         out: the folder to make; it must not exist or be empty.
-        input: files (.txt, .md: text; .jsonl, also .gz or .xz: objects with a "text"), or folders of such.
-        dataset: a named set instead: shakespeare_char is the 1 MB of examples/tiny_shakespeare.txt.
+        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such.
+        dataset: a set instead: shakespeare_char or shakespeare (the 1 MB of examples/tiny_shakespeare.txt),
+            openwebtext, openwebtext-10k, fineweb-edu (its sample of 10 billion tokens), or the name of any other on the
+            Hugging Face hub, or a folder that the library `datasets` opens.
+        dataset_config: the set's configuration, if it has several.
+        dataset_split: which of the set's own splits to read.
+        column: where a row has its text: a key, or the name of a column.
         tokenizer: gpt2, char (the distinct characters of the text), a folder with a tokenizer.json, or a known model;
             if not given, char for shakespeare_char, else gpt2.
-        val_fraction: the share of the text, or of the documents, that is kept for validation.
+        val_fraction: the share of the text, or of the documents, that is kept for validation; if not given, 0.1, for
+            openwebtext and fineweb-edu 0.0005, for openwebtext-10k 0.01.
     """
-    if (input is None) == (dataset is None):
-        raise InputError("Give either --input or --dataset, so that it is clear what to prepare.")
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val_fraction is {val_fraction}; expected a share between 0 and 1.")
+    known = SETS.get(dataset or "", NamedSet())
+    fraction = known.val_fraction if val_fraction is None else val_fraction
+    if not 0 < fraction < 1:
+        raise InputError(f"val_fraction is {fraction}; expected a share between 0 and 1.")
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} already holds something; remove it or give another --out.")
-    text, usual = DATASETS[dataset] if dataset else (None, "gpt2")
-    files = _files([str(text)] if text else input or [])
-    chosen = _tokenizer(tokenizer or usual, files)
-    with atomic_folder(target) as folder:
-        _write_shards(folder, files, chosen, val_fraction)
-        chosen.save(folder)
+    name = tokenizer or known.tokenizer
+    chosen = None if name == "char" else Tokenizer.from_pretrained(name)
+    source = open_source(input, dataset, dataset_config, dataset_split, column)
+    record = {
+        "version": VERSION,
+        "source": source.identity,
+        "tokenizer": chosen.fingerprint if chosen else "char",
+        "val_fraction": fraction,
+        "piece": PIECE,
+    }
+    with _partial_folder(target.resolve(), record) as (folder, progress):
+        if progress:
+            chosen = Tokenizer.from_pretrained(folder)
+        else:
+            chosen = chosen or _characters(source)
+            chosen.save(folder)
+        _write_shards(folder, source, chosen, fraction, record, progress)
 
 
-def read_documents(files: list[Path]) -> Iterator[str]:
-    """The text of each document; empty ones are left out.
+def read_with_bar(
+    source: Source, desc: str, position: Position | None = None, val_fraction: float = 0, done: int = 0
+) -> Generator[Piece]:
+    """`source.read` under a progress bar; `done` is what was read up to `position`."""
+    with tqdm(
+        total=source.total, initial=done, unit=source.unit, unit_scale=True, disable=None, desc=desc
+    ) as bar:
+        for piece in source.read(position, val_fraction):
+            yield piece
+            bar.update(piece.done - bar.n)
 
-    Raises:
-        InputError: naming the file, and in JSONL the line, that cannot be read.
+
+@contextmanager
+def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the folder to work in and its progress, {} at the beginning; at the end the folder becomes `target`.
+
+    Bad input removes it; whatever else ends the block, the folder stays and the next run with this `record` gets it.
     """
-    for path in files:
-        if path.name.endswith(JSONL):
-            for place, row in read_rows(path):
-                if not isinstance(row.get("text"), str):
-                    raise InputError(f'{place}: expected an object with a string under "text".')
-                if row["text"]:
-                    yield row["text"]
-        else:
+    partial = target.with_name(f".{target.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(partial / "lock", timeout=0):
+            folder, progress = partial / "data", _progress(partial, record)
+            if not progress:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+            for stray in folder.glob(".*"):  # a file that a kill left unnamed
+                stray.unlink()
             try:
-                text = path.read_bytes().decode()  # as it is: reading as text would turn \r\n into \n
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8 first."
-                ) from error
-            if text:
-                yield text
-
-
-def _files(inputs: list[str]) -> list[Path]:
-    found: list[Path] = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.name.endswith(KINDS) and p.is_file())
-        elif not path.exists():
-            raise InputError(f"There is no file or folder {path}.")
-        elif path.name.endswith(KINDS):
-            found.append(path)
-        else:
-            raise InputError(
-                f"{path} is of no kind that can be read; convert it to one of {', '.join(KINDS)}."
-            )
-    if not found:
+                yield folder, progress
+            except InputError:
+                shutil.rmtree(partial)
+                raise
+            for path in [*folder.iterdir(), folder]:
+                fsync_path(path)
+            os.replace(folder, target)
+            fsync_path(target.parent)
+            shutil.rmtree(partial)
+    except filelock.Timeout:
         raise InputError(
-            f"{', '.join(inputs)}: no file in there that can be read; expected {', '.join(KINDS)}."
-        )
-    return found
+            f"Another process is at work on {target}; wait for it or give another --out."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno, f"{os.strerror(error.errno)}; make room and the same command goes on", str(partial)
+        ) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command goes on, {partial} holds what is done") from None
 
 
-def _tokenizer(name: str, files: list[Path]) -> Tokenizer:
-    if name != "char":
-        return Tokenizer.from_pretrained(name)
+def _progress(partial: Path, record: dict[str, Any]) -> dict[str, Any]:
+    path = partial / "progress.json"
+    if not path.exists():
+        return {}
+    progress = json.loads(path.read_text(encoding="utf-8"))
+    if progress.pop("record") != json.loads(json.dumps(record)):
+        print(f"starting anew: {partial} was made from other inputs or with other options")
+        path.unlink()
+        return {}
+    return progress
+
+
+def _characters(source: Source) -> Tokenizer:
     characters: set[str] = set()
-    for text in read_documents(files):
-        characters.update(text)
+    for piece in read_with_bar(source, "collecting characters"):
+        characters.update(piece.text)
     if not characters:
-        raise InputError(f"{files[0]} and the other inputs hold no text.")
+        raise InputError("The input holds no text, of which a character vocabulary could be made.")
     return Tokenizer.from_characters("".join(characters))
 
 
-def _write_shards(folder: Path, files: list[Path], tokenizer: Tokenizer, val_fraction: float) -> None:
+def _write_shards(
+    folder: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    val_fraction: float,
+    record: dict[str, Any],
+    progress: dict[str, Any],
+) -> None:
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    pieces = _split(files, val_fraction)
+    writers_state = progress.get("writers", {})
+    counts = progress.get("counts", {"empty": 0, "cut": 0, "hard": 0})
+    if progress:
+        print(f"going on after {sum(state['n_tokens'] for state in writers_state.values()):,} tokens")
+    done, position = progress.get("done", 0), progress.get("position")
+
+    def writer(split: str) -> ShardWriter:
+        state = writers_state.get(split)
+        return ShardWriter(folder, split, tokenizer.vocab_size, tokenizer.fingerprint, resume=state)
+
     with (
-        ShardWriter(folder, "train", tokenizer.vocab_size, tokenizer.fingerprint) as train,
-        ShardWriter(folder, "val", tokenizer.vocab_size, tokenizer.fingerprint) as val,
-        tqdm(unit="char", unit_scale=True, disable=None, desc="tokenising") as bar,
+        writer("train") as train,
+        writer("val") as val,
+        closing(read_with_bar(source, "tokenising", position, val_fraction, done)) as pieces,
+        closing(_encode(pieces, tokenizer)) as encoded,
     ):
-        writers = {"train": train, "val": val}
-        for batch in _batches(pieces):
-            encoded = tokenizer.encode_batch([text for _, text in batch])
-            for (split, text), ids in zip(batch, encoded, strict=True):
-                writers[split].add(ids + end)
-                bar.update(len(text))
-    for split, writer in writers.items():
-        if writer.n_tokens < 2:
-            raise InputError(
-                f"The {split} split got {writer.n_tokens} tokens; a loss needs at least 2. "
-                "Give more text or another --val_fraction."
-            )
-        print(f"{split}: {writer.n_tokens:,} tokens in {writer.n_documents:,} documents")
+        writers, saved = {"train": train, "val": val}, time.monotonic()
+        for piece, ids in encoded:
+            if piece.text:
+                writers[piece.split].add(ids, more=True)
+                counts["cut"] += not piece.ends
+                counts["hard"] += not piece.harmless
+                if piece.ends:
+                    writers[piece.split].add(end)
+            else:
+                counts["empty"] += 1
+            if piece.position and time.monotonic() - saved >= SAVE_SECONDS:
+                states = {split: writer.state() for split, writer in writers.items()}
+                progress = {
+                    "position": piece.position,
+                    "done": piece.done,
+                    "writers": states,
+                    "counts": counts,
+                }
+                atomic_write(folder.with_name("progress.json"), json.dumps({"record": record, **progress}))
+                saved = time.monotonic()
+        for split, one in writers.items():
+            if one.n_tokens < 2:
+                raise InputError(
+                    f"The {split} split got {one.n_tokens} tokens; a loss needs at least 2. "
+                    "Give more text or another --val_fraction."
+                )
+    for split, one in writers.items():
+        print(f"{split}: {one.n_tokens:,} tokens in {one.n_documents:,} documents")
     print(f"vocabulary of {tokenizer.vocab_size:,}, tokenizer {tokenizer.fingerprint[:12]}")
+    _report(counts, tokenizer)
 
 
-def _split(files: list[Path], val_fraction: float) -> Iterator[tuple[str, str]]:
-    """Pairs of split and text; every document is in one of the two, except a single text file, which is cut."""
-    documents = read_documents(files)
-    if len(files) == 1 and not files[0].name.endswith(JSONL):
-        for text in documents:
-            cut = int(len(text) * (1 - val_fraction))
-            yield from (("train", text[:cut]), ("val", text[cut:]))
-        return
-    for text in documents:
-        place = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
-        yield ("val" if place < val_fraction else "train", text)
+def _report(counts: dict[str, int], tokenizer: Tokenizer) -> None:
+    if counts["empty"]:
+        print(f"left out {counts['empty']:,} empty documents")
+    if counts["cut"] and cuts_show(tokenizer):
+        print(
+            f"{counts['cut']:,} cuts in documents of more than {PIECE:,} characters, which were encoded in pieces: "
+            "this tokenizer may give other tokens at each"
+        )
+    elif counts["hard"]:
+        print(
+            f"{counts['hard']:,} of {counts['cut']:,} cuts in documents of more than {PIECE:,} characters, which were "
+            "encoded in pieces, had no space to fall at: there a token may differ"
+        )
 
 
-def _batches(pieces: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Lists of pieces, each about BATCH_CHARACTERS long: enough for the tokenizer's threads, little for the memory."""
-    batch: list[tuple[str, str]] = []
+def _encode(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Generator[tuple[Piece, NDArray[np.uint32]]]:
+    """Each piece with its ids, in order; as many threads encode as there are processors, and little is in memory."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting: deque[tuple[Pieces, Future[list[NDArray[np.uint32]]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for batch in _batches(pieces):
+                waiting.append((batch, pool.submit(tokenizer.encode_to_numpy, [p.text for p in batch])))
+                if len(waiting) > threads + 1:
+                    batch, encoded = waiting.popleft()
+                    yield from zip(batch, encoded.result(), strict=True)
+            while waiting:
+                batch, encoded = waiting.popleft()
+                yield from zip(batch, encoded.result(), strict=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(pieces: Iterator[Piece]) -> Iterator[Pieces]:
+    """Lists of pieces that together are about as long as the longest piece."""
+    batch: Pieces = []
     length = 0
     for piece in pieces:
         batch.append(piece)
-        length += len(piece[1])
-        if length >= BATCH_CHARACTERS:
+        length += len(piece.text)
+        if length >= PIECE or len(batch) >= 2**12:
             yield batch
             batch, length = [], 0
     if batch:

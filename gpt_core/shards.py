@@ -9,9 +9,11 @@ nanoGPT's: uint16 ids and no header.
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ MAGIC = b"zztokens"
 VERSION = 1
 SHARD_TOKENS = 2**27  # a shard is closed at the first end of a document after this many tokens
 CHUNK = 2**22  # ids that are in memory at a time while a shard is checked
+NPY_HEADER = 128  # bytes before the values of a .npy file with one dimension, however many they are
 
 HEADER = np.dtype(
     [
@@ -43,10 +46,22 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
+class WriterState(TypedDict):
+    """How far a `ShardWriter` was when it was saved; JSON."""
+
+    shard: int  # the open shard
+    written: int  # its tokens
+    offsets: int  # its documents
+    n_tokens: int  # in all shards
+    n_documents: int
+    in_document: bool
+
+
 class ShardWriter:
     """Writes documents, one after the other, as the shards of one split.
 
-    Use it as a context manager, on a folder that appears only when everything in it is whole (`atomic_folder`).
+    Use it as a context manager, on a folder that takes its name only when everything in it is whole. Memory does not
+    grow with what is written.
 
     Args:
         folder: where the shards go; it exists.
@@ -54,10 +69,20 @@ class ShardWriter:
         vocab_size: of the tokenizer; it decides the width of an id.
         tokenizer: the tokenizer's fingerprint.
         shard_tokens: a shard is closed at the first end of a document after this many tokens.
+        resume: go on where another writer was when it gave this state; what it wrote after that is dropped.
+
+    Raises:
+        InputError: if the folder holds less than the state says.
     """
 
     def __init__(
-        self, folder: Path, split: str, vocab_size: int, tokenizer: str, shard_tokens: int = SHARD_TOKENS
+        self,
+        folder: Path,
+        split: str,
+        vocab_size: int,
+        tokenizer: str,
+        shard_tokens: int = SHARD_TOKENS,
+        resume: WriterState | None = None,
     ) -> None:
         self.folder, self.split = folder, split
         self.vocab_size, self.tokenizer = vocab_size, tokenizer
@@ -66,7 +91,11 @@ class ShardWriter:
         self.n_tokens = 0  # in all shards
         self.n_documents = 0
         self._n_shards = 0
-        self._open()
+        self._in_document = False
+        if resume is None:
+            self._open()
+        else:
+            self._reopen(resume)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -74,46 +103,96 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and (self._offsets or self._n_shards == 0):
-            self._finish()
-        self._file.close()
+        try:
+            if kind is None and (self._offsets or self._n_shards == 0):
+                self._finish()
+        finally:
+            for file in (self._file, self._documents):
+                with suppress(OSError):  # a full disk, which has been said already
+                    file.close()
 
     def _open(self) -> None:
         self._path = self.folder / f"{self.split}-{self._n_shards:05d}.bin"
-        self._file = open(self._path, "wb")  # noqa: SIM115 - closed by __exit__ or _finish
+        self._file = open(self._path, "w+b")  # noqa: SIM115 - closed by __exit__ or _finish
         self._file.write(bytes(HEADER.itemsize))
+        self._documents = open(_documents_path(self._path), "w+b")  # noqa: SIM115
+        _write_npy_header(self._documents, 0)
         self._hash = hashlib.sha256()
-        self._offsets: list[int] = []
+        self._offsets = 0  # documents that begin in this shard
         self._written = 0  # tokens in this shard
 
-    def add(self, ids: Sequence[int] | NDArray) -> None:
-        """Append one document.
+    def _reopen(self, state: WriterState) -> None:
+        self._n_shards, self._in_document = state["shard"], state["in_document"]
+        self.n_tokens, self.n_documents = state["n_tokens"], state["n_documents"]
+        self._written, self._offsets = state["written"], state["offsets"]
+        self._path = self.folder / f"{self.split}-{self._n_shards:05d}.bin"
+        for later in self.folder.glob(f"{self.split}-*"):
+            if later.name[: len(self._path.stem)] > self._path.stem:
+                later.unlink()
+        try:
+            self._file = open(self._path, "r+b")  # noqa: SIM115
+            self._documents = open(_documents_path(self._path), "r+b")  # noqa: SIM115
+        except FileNotFoundError as error:
+            raise InputError(f"{error.filename} is missing; give the command again to start anew.") from None
+        end = HEADER.itemsize + self._written * self.dtype.itemsize
+        for file, length in ((self._file, end), (self._documents, NPY_HEADER + 8 * self._offsets)):
+            if file.seek(0, os.SEEK_END) < length:
+                raise InputError(f"{file.name} has lost its end; give the command again to start anew.")
+            file.truncate(length)
+        self._file.seek(0)
+        self._file.write(bytes(HEADER.itemsize))  # it may have been finished already
+        self._hash = hashlib.sha256()
+        while chunk := self._file.read(CHUNK):
+            self._hash.update(chunk)
+        self._documents.seek(0, os.SEEK_END)
+
+    def add(self, ids: Sequence[int] | NDArray, *, more: bool = False) -> None:
+        """Append one document, or a piece of one: all but the last say that there is `more`.
 
         Raises:
             InputError: for an id outside the vocabulary, which the width of an id could not hold.
         """
-        wide = np.asarray(ids, dtype=np.int64)
+        wide = np.asarray(ids, dtype=None if isinstance(ids, np.ndarray) else np.int64)
         if len(wide) and not 0 <= wide.min() <= wide.max() < self.vocab_size:
             bad = wide[(wide < 0) | (wide >= self.vocab_size)][0]
             raise InputError(f"Token id {bad} is outside the vocabulary of {self.vocab_size}.")
-        if self._written >= self.shard_tokens:
-            self._finish()
-            self._open()
+        if not self._in_document:
+            if self._written >= self.shard_tokens:
+                self._finish()
+                self._open()
+            self._documents.write(self._written.to_bytes(8, "little"))
+            self._offsets += 1
+            self.n_documents += 1
         data = wide.astype(self.dtype).tobytes()
-        self._offsets.append(self._written)
         self._file.write(data)
         self._hash.update(data)
         self._written += len(wide)
         self.n_tokens += len(wide)
-        self.n_documents += 1
+        self._in_document = more
+
+    def state(self) -> WriterState:
+        """Force all that was added onto the disk, and say how much it is."""
+        for file in (self._file, self._documents):
+            file.flush()
+            os.fsync(file.fileno())
+        return {
+            "shard": self._n_shards,
+            "written": self._written,
+            "offsets": self._offsets,
+            "n_tokens": self.n_tokens,
+            "n_documents": self.n_documents,
+            "in_document": self._in_document,
+        }
 
     def _finish(self) -> None:
-        offsets = np.array(self._offsets, dtype="<i8")
-        np.save(_documents_path(self._path), offsets)
+        self._documents.seek(0)
+        _write_npy_header(self._documents, self._offsets)
+        offsets = np.frombuffer(self._documents.read(), dtype="<i8")
+        self._documents.close()
         header = np.zeros((), HEADER)
         header["magic"], header["version"] = MAGIC, VERSION
         header["token_bytes"], header["n_tokens"] = self.dtype.itemsize, self._written
-        header["n_documents"], header["vocab_size"] = len(offsets), self.vocab_size
+        header["n_documents"], header["vocab_size"] = self._offsets, self.vocab_size
         header["tokenizer"] = self.tokenizer.encode()
         header["checksum"] = _seal(self._hash, offsets, header).encode()
         self._file.seek(0)
@@ -236,6 +315,10 @@ def _map(path: Path, dtype: np.dtype, offset: int) -> NDArray:
 
 def _documents_path(path: Path) -> Path:
     return path.with_suffix(".documents.npy")
+
+
+def _write_npy_header(file: BinaryIO, n: int) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (n,)})
 
 
 def _seal(digest: "hashlib._Hash", offsets: NDArray, header: np.ndarray) -> str:

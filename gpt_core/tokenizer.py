@@ -4,7 +4,7 @@ import hashlib
 import json
 import secrets
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,16 @@ import jinja2
 import numpy as np
 import tiktoken
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from numpy.typing import NDArray
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
 from gpt_core.gguf_file import read_gguf_tokenizer
+from gpt_core.gpt2_bpe import gpt2_rust, gpt2_tiktoken
 from gpt_core.hub import gguf_in, resolve
 
-ASSETS = Path(__file__).parent / "assets" / "gpt2"
-GPT2_EOS = "<|endoftext|>"
-GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 # a text on which tokenizers with the same vocabulary but other rules for cutting it come apart
 PROBE = "It's 2026, we'll see:\n\n  x_1 += 3.14159  # naïve café — 知之为知之 🙂🏽\t\r\n"
 
@@ -71,7 +70,7 @@ class Tokenizer:
             InputError: if the folder holds no tokenizer that can be read.
         """
         if str(name_or_folder) == "gpt2":
-            gpt2 = _gpt2_encoding()
+            gpt2 = gpt2_tiktoken()
             return cls(gpt2, bos_id=gpt2.eot_token, eos_id=gpt2.eot_token)
         folder = resolve(name_or_folder)
         if (folder / "tokenizer.json").exists():
@@ -144,6 +143,53 @@ class Tokenizer:
             return [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)]
         except Exception as error:  # `tokenizers` raises bare Exception for a token out of vocabulary
             raise self._unknown_character(texts, error) from error
+
+    def encode_to_numpy(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        """`encode` of each text as an array, for much text: no id becomes a Python object where that can be helped.
+
+        The GIL is released while a text is encoded, so threads may share the work. One call uses one thread, except
+        that `tokenizers` uses all of its own.
+
+        Returns:
+            For each text (n_tokens,) uint32.
+        """
+        if self._characters is not None:
+            return [self._look_up(text, self._characters) for text in texts]
+        for text in texts:
+            _check_unicode(text)
+        if isinstance(self._backend, tiktoken.Encoding):
+            return [self._backend.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        try:
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # as above
+            raise self._unknown_character(texts, error) from error
+        return [np.array(e.ids, dtype=np.uint32) for e in encodings]
+
+    def _look_up(self, text: str, characters: NDArray[np.int32]) -> NDArray[np.uint32]:
+        _check_unicode(text)
+        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        ids = characters[np.minimum(points, len(characters) - 1)]
+        if len(ids) and ids.min() < 0:
+            raise self._unknown_character([text], KeyError())
+        return ids.astype(np.uint32)
+
+    @cached_property
+    def _characters(self) -> NDArray[np.int32] | None:
+        """Id of each code point, -1 where there is none; None if this is no tokenizer of `from_characters`."""
+        if not isinstance(self._backend, RustTokenizer) or not isinstance(
+            self._backend.model, models.WordLevel
+        ):
+            return None
+        vocab = self._backend.get_vocab()
+        if any(len(token) != 1 for token in vocab):
+            return None
+        made = Tokenizer.from_characters("".join(vocab))._backend
+        if not isinstance(made, RustTokenizer) or made.to_str() != self._backend.to_str():
+            return None
+        table = np.full(max(map(ord, vocab)) + 2, -1, dtype=np.int32)  # the last place is for all beyond
+        for character, i in vocab.items():
+            table[ord(character)] = i
+        return table
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
         """Token ids, and for each the half-open range of code points of `text` that it touches."""
@@ -251,7 +297,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Sha256 over the vocabulary and the ids of a probing text: the same for the same tokenizer in any file."""
         if isinstance(self._backend, tiktoken.Encoding):
-            vocab = _gpt2_rust().get_vocab()
+            vocab = gpt2_rust().get_vocab()
         else:
             vocab = self._backend.get_vocab()
         try:
@@ -265,7 +311,7 @@ class Tokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        backend = _gpt2_rust() if isinstance(self._backend, tiktoken.Encoding) else self._backend
+        backend = gpt2_rust() if isinstance(self._backend, tiktoken.Encoding) else self._backend
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         for name, i in (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id)):
             if i is not None:
@@ -299,30 +345,3 @@ def _check_unicode(text: str) -> None:
             f"The text is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} at character "
             f"{error.start}; decode its source with errors='replace'."
         ) from error
-
-
-@lru_cache(maxsize=1)
-def _gpt2_encoding() -> tiktoken.Encoding:
-    """GPT-2's BPE from the files that ship with the package; tiktoken's own way downloads them."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    # GPT-2 writes each byte as one visible character: a printable one as itself, the others from U+0100 on
-    others = [b for b in range(256) if b not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    ids: dict[str, int] = json.loads((ASSETS / "encoder.json").read_text(encoding="utf-8"))
-    eos = ids.pop(GPT2_EOS)
-    # an id is the rank of the merge that made its token, which is what tiktoken merges by
-    ranks = {bytes(byte_of[c] for c in token): i for token, i in ids.items()}
-    return tiktoken.Encoding(
-        "gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={GPT2_EOS: eos}
-    )
-
-
-@lru_cache(maxsize=1)
-def _gpt2_rust() -> RustTokenizer:
-    """The same in `tokenizers`, whose file format is the one that others open."""
-    model = models.BPE.from_file(str(ASSETS / "encoder.json"), str(ASSETS / "vocab.bpe"))
-    backend = RustTokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(GPT2_EOS, special=True, normalized=False)])
-    return backend

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from gpt_core import files
 from gpt_core.errors import InputError
 from gpt_core.jsonl import JSONL, read_rows
 
@@ -101,34 +101,12 @@ def list_files(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, str]], lis
     Raises:
         InputError: for a path that is missing or of no known kind, or a folder in which there is nothing to read.
     """
-    kinds = ", ".join((*JSONL, *TEXT))
-    files: list[tuple[Path, str]] = []
-    skipped: list[Path] = []
-    for root in map(Path, paths):
-        if root.is_dir():
-            below = list(_walk(root))
-            readable = [path for path in below if path.name.endswith((*JSONL, *TEXT))]
-            if not readable:
-                raise InputError(f"{root} holds no file that can be read; expected one of {kinds}.")
-            files += [(path, path.relative_to(root).as_posix()) for path in readable]
-            skipped += [path for path in below if path not in set(readable)]
-        elif not root.exists():
-            raise InputError(f"{root} does not exist; expected a file or a folder.")
-        elif not root.name.endswith((*JSONL, *TEXT)):
-            raise InputError(f"{root} is of no kind that can be read; expected one of {kinds}, or a folder.")
-        else:
-            files.append((root, root.name))
-    return files, skipped
+    return files.list_files(paths, (*JSONL, *TEXT), _without_queries)
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        names = sorted(name for name in names if not name.startswith("."))
-        stems = {name.split(".")[0] for name in names if name.endswith(JSONL)}
-        if {"corpus", "queries"} <= stems:
-            names = [name for name in names if name.startswith("corpus.")]
-        yield from (Path(folder, name) for name in names)
+def _without_queries(names: list[str]) -> list[str]:
+    stems = {name.split(".")[0] for name in names if name.endswith(JSONL)}
+    return [name for name in names if name.startswith("corpus.")] if {"corpus", "queries"} <= stems else names
 
 
 def _read_jsonl(path: Path, name: str) -> Iterator[tuple[str, Document]]:

@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from gpt_core import GPT, Engine, InputError, SamplingParams, Tokenizer
-from gpt_core.tokenizer import ASSETS, PROBE, _gpt2_rust
+from gpt_core.gpt2_bpe import ASSETS, gpt2_rust
+from gpt_core.tokenizer import PROBE
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 GPT2_PARTS = {
@@ -42,7 +43,7 @@ def write(path, model, arch, pre="gpt-2", kind="gpt2", **more):
         w.add_layer_norm_rms_eps(c.rms_norm_eps)
         w.add_rope_freq_base(c.rope_parameters["rope_theta"])
         w.add_key_length(c.head_dim)
-    tokens = sorted(_gpt2_rust().get_vocab().items(), key=lambda item: item[1])[: c.vocab_size]
+    tokens = sorted(gpt2_rust().get_vocab().items(), key=lambda item: item[1])[: c.vocab_size]
     w.add_tokenizer_model(kind)
     w.add_tokenizer_pre(pre)
     w.add_token_list([t for t, _ in tokens])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from gpt_core.errors import InputError
-from gpt_core.tokenizer import PROBE, Tokenizer, _gpt2_rust
+from gpt_core.gpt2_bpe import gpt2_rust
+from gpt_core.tokenizer import PROBE, Tokenizer
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
 CHATML = (
@@ -20,7 +21,7 @@ CHATML = (
 def chat_tokenizer(template=CHATML):
     from tokenizers import AddedToken
 
-    backend = _gpt2_rust.__wrapped__()
+    backend = gpt2_rust.__wrapped__()
     backend.add_special_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
     return Tokenizer(backend, eos_id=backend.token_to_id("<|im_end|>"), chat_template=template)
 
@@ -28,7 +29,7 @@ def chat_tokenizer(template=CHATML):
 @given(st.text())
 @settings(deadline=None)
 def test_gpt2_is_the_same_in_tiktoken_and_in_the_file_we_write(text):
-    assert GPT2.encode(text) == _gpt2_rust().encode(text).ids
+    assert GPT2.encode(text) == gpt2_rust().encode(text).ids
     assert GPT2.decode(GPT2.encode(text)) == text
 
 
@@ -69,7 +70,7 @@ def test_a_saved_tokenizer_is_the_same_everywhere(tmp_path):
 def test_other_rules_for_cutting_text_give_another_fingerprint():
     from tokenizers import pre_tokenizers
 
-    backend = _gpt2_rust.__wrapped__()
+    backend = gpt2_rust.__wrapped__()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -36,7 +36,7 @@ def embedder(tmp_path_factory, make_encoder):
 def gpt2_tokenizer_json() -> str:
     from tokenizers import ByteLevelBPETokenizer
 
-    from gpt_core.tokenizer import ASSETS
+    from gpt_core.gpt2_bpe import ASSETS
 
     return ByteLevelBPETokenizer(str(ASSETS / "encoder.json"), str(ASSETS / "vocab.bpe")).to_str()
 

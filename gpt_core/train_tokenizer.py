@@ -1,0 +1,83 @@
+"""Train a byte-level BPE: GPT-2's kind of tokenizer, on text of one's own."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from gpt_core.errors import InputError
+from gpt_core.files import atomic_folder
+from gpt_core.prepare import open_source, read_with_bar
+from gpt_core.tokenizer import Tokenizer
+
+EOS = "<|endoftext|>"
+SMALLEST = 257  # the 256 bytes and the end-of-text token
+
+
+def train_tokenizer(
+    *,
+    out: str,
+    vocab_size: int,
+    input: list[str] | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    column: str = "text",
+    min_frequency: int = 2,
+) -> None:
+    """Train a byte-level BPE, cut into words as GPT-2's, and write the folder that --tokenizer and transformers take.
+
+    Any text can be encoded with it and comes back as it was, because all 256 bytes are tokens. Token 0 is the
+    end-of-text token <|endoftext|>. The same text gives the same tokenizer. Memory grows with the number of distinct
+    words, not with the text.
+
+    Args:
+        out: the folder to make; it must not exist or be empty.
+        vocab_size: number of tokens, 257 (bytes alone) or more; a multiple of 64 suits a GPU.
+        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such.
+        dataset: a set instead, as scripts/prepare_data.py takes it.
+        dataset_config: the set's configuration, if it has several.
+        dataset_split: which of the set's own splits to read.
+        column: where a row has its text: a key, or the name of a column.
+        min_frequency: how often a pair must occur to become a token.
+    """
+    if vocab_size < SMALLEST:
+        raise InputError(
+            f"vocab_size is {vocab_size}; expected at least {SMALLEST}, for 256 bytes and the end-of-text token."
+        )
+    if min_frequency < 1:
+        raise InputError(f"min_frequency is {min_frequency}; expected 1 or more.")
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} already holds something; remove it or give another --out.")
+    source = open_source(input, dataset, dataset_config, dataset_split, column)
+    backend = RustTokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    n = 0
+
+    def texts():  # type: ignore[no-untyped-def]
+        nonlocal n
+        for piece in read_with_bar(source, "reading"):
+            n += len(piece.text)
+            yield piece.text
+
+    backend.train_from_iterator(texts(), trainer)
+    if not n:
+        raise InputError("The input holds no text, on which a tokenizer could be trained.")
+    eos = backend.token_to_id(EOS)
+    tokenizer = Tokenizer(backend, bos_id=eos, eos_id=eos)
+    with atomic_folder(target) as folder:
+        tokenizer.save(folder)
+    print(
+        f"vocabulary of {tokenizer.vocab_size:,} from {n:,} characters, tokenizer {tokenizer.fingerprint[:12]}"
+    )
+    if tokenizer.vocab_size < vocab_size:
+        print(f"fewer than the {vocab_size:,} asked for: no other pair occurs {min_frequency} times")

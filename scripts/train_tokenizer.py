@@ -1,0 +1,12 @@
+"""Text → a byte-level BPE tokenizer."""
+
+from gpt_core.doors import open_door
+from gpt_core.train_tokenizer import train_tokenizer
+
+
+def main() -> None:
+    open_door(train_tokenizer)
+
+
+if __name__ == "__main__":
+    main()
