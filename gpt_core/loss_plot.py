@@ -1,16 +1,18 @@
 """The picture at the end of a training: its losses over its steps."""
 
 import io
+import itertools
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_core.errors import InputError
 from gpt_core.extras import extra
 from gpt_core.files import atomic_write
 
-SMOOTHED = 0.02  # of the rows: how far the smoothed curve looks back
+SMOOTHED = 0.03  # of the rows: how far the smoothed curve looks to either side
 
 
 def plot_losses(out_dir: Path) -> None:
@@ -60,11 +62,11 @@ def plot_losses(out_dir: Path) -> None:
     atomic_write(out_dir / "loss.png", picture.getvalue())
 
 
-def smooth(values: tuple[float, ...]) -> list[float]:
-    """An exponential mean over the values up to each one, without a bias to where it began."""
-    keep = 1 - 1 / max(1, SMOOTHED * len(values))
-    smoothed, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        smoothed.append(total / weight)
+def smooth(values: Sequence[float]) -> list[float]:
+    """The mean of as many values before each one as after it, fewer towards the ends: it does not lag behind."""
+    sums = [0.0, *itertools.accumulate(values)]
+    smoothed = []
+    for i in range(len(values)):
+        width = min(round(SMOOTHED * len(values)), i, len(values) - 1 - i)
+        smoothed.append((sums[i + width + 1] - sums[i - width]) / (2 * width + 1))
     return smoothed

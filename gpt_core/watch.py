@@ -9,6 +9,7 @@ lives of the run, evaluations and saves left out). An evaluation's row: step and
 import dataclasses
 import json
 import math
+import os
 import re
 import secrets
 import sys
@@ -125,8 +126,9 @@ class Watch:
         if not self._ranks.main:
             return
         self._write(step, figures, "evaluation")
-        loss = {} if math.isnan(self._loss) else {"loss": self._loss}
-        self._say(f"step {step}: " + ", ".join(f"{k} {_short(v)}" for k, v in (loss | dict(figures)).items()))
+        shown = {} if math.isnan(self._loss) else {"loss": self._loss}
+        shown |= {name: value for name, value in figures.items() if not name.endswith("_layer")}
+        self._say(f"step {step}: " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
         if self._board is not None:
             self._board.flush()  # a checkpoint follows, and what came before it is not logged again
 
@@ -200,13 +202,14 @@ class Watch:
             )
         except wandb.Error as error:
             raise InputError(
-                f"Weights & Biases does not start ({' '.join(str(error).split())}); run `wandb login`, set "
+                f"Weights & Biases does not start ({' '.join(str(error).split()).rstrip('.')}); run `wandb login`, set "
                 "WANDB_MODE=offline, or leave wandb_project out."
             ) from error
         closing.push(lambda kind, error, trace: run.finish(exit_code=0 if kind is None else 1))
         return run
 
     def _make_profiler(self) -> "torch.profiler.profile":
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own messages would cross the bar
         from torch.profiler import ProfilerActivity, profile, schedule
 
         path, first, last = self._out_dir / "trace.json", self._first, self._config.max_iters
@@ -267,5 +270,7 @@ def _rewind(log: Path, first: int) -> float:
 
 
 def _short(value: float) -> str:
-    """A figure for the terminal: five digits, or a whole number as it is."""
-    return str(value) if isinstance(value, int) else f"{value:#.5g}"
+    """A figure for the terminal: four decimals where that says enough and no more, else three digits."""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"

@@ -69,7 +69,7 @@ def test_a_step_has_a_row_a_point_of_each_curve_and_a_place_in_the_picture(
     assert drawn["train/loss"] == [(5, 2.0), *((s, pytest.approx(4.0 / s)) for s in range(6, 9))]
     assert drawn["train/clipped"] == [(5, 0), (6, 0), (7, 1), (8, 0)]
     assert drawn["evaluation/val_loss"] == [(8, 0.625)]
-    assert "step 8: loss 0.50000, val_loss 0.62500\n" in capsys.readouterr().out
+    assert "step 8: loss 0.5000, val_loss 0.6250\n" in capsys.readouterr().out
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
