@@ -1,0 +1,230 @@
+"""Trial steps of a model: how long they take and how much memory, measured before a training begins."""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from gpt_core.config import GPTConfig
+from gpt_core.device import Numerics
+from gpt_core.model import GPT, LOSS_CHUNK
+from gpt_core.parallel import TorchParallel, try_compiled
+from gpt_core.ranks import Ranks
+from gpt_core.train_config import TrainConfig
+
+LONG = 4.0  # seconds that are measured
+FREE_SHARE = 0.7  # of the free memory that a measurement may take
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long the parts of a step take.
+
+    Attributes:
+        sequence: seconds of forward and backward per sequence.
+        update: seconds of an optimizer step.
+        n_sequences: in a forward that was measured; 0: models of one and of two blocks were, and the rest reckoned.
+        peak: bytes of memory that the process took at most; None where that is not known.
+    """
+
+    sequence: float
+    update: float
+    n_sequences: int = 0
+    peak: int | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, of one rank that holds the whole model.
+
+    Attributes:
+        weights: of the float32 weights; the gradients take as much.
+        optimizer: of the optimizers' state.
+        activations: what a micro-batch's forward keeps for its backward, casts of the weights included.
+        loss: what a chunk of the logits takes while the loss is computed.
+        gathered: weights that a sharded rank has at a time: those outside the blocks, and two blocks.
+    """
+
+    weights: int
+    optimizer: int
+    activations: int
+    loss: int
+    gathered: int
+
+
+def measure(
+    config: TrainConfig,
+    shape: GPTConfig,
+    device: torch.device,
+    numerics: Numerics,
+    block_size: int,
+    micro_batch_size: int,
+) -> tuple[Memory, Speed]:
+    """Measure models of one and of two blocks, from which the rest follows, then the whole one if that is feasible.
+
+    Args:
+        config: the optimizers.
+        shape: of the model.
+        device: where it runs.
+        numerics: how.
+        block_size: tokens in a sequence.
+        micro_batch_size: sequences in a forward; fewer are measured where so many take too long or too much memory.
+    """
+    eager = dataclasses.replace(numerics, compile=False)
+    small = [dataclasses.replace(shape, n_layer=n) for n in (1, 2)]
+
+    def all_blocks(one: float, two: float) -> float:
+        return one + (shape.n_layer - 1) * max(0.0, two - one)
+
+    kept = [[kept_bytes(s, device, eager, block_size, n) for n in (1, 2)] for s in small]
+    per_sequence = all_blocks(*(two - one for one, two in kept))
+    fixed = all_blocks(*(2 * one - two for one, two in kept))
+    steps = [Step(config, s, device, eager, block_size, 1) for s in small]
+    weights = [step.weight_bytes() for step in steps]
+    bytes_per_logit = (
+        12 if numerics.dtype == "float32" else 16
+    )  # they, their softmax, the gradient; 16-bit copies
+    memory = Memory(
+        weights=int(all_blocks(*weights)),
+        optimizer=int(all_blocks(*(step.optimizer_bytes() for step in steps))),
+        activations=int(fixed + micro_batch_size * per_sequence),
+        loss=min(micro_batch_size * block_size * shape.vocab_size, LOSS_CHUNK) * bytes_per_logit,
+        gathered=weights[1],
+    )
+    sequences, updates = zip(*(step.time() for step in steps), strict=True)
+    speed = Speed(all_blocks(*sequences), all_blocks(*updates))
+    del steps
+
+    room = FREE_SHARE * free_memory(device) - 2 * memory.weights - memory.optimizer - memory.loss - fixed
+    n = min(micro_batch_size, int(room / max(1.0, per_sequence)))
+    if device.type != "cuda":
+        n = min(n, 0 if speed.sequence > LONG else max(1, int(LONG / 4 / speed.sequence)))
+    if n < 1:
+        return memory, speed
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    sequence, update = Step(config, shape, device, numerics, block_size, n).time()
+    return memory, Speed(sequence, update, n, peak_memory(device))
+
+
+class Step:
+    """The parts of a training step of a model of this shape, on random tokens, in one process."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        shape: GPTConfig,
+        device: torch.device,
+        numerics: Numerics,
+        block_size: int,
+        n_sequences: int,
+    ) -> None:
+        alone = dataclasses.replace(config, parallel="ddp", cpu_offload=False, deepspeed_config=None)
+        torch.manual_seed(config.seed)
+        self.n, self.device = n_sequences, device
+        self.model = GPT(shape).to(device).train()
+        self.parallel = TorchParallel(self.model, alone, Ranks(device=device), numerics)
+        self.ids = torch.randint(shape.vocab_size, (n_sequences, block_size), device=device)
+        if numerics.compile:
+            try_compiled(self.model, self.micro_step, Ranks(device=device))
+        self.micro_step()
+        self.update()  # the first one allocates the optimizers' state
+
+    def micro_step(self) -> None:
+        """Forward and backward."""
+        with self.parallel.micro_step(last=True):
+            out = self.parallel.network(self.ids, targets=self.ids, logits=False)
+            self.parallel.backward(out.loss_sum)
+
+    def update(self) -> None:
+        """An optimizer step, at rates of zero."""
+        self.parallel.update(torch.tensor(self.ids.numel(), device=self.device), 0.0)
+
+    def weight_bytes(self) -> int:
+        """Size of the weights."""
+        return sum(p.nbytes for p in self.model.parameters())
+
+    def optimizer_bytes(self) -> int:
+        """Size of the optimizers' state."""
+        states = [state for o in self.parallel.optimizers for state in o.state.values()]
+        return sum(t.nbytes for state in states for t in state.values() if isinstance(t, Tensor) and t.dim())
+
+    def time(self) -> tuple[float, float]:
+        """Seconds of forward and backward per sequence, and of an update: medians over a few."""
+        micro, update = list[float](), list[float]()
+        end = time.perf_counter() + LONG / 2
+        while not micro or (len(micro) < 20 and time.perf_counter() < end):
+            micro.append(_seconds(self.micro_step, self.device))
+            update.append(_seconds(self.update, self.device))
+        return median(micro) / self.n, median(update)
+
+
+def kept_bytes(
+    shape: GPTConfig, device: torch.device, numerics: Numerics, block_size: int, n_sequences: int
+) -> int:
+    """Bytes that a forward through the blocks keeps for its backward, besides the weights: counted, not estimated."""
+    with torch.device("meta"):
+        model = GPT(shape).train()
+    model.to_empty(device=device)  # the values do not matter, and drawing them takes longer than all else
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.zero_()
+    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(shape.vocab_size, (n_sequences, block_size), device=device)
+    with saved_tensors_hooks(pack, lambda tensor: tensor), numerics.autocast():
+        hidden = model(ids, logits=False).hidden  # its graph holds what is counted, so no address comes twice
+    assert hidden.requires_grad
+    return sum(storages.values())
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that this process may still take on `device`, as far as the system says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = (
+        Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current")
+    )  # a container's
+    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has taken on `device` at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or sys.platform != "linux":
+        return None
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _seconds(function: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    function()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
