@@ -3,13 +3,15 @@
     step-N/
       config.json, model.safetensors, tokenizer.json   a model folder that is usable alone
       optimizer.safetensors                            the optimizers' tensors, named optimizer:parameter:key
-      state.json                                       step, data position, random states, sha256 of every file
+      state.json                                       step, data position, number formats, sha256 of every file
+
+There are no random states in it: what is random in a step follows from (seed, step, rank). Nor anything of one rank's
+alone, so any number of ranks can go on from it, however they share the model.
 
 The folder is written under a temporary name, `state.json` last, forced to the disk and renamed, so a kill at any
 moment leaves the earlier checkpoints as they were. What a disk or a copy tears afterwards, the checksums find.
 """
 
-import base64
 import hashlib
 import json
 import re
@@ -19,17 +21,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
+from gpt_core.device import Numerics
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_folder, sha256_file
+from gpt_core.parallel import Parallel
+from gpt_core.ranks import Ranks
 
-VERSION = 1
+VERSION = 2
 
 
 class Stateful(Protocol):
@@ -48,22 +50,26 @@ def save(
     out_dir: Path,
     step: int,
     *,
-    save_model: Callable[[Path], None],
-    model: nn.Module,
-    optimizers: list[Optimizer],
+    save_model: Callable[[Path, dict[str, Tensor]], None],
+    parallel: Parallel,
     batches: Stateful,
     figures: dict[str, float],
+    best: dict[str, float],
+    numerics: Numerics,
+    ranks: Ranks,
 ) -> Path:
-    """Write the checkpoint of `step`.
+    """Write the checkpoint of `step`. Every rank must call; rank 0 writes.
 
     Args:
         out_dir: the run's folder.
         step: steps done.
-        save_model: writes a model folder that is usable alone.
-        model: names the parameters of the optimizers.
-        optimizers: their tensors are kept; rates and decays are the configuration's, not the checkpoint's.
+        save_model: writes a model folder that is usable alone, from all weights.
+        parallel: the model and its optimizers; rates and decays are the configuration's, not the checkpoint's.
         batches: the data position.
         figures: what the evaluation said; `val_loss` is what "best" goes by.
+        best: what early stopping remembers.
+        numerics: how sums were rounded.
+        ranks: the processes.
 
     Returns:
         The checkpoint's folder.
@@ -72,42 +78,50 @@ def save(
         OSError: if the disk does not take it; nothing of it is left, and earlier checkpoints are as they were.
     """
     path = out_dir / f"step-{step}"
-    with atomic_folder(path) as folder:
-        try:
-            save_model(folder)
-            save_file(_optimizer_tensors(model, optimizers), folder / "optimizer.safetensors")
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"The checkpoint {path} could not be written: {error}") from error
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        state = {
-            "version": VERSION,
-            "step": step,
-            "figures": figures,
-            "data": batches.state_dict(),
-            "rng": _rng_state(),
-            "manifest": {str(p.relative_to(folder)): sha256_file(p) for p in files},
-        }
-        state["checksum"] = _checksum(state)
-        (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    return path
+    weights, optimizer = parallel.weights(), parallel.optimizer_tensors()
+
+    def write() -> Path:
+        with atomic_folder(path) as folder:
+            try:
+                save_model(folder, weights)
+                save_file(optimizer, folder / "optimizer.safetensors")
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(f"The checkpoint {path} could not be written: {error}") from error
+            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            state = {
+                "version": VERSION,
+                "step": step,
+                "figures": figures,
+                "best": best,
+                "data": batches.state_dict(),
+                "numerics": numerics.as_dict(),
+                "manifest": {str(p.relative_to(folder)): sha256_file(p) for p in files},
+            }
+            state["checksum"] = _checksum(state)
+            (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        return path
+
+    return ranks.on_main(write)
 
 
-def restore(
-    path: Path, *, model: nn.Module, optimizers: list[Optimizer], batches: Stateful
-) -> tuple[int, dict[str, float]]:
-    """Bring optimizers, data position and random states back to where `path` was saved; the weights are the caller's.
+def restore(path: Path, parallel: Parallel, batches: Stateful) -> dict[str, Any]:
+    """Bring optimizers and data position back to where `path` was saved; the weights are the caller's.
 
     Returns:
-        The number of steps done, and the figures of the evaluation then.
+        The content of its `state.json`.
 
     Raises:
-        InputError: if the checkpoint is torn, or its optimizer state belongs to other parameters or other data.
+        InputError: if its optimizer state belongs to other parameters or other data.
     """
-    state = read_state(path)
-    _load_optimizer_tensors(path / "optimizer.safetensors", model, optimizers)
+    state = load_state(path)
+    parallel.load_optimizer_tensors(load_file(path / "optimizer.safetensors"))
     batches.load_state_dict(state["data"])
-    _set_rng_state(state["rng"])
-    return state["step"], state["figures"]
+    return state
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The content of `state.json`, of a checkpoint that is known to be whole."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -117,7 +131,7 @@ def read_state(path: Path) -> dict[str, Any]:
         InputError: saying what is torn.
     """
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = load_state(path)
         if not isinstance(state, dict) or state.get("checksum") != _checksum(state):
             raise InputError(f"{path} is torn: the checksum of state.json does not hold.")
         if state["version"] != VERSION:
@@ -142,7 +156,7 @@ def best_or_latest(out_dir: str | Path) -> Path | None:
 
     def validation_loss(path: Path) -> float:
         try:
-            return json.loads((path / "state.json").read_text(encoding="utf-8"))["figures"]["val_loss"]
+            return load_state(path)["figures"]["val_loss"]
         except (OSError, ValueError, LookupError, TypeError):  # torn: read_state says so when its turn comes
             return float("inf")
 
@@ -159,12 +173,13 @@ def prune(out_dir: Path, keep: int) -> None:
             shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
 
 
-def clear_leftovers(out_dir: Path, step: int) -> None:
-    """Make a run's folder fit to go on from `step`: nothing half-written, nothing newer that is torn.
+def prepare(out_dir: Path, step: int) -> None:
+    """Make a run's folder, or make it fit to go on from `step`: nothing half-written, nothing newer that is torn.
 
     What a kill left of checkpoints being written or deleted is deleted; a checkpoint after `step`, which `latest`
     passed over, becomes `torn-step-N`, so that it cannot push a whole one out when the run prunes.
     """
+    out_dir.mkdir(parents=True, exist_ok=True)
     for path in out_dir.glob(".step-*"):
         shutil.rmtree(path)
     for path in _steps(out_dir):
@@ -199,57 +214,3 @@ def _checksum(state: dict[str, Any]) -> str:
     """sha256 over everything in `state` but the checksum itself."""
     rest = {key: value for key, value in state.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' state as one flat mapping "optimizer:parameter:key" → tensor."""
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    return {
-        f"{type(optimizer).__name__}:{names[p]}:{key}": tensor
-        for optimizer in optimizers
-        for p, state in optimizer.state.items()
-        for key, tensor in state.items()
-    }
-
-
-def _load_optimizer_tensors(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> None:
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    saved: dict[str, dict[str, Tensor]] = {}
-    for full, tensor in load_file(path).items():
-        owner, _, key = full.rpartition(":")
-        # A copy of its own is aligned as a fresh tensor is; mapped memory may make kernels round differently.
-        saved.setdefault(owner, {})[key] = tensor.clone()
-    for optimizer in optimizers:
-        owners = [
-            f"{type(optimizer).__name__}:{names[p]}" for g in optimizer.param_groups for p in g["params"]
-        ]
-        content = optimizer.state_dict()
-        content["state"] = {i: saved.pop(owner) for i, owner in enumerate(owners) if owner in saved}
-        optimizer.load_state_dict(content)
-    if saved:
-        optimizer_name, parameter = next(iter(saved)).split(":")
-        raise InputError(
-            f"{path} holds {optimizer_name}'s state of {parameter}, which this run does not train with that optimizer; "
-            "resume with the same model and optimizer, or choose another out_dir."
-        )
-
-
-def _rng_state() -> dict[str, str]:
-    """torch's random states; nothing else in training draws random numbers."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        states["mps"] = torch.mps.get_rng_state()
-    return {device: base64.b64encode(s.numpy().tobytes()).decode() for device, s in states.items()}
-
-
-def _set_rng_state(states: dict[str, str]) -> None:
-    for device, text in states.items():
-        state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-        if device == "cpu":
-            torch.set_rng_state(state)
-        elif device == "cuda" and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state)
-        elif device == "mps" and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(state)

@@ -1,14 +1,14 @@
 """The GPT: one readable graph that is exactly GPT-2, exactly Llama and exactly Qwen3 by configuration.
 
-References: GPT-2 (Radford et al. 2019) and its best-known short form, nanoGPT; RoPE (Su et al. 2021); RMSNorm (Zhang &
-Sennrich 2019); SwiGLU (Shazeer 2020); grouped-query attention (Ainslie et al. 2023); QK-norm (Henry et al. 2020).
+References: GPT-2 (Radford et al. 2019) and its best-known short form, nanoGPT; SwiGLU (Shazeer 2020). Attention, norms
+and rotary positions are in attention.py.
 
 B is the number of rows, T of tokens in a row, C the width n_embd, V the vocabulary.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gpt_core.attention import Attention, Rope, make_norm
 from gpt_core.cache import CacheRows
 from gpt_core.config import GPTConfig
 
 LOSS_CHUNK = 2**25  # logits that exist at a time while the loss is computed: 128 MiB in float32
 
 
-@dataclass
-class GPTOutput:
-    """What a forward returns.
+class GPTOutput(NamedTuple):
+    """What a forward returns; a tuple, since what shards or compiles a model looks for tensors in those.
 
     Attributes:
         hidden: (B, T, C) states after the last block and the final norm, or after the `layer` asked for.
@@ -37,77 +37,6 @@ class GPTOutput:
     logits: Tensor | None = None
     loss_sum: Tensor | None = None
     n_targets: Tensor | None = None
-
-
-class Rope(nn.Module):
-    """Rotary positions: each pair (x_i, x_{i + head_dim/2}) turns by position · theta^(-2i/head_dim)."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        angles = torch.outer(torch.arange(config.block_size).float(), config.rope_theta**-pairs)
-        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)  # (block_size, head_dim)
-        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
-
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine for `positions` (B, T) or (T,), shaped to broadcast over heads: (…, 1, T, head_dim)."""
-        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # type: ignore[index]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of x (B, n, T, head_dim) by the angles of `Rope`."""
-    left, right = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-right, left), dim=-1) * sin).type_as(x)
-
-
-def make_norm(config: GPTConfig, width: int) -> nn.Module:
-    """RMSNorm or LayerNorm over the last `width` numbers."""
-    kind = nn.RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
-    return kind(width, eps=config.norm_eps)
-
-
-class Attention(nn.Module):
-    """Causal self-attention with grouped queries."""
-
-    def __init__(self, config: GPTConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.head_dim = config.head_dim
-        self.dropout = config.dropout
-        self.gqa = config.n_kv_head != config.n_head
-        self.q = nn.Linear(config.n_embd, config.n_head * config.head_dim, bias=config.attn_bias)
-        self.k = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.attn_bias)
-        self.v = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.attn_bias)
-        self.o = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.attn_bias)
-        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: CacheRows | None,
-    ) -> Tensor:
-        """(B, T, C) → (B, T, C). `mask` is True where a token may look; None means plainly causal."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = self.q_norm(self.q(x).view(heads)).transpose(1, 2)  # (B, n_head, T, head_dim)
-        k = self.k_norm(self.k(x).view(heads)).transpose(1, 2)  # (B, n_kv_head, T, head_dim)
-        v = self.v(x).view(heads).transpose(1, 2)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, n_kv_head, past + T, head_dim)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.gqa,
-        )
-        return self.o(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -152,9 +81,15 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer of the shape `config`, initialised as GPT-2 was."""
+    """A decoder-only transformer of the shape `config`.
 
-    def __init__(self, config: GPTConfig) -> None:
+    Args:
+        config: the shape.
+        init: gpt2: as GPT-2 was initialised; zero: likewise, but what the blocks add to the residual stream begins as
+            zero, so that each begins as the identity (as in modded-nanogpt).
+    """
+
+    def __init__(self, config: GPTConfig, init: Literal["gpt2", "zero"] = "gpt2") -> None:
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
@@ -171,14 +106,14 @@ class GPT(nn.Module):
         if not config.tie_embeddings:
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if not self.wte.weight.is_meta:  # a shell for loaded weights, where drawing none takes seconds
-            self._init_weights()
+            self._init_weights(0.0 if init == "zero" else 0.02 / math.sqrt(2 * config.n_layer))
 
-    def _init_weights(self) -> None:
-        """GPT-2's: normal with 0.02; what is added to the residual stream, 2·n_layer times, by 1/sqrt of that."""
+    def _init_weights(self, residual_std: float) -> None:
+        """GPT-2's: normal with 0.02, biases 0; what is added to the residual stream, 2·n_layer times, has its own."""
         for name, p in self.named_parameters():
             if p.dim() >= 2:
                 residual = name.endswith(("attn.o.weight", "mlp.down.weight"))
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+                nn.init.normal_(p, std=residual_std if residual else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
@@ -245,13 +180,13 @@ class GPT(nn.Module):
         if layer is not None:
             return GPTOutput(hidden=x)
 
-        out = GPTOutput(hidden=self.norm(x))
-        if logits:
-            out.logits = self.logits(out.hidden)
-        if targets is not None:
-            out.loss_sum = self._loss_sum(out.hidden.flatten(0, 1), targets.flatten())
-            out.n_targets = (targets != -100).sum()
-        return out
+        hidden = self.norm(x)
+        return GPTOutput(
+            hidden,
+            logits=self.logits(hidden) if logits else None,
+            loss_sum=None if targets is None else self._loss_sum(hidden.flatten(0, 1), targets.flatten()),
+            n_targets=None if targets is None else (targets != -100).sum(),
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (…, V) of final states (…, C)."""
@@ -287,11 +222,16 @@ class GPT(nn.Module):
 
         return load(name_or_folder)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` as transformers, vLLM and llama.cpp's converter read them."""
+    def save_pretrained(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write `config.json` and `model.safetensors` as transformers, vLLM and llama.cpp's converter read them.
+
+        Args:
+            folder: where to; made if it is missing.
+            weights: what `state_dict()` would give if this process held the whole model, which a sharded one does not.
+        """
         from gpt_core.pretrained import save
 
-        save(self, Path(folder))
+        save(self, Path(folder), weights)
 
 
 def segment_mask(segments: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Pretraining: token shards, a GPT and the training loop, put together."""
 
 import dataclasses
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -13,124 +14,190 @@ from tqdm import tqdm
 
 from gpt_core import checkpoint
 from gpt_core.config import GPTConfig
-from gpt_core.device import DeviceName, pick_device
+from gpt_core.device import Numerics, choose_numerics, use_tf32
 from gpt_core.errors import InputError
-from gpt_core.loader import Batches, Windows
+from gpt_core.flops import flops_per_token
+from gpt_core.generate import generate
+from gpt_core.hub import resolve
+from gpt_core.loader import IGNORED, Batches, Windows
 from gpt_core.model import GPT
+from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.probes import Maxima
+from gpt_core.ranks import ALONE, Ranks, join
 from gpt_core.shards import check_tokenizer, open_split
 from gpt_core.tokenizer import Tokenizer
-from gpt_core.train import TrainConfig, train
+from gpt_core.train import train
 
 EVAL_TOKENS = 2**14  # per forward of the evaluation
-
-
-@dataclass(frozen=True)
-class PretrainConfig(TrainConfig):
-    """Every key of pretraining."""
-
-    data_dir: str = "data/shakespeare_char"
-    """Folder with token shards and their tokenizer, from scripts/prepare_data.py."""
-    tokenizer: str | None = None
-    """The shards' tokenizer; None: the one in data_dir. nanoGPT's .bin files need it, for GPT-2's BPE: gpt2."""
-    graph: Literal["qwen3", "llama", "gpt2"] = "qwen3"
-    """Whose architecture, and so whose file format."""
-    n_layer: int = 12
-    """Blocks."""
-    n_head: int = 12
-    """Attention heads."""
-    n_kv_head: int | None = None
-    """Heads of keys and values; fewer than n_head: grouped-query attention. None: n_head."""
-    n_embd: int = 768
-    """Width, a multiple of n_head."""
-    n_inner: int | None = None
-    """Width of the MLP; None: 4 n_embd for gpt2, else 8/3 n_embd to the nearest multiple of 64."""
-    block_size: int = 1024
-    """Context, in tokens."""
-    dropout: float = 0.0
-    """Share of activations that is dropped in training."""
-    tie_embeddings: bool = True
-    """Whether the output layer is the token embedding."""
-    batch_size: int = 480
-    """Sequences of block_size tokens per step, over all ranks and accumulation."""
-    micro_batch_size: int | None = None
-    """Sequences per forward on one rank; the rest of batch_size is accumulated. None: all of batch_size."""
-    device: DeviceName = "auto"
-    """auto: cuda, else mps, else cpu."""
-
-    def gpt_config(self, tokenizer: Tokenizer) -> GPTConfig:
-        """The shape of the model, for this tokenizer.
-
-        Raises:
-            InputError: if the numbers do not fit together.
-        """
-        if self.n_embd % self.n_head:
-            raise InputError(
-                f"n_embd is {self.n_embd}; expected a multiple of n_head, which is {self.n_head}."
-            )
-        shape: dict[str, int | None] = {
-            "vocab_size": tokenizer.vocab_size, "block_size": self.block_size, "n_layer": self.n_layer,
-            "n_head": self.n_head, "n_embd": self.n_embd, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id,
-            "pad_id": tokenizer.pad_id,
-        }  # fmt: skip
-        switches = {"dropout": self.dropout, "tie_embeddings": self.tie_embeddings}
-        if self.graph == "gpt2":
-            if self.n_kv_head not in (None, self.n_head):
-                raise InputError(f"n_kv_head is {self.n_kv_head}; the graph gpt2 has no grouped queries.")
-            return GPTConfig.gpt2(**shape, **switches, n_inner=self.n_inner or 4 * self.n_embd)  # type: ignore[arg-type]
-        return GPTConfig(
-            **shape,  # type: ignore[arg-type]
-            **switches,  # type: ignore[arg-type]
-            n_kv_head=self.n_kv_head or self.n_head,
-            head_dim=self.n_embd // self.n_head,
-            n_inner=self.n_inner or max(64, round(self.n_embd * 8 / 3 / 64) * 64),
-            qk_norm=self.graph == "qwen3",
-        )
+FIRST_LOSS_TOLERANCE = 0.5  # nats: how far an untrained model's loss may lie from that of a uniform guess
+FIRST_LOSS_TOKENS = 2**11  # to measure it on
 
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
     """Pretrain a GPT, or go on with what is in out_dir; leaves checkpoints in out_dir/step-N, each a model folder.
 
+    Under torchrun the ranks share the work, as `parallel` says.
+
     Returns:
-        The figures of the last evaluation: {"val_loss": nats per token over the whole validation split}.
+        The figures of the last evaluation, "val_loss" (nats per token over the whole validation split) among them.
 
     Raises:
         InputError: for shards of another tokenizer or damaged ones, a checkpoint of another model, batch sizes that
             do not divide, or a loss that is no finite number.
     """
+    if config.dry_run:
+        from gpt_core.dry_run import dry_run
+
+        return dry_run(config)
+    with join(config.device) as ranks:
+        return _pretrain(config, ranks)
+
+
+def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     splits = {name: open_split(config.data_dir, name) for name in ("train", "val")}
     tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
-    gpt_config = config.gpt_config(tokenizer)
-    device = pick_device(config.device)
-    for name, shards in splits.items():
+    for shards in splits.values():
         check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
-        for shard in tqdm(shards, desc=f"checking {name} shards", leave=False, disable=None):
-            shard.verify(tokenizer.vocab_size)
-    training, validation = (Windows(shards, config.block_size) for shards in splits.values())
-    batches = Batches(
-        training, config.batch_size, config.micro_batch_size or config.batch_size, config.seed, device=device
-    )
-
+    resume = ranks.on_main(lambda: checkpoint.latest(config.out_dir))
     torch.manual_seed(config.seed)
-    model = GPT(gpt_config)
-    resume = checkpoint.latest(config.out_dir)
+    model = build_model(config, tokenizer, resume)
+    block_size = config.block_size or model.config.block_size
+    training, validation = (
+        Windows(shards, block_size, align_documents=config.align_documents) for shards in splits.values()
+    )
+    batches = Batches(
+        training,
+        config.batch_size,
+        config.micro_batch_size,
+        config.seed,
+        ranks.rank,
+        ranks.world_size,
+        ranks.device,
+        batch_size_start=config.batch_size_start,
+        ramp_steps=config.batch_ramp_iters,
+    )
+    ranks.on_main(lambda: verify(splits, tokenizer.vocab_size))
+
+    use_tf32(config.tf32)
+    recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
+    n_tokens = block_size * (config.micro_batch_size or config.batch_size // ranks.world_size)
+    width, n_local = model.config.n_embd, ranks.local_world_size
+    numerics = ranks.on_main(
+        lambda: choose_numerics(config, ranks.device, n_local, width, n_tokens, recorded)
+    )
+    torch.set_num_threads(numerics.threads)
+    if config.parallel == "ddp":
+        model.to(ranks.device)
+    evaluate = evaluator(validation, ranks, numerics)
+    if ranks.main:
+        describe_run(config, model, training, ranks, numerics, resume)
+    if config.eval_only:
+        model.to(ranks.device).eval()
+        with torch.no_grad():
+            figures = evaluate(model)
+        if ranks.main:
+            print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        return figures
+    if resume is None and config.init_from == "scratch":
+        check_first_loss(model, training)
+
+    def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
+        model.save_pretrained(folder, weights)
+        tokenizer.save(folder)
+
+    def sample(model: nn.Module) -> str:
+        assert isinstance(model, GPT)
+        text = generate(model, tokenizer, config.sample_prompt, max_new_tokens=config.sample_tokens, seed=0)
+        return config.sample_prompt + str(text)
+
+    with closing(batches):
+        return train(
+            model,
+            batches,
+            next_token_loss,
+            evaluate,
+            config,
+            save_model=save_model,
+            resume=resume,
+            ranks=ranks,
+            numerics=numerics,
+            sample=sample if config.sample_tokens else None,
+            flops_per_target=flops_per_token(model.config, block_size),
+        )
+
+
+def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | None) -> GPT:
+    """The model to train, on the CPU: drawn at random, or with the weights of `resume` or `init_from`.
+
+    Raises:
+        InputError: if these weights have another shape than the configuration asks for, or another tokenizer.
+    """
+    if config.init_from == "scratch":
+        model = GPT(config.gpt_config(tokenizer), config.init)
+    else:
+        source = resume or resolve(config.init_from)
+        shape = GPT.from_pretrained(source).config
+        config.check_shape(shape, source)
+        model = GPT(dataclasses.replace(shape, dropout=config.dropout))
+        if resume is None:
+            load_weights(model, source)
+            check_tokenizer_of(source, tokenizer)
     if resume is not None:
         load_weights(model, resume)
         check_tokenizer_of(resume, tokenizer)
-    model.to(device)
+    return model
+
+
+def describe_run(
+    config: PretrainConfig,
+    model: GPT,
+    training: Windows,
+    ranks: Ranks,
+    numerics: Numerics,
+    resume: Path | None,
+) -> None:
+    """Print in a few lines what is about to happen."""
     n_parameters = sum(p.numel() for p in model.parameters())
+    origin = "from scratch" if config.init_from == "scratch" else f"from {config.init_from}"
+    sharing = "alone" if ranks.world_size == 1 else f"{ranks.world_size} ranks, {config.parallel}"
     print(
-        f"{config.graph} graph of {n_parameters:,} parameters on {device}; "
-        f"{training.n_targets:,} tokens to learn from, {config.batch_size * config.block_size:,} a step; "
-        f"{'from scratch' if resume is None else f'resuming {resume}'}"
+        f"{model.config.model_type} graph of {n_parameters:,} parameters, "
+        f"{origin if resume is None else f'resuming {resume}'}\n"
+        f"{numerics.device}, {sharing}, {numerics.dtype}, {numerics.threads} threads, "
+        f"{'compiled' if numerics.compile else 'not compiled'}\n"
+        f"{training.n_targets:,} tokens to learn from, {config.batch_size * training.block_size:,} a step",
+        flush=True,
     )
 
-    def save_model(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save(folder)
 
-    return train(
-        model, batches, next_token_loss, evaluator(validation), config, save_model=save_model, resume=resume
-    )
+def verify(splits: dict[str, list[Any]], vocab_size: int) -> None:
+    """Read every shard once and hold it against its checksum and the vocabulary.
+
+    Raises:
+        InputError: naming the shard that is damaged.
+    """
+    for name, shards in splits.items():
+        for shard in tqdm(shards, desc=f"checking {name} shards", leave=False, disable=None):
+            shard.verify(vocab_size)
+
+
+def check_first_loss(model: GPT, windows: Windows) -> None:
+    """Make sure that an untrained model knows nothing: its loss is that of a uniform guess, ln(vocabulary).
+
+    Raises:
+        InputError: if it is further off than FIRST_LOSS_TOLERANCE.
+    """
+    ids, targets = windows.rows(range(min(len(windows), max(1, FIRST_LOSS_TOKENS // windows.block_size))))
+    model.eval()
+    with torch.no_grad():
+        loss_sum, n_targets = next_token_loss(model, (ids.to(model.device), targets.to(model.device)))
+    loss, expected = float(loss_sum / n_targets), math.log(model.config.vocab_size)
+    if not abs(loss - expected) <= FIRST_LOSS_TOLERANCE:
+        raise InputError(
+            f"The untrained model has a loss of {loss:.2f}, where a uniform guess over {model.config.vocab_size} tokens "
+            f"has {expected:.2f}: its initial weights are too large for its width. With --init zero, or a width in the "
+            "thousands, set --tie_embeddings False."
+        )
 
 
 def check_tokenizer_of(path: Path, tokenizer: Tokenizer) -> None:
@@ -154,17 +221,31 @@ def next_token_loss(model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> tup
     return out.loss_sum, out.n_targets
 
 
-def evaluator(windows: Windows) -> Callable[[nn.Module], dict[str, float]]:
-    """An evaluation for the training loop: the mean loss over every target of `windows`."""
+def evaluator(
+    windows: Windows, ranks: Ranks = ALONE, numerics: Numerics | None = None
+) -> Callable[[nn.Module], dict[str, float]]:
+    """An evaluation for the training loop: the mean loss over every target of `windows`, shared by the ranks.
+
+    Beside it, from the first window of rank 0, what `Maxima` sees.
+    """
+    numerics = numerics or Numerics(ranks.device.type)
+    size = max(1, EVAL_TOKENS // windows.block_size)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
         loss_sum, n_targets = 0.0, 0
-        for ids, targets in windows.in_order(max(1, EVAL_TOKENS // windows.block_size)):
-            loss, count = next_token_loss(model, (ids.to(device), targets.to(device)))
-            loss_sum += loss.item()
-            n_targets += int(count)
-        return {"val_loss": loss_sum / n_targets}
+        with Maxima(model) as maxima, numerics.autocast():
+            model(windows.rows([0])[0].to(ranks.device), logits=False)
+        # Every rank runs as many forwards, since the ranks of a sharded model need one another in each.
+        for first in range(0, len(windows), size * ranks.world_size):
+            start = min(first + ranks.rank * size, len(windows) - 1)
+            ids, targets = windows.rows(range(start, min(start + size, len(windows))))
+            if first + ranks.rank * size > start:
+                targets = torch.full_like(targets, IGNORED)
+            with numerics.autocast():
+                loss, count = next_token_loss(model, (ids.to(ranks.device), targets.to(ranks.device)))
+            loss_sum, n_targets = loss_sum + loss.item(), n_targets + int(count)
+        total, count = ranks.sum(torch.tensor([loss_sum, n_targets], dtype=torch.float64))
+        return {"val_loss": float(total / count)} | maxima.figures()
 
     return evaluate
 

@@ -11,12 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gpt_core.attention import Rope
 from gpt_core.config import GPTConfig, from_hf, to_hf
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write, fsync_path
 from gpt_core.gguf_file import read_gguf
 from gpt_core.hub import gguf_in, resolve
-from gpt_core.model import GPT, Rope
+from gpt_core.model import GPT
 
 # Llama and Qwen3, per block and outside the blocks
 ROTARY_BLOCK = {
@@ -63,10 +64,10 @@ def load(name_or_folder: str | Path) -> GPT:
     return model.eval()
 
 
-def save(model: GPT, folder: Path) -> None:
+def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None) -> None:
     """Write `model` as a Hugging Face folder; see `GPT.save_pretrained`."""
     raw = to_hf(model.config)
-    state = _to_hf_names(model)
+    state = _to_hf_names(model, model.state_dict() if weights is None else weights)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors.tmp"
     try:
@@ -187,11 +188,11 @@ def _from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
     return state
 
 
-def _to_hf_names(model: GPT) -> dict[str, Tensor]:
+def _to_hf_names(model: GPT, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `_from_hf_names`."""
     parts: dict[str, list[Tensor]] = {}
     for ours, theirs in _names(model).items():
-        parts.setdefault(theirs, []).append(model.state_dict()[ours])  # q, k, v meet in this order
+        parts.setdefault(theirs, []).append(state[ours])  # q, k, v meet in this order
     return {
         name: (torch.cat(ts).t() if _is_conv1d(name) else torch.cat(ts)).contiguous()
         for name, ts in parts.items()

@@ -1,7 +1,8 @@
 """Pretrain a GPT on token shards, or resume."""
 
 from gpt_core.doors import open_door
-from gpt_core.pretrain import PretrainConfig, pretrain
+from gpt_core.pretrain import pretrain
+from gpt_core.pretrain_config import PretrainConfig
 
 
 def main() -> None:

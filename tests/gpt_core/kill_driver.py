@@ -17,7 +17,7 @@ import torch
 import torch._dynamo  # optimizers import it at their first step: once here, not in every child
 
 from gpt_core import pretrain
-from gpt_core.pretrain import PretrainConfig
+from gpt_core.pretrain_config import PretrainConfig
 
 
 def settings(data_dir: str, out_dir: str) -> PretrainConfig:

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from gpt_core import checkpoint
+from gpt_core.device import Numerics
 from gpt_core.errors import InputError
-from gpt_core.optim import build_optimizers
+from gpt_core.parallel import Parallel, make_parallel
 from gpt_core.prepare import prepare_data
+from gpt_core.ranks import ALONE
+from gpt_core.train_config import TrainConfig
 
 MOMENTS = [*(f"disk:{n}" for n in range(1, 30, 2)), "forward:1", "forward:6", "forward:13"]
 
@@ -31,24 +35,20 @@ class Place:
         self.position = state["position"]
 
 
-def model_and_optimizers(muon: bool = False) -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
+def trained(optimizer: Literal["muon", "adamw"] = "adamw") -> Parallel:
+    """A small model after a step."""
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(3, 3)])})
-    optimizers = build_optimizers(
-        model, learning_rate=0.1, muon_learning_rate=0.02 if muon else None, weight_decay=0.1,
-        muon_weight_decay=0.0, beta1=0.9, beta2=0.99,
-    )  # fmt: skip
-    model["blocks"][0](torch.ones(2, 3)).sum().backward()
-    for optimizer in optimizers:
-        optimizer.step()
-    return model, optimizers
+    parallel = make_parallel(model, TrainConfig(optimizer=optimizer), ALONE, Numerics())
+    parallel.backward(model["blocks"][0](torch.ones(2, 3)).sum())
+    parallel.update(torch.tensor(2.0), 1.0)
+    return parallel
 
 
 def save(out_dir: Path, step: int, **figures: float) -> Path:
-    model, optimizers = model_and_optimizers()
     return checkpoint.save(
-        out_dir, step, save_model=lambda folder: save_file(model.state_dict(), folder / "model.safetensors"),
-        model=model, optimizers=optimizers, batches=Place(), figures=figures,
+        out_dir, step, save_model=lambda folder, weights: save_file(weights, folder / "model.safetensors"),
+        parallel=trained(), batches=Place(), figures=figures, best={}, numerics=Numerics(), ranks=ALONE,
     )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_a_torn_newer_checkpoint_is_set_aside(tmp_path: Path) -> None:
     whole, torn = save(tmp_path, 4), save(tmp_path, 10)
     (torn / "state.json").unlink()
     (tmp_path / ".step-11.xyz").mkdir()
-    checkpoint.clear_leftovers(tmp_path, step=4)
+    checkpoint.prepare(tmp_path, step=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-4", "torn-step-10"]
     save(tmp_path, 6)
     checkpoint.prune(tmp_path, keep=1)
@@ -162,28 +162,18 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
 
 def test_what_is_restored(tmp_path: Path) -> None:
     path = save(tmp_path, 9, val_loss=1.5)
-    drawn = torch.rand(3)
-    model, optimizers = model_and_optimizers()
-    expected = {k: v.clone() for k, v in optimizers[0].state_dict()["state"][0].items()}
-    for state in optimizers[0].state.values():
-        for tensor in state.values():
-            tensor.zero_()
-    optimizers[0].param_groups[0]["lr"] = 0.5
-    place = Place()
+    parallel, place = trained(), Place()
+    expected = parallel.optimizer_tensors()
+    parallel.load_optimizer_tensors({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
     place.position = 0
-    torch.manual_seed(99)
-    assert checkpoint.restore(path, model=model, optimizers=optimizers, batches=place) == (
-        9,
-        {"val_loss": 1.5},
-    )
+    state = checkpoint.restore(path, parallel, place)
+    assert (state["step"], state["figures"]) == (9, {"val_loss": 1.5})
     assert place.position == 7
-    assert torch.equal(torch.rand(3), drawn)
-    for key, tensor in optimizers[0].state_dict()["state"][0].items():
-        assert torch.equal(tensor, expected[key])
-    assert optimizers[0].param_groups[0]["lr"] == 0.5  # rates are the configuration's
+    restored = parallel.optimizer_tensors()
+    assert restored.keys() == expected.keys()
+    assert all(torch.equal(restored[name], expected[name]) for name in expected)
 
 
 def test_another_optimizers_state_is_refused(tmp_path: Path) -> None:
-    model, optimizers = model_and_optimizers(muon=True)
     with pytest.raises(InputError, match=r"holds AdamW's state of blocks\.0\.weight"):
-        checkpoint.restore(save(tmp_path, 9), model=model, optimizers=optimizers, batches=Place())
+        checkpoint.restore(save(tmp_path, 9), trained("muon"), Place())

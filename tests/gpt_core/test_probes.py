@@ -15,8 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from gpt_core.attention import rotate
 from gpt_core.config import GPTConfig
-from gpt_core.model import GPT, rotate
+from gpt_core.model import GPT
 from gpt_core.probes import Maxima, largest_logit, update_to_weight
 
 QWEN3 = GPTConfig(

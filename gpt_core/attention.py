@@ -1,0 +1,122 @@
+"""Attention, and what belongs to it: norms and rotary positions.
+
+References: attention (Vaswani et al. 2017); RoPE (Su et al. 2021); RMSNorm (Zhang & Sennrich 2019); grouped-query
+attention (Ainslie et al. 2023); QK-norm (Henry et al. 2020).
+
+B is the number of rows, T of tokens in a row, C the width n_embd.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt_core.cache import CacheRows
+from gpt_core.config import GPTConfig
+
+SHORT = 512  # tokens up to which, in 16 bits on a CPU, two plain products beat the fused kernel and its slow backward
+
+
+class Rope(nn.Module):
+    """Rotary positions: each pair (x_i, x_{i + head_dim/2}) turns by position · theta^(-2i/head_dim)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        angles = torch.outer(torch.arange(config.block_size).float(), config.rope_theta**-pairs)
+        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)  # (block_size, head_dim)
+        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine for `positions` (B, T) or (T,), shaped to broadcast over heads: (…, 1, T, head_dim)."""
+        return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # type: ignore[index]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs of x (B, n, T, head_dim) by the angles of `Rope`."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).type_as(x)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, in the precision of its weights: autocast hands it queries and keys in 16 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
+        return super().forward(x.type_as(self.weight))
+
+
+def make_norm(config: GPTConfig, width: int) -> nn.Module:
+    """RMSNorm or LayerNorm over the last `width` numbers."""
+    kind = RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
+    return kind(width, eps=config.norm_eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        self.q = nn.Linear(config.n_embd, config.n_head * config.head_dim, bias=config.attn_bias)
+        self.k = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.attn_bias)
+        self.v = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.attn_bias)
+        self.o = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.attn_bias)
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: CacheRows | None,
+    ) -> Tensor:
+        """(B, T, C) → (B, T, C). `mask` is True where a token may look; None means plainly causal."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_norm(self.q(x).view(heads)).transpose(1, 2)  # (B, n_head, T, head_dim)
+        k = self.k_norm(self.k(x).view(heads)).transpose(1, 2)  # (B, n_kv_head, T, head_dim)
+        v = self.v(x).view(heads).transpose(1, 2)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, n_kv_head, past + T, head_dim)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q·kᵀ/√head_dim)·v.
+
+    Args:
+        q: (B, n_head, T, head_dim).
+        k: (B, n_kv_head, S, head_dim), S ≥ T.
+        v: like k.
+        mask: bool, broadcast to (B, n_head, T, S), True where a token may look; None: plainly causal, S = T.
+        dropout: share of the attention weights that is dropped.
+
+    Returns:
+        (B, n_head, T, head_dim).
+    """
+    on_cpu_in_bf16 = v.device.type == "cpu" and v.dtype == torch.bfloat16
+    if mask is None and on_cpu_in_bf16 and torch.is_grad_enabled() and q.shape[2] <= SHORT:
+        return attend_in_two_products(q, k, v, dropout)
+    gqa = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=gqa
+    )
+
+
+def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention whose weights (B·n_head, T, T) exist in memory; shapes as in `attend`."""
+    n_rows, n_head, n_tokens, head_dim = q.shape
+    if k.shape[1] != n_head:
+        k, v = (x.repeat_interleave(n_head // x.shape[1], dim=1) for x in (k, v))
+    future = torch.full((n_tokens, n_tokens), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    logits = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(head_dim))
+    weights = F.dropout(logits.softmax(dim=-1), dropout)
+    return (weights @ v.flatten(0, 1)).view(n_rows, n_head, n_tokens, head_dim)

@@ -1,0 +1,153 @@
+"""The processes that train together, as torchrun starts them.
+
+A process that was started alone is one rank of one, and nothing here touches the network then.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt_core.device import DeviceName, pick_device
+from gpt_core.errors import InputError
+
+T = TypeVar("T")
+
+
+class PeerLost(InputError):
+    """Another rank died; this one must not wait for it, nor save what only all ranks together can."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who we are among the processes of this training; `Ranks()` is one process alone.
+
+    Attributes:
+        rank: this process's number; 0 is the one that writes and prints.
+        local_rank: its number on this machine.
+        world_size: how many there are.
+        local_world_size: how many on this machine.
+        device: where this rank's model runs.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all ranks, on their device."""
+        if self.world_size > 1:
+            values = values.clone()
+            with peer_errors():
+                dist.all_reduce(values)
+        return values
+
+    def max(self, number: int) -> int:
+        """The largest `number` of any rank; through the CPU, so no GPU is waited for."""
+        if self.world_size == 1:
+            return number
+        value = torch.tensor(number)
+        with peer_errors():
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.max(0)
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0 alone; every rank gets its result. Where it fails, the others end quietly.
+
+        Raises:
+            InputError, OSError: on rank 0, what `function` raised.
+            SystemExit: 1, on the other ranks then.
+        """
+        if self.world_size == 1:
+            return function()
+        outcome: list[tuple[bool, T | None]] = [(False, None)]
+        try:
+            if self.main:
+                outcome = [(True, function())]
+        finally:
+            with peer_errors():
+                dist.broadcast_object_list(outcome, device=torch.device("cpu"))
+        done, result = outcome[0]
+        if not done:
+            sys.exit(1)
+        return result  # type: ignore[return-value]
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def join(device: DeviceName) -> Iterator[Ranks]:
+    """Meet the other processes that torchrun (or the deepspeed launcher) started; leave them at the end.
+
+    Gloo carries what lies in the CPU's memory, NCCL what lies on GPUs.
+
+    Raises:
+        InputError: if this machine lacks the device, or has fewer GPUs than ranks.
+        PeerLost: if another rank dies meanwhile.
+    """
+    place = pick_device(device)
+    if "RANK" not in os.environ:
+        yield Ranks(device=place)
+        return
+    number = {
+        name: int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1))
+    }
+    backend = "gloo"
+    if place.type == "cuda":
+        if number["LOCAL_RANK"] >= torch.cuda.device_count():
+            raise InputError(
+                f"Rank {number['RANK']} is the {number['LOCAL_RANK'] + 1}th on a machine with "
+                f"{torch.cuda.device_count()} GPUs; start as many ranks as there are GPUs."
+            )
+        backend = "cpu:gloo,cuda:nccl"
+        place = torch.device("cuda", number["LOCAL_RANK"])
+        torch.cuda.set_device(place)
+    dist.init_process_group(backend, device_id=place if place.type == "cuda" else None)
+    try:
+        with peer_errors():
+            yield Ranks(
+                number["RANK"],
+                number["LOCAL_RANK"],
+                number["WORLD_SIZE"],
+                number["LOCAL_WORLD_SIZE"],
+                place,
+            )
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def peer_errors() -> Iterator[None]:
+    """Say in one sentence what torch.distributed says in many when another rank is gone.
+
+    Raises:
+        PeerLost: instead of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise PeerLost(
+            f"Another rank is gone ({str(error).splitlines()[0][:200]}); this one ends without saving, and the last "
+            "checkpoint stays. Start the training again to go on from it."
+        ) from error
