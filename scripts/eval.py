@@ -1,12 +1,13 @@
 """Score a model, with baselines beside it."""
 
 from gpt_core.doors import open_door
+from gpt_core.evaluate_lm import evaluate_lm
 from index.evaluate import evaluate_retrieval
 from serve.attribution_eval import evaluate_attribution
 
 
 def main() -> None:
-    open_door({"retrieval": evaluate_retrieval, "attribution": evaluate_attribution})
+    open_door({"lm": evaluate_lm, "retrieval": evaluate_retrieval, "attribution": evaluate_attribution})
 
 
 if __name__ == "__main__":

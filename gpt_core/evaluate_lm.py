@@ -1,0 +1,149 @@
+"""Evaluation of language models: the loss over a whole split of token shards, perplexity, bits per byte."""
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from gpt_core.device import DeviceName, pick_device
+from gpt_core.errors import InputError
+from gpt_core.loader import IGNORED, Windows
+from gpt_core.model import GPT
+from gpt_core.report import print_report
+from gpt_core.shards import check_tokenizer, open_split
+from gpt_core.tokenizer import Tokenizer
+
+COLUMNS = ("dataset", "split", "model", "block_size", "loss", "perplexity", "bits_per_byte")
+EVAL_TOKENS = 2**14  # per forward
+
+
+def evaluate_lm(
+    *,
+    model: list[str],
+    data: str,
+    split: str = "val",
+    block_size: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: DeviceName = "auto",
+) -> None:
+    """Score language models on a whole split of token shards: loss, perplexity, bits per byte.
+
+    The split is cut into windows of block_size tokens that do not overlap; each token but a shard's first is
+    predicted once, from the tokens before it in its window. loss is the mean over them in nats, perplexity its
+    exponential. bits_per_byte compares models of different tokenizers: the sum of the losses in bits over the bytes of
+    UTF-8 text that the predicted tokens stand for; an end of text costs bits and brings no byte. Prints a table and
+    ends with a line of JSON.
+
+    Args:
+        model: model folders, runs' out_dir, or known names.
+        data: a folder with token shards, from scripts/prepare_data.py, made by the models' tokenizer.
+        split: which of its splits, such as val or train.
+        block_size: tokens in a window; if not given, each model's context.
+        dtype: of the matrix products.
+        device: auto: cuda, else mps, else cpu.
+    """
+    if not model:
+        raise InputError("--model names nothing; expected model folders or known names.")
+    shards = open_split(data, split)
+    place = pick_device(device)
+    tokenizers = [Tokenizer.from_pretrained(name) for name in model]
+    for name, tokenizer in zip(model, tokenizers, strict=True):
+        check_tokenizer(shards, tokenizer.fingerprint, name)
+    results = []
+    for name, tokenizer in zip(model, tokenizers, strict=True):
+        gpt = GPT.from_pretrained(name).to(place)
+        if block_size is not None and not 1 <= block_size <= gpt.config.block_size:
+            raise InputError(
+                f"block_size is {block_size}; {name} has a context of {gpt.config.block_size} tokens, expected 1 to "
+                "that."
+            )
+        for shard in shards:
+            shard.verify(min(tokenizer.vocab_size, gpt.config.vocab_size))
+        windows = Windows(shards, block_size or gpt.config.block_size)
+        figures = score(gpt, windows, byte_lengths(tokenizer), dtype)
+        row = {"dataset": Path(data).resolve().name, "split": split, "model": name}
+        results.append(row | {"block_size": windows.block_size, "dtype": dtype} | figures)
+    print_report(results, COLUMNS, _ratios(results))
+
+
+def score(
+    model: GPT, windows: Windows, lengths: NDArray[np.int64], dtype: str = "float32"
+) -> dict[str, float]:
+    """Loss, perplexity and bits per byte over every target of `windows`, and the numbers of tokens and bytes.
+
+    Args:
+        model: in evaluation mode.
+        windows: what to predict.
+        lengths: (V,) bytes that each token stands for.
+        dtype: "float32", or "bfloat16" for matrix products under autocast.
+    """
+    loss_sum, n_targets, n_bytes = 0.0, 0, 0
+    n_rows = max(1, EVAL_TOKENS // windows.block_size)
+    autocast = torch.autocast(model.device.type, getattr(torch, dtype), enabled=dtype != "float32")
+    n_forwards = -(-len(windows) // n_rows)
+    for ids, targets in tqdm(windows.in_order(n_rows), "evaluating", n_forwards, leave=False, disable=None):
+        with torch.inference_mode(), autocast:
+            out = model(ids.to(model.device), targets=targets.to(model.device), logits=False)
+        loss_sum += float(out.loss_sum)
+        counted = targets[targets != IGNORED].numpy()
+        n_targets += len(counted)
+        n_bytes += int(lengths[counted].sum())
+    loss = loss_sum / n_targets
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": loss_sum / math.log(2) / n_bytes if n_bytes else math.inf,
+        "tokens": n_targets,
+        "bytes": n_bytes,
+    }
+
+
+def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """(V,): how many bytes of UTF-8 text each id stands for; a special token stands for none.
+
+    Raises:
+        InputError: for a tokenizer whose tokens stand for different texts in different places.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # the file says the same in one way for all kinds of tokenizers
+        tokenizer.save(folder)
+        saved = json.loads(Path(folder, "tokenizer.json").read_text(encoding="utf-8"))
+    decoder = json.dumps(saved["decoder"], ensure_ascii=False)
+    byte_level = "ByteLevel" in json.dumps([saved["pre_tokenizer"], saved["decoder"]])
+    vocab = saved["model"]["vocab"]
+    # BPE and WordLevel write {token: id}, Unigram [[token, score], …] in the order of the ids
+    ids = vocab if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}
+    if any(kind in decoder for kind in ("WordPiece", "BPEDecoder", "CTC")):
+        raise InputError(
+            "The bytes of this tokenizer's tokens depend on their neighbours; expected a byte-level, SentencePiece or "
+            "character vocabulary."
+        )
+    lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for token, i in ids.items():
+        if byte_level:  # one visible character for each byte
+            lengths[i] = len(token)
+        elif "ByteFallback" in decoder and re.fullmatch("<0x[0-9A-F]{2}>", token):
+            lengths[i] = 1
+        else:  # SentencePiece writes a space as U+2581
+            lengths[i] = len((token.replace("▁", " ") if "▁" in decoder else token).encode())
+    for added in saved["added_tokens"]:
+        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    return lengths
+
+
+def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The first model's bits per byte over each other's."""
+    first, *others = rows
+    return {
+        f"{first['model']}/{row['model']} bits_per_byte": first["bits_per_byte"] / row["bits_per_byte"]
+        for row in others
+    }
