@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gpt_core.cache import CacheRows
 from gpt_core.config import GPTConfig
+from gpt_core.dropout import dropout
 
-SHORT = 512  # tokens up to which, in 16 bits on a CPU, two plain products beat the fused kernel and its slow backward
+SHORT = 512  # tokens up to which two plain products beat the fused kernel where that is slow
 
 
 class Rope(nn.Module):
@@ -89,7 +90,7 @@ class Attention(nn.Module):
         return self.o(y.transpose(1, 2).flatten(2))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: float) -> Tensor:
     """softmax(q·kᵀ/√head_dim)·v.
 
     Args:
@@ -97,26 +98,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
         k: (B, n_kv_head, S, head_dim), S ≥ T.
         v: like k.
         mask: bool, broadcast to (B, n_head, T, S), True where a token may look; None: plainly causal, S = T.
-        dropout: share of the attention weights that is dropped.
+        dropout_share: of the attention weights.
 
     Returns:
         (B, n_head, T, head_dim).
     """
-    on_cpu_in_bf16 = v.device.type == "cpu" and v.dtype == torch.bfloat16
-    if mask is None and on_cpu_in_bf16 and torch.is_grad_enabled() and q.shape[2] <= SHORT:
-        return attend_in_two_products(q, k, v, dropout)
+    # What torch's fused kernel does slowly on a CPU: the backward in 16 bits, and dropout in any number of them.
+    slow = v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
+    if slow and mask is None and torch.is_grad_enabled() and q.shape[2] <= SHORT:
+        return attend_in_two_products(q, k, v, dropout_share)
     gqa = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=gqa
+        q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout_share, enable_gqa=gqa
     )
 
 
-def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout_share: float) -> Tensor:
     """Causal attention whose weights (B·n_head, T, T) exist in memory; shapes as in `attend`."""
     n_rows, n_head, n_tokens, head_dim = q.shape
     if k.shape[1] != n_head:
         k, v = (x.repeat_interleave(n_head // x.shape[1], dim=1) for x in (k, v))
     future = torch.full((n_tokens, n_tokens), -math.inf, dtype=q.dtype, device=q.device).triu(1)
     logits = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / math.sqrt(head_dim))
-    weights = F.dropout(logits.softmax(dim=-1), dropout)
+    weights = logits.softmax(dim=-1)
+    if dropout_share:
+        weights = dropout(weights, dropout_share)
     return (weights @ v.flatten(0, 1)).view(n_rows, n_head, n_tokens, head_dim)

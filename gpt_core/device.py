@@ -135,7 +135,7 @@ def _cores() -> int:
 
 
 def _seconds(dtype: str, threads: int, width: int, n_tokens: int) -> float:
-    """The shortest of a few forwards and backwards through a matrix of an MLP's shape, the casts of autocast included."""
+    """The shortest of a few forwards and backwards through a matrix of an MLP's shape, autocast's casts included."""
     torch.set_num_threads(threads)
     x = torch.randn(n_tokens, width, requires_grad=True)
     weight = torch.randn(4 * width, width, requires_grad=True)

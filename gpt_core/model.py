@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt_core.attention import Attention, Rope, make_norm
 from gpt_core.cache import CacheRows
 from gpt_core.config import GPTConfig
+from gpt_core.dropout import Dropout
 
 LOSS_CHUNK = 2**25  # logits that exist at a time while the loss is computed: 128 MiB in float32
 
@@ -66,7 +67,7 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.norm2 = make_norm(config, config.n_embd)
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(
         self,
@@ -99,7 +100,7 @@ class GPT(nn.Module):
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         else:
             self.rope = Rope(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config, config.n_embd)
         self.head: nn.Linear | None = None  # None: the token embeddings are the head, too

@@ -55,7 +55,7 @@ class Parallel(Protocol):
         ...
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizers' state, "optimizer:parameter:key" → whole tensor on the CPU, on rank 0. Every rank must call."""
+        """The optimizers' state, "optimizer:parameter:key" → whole tensor on the CPU, on rank 0. Every rank calls."""
         ...
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:

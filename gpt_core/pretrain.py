@@ -194,9 +194,9 @@ def check_first_loss(model: GPT, windows: Windows) -> None:
     loss, expected = float(loss_sum / n_targets), math.log(model.config.vocab_size)
     if not abs(loss - expected) <= FIRST_LOSS_TOLERANCE:
         raise InputError(
-            f"The untrained model has a loss of {loss:.2f}, where a uniform guess over {model.config.vocab_size} tokens "
-            f"has {expected:.2f}: its initial weights are too large for its width. With --init zero, or a width in the "
-            "thousands, set --tie_embeddings False."
+            f"The untrained model has a loss of {loss:.2f}, where a uniform guess over {model.config.vocab_size} "
+            f"tokens has {expected:.2f}: its initial weights are too large for its width. With --init zero, or a width "
+            "in the thousands, set --tie_embeddings False."
         )
 
 

@@ -18,6 +18,7 @@ from gpt_core.device import DeviceName, pick_device
 from gpt_core.errors import InputError
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 class PeerLost(InputError):
@@ -40,7 +41,7 @@ class Ranks:
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @property
     def main(self) -> bool:

@@ -92,7 +92,9 @@ def test_every_graph_trains_and_resumes_from_its_own_folder(
     assert "resuming" in capsys.readouterr().out
     model = GPT.from_pretrained(tmp_path)
     assert model.config.model_type == graph
-    assert evaluator(Windows(open_split(data_dir, "val"), 16))(model) ["val_loss"] == pytest.approx(figures["val_loss"], abs=1e-6)
+    assert evaluator(Windows(open_split(data_dir, "val"), 16))(model)["val_loss"] == pytest.approx(
+        figures["val_loss"], abs=1e-6
+    )
     assert pretrain(replace(settings, max_iters=3)) == figures  # nothing left to do
 
 

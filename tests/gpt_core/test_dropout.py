@@ -1,0 +1,39 @@
+"""Dropout: how much goes, what the rest becomes, and that a seed repeats it."""
+
+import pytest
+import torch
+
+from gpt_core.dropout import Dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_is_dropped_and_what_the_rest_becomes(p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.full((37, 11, 301), 2.0, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert y.dtype == dtype
+    dropped = y == 0
+    # four standard deviations of a binomial share, and what rounding p to 1/256 may take
+    assert dropped.double().mean().item() == pytest.approx(
+        p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5 + 1 / 512
+    )
+    assert (y.max() / 2).item() == pytest.approx(1 / (1 - p), rel=0.03)
+    assert torch.equal(y, torch.where(dropped, 0, y.max()))
+    assert torch.equal(x.grad == 0, dropped)
+    for neighbour in (y[:, :, 1:], y[:, 1:], y[1:]):  # neither a stripe nor a block
+        here = dropped[: neighbour.shape[0], : neighbour.shape[1], : neighbour.shape[2]]
+        both = (here & (neighbour == 0)).double().mean().item()
+        assert both == pytest.approx(dropped.double().mean().item() ** 2, abs=0.01)
+
+
+def test_a_seed_repeats_it_and_evaluation_leaves_everything() -> None:
+    drop, x = Dropout(0.3), torch.randn(5, 7)
+    torch.manual_seed(1)
+    first = drop(x)
+    assert not torch.equal(drop(x), first)
+    torch.manual_seed(1)
+    assert torch.equal(drop(x), first)
+    assert drop.eval()(x) is x
