@@ -129,16 +129,16 @@ class ShardWriter:
         for later in self.folder.glob(f"{self.split}-*"):
             if later.name[: len(self._path.stem)] > self._path.stem:
                 later.unlink()
-        try:
-            self._file = open(self._path, "r+b")  # noqa: SIM115
-            self._documents = open(_documents_path(self._path), "r+b")  # noqa: SIM115
-        except FileNotFoundError as error:
-            raise InputError(f"{error.filename} is missing; give the command again to start anew.") from None
         end = HEADER.itemsize + self._written * self.dtype.itemsize
-        for file, length in ((self._file, end), (self._documents, NPY_HEADER + 8 * self._offsets)):
-            if file.seek(0, os.SEEK_END) < length:
-                raise InputError(f"{file.name} has lost its end; give the command again to start anew.")
-            file.truncate(length)
+        for path, length in (
+            (self._path, end),
+            (_documents_path(self._path), NPY_HEADER + 8 * self._offsets),
+        ):
+            if not path.exists() or path.stat().st_size < length:
+                raise InputError(f"{path} has lost its end; give the command again to start anew.")
+            os.truncate(path, length)
+        self._file = open(self._path, "r+b")  # noqa: SIM115
+        self._documents = open(_documents_path(self._path), "r+b")  # noqa: SIM115
         self._file.seek(0)
         self._file.write(bytes(HEADER.itemsize))  # it may have been finished already
         self._hash = hashlib.sha256()

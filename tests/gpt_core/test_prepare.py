@@ -1,13 +1,22 @@
 """From text to shards: nothing lost, nothing in both splits, nothing left behind after bad input."""
 
+import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import filelock
+import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from gpt_core.errors import InputError
 from gpt_core.prepare import prepare_data
 from gpt_core.shards import open_split
+from gpt_core.sources import HubSet
 from gpt_core.tokenizer import Tokenizer
 
 
@@ -50,6 +59,13 @@ def test_a_text_file_is_kept_to_the_byte(tmp_path: Path) -> None:
     assert train.removesuffix("<|endoftext|>") + val.removesuffix("<|endoftext|>") == text
 
 
+def test_shakespeare_in_gpt2s_tokens_is_nanogpts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_data(dataset="shakespeare", out=str(tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "train: 301,967 tokens" in said  # nanoGPT's 301,966 and 36,059, and an end of text after each
+    assert "val: 36,060 tokens" in said
+
+
 def test_documents_are_split_whole_and_repeated_ones_stay_together(tmp_path: Path) -> None:
     rows = [f"document number {i}" for i in range(60)]
     write_jsonl(tmp_path / "a.jsonl", rows + rows)
@@ -89,9 +105,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 
 def test_missing_and_contradictory_options(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    with pytest.raises(InputError, match="no file or folder"):
+    with pytest.raises(InputError, match="does not exist"):
         prepare_data(input=[str(tmp_path / "nowhere.txt")], out=out)
-    with pytest.raises(InputError, match="file in there"):
+    with pytest.raises(InputError, match="holds no file that can be read"):
         prepare_data(input=[str(tmp_path)], out=out)
     with pytest.raises(InputError, match="either --input or --dataset"):
         prepare_data(out=out)
@@ -101,3 +117,159 @@ def test_missing_and_contradictory_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="val_fraction is 1"):
         prepare_data(input=[str(tmp_path / "a.txt")], out=out, val_fraction=1)
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_of_mixed_kinds_is_read_and_the_rest_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("the text of a file")
+    (tmp_path / "in" / "b.csv").write_text('id,text\n1,"a row, of CSV"\n2,\n')
+    (tmp_path / "in" / "c.png").write_bytes(b"")
+    write_jsonl(tmp_path / "in" / "d.jsonl", [f"line {i}" for i in range(20)])
+    prepare_data(input=[str(tmp_path / "in")], out=str(tmp_path / "out"), val_fraction=0.3)
+    said = capsys.readouterr().out
+    assert "left out, being of other kinds: c.png" in said
+    assert "left out 1 empty documents" in said
+    both = texts(tmp_path / "out", "train") + texts(tmp_path / "out", "val")
+    assert {"the text of a file<|endoftext|>", "a row, of CSV<|endoftext|>"} <= set(both)
+    assert len(both) == 22
+
+
+def test_a_document_that_is_cut_for_encoding_has_the_tokens_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")[:60_000] + "知之为知之，" * 2000
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    write_jsonl(tmp_path / "b.jsonl", ["short", text, *(f"short {i}" for i in range(20))])
+    gpt2 = Tokenizer.from_pretrained("gpt2")
+    whole = [*gpt2.encode(text), gpt2.eos_id]
+    monkeypatch.setattr("gpt_core.pieces.PIECE", 1000)
+    prepare_data(input=[str(tmp_path)], out=str(tmp_path / "out"))
+    (tmp_path / "b.jsonl").unlink()
+    documents = []
+    for split in ("train", "val"):
+        (shard,) = open_split(tmp_path / "out", split)
+        documents += [ids.tolist() for ids in np.split(shard.tokens, shard.documents()[1:])]
+    assert len(documents) == 23
+    assert documents.count(whole) == 2
+    assert "cuts" not in capsys.readouterr().out
+
+    (tmp_path / "a.txt").write_text("x" * 5000)
+    prepare_data(input=[str(tmp_path / "a.txt")], out=str(tmp_path / "out2"))
+    assert "4 of 4 cuts" in capsys.readouterr().out
+
+
+def lives(moments: list[str], *args: str) -> tuple[list[str], str]:
+    """Run prepare_driver.py: each moment's output and status, and what went to stderr."""
+    driver = Path(__file__).with_name("prepare_driver.py")
+    run = subprocess.run(
+        [sys.executable, str(driver), *moments, "--", *args],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    return run.stdout.splitlines(), run.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["text", "rows"])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    text = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")[:20_000] + "知之为知之。\n" * 300
+    if kind == "text":
+        args = ["--input", str(tmp_path / "a.txt"), "--tokenizer", "char"]
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    else:
+        args = ["--input", str(tmp_path / "in"), "--val_fraction", "0.3"]
+        (tmp_path / "in").mkdir()
+        write_jsonl(tmp_path / "in" / "a.jsonl", [*text[:5_000].split("\n\n"), "", text[5_000:15_000]])
+        with gzip.open(tmp_path / "in" / "b.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps({"text": part}) + "\n\n" for part in text[15_000:16_000].split("\n"))
+        (tmp_path / "in" / "c.txt").write_text(text[16_000:])
+        (tmp_path / "in" / "d.csv").write_text("id,text\n" + "".join(f"{i},row {i}\n" for i in range(30)))
+        rows = {"text": [None, *(f"Parquet {i}" for i in range(60))]}
+        parquet.write_table(pyarrow.table(rows), tmp_path / "in" / "e.parquet", row_group_size=25)
+    lives(["end"], *args, "--out", str(tmp_path / "whole"))
+    moments = (
+        [f"encode:{n}" for n in (1, 4, 6, 3)] + [f"disk:{n}" for n in (1, 3, 5, 6, 8, 13, 16)] + ["rename"]
+    )
+    said, _ = lives([*moments, "end"], *args, "--out", str(tmp_path / "out"))
+    assert said.count("status -9") == len(moments)
+    assert any(line.startswith("going on after") for line in said)
+    assert said[-1] == "status 0"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_and_ctrl_c_are_one_line_and_cost_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(Path("examples/tiny_shakespeare.txt").read_bytes()[:20_000])
+    args = ["--input", str(tmp_path / "a.txt")]
+    lives(["end"], *args, "--out", str(tmp_path / "whole"))
+    said, errors = lives(["full:5000", "interrupt:10", "end"], *args, "--out", str(tmp_path / "out"))
+    assert [line for line in said if "status" in line] == ["status 1", "status -2", "status 0"]
+    full, stopped = errors.splitlines()
+    assert "File too large; make room and the same command goes on" in full
+    assert "stopped; the same command goes on" in stopped
+    assert any(line.startswith("going on after") for line in said)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_was_made_from_other_inputs_is_thrown_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_bytes(Path("examples/tiny_shakespeare.txt").read_bytes()[:20_000])
+    args = ["--input", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]
+    said, _ = lives(["encode:15"], *args)
+    assert said[-1] == "status -9"
+    (tmp_path / "a.txt").write_text("other text " * 500)
+    prepare_data(input=[str(tmp_path / "a.txt")], out=str(tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "starting anew" in said
+    assert ".out.partial" in said
+    (train,), (val,) = texts(tmp_path / "out", "train"), texts(tmp_path / "out", "val")
+    assert train.removesuffix("<|endoftext|>") + val.removesuffix("<|endoftext|>") == "other text " * 500
+
+
+def test_two_at_work_on_the_same_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text " * 100)
+    (tmp_path / ".out.partial").mkdir()
+    with (
+        filelock.FileLock(tmp_path / ".out.partial" / "lock"),
+        pytest.raises(InputError, match="Another process"),
+    ):
+        prepare_data(input=[str(tmp_path / "a.txt")], out=str(tmp_path / "out"))
+
+
+def test_a_set_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    rows = [f"row number {i}" for i in range(150)]
+    for part in range(2):
+        half = rows[part * 75 : part * 75 + 75]
+        parquet.write_table(pyarrow.table({"body": half}), tmp_path / "set" / f"{part}.parquet")
+    options = {"dataset": str(tmp_path / "set"), "column": "body", "val_fraction": 0.3}
+    prepare_data(out=str(tmp_path / "out"), **options)
+    both = texts(tmp_path / "out", "train") + texts(tmp_path / "out", "val")
+    assert sorted(t.removesuffix("<|endoftext|>") for t in both) == sorted(rows)
+
+    source = HubSet(str(tmp_path / "set"), column="body")  # what a resume does
+    pieces = list(source.read())
+    positions = [piece.position for piece in pieces if piece.position]
+    assert len(positions) == 2
+    for position in positions:
+        again = HubSet(str(tmp_path / "set"), column="body")
+        assert again.identity == source.identity
+        texts_after = [p.text for p in again.read(json.loads(json.dumps(position)))]
+        assert texts_after == rows[position["row"] :]
+
+    with pytest.raises(InputError, match="has no column \"text\"; it has 'body'"):
+        HubSet(str(tmp_path / "set"))
+    with pytest.raises(InputError, match="cannot be read: Bad split: dev"):
+        HubSet(str(tmp_path / "set"), split="dev", column="body")
+    with pytest.raises(InputError, match=r"data set .*nowhere cannot be read"):
+        HubSet(str(tmp_path / "nowhere"))
+    assert [p.name for p in tmp_path.glob(".*")] == []

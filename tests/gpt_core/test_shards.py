@@ -1,5 +1,6 @@
 """Token shards: what goes in comes out, and what is damaged, torn or another tokenizer's is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,56 @@ def test_documents_and_their_offsets_survive_any_shard_size(
         shard.verify(300)
         back += [piece.tolist() for piece in np.split(shard.tokens, shard.documents()[1:])]
     assert back == documents
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.lists(st.lists(st.integers(0, 299), max_size=9), min_size=1, max_size=4), min_size=1, max_size=9
+    ),
+    st.integers(1, 40),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_a_writer_goes_on_from_a_saved_state_to_the_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory,
+    documents: list[list[list[int]]],
+    shard_tokens: int,
+    saved: int,
+    after: int,
+) -> None:
+    pieces = [(ids, i < len(one) - 1) for one in documents for i, ids in enumerate(one)]
+    saved = min(saved, len(pieces))
+    whole, folder = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("resumed")
+    write(whole, [[i for ids in one for i in ids] for one in documents], shard_tokens=shard_tokens)
+
+    lost = ShardWriter(folder, "train", 300, MINE, shard_tokens)
+    for ids, more in pieces[:saved]:
+        lost.add(ids, more=more)
+    state = json.loads(json.dumps(lost.state()))
+    with lost:  # what comes after the state was saved must leave no trace, not even a finished shard
+        for ids, more in pieces[saved : saved + after]:
+            lost.add([*ids, 7], more=more)
+    with ShardWriter(folder, "train", 300, MINE, shard_tokens, resume=state) as writer:
+        for ids, more in pieces[saved:]:
+            writer.add(ids, more=more)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        p.name: p.read_bytes() for p in whole.iterdir()
+    }
+    assert (writer.n_tokens, writer.n_documents) == (sum(len(ids) for ids, _ in pieces), len(documents))
+
+
+def test_a_state_of_more_than_there_is_is_refused(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", 300, MINE) as writer:
+        writer.add([1, 2, 3])
+        state = writer.state()
+    path = tmp_path / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"train-00000\.bin has lost its end"):
+        ShardWriter(tmp_path, "train", 300, MINE, resume=state)
+    path.unlink()
+    with pytest.raises(InputError, match=r"train-00000\.bin has lost its end"):
+        ShardWriter(tmp_path, "train", 300, MINE, resume=state)
 
 
 @pytest.mark.parametrize("bad", [-1, 300, 70_000])

@@ -1,0 +1,92 @@
+"""Rows of JSON lines, CSV and Parquet: all of them, from any row on, and one sentence for what cannot be read."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from gpt_core.errors import InputError
+from gpt_core.rows import read_csv, read_jsonl, read_parquet
+
+ROWS = ["first", 'with "quotes", commas', "two\nlines\r\nof text", "知之为知之 🙂", "", *map(str, range(200))]
+
+
+def write(path: Path, rows: list[str]) -> None:
+    if path.suffix == ".csv":
+        with open(path, "w", encoding="utf-8-sig", newline="") as file:
+            csv.writer(file).writerows([["id", "text"], *enumerate(rows)])
+    elif path.suffix == ".parquet":
+        parquet.write_table(pyarrow.table({"id": range(len(rows)), "text": rows}), path, row_group_size=70)
+    else:
+        path.write_text("".join(json.dumps({"id": 1, "text": row}) + "\n\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("a.csv", read_csv), ("a.parquet", read_parquet), ("a.jsonl", read_jsonl)]
+)
+@pytest.mark.parametrize("skip", [0, 1, 69, 70, 71, 150, len(ROWS)])
+def test_rows_come_back_from_any_row_on(tmp_path: Path, name: str, read: object, skip: int) -> None:
+    path = tmp_path / name
+    write(path, ROWS)
+    rows = list(read(path, "text", skip))  # type: ignore[operator]
+    assert [text for _, text, _ in rows] == ROWS[skip:]
+    done = [n for _, _, n in rows]
+    assert done == sorted(done)
+    assert not done or done[-1] >= path.stat().st_size - 1  # an empty line may be left
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            "1,hello\n2,world\n",
+            r"no column \"text\"; it has '1', 'hello'.*first line must name the columns",
+        ),
+        (
+            "a.csv",
+            'id,text\n1,fine\n2,"no end\n3,x\n',
+            "line 3: unexpected end of data; is a quote not closed",
+        ),
+        ("a.csv", "id,text\n1,fine\n1,hello,3\n", "line 3: expected 2 fields as in the first line, not 3"),
+        ("a.csv", b"id,text\n1,\xff\n", "not UTF-8 at byte 10"),
+        ("a.parquet", "PAR1", "is damaged, or no Parquet file"),
+        ("a.parquet", "", "is damaged, or no Parquet file"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"body": 1, "id": 2}\n',
+            "line 2: expected an object with a string.*'body', 'id'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_sentence(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    read = {".csv": read_csv, ".parquet": read_parquet, ".jsonl": read_jsonl}[path.suffix]
+    with pytest.raises(InputError, match=message):
+        list(read(path, "text", 0))
+
+
+def test_broken_parquet_and_columns_without_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write(path, ROWS * 20)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300] + bytes(200) + whole[500:])
+    with pytest.raises(InputError, match="is damaged, or no Parquet file"):
+        list(read_parquet(path, "text", 0))
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=r"no column \"body\"; it has 'id', 'text'"):
+        list(read_parquet(path, "body", 0))
+    with pytest.raises(InputError, match="row 1: expected a string, not int"):
+        list(read_parquet(path, "id", 0))
+
+
+def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
+    for name, read in (("a.csv", read_csv), ("a.jsonl", read_jsonl)):
+        (tmp_path / name).touch()
+        assert list(read(tmp_path / name, "text", 0)) == []

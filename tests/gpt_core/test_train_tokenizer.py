@@ -1,0 +1,93 @@
+"""A tokenizer trained on one's own text: any text comes back, others can read it, the same text gives the same one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_core.errors import InputError
+from gpt_core.prepare import prepare_data
+from gpt_core.tokenizer import Tokenizer
+from gpt_core.train_tokenizer import train_tokenizer
+
+TEXTS = [
+    "It's 2026, we'll see:\n\n  x_1 += 3.14159\t",
+    "naïve café — 知之为知之，不知为不知 🙂🏽\r\n",
+    "\0\x85\u3000 \u200b ",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")[:200_000]
+    with open(folder / "a.jsonl", "w") as file:
+        for part in text.split("\n\n"):
+            file.write(json.dumps({"body": part}) + "\n")
+    train_tokenizer(input=[str(folder / "a.jsonl")], column="body", vocab_size=600, out=str(folder / "one"))
+    train_tokenizer(input=[str(folder / "a.jsonl")], column="body", vocab_size=600, out=str(folder / "two"))
+    return folder
+
+
+def test_the_same_text_gives_the_same_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folder / "one" / name).read_bytes() == (folder / "two" / name).read_bytes()
+    tokenizer = Tokenizer.from_pretrained(folder / "one")
+    assert tokenizer.vocab_size == 600
+    assert tokenizer.eos_id == tokenizer.bos_id == 0
+    assert len(tokenizer.encode("What say you, my lord?")) < 12
+
+
+def test_any_text_comes_back(folder: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(folder / "one")
+
+    @given(st.text() | st.sampled_from(TEXTS))
+    def comes_back(text: str) -> None:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.encode_to_numpy([text])[0].tolist() == ids
+
+    comes_back()
+    assert 0 not in tokenizer.encode("<|endoftext|>")  # in a document it is text
+
+
+def test_transformers_and_prepare_data_read_it(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, theirs = Tokenizer.from_pretrained(folder / "one"), AutoTokenizer.from_pretrained(folder / "one")
+    for text in TEXTS:
+        assert theirs.encode(text) == ours.encode(text)
+        assert theirs.decode(theirs.encode(text)) == text
+    assert theirs.eos_token == "<|endoftext|>"
+    prepare_data(dataset="shakespeare", tokenizer=str(folder / "one"), out=str(folder / "data"))
+    assert Tokenizer.from_pretrained(folder / "data").fingerprint == ours.fingerprint
+
+
+def test_little_text_gives_fewer_tokens_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("abab abab")
+    train_tokenizer(input=[str(tmp_path / "a.txt")], vocab_size=1000, out=str(tmp_path / "out"))
+    assert "fewer than the 1,000 asked for" in capsys.readouterr().out
+    assert Tokenizer.from_pretrained(tmp_path / "out").vocab_size < 270
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    (tmp_path / "b.txt").touch()
+    out = str(tmp_path / "out")
+    with pytest.raises(InputError, match="vocab_size is 256; expected at least 257"):
+        train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=256, out=out)
+    with pytest.raises(InputError, match="min_frequency is 0"):
+        train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=300, min_frequency=0, out=out)
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: expected an object"):
+        train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=300, out=out)
+    with pytest.raises(InputError, match="holds no text"):
+        train_tokenizer(input=[str(tmp_path / "b.txt")], vocab_size=300, out=out)
+    with pytest.raises(InputError, match="already holds something"):
+        train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=300, out=str(tmp_path))
+    with pytest.raises(InputError, match="either --input or --dataset"):
+        train_tokenizer(vocab_size=300, out=out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.txt"]
