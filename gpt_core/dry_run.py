@@ -74,7 +74,7 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
         f"batch     {config.batch_size:,} sequences, {step_tokens:,} tokens a step: {_count(world_size, 'rank')} with "
         f"{_count(-(-share // micro_batch_size), 'micro-batch', 'es')} of {micro_batch_size:,}"
     )
-    print_memory(memory, config, world_size, micro_batch_size, numerics)
+    print_memory(memory, config, world_size, micro_batch_size, numerics, shape.dropout)
     print_speed(speed, numerics, tokens_per_s, shape.n_layer, world_size)
     flops = n_tokens * flops_per_token(shape, block_size)
     rented = [f"{_hours(flops / (n * PEAK_TFLOPS[gpu] * 1e12 * MFU))} on {n}× {gpu}" for n, gpu in RENTED]
@@ -130,16 +130,26 @@ def find_shape(config: PretrainConfig) -> tuple[GPTConfig, str, dict[str, Window
 
 
 def print_memory(
-    memory: Memory, config: PretrainConfig, world_size: int, micro_batch_size: int, numerics: Numerics
+    memory: Memory,
+    config: PretrainConfig,
+    world_size: int,
+    micro_batch_size: int,
+    numerics: Numerics,
+    dropout: float,
 ) -> None:
     """Print what a rank needs, for each way of sharing a model."""
     state, working = 2 * memory.weights + memory.optimizer, memory.activations + memory.loss
     shared = world_size if world_size > 1 else MANY
+    matrices = (
+        ", with attention matrices, which dropout makes a CPU keep"
+        if dropout and numerics.device == "cpu"
+        else ""
+    )
     print(
         f"memory    weights {_size(memory.weights)}, gradients {_size(memory.weights)}, optimizer ({config.optimizer}) "
         f"{_size(memory.optimizer)}\n"
         f"          a micro-batch of {micro_batch_size:,} in {numerics.dtype}: about {_size(memory.activations)} of "
-        f"activations and {_size(memory.loss)} for the loss, uncompiled\n"
+        f"activations and {_size(memory.loss)} for the loss, uncompiled{matrices}\n"
         f"          a rank that holds the model (ddp, or alone): {_size(state + working)}\n"
         f"          one of {shared} with fsdp2: {_size(state / shared + memory.gathered + working)}; with cpu_offload, "
         f"or deepspeed: {_size(memory.gathered + working)}, and {_size(state)} of CPU memory over all"
@@ -149,7 +159,7 @@ def print_memory(
 def print_speed(speed: Speed, numerics: Numerics, tokens_per_s: float, n_layer: int, world_size: int) -> None:
     """Print the measured speed, and on what it was measured."""
     if speed.n_sequences == 0:
-        how = f"reckoned from models of 1 and 2 of the {n_layer} blocks, since all are too large to measure here"
+        how = f"reckoned from 2 of the {n_layer} blocks by their arithmetic, since all take too long or too much here"
     else:
         how = f"measured on {_count(speed.n_sequences, 'random sequence')} at a time"
         if speed.peak is not None:

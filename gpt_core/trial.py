@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gpt_core.config import GPTConfig
 from gpt_core.device import Numerics
+from gpt_core.flops import flops_per_token
 from gpt_core.model import GPT, LOSS_CHUNK
 from gpt_core.parallel import TorchParallel, try_compiled
 from gpt_core.ranks import Ranks
@@ -31,7 +32,7 @@ class Speed:
     Attributes:
         sequence: seconds of forward and backward per sequence.
         update: seconds of an optimizer step.
-        n_sequences: in a forward that was measured; 0: models of one and of two blocks were, and the rest reckoned.
+        n_sequences: in a forward that was measured; 0: only a model of two blocks was, and the rest reckoned from it.
         peak: bytes of memory that the process took at most; None where that is not known.
     """
 
@@ -68,7 +69,7 @@ def measure(
     block_size: int,
     micro_batch_size: int,
 ) -> tuple[Memory, Speed]:
-    """Measure models of one and of two blocks, from which the rest follows, then the whole one if that is feasible.
+    """Measure a model of two blocks, from which the rest follows, then the whole one if that is feasible.
 
     Args:
         config: the optimizers.
@@ -80,28 +81,29 @@ def measure(
     """
     eager = dataclasses.replace(numerics, compile=False)
     small = [dataclasses.replace(shape, n_layer=n) for n in (1, 2)]
-
-    def all_blocks(one: float, two: float) -> float:
-        return one + (shape.n_layer - 1) * max(0.0, two - one)
-
     kept = [[kept_bytes(s, device, eager, block_size, n) for n in (1, 2)] for s in small]
+
+    def all_blocks(one: int, two: int) -> int:
+        return one + (shape.n_layer - 1) * (two - one)
+
     per_sequence = all_blocks(*(two - one for one, two in kept))
     fixed = all_blocks(*(2 * one - two for one, two in kept))
-    steps = [Step(config, s, device, eager, block_size, 1) for s in small]
-    weights = [step.weight_bytes() for step in steps]
+    step = Step(config, small[1], device, eager, block_size, 1)
+    weights, optimizer = step.sizes(shape.n_layer)
     bytes_per_logit = (
         12 if numerics.dtype == "float32" else 16
     )  # they, their softmax, the gradient; 16-bit copies
     memory = Memory(
-        weights=int(all_blocks(*weights)),
-        optimizer=int(all_blocks(*(step.optimizer_bytes() for step in steps))),
-        activations=int(fixed + micro_batch_size * per_sequence),
+        weights=weights,
+        optimizer=optimizer,
+        activations=fixed + micro_batch_size * per_sequence,
         loss=min(micro_batch_size * block_size * shape.vocab_size, LOSS_CHUNK) * bytes_per_logit,
-        gathered=weights[1],
+        gathered=step.sizes(2)[0],
     )
-    sequences, updates = zip(*(step.time() for step in steps), strict=True)
-    speed = Speed(all_blocks(*sequences), all_blocks(*updates))
-    del steps
+    sequence, update = step.time()
+    flops = [flops_per_token(s, block_size) for s in (small[1], shape)]
+    speed = Speed(sequence * flops[1] / flops[0], update * weights / step.sizes(2)[0])
+    del step
 
     room = FREE_SHARE * free_memory(device) - 2 * memory.weights - memory.optimizer - memory.loss - fixed
     n = min(micro_batch_size, int(room / max(1.0, per_sequence)))
@@ -148,14 +150,16 @@ class Step:
         """An optimizer step, at rates of zero."""
         self.parallel.update(torch.tensor(self.ids.numel(), device=self.device), 0.0)
 
-    def weight_bytes(self) -> int:
-        """Size of the weights."""
-        return sum(p.nbytes for p in self.model.parameters())
-
-    def optimizer_bytes(self) -> int:
-        """Size of the optimizers' state."""
-        states = [state for o in self.parallel.optimizers for state in o.state.values()]
-        return sum(t.nbytes for state in states for t in state.values() if isinstance(t, Tensor) and t.dim())
+    def sizes(self, n_layer: int) -> tuple[int, int]:
+        """Bytes of the weights and of the optimizers' state if the model had so many blocks."""
+        inside = set(self.model.blocks.parameters())
+        state = {p: held for optimizer in self.parallel.optimizers for p, held in optimizer.state.items()}
+        sizes = [0.0, 0.0]
+        for p in self.model.parameters():
+            share = n_layer / len(self.model.blocks) if p in inside else 1
+            sizes[0] += share * p.nbytes
+            sizes[1] += share * sum(t.nbytes for t in state[p].values() if isinstance(t, Tensor) and t.dim())
+        return round(sizes[0]), round(sizes[1])
 
     def time(self) -> tuple[float, float]:
         """Seconds of forward and backward per sequence, and of an update: medians over a few."""

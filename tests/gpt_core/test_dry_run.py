@@ -1,0 +1,138 @@
+"""What a training takes, told before it begins: as a command, and figure by figure."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_core.device import Numerics
+from gpt_core.dry_run import dry_run
+from gpt_core.errors import InputError
+from gpt_core.model import GPT
+from gpt_core.prepare import prepare_data
+from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.tokenizer import Tokenizer
+from gpt_core.trial import Step, kept_bytes, measure
+
+TINY = PretrainConfig(
+    n_layer=3, n_head=2, n_embd=32, block_size=16, batch_size=12, micro_batch_size=3, vocab_multiple=1,
+    expected_vocab_size=50, max_iters=10, warmup_iters=1, dtype="float32", threads=1, device="cpu", dry_run=True,
+)  # fmt: skip
+CPU, FLOAT32 = torch.device("cpu"), Numerics()
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("preset", "keys", "expected"),
+    [
+        ("smoke", [], ["111,104 parameters", "measured on 16 random sequences", "leave them idle"]),
+        ("gpt2-124m", ["--block_size", "128"], ["40 micro-batches of 12", "on 8× H100 at 40%", "Chinchilla's 20"]),
+    ],
+)  # fmt: skip
+def test_a_dry_run_without_data_tells_and_writes_nothing(
+    preset: str, keys: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    root = Path.cwd()
+    done = subprocess.run(
+        [sys.executable, root / "scripts/pretrain.py", "--config", root / f"configs/{preset}.yaml", "--dry_run", *keys],
+        cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in [*expected, "tokens/s here", "assumed, there is no tokenizer yet", "none in data/"]:
+        assert part in done.stdout
+    assert len(done.stdout.splitlines()) < 20
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_figures_follow_from_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("To know what you know.\n" * 100)
+    prepare_data(input=[str(tmp_path / "a.txt")], tokenizer="char", out=str(tmp_path / "data"))
+    before = sorted(tmp_path.rglob("*"))
+    config = replace(TINY, data_dir=str(tmp_path / "data"), out_dir=str(tmp_path / "run"))
+    figures = dry_run(config)
+    vocab_size = Tokenizer.from_pretrained(tmp_path / "data").vocab_size
+    model = GPT(config.gpt_config(Tokenizer.from_pretrained(tmp_path / "data")))
+    n_parameters = sum(p.numel() for p in model.parameters())
+    assert figures["parameters"] == n_parameters
+    assert figures["tokens_per_parameter"] == pytest.approx(10 * 12 * 16 / n_parameters)
+    assert figures["hours"] * 3600 > 10 * 12 * 16 / figures["tokens_per_s"] > 0  # and the evaluations
+    text = capsys.readouterr().out
+    assert f"vocabulary {vocab_size} (of {tmp_path / 'data'})" in text
+    assert "1 rank with 4 micro-batches of 3" in text
+    assert "2,069 tokens" in text  # 90 % of 2,300 characters; the first is no target
+    assert f"{10 * 12 * 16 / 2069:.2f} epochs" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+    grown = dry_run(replace(config, batch_size_start=6, batch_ramp_iters=4))
+    assert grown["tokens_per_parameter"] == pytest.approx((10 * 12 - 4 * 3) * 16 / n_parameters)
+
+
+def test_a_dry_run_refuses_what_training_would(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"batch_size is 13; it must be a multiple of micro_batch_size \(3\)"
+    ):
+        dry_run(replace(TINY, batch_size=13))
+    (tmp_path / "a.txt").write_text("To know.\n" * 20)
+    prepare_data(input=[str(tmp_path / "a.txt")], tokenizer="char", out=str(tmp_path / "data"))
+    with pytest.raises(InputError, match=r"was made with the tokenizer .*, but gpt2 is"):
+        dry_run(replace(TINY, data_dir=str(tmp_path / "data"), tokenizer="gpt2"))
+
+
+def test_only_the_first_rank_measures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert dry_run(TINY) == {}
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    dry_run(TINY)
+    text = capsys.readouterr().out
+    assert "2 ranks with 2 micro-batches of 3" in text
+    assert "one of 2 with fsdp2" in text
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_memory_reckoned_from_two_blocks_is_that_of_all(optimizer: str) -> None:
+    config = replace(TINY, optimizer=optimizer)  # type: ignore[arg-type]
+    shape = config.gpt_config(None)
+    memory, speed = measure(config, shape, CPU, FLOAT32, 16, 3)
+    whole = Step(config, shape, CPU, FLOAT32, 16, 1)
+    assert (memory.weights, memory.optimizer) == whole.sizes(3)
+    assert memory.weights == 4 * sum(p.numel() for p in whole.model.parameters())
+    assert memory.activations == kept_bytes(shape, CPU, FLOAT32, 16, 3)
+    matrices = sum(p.nbytes for p in whole.model.blocks.parameters() if p.dim() == 2)
+    assert memory.optimizer == 2 * memory.weights - (matrices if optimizer == "muon" else 0)
+    assert speed.n_sequences == 3
+    assert min(speed.sequence, speed.update) > 0
+
+
+def test_what_is_kept_for_backward_is_counted() -> None:
+    """Two MLP matrices more, and their activations: known by hand."""
+    shape = replace(TINY, graph="gpt2").gpt_config(None)
+    wide = replace(shape, n_inner=shape.n_inner + 100)
+    more = kept_bytes(wide, CPU, FLOAT32, 16, 3) - kept_bytes(shape, CPU, FLOAT32, 16, 3)
+    assert (
+        more == 3 * 2 * 100 * 16 * 3 * 4
+    )  # in each of 3 blocks GELU's input and output, 3 sequences of 16, float32
+
+
+def test_a_model_too_large_to_measure_is_reckoned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gpt_core.trial.free_memory", lambda device: 1000.0)
+    figures = dry_run(TINY)
+    assert figures["tokens_per_s"] > 0
+    assert "reckoned from 2 of the 3 blocks" in capsys.readouterr().out
