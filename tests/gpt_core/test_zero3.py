@@ -1,0 +1,191 @@
+"""ZeRO-3 in real processes beside the same steps by hand, its checkpoints, and the files of settings it refuses."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt_core.device import Numerics
+from gpt_core.errors import InputError
+from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.ranks import Ranks
+from gpt_core.train_config import TrainConfig
+from gpt_core.zero3 import ZeRO3
+from gpt_core.zero3_config import read_zero3_config
+
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install 'zhizhi[deepspeed]'"
+)
+
+
+class Runs:
+    """What the driver's ranks saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return torch.load(self.folder / f"{name}.pt")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every scenario of the driver, run once."""
+    folder = tmp_path_factory.mktemp("zero3")
+    driver = Path(__file__).with_name("zero3_driver.py")
+    done = subprocess.run(
+        [sys.executable, str(driver), str(folder)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr == ""  # DeepSpeed keeps its notes to itself
+    return Runs(folder)
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("name", "reference", "tolerance"),
+    [
+        ("True-True-float32", "True-torch.float32", 1e-6),
+        ("False-False-float32", "False-torch.float32", 1e-6),
+        ("True-True-bfloat16", "True-torch.bfloat16", 2e-3),
+    ],
+    ids=["tied, offloaded", "untied, some frozen", "bfloat16"],
+)
+def test_it_follows_the_gradient_of_the_mean_over_all_targets(
+    runs: Runs, name: str, reference: str, tolerance: float
+) -> None:
+    plain, mine = runs[f"plain-{reference}"], runs[f"run-{name}-2-0"]
+    for expected, row in zip(plain["rows"], mine["rows"], strict=True):
+        assert row == pytest.approx(expected, abs=tolerance)  # the loss, and the norm before clipping
+    assert plain["rows"][-1][0] < plain["rows"][0][0] - 0.5
+    assert all(norm > 0.5 for _, norm in plain["rows"])  # every step is clipped
+    assert largest_difference(plain["weights"], mine["weights"]) < tolerance
+    assert largest_difference(plain["end"], mine["state"]) < tolerance
+    other = runs[f"run-{name}-2-1"]
+    assert other["weights"] == other["state"] == {}
+    assert other["rows"] == mine["rows"]
+
+
+@needs_deepspeed
+def test_the_plain_gpt_evaluates_on_every_rank(runs: Runs) -> None:
+    for rank in (0, 1):
+        mine = runs[f"run-True-True-float32-2-{rank}"]
+        torch.testing.assert_close(
+            mine["logits"], runs["plain-True-torch.float32"]["logits"], atol=1e-5, rtol=0
+        )
+        assert torch.equal(mine["logits"], mine["logits of hidden"])  # generation asks for these apart
+
+
+@needs_deepspeed
+def test_each_rank_holds_its_share_alone(runs: Runs) -> None:
+    for rank in (0, 1):
+        sizes = runs[f"run-True-True-float32-2-{rank}"]["sizes"]
+        assert sizes["part"] == sizes["exp_avg"] == sizes["exp_avg_sq"] == sizes["whole"] // 2
+        assert sizes["gathered between steps"] == 0
+        assert sizes["gathered in a forward"] == sizes["of it needed"]
+
+
+@needs_deepspeed
+def test_resuming_gives_the_same_bits(runs: Runs) -> None:
+    whole, half, rest = runs["run-True-True-float32-2-0"], runs["half-0"], runs["from-half-2-0"]
+    assert half["rows"] + rest["rows"] == whole["rows"]
+    for part in ("weights", "state"):
+        assert largest_difference(whole[part], rest[part]) == 0
+
+
+@needs_deepspeed
+def test_three_ranks_go_on_from_a_checkpoint_of_one_process(runs: Runs) -> None:
+    plain, rest = runs["plain-True-torch.float32"], runs["from-plain-3-0"]
+    for expected, row in zip(plain["rows"][len(plain["rows"]) // 2 :], rest["rows"], strict=True):
+        assert row == pytest.approx(expected, abs=1e-6)
+    assert largest_difference(plain["weights"], rest["weights"]) < 1e-6
+    assert largest_difference(plain["end"], rest["state"]) < 1e-6
+
+
+def settings_of(tmp_path: Path, given: Any, dtype: str = "float32", **keys: Any) -> dict[str, Any]:
+    """What DeepSpeed is started with by two ranks, given such a file."""
+    file = tmp_path / "ds.json"
+    file.write_text(given if isinstance(given, str) else json.dumps(given))
+    config = PretrainConfig(
+        optimizer="adamw", parallel="deepspeed", deepspeed_config=str(file), batch_size=12, micro_batch_size=3
+    )
+    return read_zero3_config(replace(config, **keys), 2, Numerics("cpu", dtype), n_parameters=1000)
+
+
+def test_what_the_file_leaves_open_is_ours(tmp_path: Path) -> None:
+    shipped = json.loads(Path("configs/ds_zero3_offload.json").read_text())
+    settings = settings_of(tmp_path, shipped, grad_clip=0.25)
+    assert settings["gradient_clipping"] == 0.25
+    assert settings["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert "torch_autocast" not in settings
+    assert settings_of(tmp_path, shipped, "bfloat16")["torch_autocast"]["dtype"] == "bfloat16"
+
+    agreeing = {
+        "train_batch_size": 12, "train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 2,
+        "gradient_clipping": 1.0, "bf16": {"enabled": True}, "fp16": {"enabled": "auto", "loss_scale": 0},
+        "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "betas": [0.9, 0.99], "weight_decay": "auto"}},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 77},
+    }  # fmt: skip
+    assert settings_of(tmp_path, agreeing, "bfloat16")["zero_optimization"]["reduce_bucket_size"] == 77
+    assert settings_of(tmp_path, {})["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{", "ds.json is not JSON"),
+        ([], "not a DeepSpeed configuration"),
+        ({"zero_optimization": True}, "not a DeepSpeed configuration"),
+        ({"train_batch_size": 16}, "train_batch_size to 16, but batch_size is 12"),
+        ({"train_micro_batch_size_per_gpu": 2}, "to 2, but micro_batch_size is 3"),
+        ({"gradient_accumulation_steps": 4}, "to 4, but batch_size and micro_batch_size ask for 2"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping to 0.5, but grad_clip is 1.0"),
+        ({"optimizer": {"type": "Lamb"}}, "optimizer.type to 'Lamb', but optimizer is adamw"),
+        ({"optimizer": {"params": {"lr": 0.1}}}, "optimizer.params.lr to 0.1, but learning_rate is 0.003"),
+        (
+            {"optimizer": {"params": {"amsgrad": True}}},
+            "optimizer.params.amsgrad to True, but .* no such key",
+        ),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler.type to 'WarmupLR', but schedule is cosine"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled to True, but dtype is float32"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled to True, but dtype is float32"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage to 2, but parallel deepspeed means 3"),
+        (
+            {"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "/tmp"}}},
+            "offload_param.device to 'nvme', but only cpu and none",
+        ),
+        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning.enabled, which is not supported"),
+    ],
+)
+def test_a_file_that_contradicts_the_configuration_names_both(
+    tmp_path: Path, given: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as refusal:
+        settings_of(tmp_path, given)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_cannot_be_done_is_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="optimizer is muon, which needs whole matrices"):
+        TrainConfig(parallel="deepspeed", deepspeed_config="ds.json")
+    with pytest.raises(InputError, match=r"nowhere\.json cannot be read: No such file"):
+        settings_of(tmp_path, {}, deepspeed_config="nowhere.json")
+    with pytest.raises(InputError, match="dtype is float16"):
+        settings_of(tmp_path, {}, "float16")
+    config = TrainConfig(
+        parallel="deepspeed", deepspeed_config="configs/ds_zero3_offload.json", optimizer="adamw"
+    )
+    with pytest.raises(InputError, match="needs ranks: start with torchrun"):
+        ZeRO3(torch.nn.Linear(2, 2), config, Ranks(), Numerics("cpu"))
