@@ -1,0 +1,138 @@
+"""Time and memory of the kernels behind `scaled_dot_product_attention`, causal, forward and backward."""
+
+import re
+import resource
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gpt_core.bench_train import in_own_process
+from gpt_core.device import DeviceName, pick_device
+from gpt_core.errors import InputError
+from gpt_core.report import print_report
+
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+COLUMNS = ("kernel", "dtype", "T", "head_dim", "forward_ms", "forward_backward_ms", "memory_mib", "note")
+REPEATS = 5
+
+
+def bench_attention(
+    *,
+    lengths: tuple[int, ...] = (256, 1024, 4096),
+    head_dims: tuple[int, ...] = (64, 128),
+    batch_size: int = 1,
+    n_head: int = 12,
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+    device: DeviceName = "auto",
+) -> None:
+    """Time causal attention by PyTorch's flash, memory-efficient and math kernels, and what memory each takes.
+
+    forward_ms and forward_backward_ms are the shortest of five; memory_mib is the peak of a forward with its backward
+    beyond the inputs. A kernel that this device, number format or length does not have is listed as such. Each
+    kernel and length is measured in a process of its own. Prints a table and ends with a line of JSON.
+
+    Args:
+        lengths: tokens in a row.
+        head_dims: widths of a head.
+        batch_size: rows.
+        n_head: heads.
+        dtype: of queries, keys and values.
+        device: auto: cuda, else mps, else cpu.
+    """
+    place = pick_device(device)
+    given = {"lengths": lengths, "head_dims": head_dims, "batch_size": (batch_size,), "n_head": (n_head,)}
+    for name, values in given.items():
+        if not values or min(values) < 1:
+            raise InputError(f"{name} is {values}; expected numbers of at least 1.")
+    rows = []
+    for length in lengths:
+        for head_dim in head_dims:
+            for kernel in KERNELS:
+                shape = (batch_size, n_head, length, head_dim)
+                figures = in_own_process(measure, kernel, shape, dtype, place.type)
+                rows.append({"kernel": kernel, "dtype": dtype, "T": length, "head_dim": head_dim} | figures)
+    print_report(rows, COLUMNS, _ratios(rows))
+
+
+def measure(kernel: str, shape: tuple[int, int, int, int], dtype: str, device: str) -> dict[str, Any]:
+    """Figures of one kernel in this process, or {"note": why it has none}.
+
+    Args:
+        kernel: of `KERNELS`.
+        shape: (B, n_head, T, head_dim) of queries, keys and values.
+        dtype: "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda" or "mps".
+    """
+    place = torch.device(device)
+    q, k, v, upstream = (torch.randn(shape, dtype=getattr(torch, dtype), device=place) for _ in range(4))
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+
+    def forward() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def forward_backward() -> None:
+        torch.autograd.grad(forward(), inputs, upstream)
+
+    # Asked for a kernel that it lacks, torch warns for each reason and then raises.
+    with sdpa_kernel(KERNELS[kernel]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = _memory(place, peak=False)
+        try:
+            forward_backward()
+        except torch.OutOfMemoryError:
+            return {"note": "out of memory"}
+        except RuntimeError as error:
+            if not re.search("No (available kernel|viable backend)", str(error)):
+                raise
+            return {"note": f"not on this device for {dtype}"}
+        memory = (_memory(place, peak=True) - before) / 2**20
+        with torch.no_grad():
+            forward_ms = _shortest_ms(forward, place)
+        return {
+            "forward_ms": forward_ms,
+            "forward_backward_ms": _shortest_ms(forward_backward, place),
+            "memory_mib": memory,
+        }
+
+
+def _shortest_ms(function: Callable[[], Any], device: torch.device) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        function()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        times.append(1000 * (time.perf_counter() - start))
+    return min(times)
+
+
+def _memory(device: torch.device, peak: bool) -> int:
+    """Bytes that are allocated on a GPU, or that this process holds of the CPU's memory; their peak so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    here = Path("/proc/self/statm")
+    if peak or not here.exists():
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(here.read_text().split()[1]) * resource.getpagesize()
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Each kernel's time of forward and backward over that of math."""
+    times = {(row["kernel"], row["T"], row["head_dim"]): row.get("forward_backward_ms") for row in rows}
+    ratios = {}
+    for (kernel, length, head_dim), ms in times.items():
+        plain = times["math", length, head_dim]
+        if kernel != "math" and ms is not None and plain is not None:
+            ratios[f"{kernel}/math ms T={length} head_dim={head_dim}"] = ms / plain
+    return ratios

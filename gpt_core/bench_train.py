@@ -1,0 +1,203 @@
+"""How fast training is: the one loop next to nanoGPT's, and what each setting of ours brings."""
+
+import contextlib
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gpt_core import checkpoint
+from gpt_core.bench_peer import check_peer, rates, train_peer, write_bins
+from gpt_core.device import DeviceName, pick_device
+from gpt_core.errors import InputError
+from gpt_core.pretrain import pretrain
+from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.report import print_report
+
+COLUMNS = ("system", "dtype", "compile", "threads", "tokens_per_s", "cpu_s_per_mtok", "mfu", "memory_gib")
+OURS, MUON, PEER, PEER_BY_HAND = "ours", "ours, Muon", "nanoGPT", "nanoGPT, bf16 compiled"
+# Each rung keeps what those before it changed. "kernel" is not a key of the training: which attention is allowed.
+LADDER: dict[str, dict[str, Any]] = {
+    "fp32": {"dtype": "float32", "compile": "off", "tf32": False, "kernel": "math", "vocab_multiple": 1},
+    "TF32": {"tf32": True},
+    "bf16": {"dtype": "bfloat16"},
+    "compile": {"compile": "on"},
+    "flash attention": {"kernel": "any"},
+    "padded vocabulary": {"vocab_multiple": 64},
+}
+
+
+def bench_train(
+    *,
+    data: str,
+    peer: str | None = None,
+    n_layer: int = 6,
+    n_head: int = 6,
+    n_embd: int = 384,
+    block_size: int = 256,
+    batch_size: int = 16,
+    micro_batch_size: int | None = None,
+    steps: int = 20,
+    skip: int = 5,
+    rounds: int = 2,
+    device: DeviceName = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    ladder: bool = False,
+) -> None:
+    """Time training steps of GPT-2's graph: ours with AdamW and with Muon and, with --peer, nanoGPT.
+
+    nanoGPT runs its own train.py twice: as it comes (on a CPU float32 and uncompiled, as its README says; on a GPU
+    bfloat16 and compiled), and on a CPU also with bfloat16 autocast and compilation switched on by hand. Each
+    measurement is a process of its own, in turns, `rounds` times; figures are medians over the steps after the first
+    `skip` of all rounds, data loading and logging included, checkpoints and evaluations not. tokens_per_s: a wall
+    second; cpu_s_per_mtok: CPU seconds of all threads a million tokens; mfu: model FLOPs over the device's peak;
+    memory_gib: peak, of the GPU or else of the process. Prints a table and ends with a line of JSON.
+
+    Args:
+        data: a folder with token shards, from scripts/prepare_data.py.
+        peer: a checkout of nanoGPT.
+        n_layer: blocks.
+        n_head: attention heads.
+        n_embd: width.
+        block_size: context, in tokens.
+        batch_size: sequences per step.
+        micro_batch_size: sequences per forward, the rest of batch_size is accumulated; if not given, all of them.
+        steps: steps of each measurement.
+        skip: of these the first, which compile and warm up, do not count.
+        rounds: measurements of each system.
+        device: auto: cuda, else mps, else cpu.
+        dtype: of ours; auto: what is fastest here.
+        compile: of ours; auto: what training would choose.
+        ladder: also ours with AdamW from plain float32 up, one setting after the other.
+    """
+    if not 0 <= skip < steps - 1:
+        raise InputError(f"skip is {skip}; expected 0 to steps - 2, which is {steps - 2}.")
+    if rounds < 1:
+        raise InputError(f"rounds is {rounds}; expected at least 1.")
+    checkout = None if peer is None else check_peer(peer)
+    place = pick_device(device)
+    shape = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
+    keys: dict[str, Any] = shape | {
+        "data_dir": data, "graph": "gpt2", "batch_size": batch_size, "micro_batch_size": micro_batch_size,
+        "max_iters": steps, "eval_interval": steps, "log_interval": 1, "warmup_iters": 1, "learning_rate": 1e-3,
+        "device": place.type, "dtype": dtype, "compile": compile,
+    }  # fmt: skip
+    systems: dict[str, Callable[[Path], dict[str, Any]]] = {
+        OURS: lambda folder: in_own_process(_ours, keys | {"optimizer": "adamw"}, folder),
+    }
+    if checkout is not None:
+        accumulation = batch_size // (micro_batch_size or batch_size)
+        theirs = shape | {
+            "batch_size": micro_batch_size or batch_size, "gradient_accumulation_steps": accumulation,
+            "max_iters": steps, "eval_interval": 10 * steps, "eval_iters": 1, "log_interval": 1, "dropout": 0.0,
+            "device": place.type,
+        }  # fmt: skip
+        systems |= _peers(checkout, theirs, data, place)
+    systems[MUON] = lambda folder: in_own_process(_ours, keys | {"optimizer": "muon"}, folder)
+    if ladder:
+        systems |= {name: _rung(keys | changes, name) for name, changes in rungs(place).items()}
+
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(rounds):
+            for name, run in systems.items():
+                print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+                measured[name].append(run(Path(scratch, f"{len(measured[name])}-{name}")))
+    tokens = batch_size * block_size
+    rows = [_row(name, runs, tokens, skip) for name, runs in measured.items()]
+    print_report(rows, COLUMNS, _ratios({row["system"]: row for row in rows}))
+
+
+def rungs(device: torch.device) -> dict[str, dict[str, Any]]:
+    """Name of each rung that `device` has → all settings up to it."""
+    changes: dict[str, Any] = {}
+    ladder = {}
+    for name, change in LADDER.items():
+        if name != "TF32" or device.type == "cuda":
+            changes = changes | change
+            ladder[f"ladder: {name}"] = changes
+    return ladder
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a module's function in a new process, so that nothing it compiles, allocates or sets stays behind."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _rung(keys: dict[str, Any], name: str) -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: in_own_process(_ours, keys | {"optimizer": "adamw"}, folder)
+
+
+def _peers(
+    checkout: Path, keys: dict[str, Any], data: str, device: torch.device
+) -> dict[str, Callable[[Path], dict[str, Any]]]:
+    def run(settings: dict[str, Any], autocast: bool) -> Callable[[Path], dict[str, Any]]:
+        def measure(folder: Path) -> dict[str, Any]:
+            write_bins(data, folder / "data")
+            theirs = keys | settings | {"dataset": str(folder / "data")}
+            watched = train_peer(checkout, folder, theirs, autocast=autocast)
+            shown = {"dtype": settings["dtype"], "compile": settings["compile"]}
+            return shown | {"steps": watched["steps"], "memory": watched["memory"]}
+
+        return measure
+
+    modern = {"dtype": "bfloat16", "compile": True}
+    if device.type == "cuda":
+        return {PEER: run(modern, False)}
+    return {PEER: run({"dtype": "float32", "compile": False}, False), PEER_BY_HAND: run(modern, True)}
+
+
+def _ours(keys: dict[str, Any], out_dir: Path) -> dict[str, Any]:
+    """Train in this process; the clocks come from the run's own log, the settings from its checkpoint."""
+    keys = dict(keys)
+    kernel = sdpa_kernel(SDPBackend.MATH) if keys.pop("kernel", "any") == "math" else contextlib.nullcontext()
+    with contextlib.redirect_stdout(sys.stderr), kernel:
+        pretrain(PretrainConfig(out_dir=str(out_dir), **keys))
+    rows = [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "ms_per_step" in row]
+    wall = np.cumsum([row["ms_per_step"] / 1000 for row in rows])
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    newest = checkpoint.latest(out_dir)
+    assert newest is not None
+    numerics = checkpoint.load_state(newest)["numerics"]
+    return {name: numerics[name] for name in ("dtype", "compile", "threads")} | {
+        "steps": [(w, row["cpu_s"]) for w, row in zip(wall.tolist(), rows, strict=True)],
+        "mfu": [row.get("mfu") for row in rows],
+        "memory": gpu or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+
+
+def _row(name: str, runs: list[dict[str, Any]], tokens: int, skip: int) -> dict[str, Any]:
+    """The medians of a system's rounds, and what each round gave."""
+    each = [rates(run["steps"], tokens, skip) for run in runs]
+    figures: dict[str, Any] = {key: float(np.median([figure[key] for figure in each])) for key in each[0]}
+    mfu = [value for run in runs for value in run.get("mfu", [])[skip:] if value is not None]
+    if mfu:
+        figures["mfu"] = float(np.median(mfu))
+    figures["memory_gib"] = max(run["memory"] for run in runs) / 2**30
+    settings = {key: runs[0][key] for key in ("dtype", "compile", "threads") if key in runs[0]}
+    return {"system": name} | settings | figures | {"rounds": [round(e["tokens_per_s"], 1) for e in each]}
+
+
+def _ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    pairs = [(ours, peer) for ours in (OURS, MUON) for peer in (PEER, PEER_BY_HAND)]
+    ladder = [name for name in rows if name.startswith("ladder")]
+    pairs += [(OURS, MUON)[::-1], *((name, ladder[0]) for name in ladder[1:])]
+    ratios = {}
+    for ours, peer in pairs:
+        if ours in rows and peer in rows:
+            ratios[f"{ours}/{peer} tokens/s"] = rows[ours]["tokens_per_s"] / rows[peer]["tokens_per_s"]
+    if PEER in rows:
+        ratios[f"{OURS}/{PEER} CPU-s/token"] = rows[OURS]["cpu_s_per_mtok"] / rows[PEER]["cpu_s_per_mtok"]
+    return ratios

@@ -1,0 +1,14 @@
+"""Measure speed, next to a peer in one run."""
+
+from gpt_core.bench_attention import bench_attention
+from gpt_core.bench_learn import bench_learn
+from gpt_core.bench_train import bench_train
+from gpt_core.doors import open_door
+
+
+def main() -> None:
+    open_door({"train": bench_train, "attention": bench_attention, "learn": bench_learn})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The benches: what they run, what they print, and what they refuse. Not how fast anything is."""
+
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpt_core import bench_attention, bench_learn, bench_train
+from gpt_core.bench_peer import check_peer, rates, write_bins
+from gpt_core.errors import InputError
+from gpt_core.prepare import prepare_data
+from gpt_core.shards import ShardWriter, open_split
+from gpt_core.tokenizer import Tokenizer
+
+TEXT = "To know what you know, and to know what you do not: that is knowledge.\n" * 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "a.txt").write_text(TEXT)
+    prepare_data(input=[str(folder / "a.txt")], tokenizer="char", out=str(folder / "data"))
+    return str(folder / "data")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Spare the seconds that each new process takes to import torch."""
+    threads = torch.get_num_threads()
+    for module in (bench_attention, bench_learn):
+        monkeypatch.setattr(module, "in_own_process", lambda function, *arguments: function(*arguments))
+    yield
+    torch.set_num_threads(threads)
+
+
+def last_line(printed: str) -> dict[str, Any]:
+    report = json.loads(printed.splitlines()[-1])
+    assert set(report) == {"command", "machine", "versions", "results", "ratios"}
+    return report
+
+
+def test_train_times_adamw_and_muon(data: str) -> None:
+    shape = "--n_layer 1 --n_head 2 --n_embd 16 --block_size 8 --batch_size 4 --micro_batch_size 2"
+    command = [sys.executable, "scripts/bench.py", "train", "--data", data, *shape.split()]
+    command += ["--steps", "4", "--skip", "1", "--rounds", "1", "--device", "cpu", "--compile", "off"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    report = last_line(done.stdout)
+    ours, muon = report["results"]
+    assert (ours["system"], muon["system"]) == ("ours", "ours, Muon")
+    for row in (ours, muon):
+        assert row["tokens_per_s"] > 0
+        assert row["cpu_s_per_mtok"] > 0
+        assert 0 < row["mfu"] < 1
+        assert 0 < row["memory_gib"] < 4
+        assert (row["threads"], row["compile"]) == (1, False)
+    ratio = muon["tokens_per_s"] / ours["tokens_per_s"]
+    assert report["ratios"] == {"ours, Muon/ours tokens/s": pytest.approx(ratio, rel=1e-4)}
+
+
+def test_each_rung_of_the_ladder_keeps_the_ones_below() -> None:
+    names = ["fp32", "TF32", "bf16", "compile", "flash attention", "padded vocabulary"]
+    on_gpu, on_cpu = bench_train.rungs(torch.device("cuda")), bench_train.rungs(torch.device("cpu"))
+    assert list(on_gpu) == [f"ladder: {name}" for name in names]
+    assert list(on_cpu) == [f"ladder: {name}" for name in names if name != "TF32"]
+    first, *_, last = on_gpu.values()
+    assert first == {
+        "dtype": "float32", "compile": "off", "tf32": False, "kernel": "math", "vocab_multiple": 1
+    }  # fmt: skip
+    assert last == {"dtype": "bfloat16", "compile": "on", "tf32": True, "kernel": "any", "vocab_multiple": 64}
+
+
+def test_rates_are_medians_after_the_first_steps() -> None:
+    clocks = [(0.0, 0.0), (9.0, 5.0), (10.0, 7.0), (12.0, 9.0), (13.0, 11.0)]
+    assert rates(clocks, tokens=1000, skip=1) == {"tokens_per_s": 1000.0, "cpu_s_per_mtok": 2000.0}
+
+
+def test_bad_arguments_are_named(data: str, tmp_path: Path) -> None:
+    for steps, skip in ((4, 3), (4, -1)):
+        with pytest.raises(InputError, match=f"skip is {skip}; expected 0 to steps - 2, which is 2"):
+            bench_train.bench_train(data=data, steps=steps, skip=skip)
+    with pytest.raises(InputError, match="rounds is 0"):
+        bench_train.bench_train(data=data, rounds=0)
+    with pytest.raises(InputError, match=r"has no train\.py; --peer expects a checkout of nanoGPT"):
+        bench_train.bench_train(data=data, peer=str(tmp_path))
+    with pytest.raises(InputError, match=r"has no train\.py"):
+        bench_learn.bench_learn(data=data, peer=str(tmp_path))
+    with pytest.raises(
+        InputError, match="nanoGPT tuned runs from a checkout of nanoGPT; name it with --peer"
+    ):
+        bench_learn.bench_learn(data=data, systems=("nanoGPT tuned", "gpt2"))
+    with pytest.raises(InputError, match="--seeds names none"):
+        bench_learn.bench_learn(data=data, seeds=())
+    with pytest.raises(InputError, match=r"lengths is \(0,\)"):
+        bench_attention.bench_attention(lengths=(0,))
+    for name in ("train.py", "model.py"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"has no configurator\.py"):
+        check_peer(tmp_path)
+
+
+def test_nanogpt_gets_the_same_ids(data: str, tmp_path: Path) -> None:
+    write_bins(data, tmp_path / "char")
+    for split in ("train", "val"):
+        theirs = np.fromfile(tmp_path / "char" / f"{split}.bin", dtype=np.uint16)
+        assert theirs.tolist() == [i for s in open_split(data, split) for i in s.tokens.tolist()]
+    vocab_size = Tokenizer.from_pretrained(data).vocab_size
+    assert pickle.loads((tmp_path / "char" / "meta.pkl").read_bytes()) == {"vocab_size": vocab_size}
+
+    gpt2 = Tokenizer.from_pretrained("gpt2")
+    (tmp_path / "shards").mkdir()
+    for split in ("train", "val"):
+        with ShardWriter(tmp_path / "shards", split, gpt2.vocab_size, gpt2.fingerprint) as writer:
+            writer.add(gpt2.encode(TEXT))
+    gpt2.save(tmp_path / "shards")
+    write_bins(tmp_path / "shards", tmp_path / "gpt2")
+    assert not (tmp_path / "gpt2" / "meta.pkl").exists()  # then nanoGPT takes GPT-2's vocabulary, padded
+
+
+def test_attention_lists_what_the_device_lacks(
+    in_this_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_attention.bench_attention(lengths=(32,), head_dims=(16,), n_head=2, dtype="float32", device="cpu")
+    report = last_line(capsys.readouterr().out)
+    flash, efficient, math_ = report["results"]
+    assert [row["kernel"] for row in (flash, efficient, math_)] == ["flash", "efficient", "math"]
+    assert efficient["note"] == "not on this device for float32"
+    assert "forward_ms" not in efficient
+    for row in (flash, math_):
+        assert 0 < row["forward_ms"] < row["forward_backward_ms"] * 5
+        assert row["memory_mib"] >= 0
+    ratio = flash["forward_backward_ms"] / math_["forward_backward_ms"]
+    assert report["ratios"] == {"flash/math ms T=32 head_dim=16": pytest.approx(ratio, rel=1e-3)}
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> str:
+    """Our two presets, as small as can be."""
+    folder = tmp_path / "presets"
+    folder.mkdir()
+    shape = "n_layer: 1\nn_head: 2\nn_embd: 16\nblock_size: 8\nbatch_size: 4\nvocab_multiple: 1\n"
+    (folder / "shakespeare_char_cpu.yaml").write_text(shape)
+    (folder / "shakespeare_char_cpu_gpt2.yaml").write_text(shape + "graph: gpt2\n")
+    return str(folder)
+
+
+def test_learn_goes_on_where_it_was_stopped(
+    data: str, presets: str, tmp_path: Path, in_this_process: None, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    systems: tuple[bench_learn.SystemName, ...] = ("gpt2", "qwen3", "gpt2 zero rotary")
+    arguments: dict[str, Any] = {
+        "data": data, "presets": presets, "out": str(tmp_path / "out"), "seeds": (1, 2), "steps": 4,
+        "eval_interval": 2, "target": 0.5,
+    }  # fmt: skip
+    bench_learn.bench_learn(**arguments, systems=systems[:1])
+    capsys.readouterr()
+    trained = []
+
+    def learn(settings: dict[str, Any]) -> bench_learn.Curve:
+        trained.append((settings["graph"], settings.get("position"), settings["seed"]))
+        return real(settings)
+
+    real = bench_learn.learn
+    monkeypatch.setattr(bench_learn, "learn", learn)
+    bench_learn.bench_learn(**arguments, systems=systems)
+    assert trained == [
+        (None, None, 1), ("gpt2", "rope", 1), (None, None, 2), ("gpt2", "rope", 2)
+    ]  # fmt: skip
+    report = last_line(capsys.readouterr().out)
+    vocab_size = Tokenizer.from_pretrained(data).vocab_size
+    for row in report["results"]:
+        assert row["lowest"] <= row["loss"] <= row["highest"]
+        assert abs(row["loss"] - math.log(vocab_size)) < 1
+        assert [point[0] for point in row["curve"]] == [2, 4]
+        assert 0 < row["curve"][0][1] < row["cpu_s"] == pytest.approx(row["curve"][1][1], abs=1e-5)
+        assert row["cpu_s_to_target"] is None
+    assert len({row["loss"] for row in report["results"]}) == 3
+    assert report["ratios"] == {}
+
+    trained.clear()
+    bench_learn.bench_learn(**(arguments | {"seeds": (1,), "eval_interval": 4}), systems=("qwen3",))
+    assert trained == [(None, None, 1)]  # asked for something else than what lies there
+
+
+def test_cpu_seconds_are_interpolated_between_evaluations() -> None:
+    curve: bench_learn.Curve = [(250, 10.0, 2.0), (500, 20.0, 1.8), (750, 30.0, 1.6), (1000, 40.0, 1.7)]
+    assert bench_learn.cpu_seconds_to(1.7, curve) == pytest.approx(25.0)
+    assert bench_learn.cpu_seconds_to(1.8, curve) == pytest.approx(20.0)
+    assert bench_learn.cpu_seconds_to(1.5, curve) is None
