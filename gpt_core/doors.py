@@ -39,6 +39,9 @@ def open_door(
             tyro.cli(function, prog=prog, args=args, use_underscores=True)
         else:
             description = (function.__doc__ or "").partition("\n")[0]
+            if "LOCAL_RANK" in os.environ:  # which the deepspeed launcher repeats as an argument
+                repeated = f"--local_rank={os.environ['LOCAL_RANK']}"
+                args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != repeated]
             function(read_config(config, prog=prog, description=description, args=args))
     except InputError as error:
         sys.exit(f"{prog}: {error}")

@@ -108,9 +108,15 @@ def join(device: DeviceName) -> Iterator[Ranks]:
     if "RANK" not in os.environ:
         yield Ranks(device=place)
         return
+    n_local = os.environ.get("LOCAL_SIZE", 1)  # the deepspeed launcher's name for LOCAL_WORLD_SIZE
     number = {
         name: int(os.environ.get(name, default))
-        for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1))
+        for name, default in (
+            ("RANK", 0),
+            ("LOCAL_RANK", 0),
+            ("WORLD_SIZE", 1),
+            ("LOCAL_WORLD_SIZE", n_local),
+        )
     }
     backend = "gloo"
     if place.type == "cuda":
@@ -149,6 +155,6 @@ def peer_errors() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
             raise
         raise PeerLost(
-            f"Another rank is gone ({str(error).splitlines()[0][:200]}); this one ends without saving, and the last "
+            f"Another rank is gone ({str(error).partition('. ')[0]}); this one ends without saving, and the last "
             "checkpoint stays. Start the training again to go on from it."
         ) from error

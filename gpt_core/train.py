@@ -114,7 +114,9 @@ def train(
                 loss_sum, n_targets = loss_sum + loss.detach(), n_targets + count
             loss_sum, n_targets = ranks.sum(torch.stack((loss_sum, n_targets.type_as(loss_sum))))
 
-            before = {name: p.detach().clone() for name, p in model.named_parameters()} if evaluating else {}
+            before = {}
+            if evaluating and config.parallel != "deepspeed":  # whose parameters are empty between forwards
+                before = {name: p.detach().clone() for name, p in model.named_parameters()}
             factor = learning_rate_factor(config, step - 1)
             grad_norm = parallel.update(n_targets, factor)
             watch.advance()

@@ -1,6 +1,10 @@
 """ZeRO-3 in real processes beside the same steps by hand, its checkpoints, and the files of settings it refuses."""
 
+import dataclasses
 import json
+import math
+import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,9 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
+from gpt_core import checkpoint
 from gpt_core.device import Numerics
 from gpt_core.errors import InputError
+from gpt_core.prepare import prepare_data
+from gpt_core.pretrain import pretrain
 from gpt_core.pretrain_config import PretrainConfig
 from gpt_core.ranks import Ranks
 from gpt_core.train_config import TrainConfig
@@ -43,7 +52,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         [sys.executable, str(driver), str(folder)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout + done.stderr == ""  # DeepSpeed keeps its notes to itself
+    said = (done.stdout + done.stderr).splitlines()
+    assert [line for line in said if "OVERFLOW! Skipping step" not in line] == []  # DeepSpeed's notes are kept away
     return Runs(folder)
 
 
@@ -88,6 +98,14 @@ def test_the_plain_gpt_evaluates_on_every_rank(runs: Runs) -> None:
 
 
 @needs_deepspeed
+def test_training_goes_on_after_an_evaluation_and_notices_what_breaks(runs: Runs) -> None:
+    mine = runs["run-True-True-float32-2-0"]
+    assert mine["step after"][0][0] < mine["rows"][-3][0]
+    assert not math.isfinite(mine["norm of a broken step"])
+    assert "Muon's state of blocks.0.attn.q.weight, which this run does not train" in mine["refusal"]
+
+
+@needs_deepspeed
 def test_each_rank_holds_its_share_alone(runs: Runs) -> None:
     for rank in (0, 1):
         sizes = runs[f"run-True-True-float32-2-{rank}"]["sizes"]
@@ -111,6 +129,51 @@ def test_three_ranks_go_on_from_a_checkpoint_of_one_process(runs: Runs) -> None:
         assert row == pytest.approx(expected, abs=1e-6)
     assert largest_difference(plain["weights"], rest["weights"]) < 1e-6
     assert largest_difference(plain["end"], rest["state"]) < 1e-6
+
+
+@needs_deepspeed
+def test_the_deepspeed_launcher_trains_what_one_process_does(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(
+        "To know what you know, and to know what you do not: that is knowledge.\n" * 40
+    )
+    prepare_data(input=[str(tmp_path / "a.txt")], tokenizer="char", out=str(tmp_path / "data"))
+    alone = PretrainConfig(
+        data_dir=str(tmp_path / "data"), out_dir=str(tmp_path / "alone"), max_iters=6, eval_interval=6, warmup_iters=1,
+        n_layer=1, n_head=2, n_embd=32, block_size=16, batch_size=8, vocab_multiple=1, optimizer="adamw",
+        learning_rate=1e-3, device="cpu", dtype="float32", threads=1, sample_tokens=5,
+    )  # fmt: skip
+    figures = pretrain(alone)
+
+    shared = {"out_dir": str(tmp_path / "shared"), "parallel": "deepspeed"}
+    shared["deepspeed_config"] = "configs/ds_zero3_offload.json"
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(dataclasses.asdict(alone) | shared))
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        "2",
+        "--master_port",
+        free_port(),
+    ]
+    command = [*launcher, "scripts/pretrain.py", "--config", str(tmp_path / "shared.yaml")]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": "."}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 ranks, deepspeed" in done.stdout
+    one, two = (checkpoint.best_or_latest(out_dir) for out_dir in (alone.out_dir, shared["out_dir"]))
+    assert one is not None
+    assert two is not None
+    assert checkpoint.read_state(two)["figures"]["val_loss"] == pytest.approx(figures["val_loss"], abs=1e-5)
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert largest_difference(load_file(one / file), load_file(two / file)) < 1e-4
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def settings_of(tmp_path: Path, given: Any, dtype: str = "float32", **keys: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ python zero3_driver.py OUT
 """
 
 import json
+import math
 import os
 import socket
 import sys
@@ -20,6 +21,7 @@ from torch import Tensor
 import gpt_core.model
 from gpt_core import GPT, GPTConfig
 from gpt_core.device import Numerics
+from gpt_core.errors import InputError
 from gpt_core.ranks import Ranks, join
 from gpt_core.train_config import TrainConfig
 from gpt_core.zero3 import ZeRO3
@@ -203,7 +205,14 @@ def whole_run(
     hook.remove()
     sizes |= {"gathered in a forward": max(gathered), "of it needed": model.blocks[1].mlp.up.weight.ds_numel}
     model.train()
-    zero3_steps(parallel, ranks, range(STEPS, STEPS + 1))  # training goes on after an evaluation
+    result["step after"] = zero3_steps(parallel, ranks, range(STEPS, STEPS + 1))
+    with parallel.micro_step(last=True):
+        parallel.backward(parallel.network(*batch(0)[0]).loss_sum * math.inf)
+    result["norm of a broken step"] = float(parallel.update(torch.tensor(1.0), 1.0))
+    try:
+        parallel.load_optimizer_tensors({"Muon:blocks.0.attn.q.weight:momentum_buffer": torch.zeros(20, 18)})
+    except InputError as error:
+        result["refusal"] = str(error)
     torch.save(result, out / f"run-{tie}-{offload}-{dtype}-{ranks.world_size}-{ranks.rank}.pt")
 
 
