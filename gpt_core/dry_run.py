@@ -74,7 +74,7 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
         f"batch     {config.batch_size:,} sequences, {step_tokens:,} tokens a step: {_count(world_size, 'rank')} with "
         f"{_count(-(-share // micro_batch_size), 'micro-batch', 'es')} of {micro_batch_size:,}"
     )
-    print_memory(memory, config, world_size, micro_batch_size, numerics, shape.dropout)
+    print_memory(memory, config, world_size, micro_batch_size, numerics)
     print_speed(speed, numerics, tokens_per_s, shape.n_layer, world_size)
     flops = n_tokens * flops_per_token(shape, block_size)
     rented = [f"{_hours(flops / (n * PEAK_TFLOPS[gpu] * 1e12 * MFU))} on {n}× {gpu}" for n, gpu in RENTED]
@@ -135,21 +135,16 @@ def print_memory(
     world_size: int,
     micro_batch_size: int,
     numerics: Numerics,
-    dropout: float,
 ) -> None:
     """Print what a rank needs, for each way of sharing a model."""
     state, working = 2 * memory.weights + memory.optimizer, memory.activations + memory.loss
     shared = world_size if world_size > 1 else MANY
-    matrices = (
-        ", with attention matrices, which dropout makes a CPU keep"
-        if dropout and numerics.device == "cpu"
-        else ""
-    )
+    kernels = ", with a CPU's kernels, which keep more than a GPU's" if numerics.device == "cpu" else ""
     print(
         f"memory    weights {_size(memory.weights)}, gradients {_size(memory.weights)}, optimizer ({config.optimizer}) "
         f"{_size(memory.optimizer)}\n"
         f"          a micro-batch of {micro_batch_size:,} in {numerics.dtype}: about {_size(memory.activations)} of "
-        f"activations and {_size(memory.loss)} for the loss, uncompiled{matrices}\n"
+        f"activations and {_size(memory.loss)} for the loss, uncompiled{kernels}\n"
         f"          a rank that holds the model (ddp, or alone): {_size(state + working)}\n"
         f"          one of {shared} with fsdp2: {_size(state / shared + memory.gathered + working)}; with cpu_offload, "
         f"or deepspeed: {_size(memory.gathered + working)}, and {_size(state)} of CPU memory over all"
