@@ -33,7 +33,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
         os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come just after the renaming
         raise
     fsync_path(path.parent)
 

@@ -80,10 +80,9 @@ def prepare_data(
         "piece": PIECE,
     }
     with _partial_folder(target.resolve(), record) as (folder, progress):
-        if progress:
-            chosen = Tokenizer.from_pretrained(folder)
-        else:
-            chosen = chosen or _characters(source)
+        if chosen is None:
+            chosen = Tokenizer.from_pretrained(folder) if progress else _characters(source)
+        if not progress:
             chosen.save(folder)
         _write_shards(folder, source, chosen, fraction, record, progress)
 

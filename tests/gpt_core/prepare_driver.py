@@ -21,6 +21,7 @@ from typing import Any
 
 from gpt_core import pieces, prepare
 from gpt_core.doors import open_door
+from gpt_core.gpt2_bpe import gpt2_rust, gpt2_tiktoken
 from gpt_core.shards import ShardWriter
 from gpt_core.tokenizer import Tokenizer
 
@@ -63,6 +64,7 @@ def live(moment: str, args: list[str]) -> None:
 
 def main() -> None:
     cut = sys.argv.index("--")
+    gpt2_tiktoken(), gpt2_rust()  # once here, not in every child
     for moment in sys.argv[1:cut]:
         print(moment, flush=True)
         child = os.fork()
