@@ -273,3 +273,29 @@ def test_a_set_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match=r"data set .*nowhere cannot be read"):
         HubSet(str(tmp_path / "nowhere"))
     assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak")
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    shakespeare = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")
+    program = (
+        "import sys; from gpt_core.prepare import prepare_data\n"
+        "prepare_data(input=[sys.argv[1]], out=sys.argv[2], tokenizer='char', val_fraction=0.5)\n"
+        "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
+    )
+    peaks = []
+    for times in (2, 30):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / "a.txt").write_text(shakespeare * times)
+        rows = [shakespeare[i : i + 5000] for i in range(0, len(shakespeare), 5000)]
+        write_jsonl(tmp_path / "in" / "b.jsonl", rows * times)
+        run = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "in"), str(tmp_path / str(times))],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": os.getcwd()},
+        )
+        peaks.append(int(run.stdout.splitlines()[-1]) / 1000)
+    assert peaks[1] - peaks[0] < 30, peaks  # MB; there are 62 MB of text more
+    assert peaks[1] < 500, peaks
