@@ -197,3 +197,16 @@ def test_cpu_seconds_are_interpolated_between_evaluations() -> None:
     assert bench_learn.cpu_seconds_to(1.7, curve) == pytest.approx(25.0)
     assert bench_learn.cpu_seconds_to(1.8, curve) == pytest.approx(20.0)
     assert bench_learn.cpu_seconds_to(1.5, curve) is None
+
+
+def test_a_peer_that_misses_the_target_bounds_the_ratio() -> None:
+    reached: bench_learn.Curve = [(1, 5.0, 2.0), (2, 10.0, 1.5)]
+    missed: bench_learn.Curve = [(1, 20.0, 2.0), (2, 40.0, 1.9)]
+    ours = bench_learn.summarise("gpt2", [reached, reached], 1.75)
+    tuned = bench_learn.summarise("nanoGPT tuned", [reached, missed], 1.75)
+    slow = bench_learn.summarise("nanoGPT", [reached], 1.75)
+    assert (ours["cpu_s_to_target"], tuned["cpu_s_to_target"], tuned["loss"]) == (7.5, None, 1.7)
+    assert bench_learn.ratios({"gpt2": ours, "nanoGPT tuned": tuned, "nanoGPT": slow}, 1.75) == {
+        "gpt2/nanoGPT loss": 1.0, "gpt2/nanoGPT CPU-s to 1.75": 1.0,
+        "gpt2/nanoGPT tuned loss": pytest.approx(1.5 / 1.7), "gpt2/nanoGPT tuned CPU-s to 1.75, at most": 0.3,
+    }  # fmt: skip
