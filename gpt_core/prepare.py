@@ -141,12 +141,12 @@ def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path
 
 def _progress(partial: Path, record: dict[str, Any]) -> dict[str, Any]:
     path = partial / "progress.json"
-    if not path.exists():
-        return {}
-    progress = json.loads(path.read_text(encoding="utf-8"))
-    if progress.pop("record") != json.loads(json.dumps(record)):
+    progress = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if progress and progress.pop("record") != json.loads(json.dumps(record)):
         print(f"starting anew: {partial} was made from other inputs or with other options")
-        path.unlink()
+        progress = {}
+    if not progress or not (partial / "data").exists():  # a kill came after the folder took its name
+        path.unlink(missing_ok=True)
         return {}
     return progress
 
