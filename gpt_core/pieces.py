@@ -15,7 +15,7 @@ from pathlib import Path
 from gpt_core.errors import InputError
 from gpt_core.tokenizer import Tokenizer
 
-PIECE = 2**18  # characters of a piece at most
+PIECE = 2**16  # characters of a piece at most
 # after a letter that has been one in all versions of Unicode, before punctuation that has been that
 PUNCTUATION = re.compile(
     r"(?<=[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])[,.;:!?，。、；：！？]"
