@@ -40,7 +40,8 @@ def _report():
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     memory = gpu or 1024 * _resource.getrusage(_resource.RUSAGE_SELF).ru_maxrss
     with open(_os.path.join(out_dir, "watched.json"), "w") as f:
-        _json.dump({"steps": _steps, "saves": _saves, "memory": memory}, f)
+        threads = torch.get_num_threads()
+        _json.dump({"steps": _steps, "saves": _saves, "memory": memory, "threads": threads}, f)
 
 torch.nn.utils.clip_grad_norm_, torch.save = _watched_clip, _watched_save
 torch.manual_seed = lambda seed: _seed(SEED)
@@ -124,7 +125,7 @@ def train_peer(
 
     Returns:
         {"steps": [(wall seconds, CPU seconds) at each step's clipping], "saves": [{"step", "cpu_s": CPU seconds since
-        the first step, without the savings}], "memory": peak in bytes, of the GPU or else of the process}.
+        the first step, without the savings}], "memory": peak in bytes, of the GPU or else of the process, "threads"}.
 
     Raises:
         InputError: if it fails.

@@ -148,7 +148,7 @@ def _peers(
             theirs = keys | settings | {"dataset": str(folder / "data")}
             watched = train_peer(checkout, folder, theirs, autocast=autocast)
             shown = {"dtype": settings["dtype"], "compile": settings["compile"]}
-            return shown | {"steps": watched["steps"], "memory": watched["memory"]}
+            return shown | watched
 
         return measure
 
