@@ -7,13 +7,14 @@ from types import FrameType, TracebackType
 
 
 class StopSignal:
-    """While the block runs, the first SIGINT or SIGTERM only sets `asked`; a second one acts at once.
+    """While the block runs, SIGINT and SIGTERM only set `asked`; a second SIGINT acts at once.
 
-    Signals reach the main thread alone; in any other thread this does nothing.
+    A second SIGTERM does not: torchrun sends one of its own after the scheduler's, and both mean the same. Signals
+    reach the main thread alone; in any other thread this does nothing.
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None  # the signal's number
+        self.asked = 0  # the signal's number; 0: none came
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -25,25 +26,26 @@ class StopSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def act(self) -> None:
-        """Do what the signal asked for.
-
-        Raises:
-            KeyboardInterrupt: for SIGINT.
-            SystemExit: with 143 for SIGTERM, so that a scheduler knows that it stopped the job itself.
-        """
-        if self.asked == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.asked is not None:
-            sys.exit(128 + self.asked)
+        for number in list(self._before):
+            self._restore(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
-        self._restore()
+        self.asked = max(self.asked, number)
+        if number == signal.SIGINT:
+            self._restore(number)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before.clear()
+    def _restore(self, number: int) -> None:
+        signal.signal(number, self._before.pop(number))  # type: ignore[arg-type]
+
+
+def act(asked: int) -> None:
+    """Do what a signal asked for; nothing for 0.
+
+    Raises:
+        KeyboardInterrupt: for SIGINT.
+        SystemExit: with 143 for SIGTERM, so that a scheduler knows that it stopped the job itself.
+    """
+    if asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    if asked:
+        sys.exit(128 + asked)

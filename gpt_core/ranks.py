@@ -5,6 +5,8 @@ A process that was started alone is one rank of one, and nothing here touches th
 
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from gpt_core.device import DeviceName, pick_device
 from gpt_core.errors import InputError
@@ -128,7 +131,13 @@ def join(device: DeviceName) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
         place = torch.device("cuda", number["LOCAL_RANK"])
         torch.cuda.set_device(place)
-    dist.init_process_group(backend, device_id=place if place.type == "cuda" else None)
+    dist.init_process_group(
+        backend,
+        store=fresh_store(number["RANK"], number["WORLD_SIZE"]),
+        rank=number["RANK"],
+        world_size=number["WORLD_SIZE"],
+        device_id=place if place.type == "cuda" else None,
+    )
     try:
         with peer_errors():
             yield Ranks(
@@ -140,6 +149,33 @@ def join(device: DeviceName) -> Iterator[Ranks]:
             )
     finally:
         dist.destroy_process_group()
+
+
+def fresh_store(rank: int, world_size: int) -> dist.Store:
+    """The place where ranks find one another's addresses, without those of ranks that were there before a restart.
+
+    torchrun (torch 2.13) keeps one store over its restarts, and a rank that comes a moment too soon finds the address
+    of a process that was killed, and waits for it for ever. So rank 0 names a part of the store after itself, and
+    tells that name to every rank that it has heard of in this life.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    me = uuid.uuid4().hex
+    store.set(f"here/{rank}", me)
+    if rank > 0:
+        first = store.get(f"follow/{me}").decode()  # waits; no other process ever had this name
+        store.set(f"followed/{first}/{rank}", "")
+        return dist.PrefixStore(first, store)
+    missing = set(range(1, world_size))
+    while missing:
+        for other in sorted(missing):
+            if store.check(
+                [f"here/{other}"]
+            ):  # perhaps of a process that is gone: its successor overwrites it
+                store.set(f"follow/{store.get(f'here/{other}').decode()}", me)
+            if store.check([f"followed/{me}/{other}"]):
+                missing.remove(other)
+        time.sleep(0.02)
+    return dist.PrefixStore(me, store)
 
 
 @contextmanager
@@ -154,7 +190,8 @@ def peer_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
             raise
+        reason = str(error).partition(". ")[0]
         raise PeerLost(
-            f"Another rank is gone ({str(error).partition('. ')[0]}); this one ends without saving, and the last "
-            "checkpoint stays. Start the training again to go on from it."
+            f"Another rank is gone ({reason}); this one ends without saving, and the last checkpoint stays. Start the "
+            "training again to go on from it."
         ) from error

@@ -13,7 +13,7 @@ from gpt_core import checkpoint
 from gpt_core.device import Numerics
 from gpt_core.errors import InputError
 from gpt_core.flops import peak_flops
-from gpt_core.interrupt import StopSignal
+from gpt_core.interrupt import StopSignal, act
 from gpt_core.optim import learning_rate_factor
 from gpt_core.parallel import Parallel, make_parallel, try_compiled
 from gpt_core.probes import update_to_weight
@@ -97,12 +97,13 @@ def train(
         peak = ranks.on_main(lambda: peak_flops(ranks.device, numerics.torch_dtype))
     watch = Watch(out_dir, config, ranks, first, flops_per_target=flops_per_target, peak_flops=peak)
     n_clipped = first_bad = torch.zeros((), device=ranks.device)
+    stopping = 0
     with watch, StopSignal() as stop:
         for step in range(first + 1, config.max_iters + 1):
-            evaluating = step % config.eval_interval == 0 or step == config.max_iters
-            torch.manual_seed(
-                (config.seed + step) * SEED_STRIDE + ranks.rank
-            )  # dropout's: no state to be saved
+            if stopping or 0 < config.patience <= best["evaluations_since"]:
+                break
+            # Dropout's seed; with one for each step and rank there is no random state to be saved.
+            torch.manual_seed((config.seed + step) * SEED_STRIDE + ranks.rank)
 
             loss_sum = n_targets = torch.zeros((), device=ranks.device)
             micro_batches = next(batches)
@@ -114,6 +115,7 @@ def train(
                 loss_sum, n_targets = loss_sum + loss.detach(), n_targets + count
             loss_sum, n_targets = ranks.sum(torch.stack((loss_sum, n_targets.type_as(loss_sum))))
 
+            evaluating = step % config.eval_interval == 0 or step == config.max_iters
             before = {}
             if evaluating and config.parallel != "deepspeed":  # whose parameters are empty between forwards
                 before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -126,10 +128,8 @@ def train(
             bad = ~(loss_mean if numerics.dtype == "float16" else loss_mean + grad_norm).isfinite()
             first_bad = torch.where((first_bad == 0) & bad, step, first_bad)
             n_clipped = n_clipped + (grad_norm > (config.grad_clip or math.inf))
-            stop.asked = (
-                ranks.max(stop.asked or 0) or None
-            )  # the ranks agree; what comes later is for the next step
-            saving = evaluating or stop.asked is not None
+            stopping = ranks.max(stop.asked)  # the ranks agree; a signal from here on is for the next step
+            saving = evaluating or stopping > 0
             if saving or step % config.log_interval == 0:
                 if first_bad:
                     raise InputError(not_finite(batches, int(first_bad), step, float(loss_mean), out_dir))
@@ -149,10 +149,8 @@ def train(
             if evaluating:
                 ratios = update_to_weight(before, dict(model.named_parameters()))
                 model.eval()
-                with (
-                    torch.no_grad(),
-                    torch.compiler.set_stance("force_eager"),
-                ):  # other shapes: not worth compiling
+                # Evaluation has other shapes, which are not worth compiling for.
+                with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                     figures = evaluate(model) | ratios
                     text = sample(model) if sample is not None else None
                 model.train()
@@ -170,9 +168,7 @@ def train(
             )  # fmt: skip
             ranks.on_main(lambda: checkpoint.prune(out_dir, config.keep_checkpoints))
             watch.skip_time()
-            if stop.asked is not None or 0 < config.patience <= best["evaluations_since"]:
-                break
-        stop.act()
+        act(stopping)
     return figures
 
 
@@ -192,6 +188,6 @@ def not_finite(batches: TrainBatches, bad: int, step: int, loss: float, out_dir:
     found = f" (noticed at step {step})" if step > bad else ""
     return (
         f"The loss or its gradient is not a finite number at step {bad}{found}, whose batch is "
-        f"{batches.describe(bad)}; the loss is {loss} now. Training stops, the checkpoints in {out_dir} are untouched: "
-        "lower the learning rate, or look at that text, and run again."
+        f"{batches.describe(bad)}; the loss is {loss} now. Training stops, and the checkpoints in {out_dir} are "
+        "untouched: lower the learning rate, or look at that text, and run again."
     )

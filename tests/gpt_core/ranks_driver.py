@@ -1,0 +1,187 @@
+"""Train a tiny GPT on several ranks; run by test_parallel.py as a process of its own, so that torch is imported once.
+
+Ranks are forked children with torchrun's environment variables. What a scenario finds goes to standard output as JSON.
+
+    python ranks_driver.py SCENARIO DATA_DIR OUT_DIR
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # optimizers import it at their first step: once here, not in every child
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from gpt_core import pretrain
+from gpt_core.doors import open_door
+from gpt_core.pretrain_config import PretrainConfig
+
+
+def settings(data_dir: str, out_dir: str, **keys: Any) -> PretrainConfig:
+    small = PretrainConfig(
+        data_dir=data_dir, out_dir=out_dir, max_iters=6, eval_interval=3, log_interval=1, warmup_iters=2, n_layer=2,
+        n_head=2, n_embd=32, block_size=16, batch_size=12, optimizer="adamw", device="cpu", dtype="float32", threads=1,
+        vocab_multiple=1,
+    )  # fmt: skip
+    return replace(small, **keys)
+
+
+def run_ranks(n: int, config: PretrainConfig, inside: Callable[[int], None] | None = None) -> list[int]:
+    """Train on n ranks, alone without torchrun's variables if n is 1; return their exit codes (a signal: negative)."""
+    return wait(start_ranks(n, config, inside))
+
+
+def start_ranks(n: int, config: PretrainConfig, inside: Callable[[int], None] | None = None) -> list[int]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    children = []
+    for rank in range(n):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            if n > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port}
+                os.environ |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1"}
+            os.dup2(2, 1)  # standard output is the parent's
+            code: Any = 0
+            try:
+                if inside is not None:
+                    inside(rank)
+                open_door(lambda: pretrain.pretrain(config), args=[])
+            except SystemExit as error:
+                code = error.code
+                if isinstance(code, str):
+                    print(f"rank {rank}: {code}", file=sys.stderr)
+                    code = 1
+            finally:
+                sys.stderr.flush()
+                os._exit(code or 0)
+        children.append(child)
+    return children
+
+
+def wait(children: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def rows(out_dir: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(out_dir, "log.jsonl").read_text().splitlines()]
+
+
+def losses(out_dir: str) -> list[float]:
+    return [row["loss"] for row in rows(out_dir) if "loss" in row]
+
+
+def gradients(data: str, out: str) -> Any:
+    """Loss and gradient of every step, in float64, for ranks × micro-batches 1×1, 1×4, 2×2, 4×1."""
+    found = {}
+    for n, micro_batch_size in ((1, 12), (1, 3), (2, 3), (4, 3)):
+        name = f"{n}x{12 // n // micro_batch_size}"
+        config = settings(
+            data, f"{out}/{name}", micro_batch_size=micro_batch_size, max_iters=3, grad_clip=0.5
+        )
+
+        def inside(rank: int, path: str = f"{out}/{name}.pt") -> None:
+            torch.set_default_dtype(torch.float64)
+            taken: list[torch.Tensor] = []
+
+            def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+                tensors = [p.grad.flatten() for g in optimizer.param_groups for p in g["params"]]
+                taken.append(torch.cat(tensors))
+                torch.save(torch.stack(taken), f"{path}.{rank}")
+
+            register_optimizer_step_pre_hook(keep)
+
+        codes = run_ranks(n, config, inside)
+        per_rank = [torch.load(f"{out}/{name}.pt.{rank}") for rank in range(n)]
+        found[name] = {"codes": codes, "losses": losses(config.out_dir)}
+        found[name]["ranks_differ"] = max(float((g - per_rank[0]).abs().max()) for g in per_rank)
+        reference = torch.load(f"{out}/1x1.pt.0")
+        found[name]["difference"] = float((per_rank[0] - reference).abs().max())
+        found[name]["length"] = float(reference[0].norm())
+    return found
+
+
+def resharded(data: str, out: str) -> Any:
+    """50 steps on 2 ranks, on 1, and on 2 → 1 → 2; through all ways of sharing a model."""
+    base = settings(data, "", max_iters=50, eval_interval=10, log_interval=1)
+    found = {}
+    straight = (("two", 2, "ddp"), ("one", 1, "ddp"), ("fsdp2", 2, "fsdp2"))
+    for name, n, parallel in straight:
+        config = replace(base, out_dir=f"{out}/{name}", parallel=parallel)
+        found[name] = {"codes": run_ranks(n, config), "losses": losses(config.out_dir)}
+    codes = []
+    for steps, n, parallel in ((20, 2, "ddp"), (30, 1, "ddp"), (40, 2, "fsdp2"), (50, 2, "ddp")):
+        config = replace(base, out_dir=f"{out}/mixed", parallel=parallel, max_iters=steps, lr_decay_iters=50)
+        codes += run_ranks(n, config)
+    found["mixed"] = {"codes": codes, "losses": losses(f"{out}/mixed")}
+    return found
+
+
+def resumed(data: str, out: str) -> Any:
+    """6 steps with dropout and Muon on 2 ranks, straight and killed after the third."""
+    base = settings(data, f"{out}/straight", dropout=0.2, optimizer="muon", micro_batch_size=3)
+    found: dict[str, Any] = {"straight": run_ranks(2, base)}
+
+    def die(rank: int) -> None:
+        calls = [0]
+        real = pretrain.next_token_loss
+
+        def counted(model: torch.nn.Module, micro_batch: Any) -> Any:
+            calls[0] += model.training
+            if rank == 1 and calls[0] == 9:  # the fifth step
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(model, micro_batch)
+
+        pretrain.next_token_loss = counted
+
+    killed = replace(base, out_dir=f"{out}/killed")
+    found["killed"] = run_ranks(2, killed, die)
+    found["left"] = sorted(p.name for p in Path(killed.out_dir).glob("*step-*"))
+    found["again"] = run_ranks(2, killed)
+    return found
+
+
+def terminated(data: str, out: str) -> Any:
+    """SIGTERM to one rank of two."""
+    config = settings(data, f"{out}/run", max_iters=100_000, eval_interval=100_000, log_interval=1)
+    children = start_ranks(2, config)
+    log = Path(config.out_dir, "log.jsonl")
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.05)
+    os.kill(children[1], signal.SIGTERM)
+    codes = wait(children)
+    steps = sorted(p.name for p in Path(config.out_dir).glob("step-*"))
+    return {"codes": codes, "checkpoints": steps, "last": rows(config.out_dir)[-1]["step"]}
+
+
+def refused(data: str, out: str) -> Any:
+    """What goes wrong on every rank, and on the one that reads and writes."""
+    torn = Path(out, "torn")
+    torn.mkdir(parents=True)
+    for path in Path(data).iterdir():
+        (torn / path.name).write_bytes(path.read_bytes())
+    shard = torn / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    return {
+        "torn": run_ranks(2, settings(str(torn), f"{out}/a")),
+        "does not divide": run_ranks(2, settings(data, f"{out}/b", batch_size=9)),
+        "alone": run_ranks(1, settings(data, f"{out}/c", parallel="fsdp2")),
+    }
+
+
+if __name__ == "__main__":
+    scenario, data_dir, out_dir = sys.argv[1:]
+    print(json.dumps(globals()[scenario](data_dir, out_dir)))

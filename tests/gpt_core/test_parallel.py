@@ -1,0 +1,148 @@
+"""Several ranks: the same gradient, the same data, the same checkpoints; and what happens when one of them goes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from gpt_core import checkpoint
+from gpt_core.prepare import prepare_data
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.txt").write_text("To know what you know, and what you do not: that is knowledge.\n" * 60)
+    prepare_data(input=[str(folder / "a.txt")], tokenizer="char", out=str(folder / "data"))
+    return folder / "data"
+
+
+def drive(scenario: str, data_dir: Path, out_dir: Path) -> tuple[Any, str]:
+    """Run a scenario of ranks_driver.py; its JSON, and everything on its standard error."""
+    command = [sys.executable, str(Path(__file__).with_name("ranks_driver.py")), scenario]
+    done = subprocess.run(
+        [*command, str(data_dir), str(out_dir)], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_accumulation_and_ranks_leave_loss_and_gradient_as_they_are(data_dir: Path, tmp_path: Path) -> None:
+    found, said = drive("gradients", data_dir, tmp_path)
+    assert list(found) == ["1x1", "1x4", "2x2", "4x1"]
+    for name, run in found.items():
+        assert set(run["codes"]) == {0}, said
+        assert run["losses"] == pytest.approx(found["1x1"]["losses"], abs=1e-10), name
+        assert run["ranks_differ"] == 0
+        assert run["difference"] < 1e-10, name
+        assert run["length"] == pytest.approx(0.5, abs=1e-6)  # clipped, so that clipping is compared as well
+
+
+def test_a_run_moves_between_numbers_of_ranks_and_ways_of_sharing(data_dir: Path, tmp_path: Path) -> None:
+    found, said = drive("resharded", data_dir, tmp_path)
+    for name, run in found.items():
+        assert set(run["codes"]) == {0}, said
+        assert len(run["losses"]) == 50
+        assert run["losses"] == pytest.approx(found["two"]["losses"], abs=1e-5), name
+    assert found["two"]["losses"][-1] < 0.6 * found["two"]["losses"][0]
+    one, mixed = (load_file(tmp_path / run / "step-50" / "model.safetensors") for run in ("one", "mixed"))
+    assert one.keys() == mixed.keys()  # FSDP2 and DDP leave the same folder
+    for a, b in zip(
+        (tmp_path / "fsdp2" / "step-50").iterdir(), (tmp_path / "two" / "step-50").iterdir(), strict=True
+    ):
+        assert a.name == b.name
+
+
+def test_ranks_that_were_killed_end_in_the_same_bits(data_dir: Path, tmp_path: Path) -> None:
+    found, said = drive("resumed", data_dir, tmp_path)
+    assert found == {"straight": [0, 0], "killed": [1, -9], "left": ["step-3"], "again": [0, 0]}, said
+    assert "Another rank is gone" in said
+    assert "Traceback" not in said
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        straight, killed = (tmp_path / run / "step-6" / name for run in ("straight", "killed"))
+        assert straight.read_bytes() == killed.read_bytes()
+
+
+def test_sigterm_to_one_rank_saves_one_step_and_ends_all(data_dir: Path, tmp_path: Path) -> None:
+    found, said = drive("terminated", data_dir, tmp_path)
+    assert found["codes"] == [143, 143], said
+    assert found["checkpoints"] == [f"step-{found['last']}"]
+    assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / found["checkpoints"][0]
+
+
+def test_bad_input_ends_every_rank_with_one_line(data_dir: Path, tmp_path: Path) -> None:
+    found, said = drive("refused", data_dir, tmp_path)
+    assert found == {"torn": [1, 1], "does not divide": [1, 1], "alone": [1]}
+    assert said.count("train-00000.bin is damaged: its checksum does not hold") == 1  # rank 0 alone reads it
+    assert "batch_size is 9; it must be a multiple of the number of ranks (2)" in said
+    assert "parallel is fsdp2, which needs ranks: start with torchrun --nproc_per_node=N" in said
+    assert "Traceback" not in said
+
+
+def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(data_dir: Path, tmp_path: Path) -> None:
+    """One of torchrun's two workers is killed twice; nothing is asked of the user, and no saved step is lost."""
+    keys = {
+        "data_dir": data_dir, "max_iters": 60, "eval_interval": 5, "log_interval": 1, "warmup_iters": 2, "n_layer": 1,
+        "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 12, "device": "cpu", "dtype": "float32",
+        "threads": 1, "keep_checkpoints": 20,
+    }  # fmt: skip
+    script = [str(Path("scripts/pretrain.py").resolve()), *(f"--{k}={v}" for k, v in keys.items())]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+    def start(out_dir: Path, *options: str) -> subprocess.Popen[str]:
+        command = [*torchrun, *options, *script, f"--out_dir={out_dir}"]
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
+
+    run = start(tmp_path / "killed", "--max-restarts=3", "--monitor-interval=0.1")
+    killed_after: list[int] = []
+    victims: set[int] = set()
+    end = time.monotonic() + 240
+    while run.poll() is None and time.monotonic() < end:
+        newest = max((int(p.name[5:]) for p in (tmp_path / "killed").glob("step-*")), default=0)
+        workers = {pid for pid in children_of(run.pid) if pid not in victims}
+        if len(killed_after) < 2 and workers and newest >= 5 + 20 * len(killed_after):
+            victims |= workers
+            os.kill(max(workers), 9)
+            killed_after.append(newest)
+        time.sleep(0.02)
+    run.terminate()  # does nothing to one that has ended
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 0, said
+    assert len(killed_after) == 2
+
+    straight = start(tmp_path / "straight")
+    said = straight.communicate(timeout=240)[1]
+    assert straight.returncode == 0, said
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        one, other = (tmp_path / run / "step-60" / name for run in ("straight", "killed"))
+        assert one.read_bytes() == other.read_bytes()
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("straight", "killed")
+    ]
+    assert [row["loss"] for row in logs[0] if "loss" in row] == [
+        row["loss"] for row in logs[1] if "loss" in row
+    ]
+
+
+def children_of(pid: int) -> list[int]:
+    """Child processes that run the training script."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = []
+    for child in map(int, listed):
+        try:
+            if b"pretrain.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+        except OSError:  # it ended meanwhile
+            continue
+    return found
