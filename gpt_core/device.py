@@ -99,7 +99,7 @@ def choose_numerics(
     compiled = config.compile == "on"
     if config.compile == "auto" and config.parallel != "deepspeed":
         compiled = before.get("compile", device.type == "cuda")
-    cores = max(1, _cores() // n_local)
+    cores = _cores(n_local)
     if device.type == "cuda" and dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device.type == "mps" and dtype == "auto":
@@ -127,11 +127,12 @@ def use_tf32(yes: bool) -> None:
     torch.backends.cudnn.allow_tf32 = yes
 
 
-def _cores() -> int:
-    """Cores that this process may use: OMP_NUM_THREADS if set, as torch itself would."""
+def _cores(n_local: int) -> int:
+    """Cores for this rank: its share of those that the process may use, or OMP_NUM_THREADS, which torchrun sets to 1."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return int(os.environ["OMP_NUM_THREADS"])
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // n_local)
 
 
 def _seconds(dtype: str, threads: int, width: int, n_tokens: int) -> float:
