@@ -128,7 +128,7 @@ def use_tf32(yes: bool) -> None:
 
 
 def _cores(n_local: int) -> int:
-    """Cores for this rank: its share of those that the process may use, or OMP_NUM_THREADS, which torchrun sets to 1."""
+    """Cores for this rank: its share of what the process may use, or OMP_NUM_THREADS, which torchrun sets to 1."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

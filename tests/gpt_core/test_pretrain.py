@@ -21,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from gpt_core import checkpoint
 from gpt_core.doors import open_door
 from gpt_core.errors import InputError
+from gpt_core.generate import generate
 from gpt_core.loader import Windows
 from gpt_core.model import GPT
 from gpt_core.prepare import prepare_data
@@ -303,3 +304,98 @@ def test_a_context_that_ends_inside_a_character_loses_nothing(
     text = capsys.readouterr().out.strip()
     assert set(text) <= {"🙂", "🙃"}
     assert len(text) == 1 + 60 // 4
+
+
+def test_a_padded_vocabulary_is_never_spoken(data_dir: Path, tmp_path: Path) -> None:
+    settings = tiny(data_dir, tmp_path, vocab_multiple=64, max_iters=2)
+    pretrain(settings)
+    model, tokenizer = GPT.from_pretrained(tmp_path), Tokenizer.from_pretrained(tmp_path)
+    assert model.config.vocab_size == 64
+    assert tokenizer.vocab_size < 30
+    with torch.no_grad():
+        model.wte.weight[tokenizer.vocab_size :] += 1.0  # louder than all that were trained
+    text = generate(model, tokenizer, "To", max_new_tokens=12, temperature=2.0, seed=0)
+    assert len(text) == 12
+    assert set(text) <= set(TEXT)
+
+
+def test_fine_tuning_keeps_the_models_shape(data_dir: Path, run_dir: Path, tmp_path: Path) -> None:
+    settings = tiny(
+        data_dir, tmp_path / "tuned", init_from=str(run_dir), n_layer=None, n_head=None, n_embd=None, block_size=8,
+        learning_rate=1e-6, muon_learning_rate=1e-6, max_iters=2,
+    )  # fmt: skip
+    tuned = pretrain(settings)
+    before = pretrain(replace(settings, eval_only=True))
+    assert tuned["val_loss"] == pytest.approx(
+        before["val_loss"], abs=1e-3
+    )  # it began where the run had ended
+    assert GPT.from_pretrained(tmp_path / "tuned").config == GPT.from_pretrained(run_dir).config
+    assert pretrain(replace(settings, max_iters=3))["val_loss"] == pytest.approx(tuned["val_loss"], abs=1e-3)
+
+    fresh = replace(settings, out_dir=str(tmp_path / "other"))
+    for keys, message in (
+        ({"n_layer": 3}, f"n_layer is 3, but {run_dir}.* has 1; a model that is fine-tuned keeps its shape"),
+        ({"block_size": 32}, "block_size is 32, but .* has 16"),
+        ({"graph": "gpt2"}, "graph is gpt2, but .* has qwen3"),
+        ({"init_from": str(tmp_path)}, str(tmp_path)),
+    ):
+        with pytest.raises(InputError, match=message):
+            pretrain(replace(fresh, **keys))
+    (tmp_path / "b.txt").write_text("Other letters: zyxwvu 0123456789.\n" * 60)
+    prepare_data(input=[str(tmp_path / "b.txt")], tokenizer="char", out=str(tmp_path / "data"))
+    with pytest.raises(InputError, match="was trained with the tokenizer"):
+        pretrain(replace(fresh, data_dir=str(tmp_path / "data")))
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_untrained_model_must_know_nothing(data_dir: Path, tmp_path: Path) -> None:
+    """Tied embeddings 1024 wide, and blocks that add nothing: the model repeats the token that it sees."""
+    settings = tiny(data_dir, tmp_path / "run", n_embd=1024, n_inner=8, init="zero")
+    with pytest.raises(InputError, match=r"untrained model has a loss of .* set --tie_embeddings False"):
+        pretrain(settings)
+    assert not (tmp_path / "run").exists()
+    pretrain(replace(settings, tie_embeddings=False, max_iters=2))
+
+
+def test_samples_are_shown_and_leave_the_training_alone(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(data_dir, tmp_path / "quiet", dropout=0.2)
+    quiet = pretrain(settings)
+    capsys.readouterr()
+    talking = pretrain(
+        replace(settings, out_dir=str(tmp_path / "talking"), sample_tokens=9, sample_prompt="To know")
+    )
+    assert talking["val_loss"] == quiet["val_loss"]
+    assert capsys.readouterr().out.count("a sample: To know") == 2
+
+
+def test_the_blocks_are_compiled_or_one_warning_says_why_not(data_dir: Path, tmp_path: Path) -> None:
+    """As a process of its own: compilation leaves its mark on the whole process."""
+    keys = {
+        "data_dir": data_dir, "max_iters": 4, "eval_interval": 4, "warmup_iters": 1, "n_layer": 1, "n_head": 2,
+        "n_embd": 32, "block_size": 16, "batch_size": 8, "device": "cpu", "dtype": "float32", "threads": 1,
+        "log_interval": 1, "dropout": 0.1,
+    }  # fmt: skip
+
+    def losses(name: str, compiler: str, how: str) -> tuple[list[float], str]:
+        given = [f"--{k}={v}" for k, v in (keys | {"out_dir": tmp_path / name, "compile": how}).items()]
+        environment = {
+            **os.environ, "CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"{name}-cache"),
+            "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "scripts/pretrain.py", *given], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in rows if "loss" in row], done.stderr
+
+    eager, _ = losses("eager", "g++", "off")
+    without, said = losses("without", "/nowhere/g++", "on")
+    assert without == eager
+    assert said.count("warning: torch.compile failed, training goes on without it") == 1
+    if shutil.which("g++"):
+        compiled, said = losses("compiled", "g++", "on")
+        assert compiled == pytest.approx(eager, abs=1e-3)
+        assert "warning" not in said

@@ -320,6 +320,51 @@ def test_the_rate_rises_falls_and_ends_at_its_floor(tmp_path: Path) -> None:
     assert rates == pytest.approx([0.025, 0.05, 0.075, *cosine, 0.02, 0.02])
 
 
+def test_wsd_stays_at_the_peak_and_falls_late(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"max_iters": 12, "warmup_iters": 2, "lr_decay_iters": 10, "learning_rate": 0.1}
+    run(fresh(), config(tmp_path, **keys, schedule="wsd", decay_fraction=0.4, min_lr=0.0))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [row["lr"] for row in rows if "lr" in row]
+    peak = 0.1
+    assert rates == pytest.approx([peak / 3, 2 * peak / 3, *[peak] * 5, 0.075, 0.05, 0.025, 0, 0])
+
+
+def test_a_bad_step_is_named_also_when_it_is_noticed_later(tmp_path: Path) -> None:
+    calls = 0
+
+    def breaks(model: nn.Module, micro_batch: Any) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        loss, count = next_token_loss(model, micro_batch)
+        return loss * (math.nan if calls == 3 else 1), count
+
+    with pytest.raises(
+        InputError, match=r"at step 3 \(noticed at step 5\), whose batch is windows 8 to 11 of epoch 0"
+    ):
+        run(fresh(), config(tmp_path, max_iters=20, log_interval=5, eval_interval=20), loss_function=breaks)
+
+
+def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(tmp_path: Path) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.1, 1.0, 0.5])
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return {"val_loss": next(losses)}
+
+    def go() -> dict[str, float]:
+        model, windows = fresh(), tokens(200)
+        resume = checkpoint.latest(tmp_path)
+        return train(
+            model, Batches(windows, 4, 4, 1), next_token_loss, evaluate,
+            config(tmp_path, max_iters=12, eval_interval=2, patience=2),
+            save_model=model.save_pretrained, resume=resume,
+        )  # fmt: skip
+
+    assert go() == go()  # the second time there is nothing left to do
+    latest = checkpoint.latest(tmp_path)
+    assert latest == tmp_path / "step-8"  # 2.5 and 2.1 are no gain over 2.0
+    assert checkpoint.best_or_latest(tmp_path) == tmp_path / "step-4"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -328,6 +373,15 @@ def test_the_rate_rises_falls_and_ends_at_its_floor(tmp_path: Path) -> None:
         ({"warmup_iters": 4}, "warmup_iters is 4; it must be below lr_decay_iters, which is 4"),
         ({"min_lr": 1.0}, "min_lr is 1.0"),
         ({"beta2": 1.0}, "beta1, beta2 are 0.9, 1.0"),
+        ({"decay_fraction": 0.0}, "decay_fraction is 0.0; expected more than 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"cpu_offload": True}, "cpu_offload goes with parallel fsdp2, not ddp"),
+        ({"parallel": "deepspeed", "optimizer": "adamw"}, "deepspeed needs its file"),
+        ({"deepspeed_config": "x.json"}, "nothing else takes one"),
+        (
+            {"parallel": "deepspeed", "deepspeed_config": "x.json"},
+            "optimizer is muon, which needs whole matrices",
+        ),
     ],
 )
 def test_values_out_of_range_name_their_key(tmp_path: Path, keys: dict[str, Any], message: str) -> None:

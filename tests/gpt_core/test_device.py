@@ -1,0 +1,63 @@
+"""Number format, threads and compilation: what is chosen, what is followed, what is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from gpt_core.device import Numerics, choose_numerics, pick_device
+from gpt_core.errors import InputError
+from gpt_core.train_config import TrainConfig
+
+CPU = torch.device("cpu")
+
+
+def choose(recorded: dict[str, Any] | None = None, n_local: int = 1, **keys: Any) -> Numerics:
+    return choose_numerics(TrainConfig(**keys), CPU, n_local, 32, 64, recorded)
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_what_is_open_is_measured() -> None:
+    chosen = choose()
+    assert chosen.dtype in ("float32", "bfloat16")
+    assert chosen.threads >= 1
+    assert not chosen.compile  # on a CPU only when asked for
+
+
+def test_a_resumed_run_computes_as_before() -> None:
+    before = Numerics("cpu", "bfloat16", 3, compile=True)
+    assert choose(before.as_dict()) == before
+    assert choose(before.as_dict(), dtype="float32", threads=1, compile="off") == Numerics(
+        "cpu", "float32", 1
+    )
+    assert choose(Numerics("cuda", "float16", 1, True).as_dict()).dtype != "float16"  # another kind of device
+
+
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert choose(n_local=10_000).threads == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert choose().threads == 1
+
+
+def test_what_a_cpu_cannot_do_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="dtype is float16, which trains on cuda only, not on cpu; use bfloat16"
+    ):
+        choose(dtype="float16")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device is cuda, which torch does not find"):
+            pick_device("cuda")
+
+
+def test_autocast_is_what_it_says() -> None:
+    a = torch.ones(2, 2)
+    for dtype in ("float32", "bfloat16"):
+        with Numerics("cpu", dtype).autocast():
+            assert (a @ a).dtype == getattr(torch, dtype)
