@@ -111,13 +111,17 @@ class TorchParallel:
                     "dtype is float16, whose loss scale FSDP2 does not know; use bfloat16 or float32."
                 )
             mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-            offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
+            on_gpu = ranks.device.type != "cpu"  # elsewhere the weights are in the CPU's memory anyway
+            offload = CPUOffloadPolicy() if config.cpu_offload and on_gpu else OffloadPolicy()
             for block in model.blocks:  # type: ignore[union-attr]
                 fully_shard(block, mesh=mesh, offload_policy=offload)
             fully_shard(model, mesh=mesh, offload_policy=offload)
         elif ranks.world_size > 1:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
-            self.network = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
+            # The buffers are tables of rotary positions, the same everywhere.
+            self.network = DistributedDataParallel(
+                model, devices, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self.optimizers = build_optimizers(model, config)
         # A loss here is a sum over thousands of targets, so float16 needs no scale to begin with.
         self.scaler = torch.amp.GradScaler(
@@ -147,19 +151,23 @@ class TorchParallel:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        divisor = n_targets / self.ranks.world_size  # ranks exchange means, not sums
-        norm = _whole(nn.utils.get_total_norm(gradients)) / divisor
+        norm = _whole(nn.utils.get_total_norm(gradients))  # on the CPU where gradients are offloaded
+        divisor = n_targets.to(norm.device) / self.ranks.world_size  # ranks exchange means, not sums
+        norm = norm / divisor
         scale = 1 / divisor
         if self.grad_clip:
             scale = scale * torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
         for gradient in gradients:
-            gradient.mul_(scale.to(gradient.dtype))
+            gradient.mul_(scale.to(gradient.device, gradient.dtype))  # offloaded gradients are on the CPU
+        # The scaler looks at each optimizer's gradients apart, and one must not step where another's overflowed.
+        overflow = self.scaler.is_enabled() and not norm.isfinite()
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            if not overflow:
+                self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled():
             self.scaler.update()
-        return norm
+        return norm.to(n_targets.device)
 
     def weights(self) -> dict[str, Tensor]:
         """See `Parallel`."""
@@ -180,10 +188,7 @@ class TorchParallel:
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See `Parallel`."""
         names = {p: name for name, p in self.model.named_parameters()}
-        saved: dict[str, dict[str, Tensor]] = {}
-        for full, tensor in tensors.items():
-            owner, _, key = full.rpartition(":")
-            saved.setdefault(owner, {})[key] = tensor
+        saved = by_parameter(tensors)
         for optimizer in self.optimizers:
             content = optimizer.state_dict()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -204,6 +209,15 @@ class TorchParallel:
             if self.ranks.main:
                 gathered[name] = whole.cpu()
         return gathered
+
+
+def by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Optimizer state, "optimizer:parameter:key" → tensor, as "optimizer:parameter" → key → tensor."""
+    saved: dict[str, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        owner, _, key = full.rpartition(":")
+        saved.setdefault(owner, {})[key] = tensor
+    return saved
 
 
 def refuse_left_over(saved: dict[str, dict[str, Tensor]]) -> None:
