@@ -20,7 +20,7 @@ from gpt_core.errors import InputError
 from gpt_core.extras import extra
 from gpt_core.model import GPT
 from gpt_core.optim import build_optimizers, set_learning_rates
-from gpt_core.parallel import refuse_left_over
+from gpt_core.parallel import by_parameter, refuse_left_over
 from gpt_core.ranks import Ranks
 from gpt_core.train_config import TrainConfig
 from gpt_core.zero3_config import read_zero3_config
@@ -126,10 +126,7 @@ class ZeRO3:
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See `Parallel`."""
-        saved: dict[str, dict[str, Tensor]] = {}
-        for full, tensor in tensors.items():
-            owner, _, key = full.rpartition(":")
-            saved.setdefault(owner, {})[key] = tensor
+        saved = by_parameter(tensors)
         step = max((float(state["step"]) for state in saved.values() if "step" in state), default=0.0)
         zero = self.engine.optimizer
         for flat in zero.fp32_partitioned_groups_flat:
