@@ -14,6 +14,7 @@ moment leaves the earlier checkpoints as they were. What a disk or a copy tears 
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import sys
@@ -156,9 +157,10 @@ def best_or_latest(out_dir: str | Path) -> Path | None:
 
     def validation_loss(path: Path) -> float:
         try:
-            return load_state(path)["figures"]["val_loss"]
+            loss = float(load_state(path)["figures"]["val_loss"])
         except (OSError, ValueError, LookupError, TypeError):  # torn: read_state says so when its turn comes
-            return float("inf")
+            return math.inf
+        return math.inf if math.isnan(loss) else loss  # a NaN would upset the order of all
 
     newest_first = reversed(_steps(Path(out_dir)))
     return _first_whole(sorted(newest_first, key=validation_loss))

@@ -154,11 +154,12 @@ def train(
                     figures = evaluate(model) | ratios
                     text = sample(model) if sample is not None else None
                 model.train()
-                better = figures["val_loss"] < best["val_loss"]
-                best = {
-                    "val_loss": min(figures["val_loss"], best["val_loss"]),
-                    "evaluations_since": 0 if better else best["evaluations_since"] + 1,
-                }
+                if math.isnan(figures["val_loss"]):
+                    raise InputError(not_finite(batches, step, step, figures["val_loss"], out_dir))
+                if figures["val_loss"] < best["val_loss"]:
+                    best = {"val_loss": figures["val_loss"], "evaluations_since": 0}
+                else:
+                    best = best | {"evaluations_since": best["evaluations_since"] + 1}
                 watch.evaluation(step, figures)
                 if text is not None:
                     watch.sample(step, text)

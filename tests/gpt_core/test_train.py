@@ -19,10 +19,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gpt_core import checkpoint
 from gpt_core.config import GPTConfig
+from gpt_core.device import Numerics
 from gpt_core.errors import InputError
 from gpt_core.loader import IGNORED, Batches, Windows
 from gpt_core.model import GPT
+from gpt_core.parallel import TorchParallel
 from gpt_core.pretrain import evaluator, next_token_loss
+from gpt_core.ranks import Ranks
 from gpt_core.shards import Shard
 from gpt_core.train import train
 from gpt_core.train_config import TrainConfig
@@ -206,6 +209,38 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path: 
     path = checkpoint.latest(tmp_path)
     assert path == tmp_path / "step-2"
     assert all(p.isfinite().all() for p in GPT.from_pretrained(path).parameters())
+
+
+def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path: Path) -> None:
+    losses, model = iter([2.0, math.nan]), fresh()
+    with pytest.raises(InputError, match="not a finite number at step 2"):
+        train(
+            model,
+            Batches(tokens(200), 4, 4, seed=1),
+            next_token_loss,
+            lambda model: {"val_loss": next(losses)},
+            config(tmp_path, eval_interval=1, keep_checkpoints=1),
+            save_model=model.save_pretrained,
+        )
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-1"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_no_optimizer_steps_where_another_ones_gradient_overflowed(tmp_path: Path, dtype: str) -> None:
+    """float16 skips a step whose loss was scaled too much: all of it, or Muon would follow the rest of it."""
+    model = Towers()
+    model.out.weight.data.fill_(1)
+    parallel = TorchParallel(model, config(tmp_path, grad_clip=0), Ranks(), Numerics(dtype=dtype))
+    for overflows in (True, False):
+        before = [p.detach().clone() for p in model.parameters()]
+        parallel.backward(sum((p**2).sum() for p in model.parameters()))  # type: ignore[arg-type]
+        if overflows and dtype == "float16":
+            assert model.out.weight.grad is not None
+            model.out.weight.grad[0, 0] = math.nan
+        parallel.update(torch.tensor(4), 0.1)
+        moved = [not torch.equal(old, p) for old, p in zip(before, model.parameters(), strict=True)]
+        assert moved == [dtype == "float32" or not overflows] * 3
+    assert parallel.scaler.get_scale() == (0.5 if dtype == "float16" else 1)
 
 
 def test_a_tiny_gpt_learns(tmp_path: Path) -> None:
