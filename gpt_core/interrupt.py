@@ -20,13 +20,14 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
+                self._before[number] = signal.getsignal(number)  # first: a signal may come at once
+                signal.signal(number, self._receive)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number in list(self._before):
+        for number in self._before:
             self._restore(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -35,7 +36,7 @@ class StopSignal:
             self._restore(number)
 
     def _restore(self, number: int) -> None:
-        signal.signal(number, self._before.pop(number))  # type: ignore[arg-type]
+        signal.signal(number, self._before[number])  # type: ignore[arg-type]
 
 
 def act(asked: int) -> None:
