@@ -7,6 +7,7 @@ import math
 import re
 
 import torch.nn as nn
+from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from gpt_core.train_config import TrainConfig
@@ -19,14 +20,12 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     has two dimensions or more; biases and the scales of norms are not decayed.
 
     Args:
-        model: matrices inside a module list called `blocks` are Muon's, if the configuration has Muon.
+        model: its `is_block_matrix` parameters are Muon's, if the configuration has Muon.
         config: kinds, rates, decays.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {
-        name: p
-        for name, p in named.items()
-        if config.optimizer == "muon" and p.dim() == 2 and re.search(r"(^|\.)blocks\.", name)
+        name: p for name, p in named.items() if config.optimizer == "muon" and is_block_matrix(name, p)
     }
     rest = [p for name, p in named.items() if name not in matrices]
     groups = [
@@ -45,6 +44,11 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def is_block_matrix(name: str, p: Tensor) -> bool:
+    """Whether the parameter called `name` is a matrix inside a module list called `blocks`: what Muon takes."""
+    return p.dim() == 2 and re.search(r"(^|\.)blocks\.", name) is not None
 
 
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:

@@ -1,7 +1,6 @@
 """What a training's health shows in before its loss does: activations, attention logits and updates that grow."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -11,6 +10,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from gpt_core.optim import is_block_matrix
 
 
 class Maxima(TorchFunctionMode):
@@ -140,7 +141,7 @@ def update_to_weight(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
     """
     squares: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for name, old in before.items():
-        kind = "matrices" if old.dim() == 2 and re.search(r"(^|\.)blocks\.", name) else "rest"
+        kind = "matrices" if is_block_matrix(name, old) else "rest"
         moved, length = squares.setdefault(f"update_to_weight_{kind}", ([], []))
         moved.append(_norm(after[name].detach() - old))
         length.append(_norm(old))
