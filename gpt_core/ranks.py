@@ -104,7 +104,7 @@ def join(device: DeviceName) -> Iterator[Ranks]:
     Gloo carries what lies in the CPU's memory, NCCL what lies on GPUs.
 
     Raises:
-        InputError: if this machine lacks the device, or has fewer GPUs than ranks.
+        InputError: if this machine lacks the device, or has fewer GPUs than ranks; if a rank does not come.
         PeerLost: if another rank dies meanwhile.
     """
     place = pick_device(device)
@@ -122,6 +122,10 @@ def join(device: DeviceName) -> Iterator[Ranks]:
         )
     }
     backend = "gloo"
+    if place.type == "mps" and number["WORLD_SIZE"] > 1:
+        raise InputError(
+            "device is mps, over which ranks cannot share a model; give --device cpu, or start one."
+        )
     if place.type == "cuda":
         if number["LOCAL_RANK"] >= torch.cuda.device_count():
             raise InputError(
@@ -131,13 +135,14 @@ def join(device: DeviceName) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
         place = torch.device("cuda", number["LOCAL_RANK"])
         torch.cuda.set_device(place)
-    dist.init_process_group(
-        backend,
-        store=fresh_store(number["RANK"], number["WORLD_SIZE"]),
-        rank=number["RANK"],
-        world_size=number["WORLD_SIZE"],
-        device_id=place if place.type == "cuda" else None,
-    )
+    with peer_errors():
+        dist.init_process_group(
+            backend,
+            store=fresh_store(number["RANK"], number["WORLD_SIZE"]),
+            rank=number["RANK"],
+            world_size=number["WORLD_SIZE"],
+            device_id=place if place.type == "cuda" else None,
+        )
     try:
         with peer_errors():
             yield Ranks(
@@ -157,6 +162,9 @@ def fresh_store(rank: int, world_size: int) -> dist.Store:
     torchrun (torch 2.13) keeps one store over its restarts, and a rank that comes a moment too soon finds the address
     of a process that was killed, and waits for it for ever. So rank 0 names a part of the store after itself, and
     tells that name to every rank that it has heard of in this life.
+
+    Raises:
+        InputError: on rank 0, if another one has not come in the time that torch waits elsewhere, 30 minutes.
     """
     store, _, _ = next(rendezvous("env://"))
     me = uuid.uuid4().hex
@@ -166,14 +174,19 @@ def fresh_store(rank: int, world_size: int) -> dist.Store:
         store.set(f"followed/{first}/{rank}", "")
         return dist.PrefixStore(first, store)
     missing = set(range(1, world_size))
+    end = time.monotonic() + store.timeout.total_seconds()
     while missing:
         for other in sorted(missing):
-            if store.check(
-                [f"here/{other}"]
-            ):  # perhaps of a process that is gone: its successor overwrites it
+            # Perhaps this is of a process that is gone: its successor overwrites it.
+            if store.check([f"here/{other}"]):
                 store.set(f"follow/{store.get(f'here/{other}').decode()}", me)
             if store.check([f"followed/{me}/{other}"]):
                 missing.remove(other)
+        if missing and time.monotonic() > end:
+            raise InputError(
+                f"{len(missing)} of {world_size} ranks did not come, rank {min(missing)} among them; see what they "
+                "said, and start all of them again."
+            )
         time.sleep(0.02)
     return dist.PrefixStore(me, store)
 
@@ -190,7 +203,7 @@ def peer_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
             raise
-        reason = str(error).partition(". ")[0]
+        reason = str(error).partition(". ")[0].rstrip(".")
         raise PeerLost(
             f"Another rank is gone ({reason}); this one ends without saving, and the last checkpoint stays. Start the "
             "training again to go on from it."
