@@ -158,7 +158,7 @@ class TorchParallel:
         if self.grad_clip:
             scale = scale * torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
         for gradient in gradients:
-            gradient.mul_(scale.to(gradient.device, gradient.dtype))  # offloaded gradients are on the CPU
+            gradient.mul_(scale.to(gradient.dtype))
         # The scaler looks at each optimizer's gradients apart, and one must not step where another's overflowed.
         overflow = self.scaler.is_enabled() and not norm.isfinite()
         for optimizer in self.optimizers:
