@@ -39,7 +39,8 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     Under torchrun the ranks share the work, as `parallel` says.
 
     Returns:
-        The figures of the last evaluation, "val_loss" (nats per token over the whole validation split) among them.
+        The figures of the last evaluation, "val_loss" (nats per token over the whole validation split) among them; of a
+        dry run, its own.
 
     Raises:
         InputError: for shards of another tokenizer or damaged ones, a checkpoint of another model, batch sizes that
@@ -132,6 +133,7 @@ def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | Non
     Raises:
         InputError: if these weights have another shape than the configuration asks for, or another tokenizer.
     """
+    source = resume
     if config.init_from == "scratch":
         model = GPT(config.gpt_config(tokenizer), config.init)
     else:
@@ -139,12 +141,9 @@ def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | Non
         shape = GPT.from_pretrained(source).config
         config.check_shape(shape, source)
         model = GPT(dataclasses.replace(shape, dropout=config.dropout))
-        if resume is None:
-            load_weights(model, source)
-            check_tokenizer_of(source, tokenizer)
-    if resume is not None:
-        load_weights(model, resume)
-        check_tokenizer_of(resume, tokenizer)
+    if source is not None:
+        load_weights(model, source)
+        check_tokenizer_of(source, tokenizer)
     return model
 
 
@@ -209,8 +208,8 @@ def check_tokenizer_of(path: Path, tokenizer: Tokenizer) -> None:
     theirs = Tokenizer.from_pretrained(path).fingerprint
     if theirs != tokenizer.fingerprint:
         raise InputError(
-            f"{path} was trained with the tokenizer {theirs}, but the data has {tokenizer.fingerprint}; resume with "
-            "the same data, or choose another out_dir."
+            f"{path} was trained with the tokenizer {theirs}, but the data has {tokenizer.fingerprint}; give data that "
+            f"was prepared with --tokenizer {path}, or another out_dir or init_from."
         )
 
 
