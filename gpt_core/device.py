@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 GAIN = 1.3  # so many times faster must bfloat16, or all cores, be on a CPU to be chosen
 MEASURED_TOKENS = 4096  # at most, to measure that with
+LONG = 2.0  # seconds after which that is not repeated: it is very slow without instructions for bfloat16
 
 
 def pick_device(name: DeviceName) -> torch.device:
@@ -115,10 +117,27 @@ def _fastest(dtypes: list[str], thread_counts: list[int], width: int, n_tokens: 
     best, least = (dtypes[0], thread_counts[0]), float("inf")
     for dtype in dtypes:
         for threads in thread_counts:
-            seconds = _seconds(dtype, threads, width, min(n_tokens, MEASURED_TOKENS))
+            seconds = _product_seconds(dtype, threads, width, min(n_tokens, MEASURED_TOKENS))
             if seconds * GAIN < least:
                 best, least = (dtype, threads), seconds
     return best
+
+
+def available_cores() -> int:
+    """Cores of the machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def wall_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """How long a call takes, until `device` has done what it was told."""
+    gpu = device.type != "cpu"
+    if gpu:
+        torch.accelerator.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if gpu:
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
 
 
 def use_tf32(yes: bool) -> None:
@@ -131,20 +150,21 @@ def _cores(n_local: int) -> int:
     """Cores for this rank: its share of what the process may use, or OMP_NUM_THREADS, which torchrun sets to 1."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // n_local)
+    return max(1, available_cores() // n_local)
 
 
-def _seconds(dtype: str, threads: int, width: int, n_tokens: int) -> float:
+def _product_seconds(dtype: str, threads: int, width: int, n_tokens: int) -> float:
     """The shortest of a few forwards and backwards through a matrix of an MLP's shape, autocast's casts included."""
     torch.set_num_threads(threads)
     x = torch.randn(n_tokens, width, requires_grad=True)
     weight = torch.randn(4 * width, width, requires_grad=True)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
+
+    def forward_backward() -> None:
         with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
             y = F.gelu(F.linear(x, weight))
         y.sum().backward()
-        times.append(time.perf_counter() - start)
+
+    times = list[float]()
+    while len(times) < 5 and sum(times) < LONG:
+        times.append(wall_seconds(forward_backward, x.device))
     return min(times)

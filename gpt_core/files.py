@@ -67,6 +67,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     fsync_path(path.parent)
 
 
+def refuse_used(folder: Path) -> None:
+    """Make sure that a folder to be made is missing or empty.
+
+    Raises:
+        InputError: if there is something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} already holds something; remove it or give another --out.")
+
+
 def sha256_file(path: str | Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with open(path, "rb") as f:

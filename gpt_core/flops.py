@@ -1,10 +1,12 @@
 """How much arithmetic a training takes, and how much the machine could do: the two halves of MFU."""
 
 import time
+from functools import partial
 
 import torch
 
 from gpt_core.config import GPTConfig
+from gpt_core.device import wall_seconds
 
 # Peak of dense 16-bit matrix products summed in float32, in 10^12 operations a second, from the makers' datasheets
 # (which like to show the figure with 2:4 sparsity, twice as high). A longer name goes before one that it contains.
@@ -22,12 +24,8 @@ PEAK_TFLOPS = {
     "MI300X": 1307.4,
 }
 PEAK_TFLOPS_HALF = {"V100 PCIE": 112.0, "V100": 125.0, "T4": 65.0}  # their tensor cores know float16 alone
-OTHERS = {
-    "Laptop",
-    "Ti",
-    "D",
-    "MIG",
-}  # in a name that otherwise looks known: a slower or a cut relation of it
+# In a name that otherwise looks known: a slower or a cut relation of it.
+OTHERS = {"Laptop", "Ti", "D", "MIG"}
 
 MEASURED_FOR = 0.05  # seconds
 LARGE = 0.005  # seconds that a product takes whose overheads do not count
@@ -74,25 +72,12 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     size = 128
     while True:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = a @ b  # the first one also chooses the kernel
-        seconds = _timed_product(a, b, out)
+        product = partial(torch.mm, a, b, out=a @ b)  # the first one also chooses the kernel
+        seconds = wall_seconds(product, device)
         if seconds > LARGE or size == 8192:
             break
         size *= 2
     end = time.perf_counter() + MEASURED_FOR
     while time.perf_counter() < end:
-        seconds = min(seconds, _timed_product(a, b, out))
+        seconds = min(seconds, wall_seconds(product, device))
     return 2 * size**3 / seconds
-
-
-def _timed_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> float:
-    _wait(a.device)
-    begin = time.perf_counter()
-    torch.mm(a, b, out=out)
-    _wait(a.device)
-    return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

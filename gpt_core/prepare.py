@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from gpt_core.device import available_cores
 from gpt_core.errors import InputError
-from gpt_core.files import atomic_write, fsync_path
+from gpt_core.files import atomic_write, fsync_path, refuse_used
 from gpt_core.pieces import PIECE, cuts_show
 from gpt_core.shards import ShardWriter
 from gpt_core.sources import SETS, NamedSet, Piece, Position, Source, open_source
@@ -67,8 +68,7 @@ def prepare_data(
     if not 0 < fraction < 1:
         raise InputError(f"val_fraction is {fraction}; expected a share between 0 and 1.")
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} already holds something; remove it or give another --out.")
+    refuse_used(target)
     name = tokenizer or known.tokenizer
     chosen = None if name == "char" else Tokenizer.from_pretrained(name)
     source = open_source(input, dataset, dataset_config, dataset_split, column)
@@ -234,7 +234,7 @@ def _report(counts: dict[str, int], tokenizer: Tokenizer) -> None:
 
 def _encode(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Generator[tuple[Piece, NDArray[np.uint32]]]:
     """Each piece with its ids, in order; as many threads encode as there are processors, and little is in memory."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = available_cores()
     waiting: deque[tuple[Pieces, Future[list[NDArray[np.uint32]]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -6,8 +6,9 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gpt_core.errors import InputError
-from gpt_core.files import atomic_folder
-from gpt_core.prepare import open_source, read_with_bar
+from gpt_core.files import atomic_folder, refuse_used
+from gpt_core.prepare import read_with_bar
+from gpt_core.sources import open_source
 from gpt_core.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
@@ -48,8 +49,7 @@ def train_tokenizer(
     if min_frequency < 1:
         raise InputError(f"min_frequency is {min_frequency}; expected 1 or more.")
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} already holds something; remove it or give another --out.")
+    refuse_used(target)
     source = open_source(input, dataset, dataset_config, dataset_split, column)
     backend = RustTokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from gpt_core.config import GPTConfig
-from gpt_core.device import Numerics
+from gpt_core.device import Numerics, wall_seconds
 from gpt_core.flops import flops_per_token
 from gpt_core.model import GPT, LOSS_CHUNK
 from gpt_core.parallel import TorchParallel, try_compiled
@@ -90,9 +89,8 @@ def measure(
     fixed = all_blocks(*(2 * one - two for one, two in kept))
     step = Step(config, small[1], device, eager, block_size, 1)
     weights, optimizer = step.sizes(shape.n_layer)
-    bytes_per_logit = (
-        12 if numerics.dtype == "float32" else 16
-    )  # they, their softmax, the gradient; 16-bit copies
+    # Logits, their softmax and the gradient in 32 bits; under autocast copies in 16 bits as well.
+    bytes_per_logit = 12 if numerics.dtype == "float32" else 16
     memory = Memory(
         weights=weights,
         optimizer=optimizer,
@@ -166,8 +164,8 @@ class Step:
         micro, update = list[float](), list[float]()
         end = time.perf_counter() + LONG / 2
         while not micro or (len(micro) < 20 and time.perf_counter() < end):
-            micro.append(_seconds(self.micro_step, self.device))
-            update.append(_seconds(self.update, self.device))
+            micro.append(wall_seconds(self.micro_step, self.device))
+            update.append(wall_seconds(self.update, self.device))
         return median(micro) / self.n, median(update)
 
 
@@ -207,9 +205,7 @@ def free_memory(device: torch.device) -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = (
-        Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current")
-    )  # a container's
+    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))  # a container's
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return free
@@ -224,11 +220,3 @@ def peak_memory(device: torch.device) -> int | None:
     import resource
 
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _seconds(function: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
