@@ -60,7 +60,7 @@ class TrainConfig:
     tf32: bool = True
     """Let float32 matrix products on a GPU round their inputs to 10 bits of mantissa."""
     threads: int | None = None
-    """CPU threads of each rank; None: the machine's cores, shared by its ranks."""
+    """CPU threads of each rank; None: its share of the cores, or OMP_NUM_THREADS, which torchrun sets to 1."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the blocks. auto: on a GPU; on a CPU only long runs win back the minute it takes."""
 

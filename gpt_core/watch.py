@@ -138,9 +138,8 @@ class Watch:
             return
         self._say(f"step {step}, a sample: {printable(text)}")
         if self._board is not None:
-            self._board.add_text(
-                "sample", "    " + text.replace("\n", "\n    "), step
-            )  # Markdown's literal text
+            literal = "    " + text.replace("\n", "\n    ")  # in Markdown
+            self._board.add_text("sample", literal, step)
 
     def advance(self) -> None:
         """One training step is done."""
@@ -242,9 +241,8 @@ class Watch:
         for name, value in figures.items():
             if self._board is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
-        if (
-            self._wandb is not None and step >= self._wandb.step
-        ):  # what it knows of a life cut short, it keeps
+        # What Weights & Biases knows of a life that was cut short, it keeps.
+        if self._wandb is not None and step >= self._wandb.step:
             self._wandb.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
 
     @staticmethod
