@@ -53,7 +53,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     )
     assert done.returncode == 0, done.stderr
     said = (done.stdout + done.stderr).splitlines()
-    assert [line for line in said if "OVERFLOW! Skipping step" not in line] == []  # DeepSpeed's notes are kept away
+    # DeepSpeed's notes are kept away.
+    assert [line for line in said if "OVERFLOW! Skipping step" not in line] == []
     return Runs(folder)
 
 
