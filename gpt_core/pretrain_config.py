@@ -65,7 +65,10 @@ class PretrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "block_size", "vocab_multiple"):
+        for name in (
+            "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "block_size", "vocab_multiple",
+            "expected_vocab_size", "batch_size", "micro_batch_size", "batch_size_start",
+        ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1.")
         for name in ("batch_ramp_iters", "sample_tokens"):

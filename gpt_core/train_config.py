@@ -1,10 +1,13 @@
 """What every kind of training is told; the names are nanoGPT's where it has one."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from gpt_core.device import DeviceName, DtypeName
 from gpt_core.errors import InputError
+
+MAX_THREADS = 1024  # OpenMP crashes where it cannot start them all
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class TrainConfig:
     """Write a trace of a few steps to out_dir/trace.json, for chrome://tracing or Perfetto."""
 
     def __post_init__(self) -> None:
+        if not self.out_dir:
+            raise InputError("out_dir is empty; name a folder.")
         for name in ("max_iters", "eval_interval", "log_interval", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1.")
@@ -90,16 +95,22 @@ class TrainConfig:
             raise InputError(f"beta1, beta2 are {self.beta1}, {self.beta2}; expected numbers in [0, 1).")
         if not 0 < self.decay_fraction <= 1:
             raise InputError(f"decay_fraction is {self.decay_fraction}; expected more than 0, at most 1.")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} is {value}; expected a finite number.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; expected a whole number from 0 to 2³² - 1.")
         if not self.warmup_iters < self.decay_iters:
+            end = "max_iters" if self.lr_decay_iters is None else "lr_decay_iters"
             raise InputError(
-                f"warmup_iters is {self.warmup_iters}; it must be below lr_decay_iters, which is {self.decay_iters}."
+                f"warmup_iters is {self.warmup_iters}; it must be below {end}, which is {self.decay_iters}."
             )
         if self.min_lr is not None and not 0 <= self.min_lr <= self.learning_rate:
             raise InputError(
                 f"min_lr is {self.min_lr}; expected 0 to learning_rate, which is {self.learning_rate}."
             )
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; expected at least 1.")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise InputError(f"threads is {self.threads}; expected 1 to {MAX_THREADS}.")
         if self.cpu_offload and self.parallel != "fsdp2":
             raise InputError(
                 f"cpu_offload goes with parallel fsdp2, not {self.parallel}; deepspeed's is set in its own file."

@@ -405,7 +405,13 @@ def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(tmp_path
     [
         ({"max_iters": 0}, "max_iters is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
-        ({"warmup_iters": 4}, "warmup_iters is 4; it must be below lr_decay_iters, which is 4"),
+        ({"warmup_iters": 4}, "warmup_iters is 4; it must be below max_iters, which is 4"),
+        ({"warmup_iters": 4, "lr_decay_iters": 3}, "it must be below lr_decay_iters, which is 3"),
+        ({"out_dir": ""}, "out_dir is empty"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf; expected a finite number"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 10**20}, "seed is 100000000000000000000"),
+        ({"threads": 100_000}, "threads is 100000; expected 1 to 1024"),
         ({"min_lr": 1.0}, "min_lr is 1.0"),
         ({"beta2": 1.0}, "beta1, beta2 are 0.9, 1.0"),
         ({"decay_fraction": 0.0}, "decay_fraction is 0.0; expected more than 0"),
@@ -421,4 +427,4 @@ def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(tmp_path
 )
 def test_values_out_of_range_name_their_key(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        config(tmp_path, **keys)
+        config(**({"out_dir": tmp_path} | keys))
