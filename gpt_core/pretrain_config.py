@@ -74,6 +74,11 @@ class PretrainConfig(TrainConfig):
         for name in ("batch_ramp_iters", "sample_tokens"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
+        if self.batch_ramp_iters and self.batch_size_start is None:
+            raise InputError(
+                f"batch_ramp_iters is {self.batch_ramp_iters}, but there is no batch_size_start; give the size that the "
+                "batch begins with."
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected a share in [0, 1).")
         if self.sample_tokens and not self.sample_prompt:

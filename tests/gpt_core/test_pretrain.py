@@ -122,6 +122,7 @@ def test_the_command_line_goes_over_the_preset(tmp_path: Path, monkeypatch: pyte
         ("n_layer: 2.5", "n_layer is 2.5; .*integer"),
         ("graph: gpt3", "graph is 'gpt3'; .*'qwen3', 'llama' or 'gpt2'"),
         ("max_iters: 0", "max_iters is 0; expected at least 1"),
+        ("batch_ramp_iters: 5", "batch_ramp_iters is 5, but there is no batch_size_start"),
         ("- n_layer", "holds a list"),
         ("n_layer: [", "is not YAML"),
     ],
