@@ -76,8 +76,8 @@ class PretrainConfig(TrainConfig):
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
         if self.batch_ramp_iters and self.batch_size_start is None:
             raise InputError(
-                f"batch_ramp_iters is {self.batch_ramp_iters}, but there is no batch_size_start; give the size that the "
-                "batch begins with."
+                f"batch_ramp_iters is {self.batch_ramp_iters}, but there is no batch_size_start; give the size that "
+                "the batch begins with."
             )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected a share in [0, 1).")
