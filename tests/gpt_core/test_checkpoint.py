@@ -1,6 +1,7 @@
 """Checkpoints: killed at any moment, torn, of another model, pruned."""
 
 import json
+import math
 import resource
 import signal
 import subprocess
@@ -117,6 +118,7 @@ def test_best_or_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert checkpoint.best_or_latest(tmp_path) == newest  # none was evaluated
     best = save(tmp_path, 20, val_loss=1.0)
     save(tmp_path, 30, val_loss=2.0)
+    save(tmp_path, 40, val_loss=math.nan)
     save(tmp_path, 100)
     assert checkpoint.best_or_latest(tmp_path) == best
     assert checkpoint.latest(tmp_path) == tmp_path / "step-100"
@@ -142,6 +144,17 @@ def test_a_torn_newer_checkpoint_is_set_aside(tmp_path: Path) -> None:
     checkpoint.prune(tmp_path, keep=1)
     assert checkpoint.latest(tmp_path) == tmp_path / "step-6"
     assert not whole.exists()
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    with checkpoint.alone_in(tmp_path / "run"):
+        with pytest.raises(InputError, match=r"Another training is at work in .*run"):
+            checkpoint.alone_in(tmp_path / "run").__enter__()
+        save(tmp_path / "run", 4)
+        with pytest.raises(InputError, match=r"Another training has just written .*step-4"):
+            checkpoint.prepare(tmp_path / "run", step=0)
+    with checkpoint.alone_in(tmp_path / "run"):
+        assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / "step-4"
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
