@@ -18,10 +18,12 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import filelock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -175,17 +177,39 @@ def prune(out_dir: Path, keep: int) -> None:
             shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
 
 
+@contextmanager
+def alone_in(out_dir: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made if need be, against any other training; the end of the process lets go of it.
+
+    Raises:
+        InputError: if another training holds it.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(out_dir / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InputError(
+            f"Another training is at work in {out_dir}; wait for it, stop it, or choose another out_dir."
+        ) from None
+
+
 def prepare(out_dir: Path, step: int) -> None:
     """Make a run's folder, or make it fit to go on from `step`: nothing half-written, nothing newer that is torn.
 
     What a kill left of checkpoints being written or deleted is deleted; a checkpoint after `step`, which `latest`
     passed over, becomes `torn-step-N`, so that it cannot push a whole one out when the run prunes.
+
+    Raises:
+        InputError: if a newer one is whole: another training wrote it after `latest` had looked.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     for path in out_dir.glob(".step-*"):
         shutil.rmtree(path)
     for path in _steps(out_dir):
         if _number(path) > step:
+            if _is_whole(path):
+                raise InputError(f"Another training has just written {path}; start again to go on from it.")
             aside = path.with_name(f"torn-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -199,6 +223,14 @@ def _steps(out_dir: Path) -> list[Path]:
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_state(path)
+    except InputError:
+        return False
+    return True
 
 
 def _first_whole(paths: Iterable[Path]) -> Path | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from gpt_core.train import train
 EVAL_TOKENS = 2**14  # per forward of the evaluation
 FIRST_LOSS_TOLERANCE = 0.5  # nats: how far an untrained model's loss may lie from that of a uniform guess
 FIRST_LOSS_TOKENS = 2**11  # to measure it on
+CPU_IS_FULL = "can't allocate memory"  # in torch's error, which for GPUs has a type of its own
 
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
@@ -51,18 +52,41 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
 
         return dry_run(config)
     with join(config.device) as ranks:
-        return _pretrain(config, ranks)
+        try:
+            return _pretrain(config, ranks)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_IS_FULL not in str(error):
+                raise
+            n = config.micro_batch_size or config.batch_size // ranks.world_size
+            raise InputError(
+                f"The memory of {ranks.device} does not suffice for micro-batches of {n} sequences; give a smaller "
+                "micro_batch_size, which changes no result, or a smaller model. --dry_run says what it takes."
+            ) from error
 
 
 def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     splits = {name: open_split(config.data_dir, name) for name in ("train", "val")}
+    if config.tokenizer is None and not Path(config.data_dir, "tokenizer.json").exists():
+        raise InputError(
+            f"{config.data_dir} has no tokenizer.json; give --tokenizer, for nanoGPT's data of GPT-2's BPE: gpt2."
+        )
     tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
     for shards in splits.values():
         check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
     resume = ranks.on_main(lambda: checkpoint.latest(config.out_dir))
+    if config.eval_only and resume is None and config.init_from == "scratch":
+        raise InputError(
+            f"{config.out_dir} holds no checkpoint, and init_from is scratch: there is nothing to evaluate."
+        )
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer, resume)
     block_size = config.block_size or model.config.block_size
+    if config.sample_tokens:  # now, rather than at the first evaluation
+        n_prompt = len(tokenizer.encode(config.sample_prompt, add_special_tokens=True))
+        if n_prompt >= model.config.block_size:
+            raise InputError(
+                f"sample_prompt has {n_prompt} tokens; expected fewer than block_size, {model.config.block_size}."
+            )
     training, validation = (
         Windows(shards, block_size, align_documents=config.align_documents) for shards in splits.values()
     )
@@ -97,7 +121,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         with torch.no_grad():
             figures = evaluate(model)
         if ranks.main:
-            print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+            shown = {name: value for name, value in figures.items() if not name.endswith("_layer")}
+            print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
         return figures
     if resume is None and config.init_from == "scratch":
         check_first_loss(model, training)
@@ -111,7 +136,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         text = generate(model, tokenizer, config.sample_prompt, max_new_tokens=config.sample_tokens, seed=0)
         return config.sample_prompt + str(text)
 
-    with closing(batches):
+    with closing(batches), ExitStack() as held:
+        ranks.on_main(lambda: held.enter_context(checkpoint.alone_in(Path(config.out_dir))))
         return train(
             model,
             batches,

@@ -1,0 +1,64 @@
+"""What pretraining refuses at its start, rather than after hours."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_core import checkpoint
+from gpt_core import pretrain as module
+from gpt_core.errors import InputError
+from gpt_core.prepare import prepare_data
+from gpt_core.pretrain import pretrain
+from gpt_core.pretrain_config import PretrainConfig
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """A tiny training whose out_dir does not exist."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.txt").write_text(
+        "To know what you know, and to know what you do not: that is knowledge. " * 20
+    )
+    prepare_data(input=[str(folder / "a.txt")], tokenizer="char", out=str(folder / "data"))
+    return PretrainConfig(
+        data_dir=str(folder / "data"), out_dir=str(folder / "run"), max_iters=1, warmup_iters=0, n_layer=1, n_head=1,
+        n_embd=32, block_size=16, batch_size=2, device="cpu", dtype="float32", threads=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"eval_only": True}, "holds no checkpoint, and init_from is scratch"),
+        ({"sample_tokens": 5}, r"'\\n' \(U\+000A\) is not in this vocabulary"),  # of a text of one line
+        ({"sample_tokens": 5, "sample_prompt": "know " * 4}, "sample_prompt has 20 tokens"),
+    ],
+)
+def test_nothing_is_written_before_a_refusal(config: PretrainConfig, keys: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pretrain(replace(config, **keys))
+    assert not Path(config.out_dir).exists()
+
+
+def test_a_folder_in_use_is_left_alone(config: PretrainConfig, tmp_path: Path) -> None:
+    with checkpoint.alone_in(tmp_path), pytest.raises(InputError, match="Another training is at work"):
+        pretrain(replace(config, out_dir=str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    pretrain(replace(config, out_dir=str(tmp_path)))
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-1"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 B")]
+)
+def test_too_little_memory_says_what_to_change(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*args: object, **keys: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "train", full)
+    with pytest.raises(InputError, match="micro-batches of 2 sequences; give a smaller micro_batch_size"):
+        pretrain(replace(config, out_dir=str(tmp_path)))
