@@ -23,6 +23,8 @@ from gpt_core.optim import build_optimizers, set_learning_rates
 from gpt_core.ranks import Ranks
 from gpt_core.train_config import TrainConfig
 
+LOSS_SCALE = "GradScaler:loss"  # among optimizers' state of parameters: what float16 scales the loss with
+
 
 class Parallel(Protocol):
     """A model, its optimizers, and how ranks share them."""
@@ -55,7 +57,10 @@ class Parallel(Protocol):
         ...
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizers' state, "optimizer:parameter:key" → whole tensor on the CPU, on rank 0. Every rank calls."""
+        """The optimizers' state, "optimizer:parameter:key" → whole tensor on the CPU, on rank 0. Every rank calls.
+
+        In float16 the loss's scale as well, under `LOSS_SCALE`.
+        """
         ...
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -176,19 +181,24 @@ class TorchParallel:
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """See `Parallel`."""
         names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        return self._on_main(
-            {
-                f"{type(optimizer).__name__}:{names[p]}:{key}": tensor
-                for optimizer in self.optimizers
-                for p, state in optimizer.state.items()
-                for key, tensor in state.items()
-            }
-        )
+        tensors = {
+            f"{type(optimizer).__name__}:{names[p]}:{key}": tensor
+            for optimizer in self.optimizers
+            for p, state in optimizer.state.items()
+            for key, tensor in state.items()
+        }
+        scale = {
+            f"{LOSS_SCALE}:{key}": torch.tensor(value) for key, value in self.scaler.state_dict().items()
+        }
+        return self._on_main(tensors | scale)
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See `Parallel`."""
         names = {p: name for name, p in self.model.named_parameters()}
         saved = by_parameter(tensors)
+        scale = saved.pop(LOSS_SCALE, None)
+        if scale is not None and self.scaler.is_enabled():
+            self.scaler.load_state_dict({key: tensor.item() for key, tensor in scale.items()})
         for optimizer in self.optimizers:
             content = optimizer.state_dict()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]

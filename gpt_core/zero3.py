@@ -20,7 +20,7 @@ from gpt_core.errors import InputError
 from gpt_core.extras import extra
 from gpt_core.model import GPT
 from gpt_core.optim import build_optimizers, set_learning_rates
-from gpt_core.parallel import by_parameter, refuse_left_over
+from gpt_core.parallel import LOSS_SCALE, by_parameter, refuse_left_over
 from gpt_core.ranks import Ranks
 from gpt_core.train_config import TrainConfig
 from gpt_core.zero3_config import read_zero3_config
@@ -127,6 +127,7 @@ class ZeRO3:
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See `Parallel`."""
         saved = by_parameter(tensors)
+        saved.pop(LOSS_SCALE, None)  # of a run in float16, which is not done here
         step = max((float(state["step"]) for state in saved.values() if "step" in state), default=0.0)
         zero = self.engine.optimizer
         for flat in zero.fp32_partitioned_groups_flat:

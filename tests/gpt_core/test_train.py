@@ -241,6 +241,11 @@ def test_no_optimizer_steps_where_another_ones_gradient_overflowed(tmp_path: Pat
         moved = [not torch.equal(old, p) for old, p in zip(before, model.parameters(), strict=True)]
         assert moved == [dtype == "float32" or not overflows] * 3
     assert parallel.scaler.get_scale() == (0.5 if dtype == "float16" else 1)
+    # A resumed run goes on with that scale; one in another number format does without.
+    for again, scale in ((dtype, parallel.scaler.get_scale()), ("bfloat16", 1)):
+        resumed = TorchParallel(Towers(), config(tmp_path), Ranks(), Numerics(dtype=again))
+        resumed.load_optimizer_tensors(parallel.optimizer_tensors())
+        assert resumed.scaler.get_scale() == scale
 
 
 def test_a_tiny_gpt_learns(tmp_path: Path) -> None:
