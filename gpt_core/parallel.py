@@ -123,10 +123,7 @@ class TorchParallel:
             fully_shard(model, mesh=mesh, offload_policy=offload)
         elif ranks.world_size > 1:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
-            # The buffers are tables of rotary positions, the same everywhere.
-            self.network = DistributedDataParallel(
-                model, devices, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
+            self.network = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
         self.optimizers = build_optimizers(model, config)
         # A loss here is a sum over thousands of targets, so float16 needs no scale to begin with.
         self.scaler = torch.amp.GradScaler(

@@ -1,7 +1,9 @@
 """Pretraining: token shards, a GPT and the training loop, put together."""
 
 import dataclasses
+import errno
 import math
+import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -54,6 +56,11 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     with join(config.device) as ranks:
         try:
             return _pretrain(config, ranks)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+                raise
+            reason = f"{os.strerror(error.errno)}; the last checkpoint stays: make room and start again"
+            raise OSError(error.errno, reason, config.out_dir) from error
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_IS_FULL not in str(error):
                 raise

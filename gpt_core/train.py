@@ -99,8 +99,16 @@ def train(
     n_clipped = first_bad = torch.zeros((), device=ranks.device)
     stopping = 0
     with watch, StopSignal() as stop:
+        if first >= config.max_iters:
+            watch.say(f"nothing to do: step {first} of {config.max_iters} is done; go on with more max_iters")
         for step in range(first + 1, config.max_iters + 1):
-            if stopping or 0 < config.patience <= best["evaluations_since"]:
+            if stopping:
+                break
+            if 0 < config.patience <= best["evaluations_since"]:
+                watch.say(
+                    f"stopped early: the last {best['evaluations_since']} evaluations had no lower val_loss than "
+                    f"{best['val_loss']:.4f}; go on with a higher patience"
+                )
                 break
             # Dropout's seed; with one for each step and rank there is no random state to be saved.
             torch.manual_seed((config.seed + step) * SEED_STRIDE + ranks.rank)

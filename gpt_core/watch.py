@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -128,7 +129,7 @@ class Watch:
         self._write(step, figures, "evaluation")
         shown = {} if math.isnan(self._loss) else {"loss": self._loss}
         shown |= {name: value for name, value in figures.items() if not name.endswith("_layer")}
-        self._say(f"step {step}: " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
+        self.say(f"step {step}: " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
         if self._board is not None:
             self._board.flush()  # a checkpoint follows, and what came before it is not logged again
 
@@ -136,7 +137,7 @@ class Watch:
         """Show a text that the model wrote after step `step`."""
         if not self._ranks.main:
             return
-        self._say(f"step {step}, a sample: {printable(text)}")
+        self.say(f"step {step}, a sample: {printable(text)}")
         if self._board is not None:
             literal = "    " + text.replace("\n", "\n    ")  # in Markdown
             self._board.add_text("sample", literal, step)
@@ -178,6 +179,7 @@ class Watch:
         except InputError as error:
             print(f"No TensorBoard curves of this training: {error}", file=sys.stderr)
             return None
+        threading.excepthook = _report_thread
         # Readers drop what was logged from step purge_step on: a resumed run takes these steps again.
         purge_step = self._first + 1 if self._first else 0
         return closing.enter_context(SummaryWriter(str(self._out_dir / "tensorboard"), purge_step=purge_step))
@@ -222,7 +224,7 @@ class Watch:
 
         def write(profiler: profile) -> None:
             profiler.export_chrome_trace(str(path))
-            self._say(f"trace of steps {start + 1} to {self._done}: {path}; open it in ui.perfetto.dev")
+            self.say(f"trace of steps {start + 1} to {self._done}: {path}; open it in ui.perfetto.dev")
 
         activities = [ProfilerActivity.CPU]
         if self._ranks.device.type == "cuda":
@@ -245,10 +247,17 @@ class Watch:
         if self._wandb is not None and step >= self._wandb.step:
             self._wandb.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
 
-    @staticmethod
-    def _say(line: str) -> None:
-        tqdm.write(line)  # above the bar
-        sys.stdout.flush()
+    def say(self, line: str) -> None:
+        """Show a line on the terminal, above the bar."""
+        if self._ranks.main:
+            tqdm.write(line)
+            sys.stdout.flush()
+
+
+def _report_thread(args: threading.ExceptHookArgs) -> None:
+    """What Python does with an error that ends a thread; TensorBoard's, of a full disk, the next call raises anyway."""
+    if type(args.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(args)
 
 
 def _rewind(log: Path, first: int) -> float:

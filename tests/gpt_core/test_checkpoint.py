@@ -157,17 +157,6 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
         assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / "step-4"
 
 
-def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
-    with checkpoint.alone_in(tmp_path / "run"):
-        with pytest.raises(InputError, match=r"Another training is at work in .*run"):
-            checkpoint.alone_in(tmp_path / "run").__enter__()
-        save(tmp_path / "run", 4)
-        with pytest.raises(InputError, match=r"Another training has just written .*step-4"):
-            checkpoint.prepare(tmp_path / "run", step=0)
-    with checkpoint.alone_in(tmp_path / "run"):
-        assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / "step-4"
-
-
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     good = save(tmp_path, 9)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

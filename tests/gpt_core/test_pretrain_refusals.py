@@ -1,5 +1,7 @@
 """What pretraining refuses at its start, rather than after hours."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +50,17 @@ def test_a_folder_in_use_is_left_alone(config: PretrainConfig, tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
     pretrain(replace(config, out_dir=str(tmp_path)))
     assert checkpoint.latest(tmp_path) == tmp_path / "step-1"
+
+
+def test_a_full_disk_names_the_folder(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **keys: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a log, whose error names no file
+
+    monkeypatch.setattr(module, "train", full)
+    with pytest.raises(OSError, match=r"make room and start again: .*run"):
+        pretrain(replace(config, out_dir=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize(

@@ -384,7 +384,9 @@ def test_a_bad_step_is_named_also_when_it_is_noticed_later(tmp_path: Path) -> No
         run(fresh(), config(tmp_path, max_iters=20, log_interval=5, eval_interval=20), loss_function=breaks)
 
 
-def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(tmp_path: Path) -> None:
+def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0, 0.5])
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -400,6 +402,8 @@ def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(tmp_path
         )  # fmt: skip
 
     assert go() == go()  # the second time there is nothing left to do
+    said = "stopped early: the last 2 evaluations had no lower val_loss than 2.0000; go on with a higher patience"
+    assert capsys.readouterr().out.count(said) == 2
     latest = checkpoint.latest(tmp_path)
     assert latest == tmp_path / "step-8"  # 2.5 and 2.1 are no gain over 2.0
     assert checkpoint.best_or_latest(tmp_path) == tmp_path / "step-4"
