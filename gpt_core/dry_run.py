@@ -12,8 +12,9 @@ from gpt_core.flops import PEAK_TFLOPS, flops_per_token
 from gpt_core.hub import resolve
 from gpt_core.loader import Windows, check_batch_sizes
 from gpt_core.model import GPT
+from gpt_core.pretrain import open_data
 from gpt_core.pretrain_config import PretrainConfig
-from gpt_core.shards import check_tokenizer, open_split
+from gpt_core.shards import Shard
 from gpt_core.tokenizer import Tokenizer
 from gpt_core.trial import Memory, Speed, measure
 
@@ -106,12 +107,14 @@ def find_shape(config: PretrainConfig) -> tuple[GPTConfig, str, dict[str, Window
     Raises:
         InputError: for data that training would refuse.
     """
-    folder, windows = Path(config.data_dir), dict[str, Windows]()
-    has_data = any(folder.glob("train*.bin"))
+    folder, splits = Path(config.data_dir), dict[str, list[Shard]]()
     tokenizer, vocabulary = None, "assumed, there is no tokenizer yet"
-    if has_data or config.tokenizer is not None:
+    if any(folder.glob("train*.bin")):
+        tokenizer, splits = open_data(config)
+    elif config.tokenizer is not None:
+        tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    if tokenizer is not None:
         vocabulary = f"of {config.tokenizer or folder}"
-        tokenizer = Tokenizer.from_pretrained(config.tokenizer or folder)
     if config.init_from == "scratch":
         shape = config.gpt_config(tokenizer)
     else:
@@ -120,11 +123,8 @@ def find_shape(config: PretrainConfig) -> tuple[GPTConfig, str, dict[str, Window
         shape = GPT.from_pretrained(source).config
         config.check_shape(shape, source)
         shape = dataclasses.replace(shape, dropout=config.dropout)
-    if has_data and tokenizer is not None:
-        for split in ("train", "val"):
-            shards = open_split(folder, split)
-            check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
-            windows[split] = Windows(shards, config.block_size or shape.block_size, config.align_documents)
+    block_size = config.block_size or shape.block_size
+    windows = {name: Windows(shards, block_size, config.align_documents) for name, shards in splits.items()}
     return shape, vocabulary, windows
 
 

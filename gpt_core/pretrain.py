@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -26,7 +25,7 @@ from gpt_core.model import GPT
 from gpt_core.pretrain_config import PretrainConfig
 from gpt_core.probes import Maxima
 from gpt_core.ranks import ALONE, Ranks, join
-from gpt_core.shards import check_tokenizer, open_split
+from gpt_core.shards import Shard, check_tokenizer, open_split
 from gpt_core.tokenizer import Tokenizer
 from gpt_core.train import train
 
@@ -72,14 +71,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
 
 
 def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
-    splits = {name: open_split(config.data_dir, name) for name in ("train", "val")}
-    if config.tokenizer is None and not Path(config.data_dir, "tokenizer.json").exists():
-        raise InputError(
-            f"{config.data_dir} has no tokenizer.json; give --tokenizer, for nanoGPT's data of GPT-2's BPE: gpt2."
-        )
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
-    for shards in splits.values():
-        check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
+    tokenizer, splits = open_data(config)
     resume = ranks.on_main(lambda: checkpoint.latest(config.out_dir))
     if config.eval_only and resume is None and config.init_from == "scratch":
         raise InputError(
@@ -88,12 +80,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer, resume)
     block_size = config.block_size or model.config.block_size
-    if config.sample_tokens:  # now, rather than at the first evaluation
-        n_prompt = len(tokenizer.encode(config.sample_prompt, add_special_tokens=True))
-        if n_prompt >= model.config.block_size:
-            raise InputError(
-                f"sample_prompt has {n_prompt} tokens; expected fewer than block_size, {model.config.block_size}."
-            )
+    if config.sample_tokens:
+        check_prompt(config.sample_prompt, tokenizer, model.config.block_size)
     training, validation = (
         Windows(shards, block_size, align_documents=config.align_documents) for shards in splits.values()
     )
@@ -160,6 +148,23 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         )
 
 
+def open_data(config: PretrainConfig) -> tuple[Tokenizer, dict[str, list[Shard]]]:
+    """The tokenizer, and the shards of the splits "train" and "val".
+
+    Raises:
+        InputError: if either is missing, a shard is torn, or it was made with another tokenizer.
+    """
+    splits = {name: open_split(config.data_dir, name) for name in ("train", "val")}
+    if config.tokenizer is None and not Path(config.data_dir, "tokenizer.json").exists():
+        raise InputError(
+            f"{config.data_dir} has no tokenizer.json; give --tokenizer, for nanoGPT's data of GPT-2's BPE: gpt2."
+        )
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
+    for shards in splits.values():
+        check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
+    return tokenizer, splits
+
+
 def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | None) -> GPT:
     """The model to train, on the CPU: drawn at random, or with the weights of `resume` or `init_from`.
 
@@ -202,7 +207,7 @@ def describe_run(
     )
 
 
-def verify(splits: dict[str, list[Any]], vocab_size: int) -> None:
+def verify(splits: dict[str, list[Shard]], vocab_size: int) -> None:
     """Read every shard once and hold it against its checksum and the vocabulary.
 
     Raises:
@@ -229,6 +234,19 @@ def check_first_loss(model: GPT, windows: Windows) -> None:
             f"The untrained model has a loss of {loss:.2f}, where a uniform guess over {model.config.vocab_size} "
             f"tokens has {expected:.2f}: its initial weights are too large for its width. With --init zero, or a width "
             "in the thousands, set --tie_embeddings False."
+        )
+
+
+def check_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> None:
+    """Make sure, before the first evaluation needs it, that a text can begin with `prompt`.
+
+    Raises:
+        InputError: if it has characters without a token, or leaves no room for another one.
+    """
+    n_prompt = len(tokenizer.encode(prompt, add_special_tokens=True))
+    if n_prompt >= block_size:
+        raise InputError(
+            f"sample_prompt has {n_prompt} tokens; expected fewer than block_size, {block_size}."
         )
 
 
