@@ -95,13 +95,15 @@ def choose_numerics(
     """
     before = recorded if recorded is not None and recorded["device"] == device.type else {}
     dtype = before.get("dtype", "auto") if config.dtype == "auto" else config.dtype
+    cores = _cores(n_local)
     threads = config.threads or before.get("threads")
+    if config.threads is None and threads is not None and threads > cores:
+        threads = None  # more ranks share the machine now
     if dtype == "float16" and device.type != "cuda":
         raise InputError(f"dtype is float16, which trains on cuda only, not on {device.type}; use bfloat16.")
     compiled = config.compile == "on"
     if config.compile == "auto" and config.parallel != "deepspeed":
         compiled = before.get("compile", device.type == "cuda")
-    cores = _cores(n_local)
     if device.type == "cuda" and dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device.type == "mps" and dtype == "auto":

@@ -82,7 +82,7 @@ def train(
     numerics = numerics or Numerics(ranks.device.type, threads=torch.get_num_threads())
     parallel = make_parallel(model, config, ranks, numerics)
     first, figures = 0, dict[str, float]()
-    best = {"val_loss": math.inf, "evaluations_since": 0}
+    best: dict[str, float] = {"evaluations_since": 0}
     if resume is not None:
         state = checkpoint.restore(resume, parallel, batches)
         first, figures, best = state["step"], state["figures"], state["best"]
@@ -164,7 +164,7 @@ def train(
                 model.train()
                 if math.isnan(figures["val_loss"]):
                     raise InputError(not_finite(batches, step, step, figures["val_loss"], out_dir))
-                if figures["val_loss"] < best["val_loss"]:
+                if figures["val_loss"] < best.get("val_loss", math.inf):
                     best = {"val_loss": figures["val_loss"], "evaluations_since": 0}
                 else:
                     best = best | {"evaluations_since": best["evaluations_since"] + 1}
