@@ -246,7 +246,7 @@ def open_source(
     Raises:
         InputError: as `Files` and `HubSet`, or if not exactly one of the two is given.
     """
-    if (input is None) == (dataset is None):
+    if bool(input) == bool(dataset):
         raise InputError("Give either --input or --dataset, so that it is clear what to read.")
     known = SETS.get(dataset or "", NamedSet(hub=dataset or ""))
     if not input and not known.files:

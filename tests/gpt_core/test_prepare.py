@@ -110,6 +110,8 @@ def test_missing_and_contradictory_options(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no file that can be read"):
         prepare_data(input=[str(tmp_path)], out=out)
     with pytest.raises(InputError, match="either --input or --dataset"):
+        prepare_data(input=[], out=str(tmp_path / "data"))
+    with pytest.raises(InputError, match="either --input or --dataset"):
         prepare_data(out=out)
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(InputError, match="already holds something"):
