@@ -256,7 +256,7 @@ def try_compiled(model: nn.Module, trial: Callable[[], None], ranks: Ranks) -> N
     try:
         trial()
     except RuntimeError as error:  # the compilers' errors, and torch's own of a missing C++ or Triton
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO_VERBOSE")[0][:200]
     if ranks.max(int(bool(reason))):
         torch.compiler.set_stance("force_eager")
         if reason:

@@ -227,7 +227,10 @@ class Shard:
         path = _documents_path(self.path)
         if not path.exists():
             raise InputError(f"{path} is missing; prepare the data again.")
-        return np.load(path)
+        try:
+            return np.load(path)
+        except (ValueError, EOFError) as error:
+            raise InputError(f"{path} is torn ({error}); prepare the data again.") from error
 
     def verify(self, vocab_size: int) -> None:
         """Read the whole shard once: its checksum must hold and every id must lie in the vocabulary.

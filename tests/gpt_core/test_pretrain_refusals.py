@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def test_nothing_is_written_before_a_refusal(config: PretrainConfig, keys: dict,
     with pytest.raises(InputError, match=message):
         pretrain(replace(config, **keys))
     assert not Path(config.out_dir).exists()
+
+
+def test_torn_document_offsets_are_refused(config: PretrainConfig, tmp_path: Path) -> None:
+    data = shutil.copytree(config.data_dir, tmp_path / "data")
+    for size in (130, 0):
+        os.truncate(data / "train-00000.documents.npy", size)
+        with pytest.raises(InputError, match=r"train-00000\.documents\.npy is torn"):
+            pretrain(replace(config, data_dir=str(data), out_dir=str(tmp_path / "run")))
 
 
 def test_a_folder_in_use_is_left_alone(config: PretrainConfig, tmp_path: Path) -> None:
