@@ -5,6 +5,7 @@ pseudo-random permutation of all windows, computed place by place: nothing is he
 integer, and any number of ranks together see exactly what one rank alone would have seen.
 """
 
+import hashlib
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,8 @@ class Windows:
             self.n_targets += int(n_targets.sum())
         # shard s holds the windows self._ends[s - 1] up to self._ends[s]
         self._ends = np.cumsum([int(runs.stops[-1]) if len(runs.stops) else 0 for runs in self._runs])
+        digest = hashlib.sha256(b"".join(bytes(s.header["checksum"]) for s in shards if s.header is not None))
+        self.checksum = digest.hexdigest()  # of the text, where its shards know theirs
         self._unreleased = 0  # rows read since mapped files were let go of
         if not len(self):
             raise InputError(
@@ -291,7 +294,8 @@ class Batches:
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the last step that was taken from it, and what of."""
         return {
-            "position": self.position, "step": self.step, "seed": self.seed, "n_windows": len(self.windows)
+            "position": self.position, "step": self.step, "seed": self.seed, "n_windows": len(self.windows),
+            "data_checksum": self.windows.checksum,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -300,11 +304,12 @@ class Batches:
         Raises:
             InputError: if the data or the seed differ, since the position would then mean other windows.
         """
-        for key, mine in (("seed", self.seed), ("n_windows", len(self.windows))):
-            if state[key] != mine:
+        mine = self.state_dict()
+        for key in ("seed", "n_windows", "data_checksum"):
+            if state[key] != mine[key]:
                 raise InputError(
-                    f"The checkpoint was made with {key} = {state[key]}, but this run has {mine}; resume with the "
-                    "same data, block_size, align_documents and seed, or choose another out_dir."
+                    f"The checkpoint was made with {key} = {state[key]}, but this run has {mine[key]}; resume with "
+                    "the same data, block_size, align_documents and seed, or choose another out_dir."
                 )
         self.position, self.step = state["position"], state["step"]
 
