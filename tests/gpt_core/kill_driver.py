@@ -22,7 +22,7 @@ from gpt_core.pretrain_config import PretrainConfig
 
 def settings(data_dir: str, out_dir: str) -> PretrainConfig:
     return PretrainConfig(
-        data_dir=data_dir, out_dir=out_dir, max_iters=9, eval_interval=2, log_interval=1, warmup_iters=2,
+        data_dir=data_dir, out_dir=out_dir, max_iters=30, eval_interval=2, log_interval=1, warmup_iters=2,
         keep_checkpoints=1, n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=6, micro_batch_size=3,
         dropout=0.1, device="cpu",
     )  # fmt: skip
