@@ -96,7 +96,7 @@ def measure(kernel: str, shape: tuple[int, int, int, int], dtype: str, device: s
             if not re.search("No (available kernel|viable backend)", str(error)):
                 raise
             return {"note": f"not on this device for {dtype}"}
-        memory = (_memory(place, peak=True) - before) / 2**20
+        memory = max(0, _memory(place, peak=True) - before) / 2**20  # the system counts both only roughly
         with torch.no_grad():
             forward_ms = _shortest_ms(forward, place)
         return {
