@@ -113,7 +113,7 @@ def gradients(data: str, out: str) -> Any:
 
 def resharded(data: str, out: str) -> Any:
     """50 steps on 2 ranks, on 1, and on 2 → 1 → 2; through all ways of sharing a model."""
-    base = settings(data, "", max_iters=50, eval_interval=10, log_interval=1)
+    base = settings(data, out, max_iters=50, eval_interval=10, log_interval=1)
     found = {}
     straight = (("two", 2, "ddp"), ("one", 1, "ddp"), ("fsdp2", 2, "fsdp2"))
     for name, n, parallel in straight:
