@@ -3,10 +3,12 @@
 from gpt_core.doors import open_door
 from gpt_core.pretrain import pretrain
 from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.ranks import end_at_once
 
 
 def main() -> None:
-    open_door(pretrain, config=PretrainConfig)
+    with end_at_once():
+        open_door(pretrain, config=PretrainConfig)
 
 
 if __name__ == "__main__":
