@@ -2,7 +2,6 @@
 
 import re
 import resource
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt_core.bench_train import in_own_process
-from gpt_core.device import DeviceName, pick_device
+from gpt_core.device import DeviceName, pick_device, wall_seconds
 from gpt_core.errors import InputError
 from gpt_core.report import print_report
 
@@ -107,14 +106,7 @@ def measure(kernel: str, shape: tuple[int, int, int, int], dtype: str, device: s
 
 
 def _shortest_ms(function: Callable[[], Any], device: torch.device) -> float:
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        times.append(1000 * (time.perf_counter() - start))
-    return min(times)
+    return 1000 * min(wall_seconds(function, device) for _ in range(REPEATS))
 
 
 def _memory(device: torch.device, peak: bool) -> int:

@@ -93,7 +93,7 @@ def bench_train(
         "device": place.type, "dtype": dtype, "compile": compile,
     }  # fmt: skip
     systems: dict[str, Callable[[Path], dict[str, Any]]] = {
-        OURS: lambda folder: in_own_process(_ours, keys | {"optimizer": "adamw"}, folder),
+        OURS: _system(keys | {"optimizer": "adamw"}),
     }
     if checkout is not None:
         accumulation = batch_size // (micro_batch_size or batch_size)
@@ -103,9 +103,11 @@ def bench_train(
             "device": place.type,
         }  # fmt: skip
         systems |= _peers(checkout, theirs, data, place)
-    systems[MUON] = lambda folder: in_own_process(_ours, keys | {"optimizer": "muon"}, folder)
+    systems[MUON] = _system(keys | {"optimizer": "muon"})
     if ladder:
-        systems |= {name: _rung(keys | changes, name) for name, changes in rungs(place).items()}
+        systems |= {
+            name: _system(keys | changes | {"optimizer": "adamw"}) for name, changes in rungs(place).items()
+        }
 
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
     with tempfile.TemporaryDirectory() as scratch:
@@ -135,8 +137,8 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def _rung(keys: dict[str, Any], name: str) -> Callable[[Path], dict[str, Any]]:
-    return lambda folder: in_own_process(_ours, keys | {"optimizer": "adamw"}, folder)
+def _system(keys: dict[str, Any]) -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: in_own_process(_ours, keys, folder)
 
 
 def _peers(

@@ -13,16 +13,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpt_core.device import DeviceName, pick_device
+from gpt_core.device import DeviceName, Numerics, pick_device
 from gpt_core.errors import InputError
-from gpt_core.loader import IGNORED, Windows
+from gpt_core.loader import EVAL_TOKENS, IGNORED, Windows
 from gpt_core.model import GPT
 from gpt_core.report import print_report
 from gpt_core.shards import check_tokenizer, open_split
 from gpt_core.tokenizer import Tokenizer
 
 COLUMNS = ("dataset", "split", "model", "block_size", "loss", "perplexity", "bits_per_byte")
-EVAL_TOKENS = 2**14  # per forward
 
 
 def evaluate_lm(
@@ -87,10 +86,10 @@ def score(
     """
     loss_sum, n_targets, n_bytes = 0.0, 0, 0
     n_rows = max(1, EVAL_TOKENS // windows.block_size)
-    autocast = torch.autocast(model.device.type, getattr(torch, dtype), enabled=dtype != "float32")
+    numerics = Numerics(model.device.type, dtype)
     n_forwards = -(-len(windows) // n_rows)
     for ids, targets in tqdm(windows.in_order(n_rows), "evaluating", n_forwards, leave=False, disable=None):
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), numerics.autocast():
             out = model(ids.to(model.device), targets=targets.to(model.device), logits=False)
         loss_sum += float(out.loss_sum)
         counted = targets[targets != IGNORED].numpy()
@@ -112,9 +111,8 @@ def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
     Raises:
         InputError: for a tokenizer whose tokens stand for different texts in different places.
     """
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # the file says the same in one way for all kinds of tokenizers
+    # The file says the same in one way for all kinds of tokenizers.
+    with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         saved = json.loads(Path(folder, "tokenizer.json").read_text(encoding="utf-8"))
     decoder = json.dumps(saved["decoder"], ensure_ascii=False)

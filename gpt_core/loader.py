@@ -24,6 +24,7 @@ from gpt_core.permutation import permute
 from gpt_core.shards import Shard
 
 IGNORED = -100  # a target that does not count
+EVAL_TOKENS = 2**14  # per forward of an evaluation
 RELEASE_EVERY = 2**10  # rows read between two times that mapped files are let go of; each maps up to 0.4 MB
 
 

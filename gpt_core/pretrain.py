@@ -20,7 +20,7 @@ from gpt_core.errors import InputError
 from gpt_core.flops import flops_per_token
 from gpt_core.generate import generate
 from gpt_core.hub import resolve
-from gpt_core.loader import IGNORED, Batches, Windows
+from gpt_core.loader import EVAL_TOKENS, IGNORED, Batches, Windows
 from gpt_core.model import GPT
 from gpt_core.pretrain_config import PretrainConfig
 from gpt_core.probes import Maxima
@@ -29,7 +29,6 @@ from gpt_core.shards import Shard, check_tokenizer, open_split
 from gpt_core.tokenizer import Tokenizer
 from gpt_core.train import train
 
-EVAL_TOKENS = 2**14  # per forward of the evaluation
 FIRST_LOSS_TOLERANCE = 0.5  # nats: how far an untrained model's loss may lie from that of a uniform guess
 FIRST_LOSS_TOKENS = 2**11  # to measure it on
 CPU_IS_FULL = "can't allocate memory"  # in torch's error, which for GPUs has a type of its own
@@ -171,17 +170,17 @@ def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | Non
     Raises:
         InputError: if these weights have another shape than the configuration asks for, or another tokenizer.
     """
-    source = resume
     if config.init_from == "scratch":
         model = GPT(config.gpt_config(tokenizer), config.init)
-    else:
-        source = resume or resolve(config.init_from)
-        shape = GPT.from_pretrained(source).config
-        config.check_shape(shape, source)
-        model = GPT(dataclasses.replace(shape, dropout=config.dropout))
-    if source is not None:
-        load_weights(model, source)
-        check_tokenizer_of(source, tokenizer)
+        if resume is None:
+            return model
+    source = resume or resolve(config.init_from)
+    saved = GPT.from_pretrained(source)
+    if config.init_from != "scratch":
+        config.check_shape(saved.config, source)
+        model = GPT(dataclasses.replace(saved.config, dropout=config.dropout))
+    load_weights(model, saved, source)
+    check_tokenizer_of(source, tokenizer)
     return model
 
 
@@ -300,13 +299,12 @@ def evaluator(
     return evaluate
 
 
-def load_weights(model: GPT, path: Path) -> None:
-    """Copy a checkpoint's weights into `model`.
+def load_weights(model: GPT, saved: GPT, path: Path) -> None:
+    """Copy the weights of `saved`, which was read from `path`, into `model`.
 
     Raises:
         InputError: if it is a checkpoint of another shape.
     """
-    saved = GPT.from_pretrained(path)
     for field in dataclasses.fields(GPTConfig):
         theirs, ours = getattr(saved.config, field.name), getattr(model.config, field.name)
         if theirs != ours and field.name != "dropout":
