@@ -43,21 +43,24 @@ class Pooling:
 
     Attributes:
         mode: "weightedmean" (SGPT: weight i for the i-th token), "mean", or "lasttoken".
-        layer: pool the states after this many blocks, without the final norm (0: the token embeddings);
-            None: the model's last hidden states.
+        layer: pool the states after this many blocks (0: the token embeddings); None: the model's last hidden
+            states, which its final norm has passed.
         skip_first: leave a text's first token out, unless it is the only one. In a GPT that was never tuned
             as an embedder the first token is an attention sink, whose state drowns a mean.
         unit_tokens: bring each token's state to unit length before pooling.
+        final_norm: pass the states of `layer` through the model's final norm as well, as if it had no more blocks.
     """
 
     mode: PoolingMode = "weightedmean"
     layer: int | None = None
     skip_first: bool = False
     unit_tokens: bool = False
+    final_norm: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("pooling.mode", self.mode, get_args(PoolingMode))
         _check_whole("pooling.layer", self.layer, 0)
+        _check_type("pooling.final_norm", self.final_norm, bool, "true or false")
         _check_type("pooling.skip_first", self.skip_first, bool, "true or false")
         _check_type("pooling.unit_tokens", self.unit_tokens, bool, "true or false")
 

@@ -20,9 +20,9 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         pooling: the mode, and which tokens count. `pooling.layer` is the caller's business.
 
     Returns:
-        (B, C) float32, not normalised. A row without a real token gives zeros.
+        (B, C) float32 (float64 of float64 states), not normalised. A row without a real token gives zeros.
     """
-    hidden = hidden.float()
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if pooling.unit_tokens:
         hidden = F.normalize(hidden, dim=-1)
     position = mask.long().cumsum(dim=1)  # (B, T): 1 at the first real token
@@ -36,6 +36,6 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         weight = mask
     else:
         weight = mask & (position == mask.sum(dim=1, keepdim=True))
-    weight = weight.float()
+    weight = weight.to(hidden.dtype)
     weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.einsum("btc,bt->bc", hidden, weight)

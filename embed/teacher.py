@@ -1,0 +1,96 @@
+"""Vectors of a sentence-transformers model, kept on disk: a teacher to distil, a guide, or a baseline to be measured against."""
+
+import hashlib
+import io
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from embed.maps import Vectors
+from gpt_core.extras import extra
+from gpt_core.files import atomic_write, sha256_file
+from gpt_core.hub import cache_dir, resolve
+
+BATCH = 64  # texts; sentence-transformers sorts them by length
+BLOCK = 4096  # texts to a file of the cache: what an interruption can cost
+
+
+class Teacher:
+    """A sentence-transformers model whose vectors are computed once.
+
+    They are kept in the model cache, a file for each `BLOCK` texts, named after the model's contents and the texts.
+
+    Args:
+        name: a known name, or a model folder.
+        max_tokens: longest text in the model's own tokens; what is longer is cut. None: its own limit.
+        device: where it computes.
+    """
+
+    def __init__(self, name: str, max_tokens: int | None = None, device: str = "cpu") -> None:
+        with extra("eval"):
+            from sentence_transformers import SentenceTransformer
+        self.name = name
+        self.folder = resolve(name)
+        self.model = SentenceTransformer(str(self.folder), device=device, local_files_only=True)
+        self.max_tokens = self.model.max_seq_length
+        if max_tokens is not None:
+            self.max_tokens = self.model.max_seq_length = min(max_tokens, self.max_tokens or max_tokens)
+        self.dimension: int = self.model.get_embedding_dimension()
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        self._contents = "".join(sha256_file(path) for path in paths)
+        self._device = device
+        self._bf16: bool | None = None
+
+    def encode(self, texts: Sequence[str], prompt_name: str | None = None) -> Vectors:
+        """Unit vectors (n, dimension) float32 of texts, from the cache where they are there.
+
+        Args:
+            texts: any number.
+            prompt_name: which of the model's prompts goes before them, such as query; none that it does not have.
+        """
+        prompt = (self.model.prompts or {}).get(prompt_name or "") or ""
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for start in tqdm(
+            range(0, len(texts), BLOCK), desc=f"{self.name} encodes", unit=" blocks", disable=None
+        ):
+            vectors[start : start + BLOCK] = self._block(texts[start : start + BLOCK], prompt)
+        return vectors
+
+    def _block(self, texts: Sequence[str], prompt: str) -> Vectors:
+        digest = hashlib.sha256(f"{self._contents} {self.max_tokens} {prompt!r}".encode())
+        for text in texts:
+            digest.update(hashlib.sha256(text.encode()).digest())
+        path = cache_dir() / "vectors" / f"{digest.hexdigest()}.npy"
+        if path.is_file():
+            return np.load(path)
+        if self._bf16 is None:
+            self._bf16 = self._device == "cpu" and self._bf16_is_faster(texts)
+        vectors = self._vectors(texts, prompt, self._bf16)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, vectors)
+        atomic_write(path, buffer.getvalue())
+        return vectors
+
+    def _bf16_is_faster(self, texts: Sequence[str]) -> bool:
+        """Try both on a few texts; without AMX or AVX-512 bf16 a processor is slower at it than at float32."""
+        rates = {}
+        for bf16 in (False, True):
+            self._vectors(texts[:BATCH], "", bf16)  # the first call sets things up
+            start = time.perf_counter()
+            self._vectors(texts[:BATCH], "", bf16)
+            rates[bf16] = len(texts[:BATCH]) / (time.perf_counter() - start)
+        chosen = "bf16 autocast" if rates[True] > rates[False] else "float32"
+        rate = f"{rates[True]:.0f} texts/s in bf16 autocast, {rates[False]:.0f} in float32"
+        print(f"{self.name}: {chosen} ({rate})", file=sys.stderr)
+        return rates[True] > rates[False]
+
+    def _vectors(self, texts: Sequence[str], prompt: str, bf16: bool) -> Vectors:
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=bf16):
+            return self.model.encode(
+                list(texts), prompt=prompt, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+            ).astype(np.float32)
