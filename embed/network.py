@@ -87,7 +87,9 @@ class Network(nn.Module):
         hidden = self.gpt(ids, logits=False, layer=self.pooling.layer).hidden
         if self.pooling.final_norm and self.pooling.layer is not None:
             hidden = self.gpt.norm(hidden)
-        x = pool(hidden, mask, self.pooling)
-        for layer in self.dense:
-            x = layer(x)
-        return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+        # A vector sums over many tokens: never in 16 bits, whatever autocast does inside the GPT.
+        with torch.autocast(ids.device.type, enabled=False):
+            x = pool(hidden, mask, self.pooling)
+            for layer in self.dense:
+                x = layer(x)
+            return F.normalize(x, dim=-1)
