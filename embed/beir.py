@@ -1,0 +1,126 @@
+"""BEIR folders: a corpus, queries, and judgements by split."""
+
+from collections import Counter
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from gpt_core.errors import InputError
+from gpt_core.jsonl import JSONL, read_rows
+
+Qrels = dict[str, dict[str, int]]  # query id → document id → grade; relevant if above 0
+
+
+def is_beir(folder: Path) -> bool:
+    """Whether `folder` holds a corpus and queries by BEIR's names."""
+    return all(any((folder / f"{stem}{end}").is_file() for end in JSONL) for stem in ("corpus", "queries"))
+
+
+def read_beir(folder: str | Path, split: str) -> tuple[dict[str, str], dict[str, str], Qrels]:
+    """Read `corpus.jsonl`, `queries.jsonl` (or .gz, .xz) and `qrels/<split>.tsv` of a BEIR folder.
+
+    Returns:
+        Documents by id, each as one text (`join_title`); all queries by id; the split's judgements.
+
+    Raises:
+        InputError: for a missing file or split, a broken line (its number), an id that comes twice, or judgements of
+            queries or documents that are not there.
+    """
+    folder = Path(folder)
+    documents, queries = read_corpus(folder), read_texts(find_part(folder, "queries"))
+    qrels = read_qrels(folder, split)
+    check_qrels(folder, split, qrels, queries, documents)
+    return documents, queries, qrels
+
+
+def read_corpus(folder: str | Path) -> dict[str, str]:
+    """The documents of a BEIR folder by id, each as one text (`join_title`).
+
+    Raises:
+        InputError: for a missing file, a broken line (its number), or an id that comes twice.
+    """
+    return read_texts(find_part(Path(folder), "corpus"))
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Texts of a file in BEIR's form by id: `_id` or `id`, `text`, and a `title` or none.
+
+    Raises:
+        InputError: for a broken line (its number), or an id that comes twice.
+    """
+    texts: dict[str, str] = {}
+    for place, row in read_rows(path):
+        name, text = _get_id(row), row.get("text")
+        if not isinstance(name, str | int) or not isinstance(text, str):
+            raise InputError(f'{place}: expected "_id" and a string under "text"; it has {", ".join(row)}.')
+        if str(name) in texts:
+            raise InputError(f"{place}: the id {name!r} was there before; expected each one once.")
+        texts[str(name)] = join_title(row.get("title") or "", text)
+    return texts
+
+
+def join_title(title: str, text: str) -> str:
+    """A document as one text, as everybody reads BEIR: title, space, text."""
+    return f"{title} {text}".strip()
+
+
+def find_part(folder: Path, stem: str) -> Path:
+    """The file of a BEIR folder called `stem`, plain or compressed.
+
+    Raises:
+        InputError: if there is none.
+    """
+    for path in (folder / f"{stem}{ending}" for ending in JSONL):
+        if path.is_file():
+            return path
+    raise InputError(f"{folder} has no {stem}.jsonl (or .gz, .xz); expected a BEIR folder.")
+
+
+def read_qrels(folder: Path, split: str) -> Qrels:
+    """The judgements of a split, `qrels/<split>.tsv`.
+
+    Raises:
+        InputError: if the split is missing (naming those that are there), or for a broken line (its number).
+    """
+    path = folder / "qrels" / f"{split}.tsv"
+    if not path.is_file():
+        splits = ", ".join(sorted(p.stem for p in path.parent.glob("*.tsv"))) or "none"
+        raise InputError(f"{path} is missing; the splits that are there: {splits}.")
+    qrels: Qrels = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if number == 1 and line.startswith("query-id"):
+            continue
+        try:
+            query, document, grade = line.split("\t")
+            qrels.setdefault(query, {})[document] = int(grade)
+        except ValueError:
+            raise InputError(
+                f"{path}, line {number}: expected query, document and grade between tabs."
+            ) from None
+    return qrels
+
+
+def check_qrels(
+    folder: Path, split: str, qrels: Qrels, queries: Container[str], documents: Container[str]
+) -> None:
+    """Refuse judgements of what is not there.
+
+    Raises:
+        InputError: naming the first unknown id, and saying how many there are.
+    """
+    unknown = {
+        "query": [query for query in qrels if query not in queries],
+        "document": list(Counter(d for grades in qrels.values() for d in grades if d not in documents)),
+    }
+    for what, names in unknown.items():
+        if names:
+            file = "queries.jsonl" if what == "query" else "corpus.jsonl"
+            more = f", and {len(names) - 1} more such ids" if len(names) > 1 else ""
+            raise InputError(
+                f"{folder}: qrels/{split}.tsv judges {what} {names[0]}, which is not in {file}{more}; "
+                "take the lines out or put the texts in."
+            )
+
+
+def _get_id(row: dict[str, Any]) -> Any:
+    return row["_id"] if "_id" in row else row.get("id")

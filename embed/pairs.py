@@ -1,0 +1,165 @@
+"""Training data of embedders: queries, each with texts that answer it and texts that do not, from many forms."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embed.beir import is_beir, read_beir
+from gpt_core.errors import InputError
+from gpt_core.jsonl import JSONL, read_rows
+
+# The names by which FlagEmbedding, GritLM and sentence-transformers call the columns, in the order of preference
+QUERY = ("query", "anchor")
+POSITIVE = ("positive", "pos")
+NEGATIVE = ("negative", "neg")
+TEXT = "text"
+
+Row = tuple[str, dict[str, Any]]  # place for messages, values by column
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A query with its texts.
+
+    Attributes:
+        query: or any text, where only a teacher's vectors of it are to be learned.
+        positives: texts that answer the query; none if the data are texts alone.
+        negatives: texts that do not, though they may look as if they did.
+    """
+
+    query: str
+    positives: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where rows have what; None takes the usual names (`QUERY`, `POSITIVE`, `NEGATIVE`), of those that are there."""
+
+    query: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+
+
+def read_examples(source: str | Path, split: str = "train", columns: Columns = Columns()) -> list[Example]:
+    """Read training data; what cannot teach anything is left out, and counted on stderr.
+
+    Left out are pairs with an empty side or two equal ones, and negatives that are empty, the query itself or one of
+    its positives.
+
+    Args:
+        source: a file of JSON lines (`.gz`, `.xz`), or a BEIR folder. Rows have a query and one or several positives
+            and negatives (strings, or lists of them; `negative_1`, `negative_2` … as well), or only a `text`. Of a BEIR
+            folder, the documents that are judged above 0 are positives, the other judged ones negatives.
+        split: of a BEIR folder.
+        columns: names of the columns.
+
+    Raises:
+        InputError: for a source that cannot be read, a broken line (its number), a column that is not there (naming
+            those that are), unknown ids in judgements, or if nothing is left.
+    """
+    path = Path(source)
+    if path.name.endswith(JSONL):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; expected a file of JSON lines with query and positive.")
+        examples: Iterable[Example] = (_from_row(place, row, columns) for place, row in read_rows(path))
+    elif path.is_dir() and is_beir(path):
+        if columns != Columns():
+            raise InputError(f"{path} is a BEIR folder, which has no columns; leave the columns' names out.")
+        examples = _from_beir(path, split)
+    else:
+        raise InputError(f"{path} is neither a file of JSON lines ({', '.join(JSONL)}) nor a BEIR folder.")
+    return _sound(examples, path.name)
+
+
+def _from_row(place: str, row: dict[str, Any], columns: Columns) -> Example:
+    query, positive = _column(row, columns.query, QUERY), _column(row, columns.positive, POSITIVE)
+    if query is None and positive is None and columns == Columns() and TEXT in row:
+        return Example(_strings(place, row, TEXT)[0])
+    if query is None or positive is None:
+        wanted = columns.query or " or ".join(QUERY)
+        if query is not None:
+            wanted = columns.positive or " or ".join(POSITIVE)
+        raise InputError(_no_column(place, wanted, row))
+    negatives: list[str] = []
+    if columns.negative is not None and columns.negative not in row:
+        raise InputError(_no_column(place, columns.negative, row))
+    for name in [columns.negative] if columns.negative else _negative_columns(row):
+        negatives += _strings(place, row, name)
+    queries = _strings(place, row, query)
+    if len(queries) != 1:
+        raise InputError(f'{place}: expected one string under "{query}", not {len(queries)}.')
+    return Example(queries[0], tuple(_strings(place, row, positive)), tuple(negatives))
+
+
+def _column(row: dict[str, Any], asked: str | None, usual: tuple[str, ...]) -> str | None:
+    return next((name for name in ([asked] if asked else usual) if name in row), None)
+
+
+def _negative_columns(row: dict[str, Any]) -> list[str]:
+    """The usual ones, and sentence-transformers' numbered ones in the order of the row."""
+    numbered = [name for name in row if name.startswith("negative_") and name[9:].isdigit()]
+    return [name for name in NEGATIVE if name in row] + numbered
+
+
+def _strings(place: str, row: dict[str, Any], name: str) -> list[str]:
+    value = row[name]
+    values = value if isinstance(value, list) else [""] if value is None else [value]
+    for one in values:
+        if not isinstance(one, str):
+            raise InputError(
+                f'{place}: expected a string or a list of strings under "{name}", not {type(one).__name__}.'
+            )
+    return values
+
+
+def _no_column(place: str, wanted: str, row: dict[str, Any]) -> str:
+    there = ", ".join(repr(name[:40]) for name in row) or "none"
+    return f"{place} has no column {wanted}; it has {there}. Name the right one, or rename it."
+
+
+def _from_beir(folder: Path, split: str) -> Iterator[Example]:
+    documents, queries, qrels = read_beir(folder, split)
+    for query, grades in qrels.items():
+        if max(grades.values()) > 0:  # a query with nothing to find teaches nothing
+            positives = tuple(documents[d] for d, grade in grades.items() if grade > 0)
+            negatives = tuple(documents[d] for d, grade in grades.items() if grade <= 0)
+            yield Example(queries[query], positives, negatives)
+
+
+def _sound(examples: Iterable[Example], name: str) -> list[Example]:
+    """Those that can teach something; a line on stderr counts what is left out."""
+    sound: list[Example] = []
+    n_pairs = 0
+    wrong: Counter[str] = Counter()
+    wrong_negatives = 0
+    for example in examples:
+        query = example.query.strip()
+        positives = []
+        n_pairs += max(len(example.positives), 1)
+        if not example.positives and not query:
+            wrong["an empty text"] += 1
+        for positive in example.positives:
+            if not query or not positive.strip():
+                wrong["an empty side"] += 1
+            elif query == positive.strip():
+                wrong["equal sides"] += 1
+            else:
+                positives.append(positive)
+        known = {"", query, *(positive.strip() for positive in example.positives)}
+        negatives = [negative for negative in example.negatives if negative.strip() not in known]
+        wrong_negatives += len(example.negatives) - len(negatives)
+        if query and (positives or not example.positives):
+            sound.append(Example(example.query, tuple(positives), tuple(negatives)))
+    left_out = " and ".join(f"{count:,} with {what}" for what, count in wrong.items())
+    if not sound:
+        raise InputError(f"{name} has nothing to learn from: of {n_pairs:,} pairs, {left_out or 'none'}.")
+    if wrong:
+        print(f"{name}: {wrong.total():,} of {n_pairs:,} pairs left out: {left_out}", file=sys.stderr)
+    if wrong_negatives:
+        said = "negatives left out that are empty, or equal to the query or a positive"
+        print(f"{name}: {wrong_negatives:,} {said}", file=sys.stderr)
+    return sound
