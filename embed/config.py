@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from embed.modules import parse_json, read_json, read_modules
 from gpt_core.errors import InputError
 
 PoolingMode = Literal["weightedmean", "mean", "lasttoken"]  # sentence-transformers' spelling
@@ -123,7 +124,7 @@ class EmbedderConfig:
     @classmethod
     def from_json(cls, text: str, source: str = "embedder.json") -> "EmbedderConfig":
         """Read what `to_json` wrote; InputError names `source` and what is wrong in it."""
-        values = _read_json(text, source, dict)
+        values = parse_json(text, source, dict)
         try:
             for key, kind in (("pooling", Pooling), ("fusion", Fusion)):
                 if isinstance(values.get(key), dict):
@@ -157,16 +158,6 @@ class EmbedderConfig:
         return cls()
 
 
-def _read_json(text: str, source: str, kind: type) -> Any:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{source} is not valid JSON: {error}") from None
-    if not isinstance(values, kind):
-        raise InputError(f"{source} holds a JSON {type(values).__name__}; expected a {kind.__name__}.")
-    return values
-
-
 def _from_dict(kind: type, values: dict[str, Any]) -> Any:
     known = [f.name for f in fields(kind)]
     for key in values:
@@ -176,32 +167,28 @@ def _from_dict(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
-    """Read `modules.json` and what it points to; InputError for a module that this encoder does not have."""
+    """Read what `modules.json` points to; InputError for a module or setting that this encoder does not have."""
+    modules = read_modules(folder)
+    settings = read_json(folder / "config_sentence_transformers.json")
+    prompts = settings.get("prompts") or {}
+    unnamed = prompts.get(settings.get("default_prompt_name")) or ""
 
-    def read(path: Path, kind: type = dict, optional: bool = True) -> Any:
-        if path.is_file():
-            return _read_json(path.read_text(encoding="utf-8"), str(path), kind)
-        if optional:
-            return kind()
-        raise InputError(f"{path} is missing; expected it in a sentence-transformers folder.")
+    def prompt(*names: str) -> str:
+        return next((prompts[name] for name in names if prompts.get(name) is not None), unnamed)
 
-    pooling = None
-    for module in read(folder / "modules.json", list):
-        kind, place = module.get("type", "").rpartition(".")[2], folder / module.get("path", "")
-        if kind == "Pooling":
-            pooling = _sentence_transformers_pooling(read(place / "config.json", optional=False), place)
-        elif kind not in ("Transformer", "Normalize"):  # vectors are unit length here in any case
-            raise InputError(f"{folder} has a module {kind!r}; this encoder knows Pooling and Normalize.")
-    if pooling is None:
-        raise InputError(f"{folder}/modules.json names no Pooling module; expected one.")
-    prompts = read(folder / "config_sentence_transformers.json").get("prompts") or {}
-    max_tokens = read(folder / "sentence_bert_config.json").get("max_seq_length")
+    transformer = read_json(modules.transformer / "sentence_bert_config.json")
+    for key, ours in (("do_lower_case", False), ("transformer_task", "feature-extraction")):
+        if transformer.get(key, ours) != ours:
+            raise InputError(f"{folder} has {key} = {transformer[key]!r}; this encoder has only {ours!r}.")
+    max_tokens = transformer.get("max_seq_length")
     if max_tokens is None:  # since version 5.3 or so it is the tokenizer's
-        max_tokens = read(folder / "tokenizer_config.json").get("model_max_length")
+        max_tokens = read_json(modules.transformer / "tokenizer_config.json").get("model_max_length")
     return EmbedderConfig(
-        pooling,
-        query_prompt=prompts.get("query") or "",
-        document_prompt=prompts.get("document") or "",
+        _sentence_transformers_pooling(
+            read_json(modules.pooling / "config.json", optional=False), modules.pooling
+        ),
+        query_prompt=prompt("query"),
+        document_prompt=prompt("document", "passage", "corpus"),  # the order that encode_document goes by
         # transformers writes 1e30 where a tokenizer has no limit of its own
         max_tokens=int(max_tokens) if max_tokens and max_tokens < 1e9 else None,
     )

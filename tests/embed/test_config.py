@@ -79,7 +79,7 @@ def test_reads_old_flags(tmp_path, flag):
         ({"pooling_mode": ["mean", "max"]}, (), "mean\\+max"),
         ({"pooling_mode_max_tokens": True}, (), "'max'"),
         ({"pooling_mode": "mean", "include_prompt": False}, (), "include_prompt"),
-        ({"pooling_mode": "mean"}, ("Dense",), "module 'Dense'"),
+        ({"pooling_mode": "mean"}, ("LSTM",), "module 'LSTM'"),
     ],
 )
 def test_refuses_what_it_would_compute_differently(tmp_path, pooling, more, said):

@@ -1,0 +1,219 @@
+"""Embedder folders: a Hugging Face model folder with what sentence-transformers wants beside it.
+
+    config.json, model.safetensors, tokenizer.json    the model: generates text in transformers, vLLM, llama.cpp
+    modules.json, 1_Pooling/, [2_Dense/,] 3_Normalize/,
+    config_sentence_transformers.json, sentence_bert_config.json    `SentenceTransformer(folder)`, no code of ours
+    embedder.json                                     all settings, for this package
+
+sentence-transformers pools a model's last states alone. Settings that it has no words for (a lower layer, a first
+token left out) are in embedder.json only: a `modules.json` would give other vectors there, without a word.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from embed.config import EmbedderConfig, Pooling
+from embed.modules import read_json, read_modules
+from embed.network import Activation, Dense, Network
+from gpt_core.config import GPTConfig
+from gpt_core.errors import InputError
+from gpt_core.files import atomic_write
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+
+TORCH_CLASSES: dict[Activation, str] = {
+    "identity": "torch.nn.modules.linear.Identity",
+    "tanh": "torch.nn.modules.activation.Tanh",
+}
+ACTIVATIONS = {path.rpartition(".")[2]: activation for activation, path in TORCH_CLASSES.items()}
+
+
+def load_network(folder: str | Path) -> Network:
+    """The network of an embedder's folder, in float32 and evaluation mode.
+
+    Args:
+        folder: what `save_embedder` wrote, a sentence-transformers folder of a GPT, or a plain model folder, whose
+            settings `EmbedderConfig.load` finds.
+
+    Raises:
+        InputError: for a folder that lacks a part or has one that this network does not compute.
+    """
+    folder = Path(folder)
+    config = EmbedderConfig.load(folder)
+    gpt = GPT.from_pretrained(model_folder(folder))
+    return Network(gpt, config.pooling, [_load_dense(place) for place in _dense_places(folder)]).eval()
+
+
+def model_folder(folder: Path) -> Path:
+    """Where in an embedder's folder the GPT and its tokenizer lie: in it, or where its `modules.json` says."""
+    return read_modules(folder).transformer if (folder / "modules.json").is_file() else folder
+
+
+def save_embedder(
+    folder: str | Path,
+    network: Network,
+    config: EmbedderConfig,
+    tokenizer: Tokenizer,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write an embedder's folder; see the module's docstring for what is in it.
+
+    Args:
+        folder: where to; made if it is missing.
+        network: the embedder.
+        config: its settings; the network's own pooling counts.
+        tokenizer: the GPT's.
+        weights: what `network.state_dict()` would give if this process held all of it, which a sharded one does not.
+    """
+    folder = Path(folder)
+    weights = network.state_dict() if weights is None else weights
+    (folder / "modules.json").unlink(
+        missing_ok=True
+    )  # last to come, so that nothing half-written opens as whole
+    gpt_weights = {name.removeprefix("gpt."): w for name, w in weights.items() if name.startswith("gpt.")}
+    network.gpt.save_pretrained(folder, gpt_weights)
+    max_tokens = min(config.max_tokens or network.gpt.config.block_size, network.gpt.config.block_size)
+    _save_tokenizer(folder, tokenizer, max_tokens)
+    for i, layer in enumerate(network.dense):
+        assert isinstance(layer, Dense)
+        own = {name: weights[f"dense.{i}.{name}"] for name in layer.state_dict()}
+        _save_dense(folder / f"{2 + i}_Dense", layer, own)
+    atomic_write(folder / "embedder.json", config.to_json())
+    if not beyond_sentence_transformers(network.pooling, network.gpt.config):
+        _save_modules(folder, network, config, max_tokens)
+
+
+def beyond_sentence_transformers(pooling: Pooling, config: GPTConfig) -> str:
+    """What of a pooling sentence-transformers cannot do with a whole model of this shape, in words; "" if nothing."""
+    if pooling.skip_first:
+        return "the first token is left out (pooling.skip_first)"
+    if pooling.unit_tokens:
+        return "token states are brought to unit length before pooling (pooling.unit_tokens)"
+    if pooling.layer is not None and (pooling.layer < config.n_layer or not pooling.final_norm):
+        normed = "with" if pooling.final_norm else "without"
+        return (
+            f"the states after block {pooling.layer} of {config.n_layer} are pooled {normed} the final norm"
+        )
+    return ""
+
+
+def pad_token_id(tokenizer: Tokenizer) -> int:
+    """The id to pad with: the tokenizer's own, or another that no rule for cutting text depends on.
+
+    Raises:
+        InputError: if there is none.
+    """
+    for token_id in (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id):
+        if token_id is not None:
+            return token_id
+    raise InputError(
+        "The tokenizer has no pad, end or begin token to pad with; name one as pad_token in its tokenizer_config.json."
+    )
+
+
+def _save_tokenizer(folder: Path, tokenizer: Tokenizer, max_tokens: int) -> None:
+    tokenizer.save(folder)
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path)
+    settings |= {
+        "pad_token": tokenizer.decode([pad_token_id(tokenizer)]),
+        "padding_side": "right",
+        "model_max_length": max_tokens,
+    }
+    atomic_write(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_tokens: int) -> None:
+    """The files by which sentence-transformers, from version 2 on, puts its modules together."""
+
+    def write(name: str, values: object) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        atomic_write(folder / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    write(
+        "1_Pooling/config.json",
+        {
+            "word_embedding_dimension": network.gpt.config.n_embd,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": network.pooling.mode == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+            "pooling_mode_weightedmean_tokens": network.pooling.mode == "weightedmean",
+            "pooling_mode_lasttoken": network.pooling.mode == "lasttoken",
+            "include_prompt": True,
+        },
+    )
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(network.dense), "Normalize"]
+    (folder / f"{len(kinds) - 1}_Normalize").mkdir(exist_ok=True)
+    write(f"{len(kinds) - 1}_Normalize/config.json", {})  # git and archives lose an empty folder
+    write("sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    prompts = {"query": config.query_prompt, "document": config.document_prompt}
+    write(
+        "config_sentence_transformers.json",
+        {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+    modules = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    write("modules.json", modules)
+
+
+def _dense_places(folder: Path) -> list[Path]:
+    if (folder / "modules.json").is_file():
+        return list(read_modules(folder).dense)
+    places = [path for path in folder.glob("*_Dense") if path.name.removesuffix("_Dense").isdecimal()]
+    return sorted(places, key=lambda path: int(path.name.removesuffix("_Dense")))
+
+
+def _save_dense(folder: Path, layer: Dense, weights: dict[str, Tensor]) -> None:
+    folder.mkdir(exist_ok=True)
+    settings = {
+        "in_features": layer.linear.in_features,
+        "out_features": layer.linear.out_features,
+        "bias": layer.linear.bias is not None,
+        "activation_function": TORCH_CLASSES[layer.activation],
+    }
+    save_file({name: w.contiguous() for name, w in weights.items()}, folder / "model.safetensors")
+    atomic_write(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+
+
+def _load_dense(place: Path) -> Dense:
+    settings = read_json(place / "config.json", optional=False)
+    name = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    activation = ACTIVATIONS.get(name.rpartition(".")[2])
+    if activation is None:
+        raise InputError(f"{place} has the activation {name!r}; this encoder knows {', '.join(ACTIVATIONS)}.")
+    if settings.get("use_residual"):
+        raise InputError(
+            f"{place} has use_residual = true; this encoder's dense layers add nothing to their output."
+        )
+    try:
+        layer = Dense(
+            settings["in_features"], settings["out_features"], settings.get("bias", True), activation
+        )
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{place}/config.json does not describe a dense layer: {error!r}.") from None
+    try:
+        if (place / "model.safetensors").is_file():
+            state = load_file(place / "model.safetensors")
+        else:  # before version 2.3 or so
+            state = torch.load(place / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        layer.load_state_dict({name: w.float() for name, w in state.items()})
+    except FileNotFoundError:
+        raise InputError(
+            f"{place} has neither model.safetensors nor pytorch_model.bin; copy it again."
+        ) from None
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{place} does not hold the weights of its config.json: {error}") from None
+    return layer
