@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
 
 from gpt_core.errors import InputError
 from gpt_core.jsonl import JSONL, read_rows
@@ -27,8 +26,7 @@ def read_beir(folder: str | Path, split: str) -> tuple[dict[str, str], dict[str,
             queries or documents that are not there.
     """
     folder = Path(folder)
-    documents, queries = read_corpus(folder), read_texts(find_part(folder, "queries"))
-    qrels = read_qrels(folder, split)
+    documents, queries, qrels = read_corpus(folder), read_queries(folder), read_qrels(folder, split)
     check_qrels(folder, split, qrels, queries, documents)
     return documents, queries, qrels
 
@@ -39,24 +37,17 @@ def read_corpus(folder: str | Path) -> dict[str, str]:
     Raises:
         InputError: for a missing file, a broken line (its number), or an id that comes twice.
     """
-    return read_texts(find_part(Path(folder), "corpus"))
+    texts = _read_texts(find_part(Path(folder), "corpus"))
+    return {name: join_title(title, text) for name, (title, text) in texts.items()}
 
 
-def read_texts(path: Path) -> dict[str, str]:
-    """Texts of a file in BEIR's form by id: `_id` or `id`, `text`, and a `title` or none.
+def read_queries(folder: str | Path) -> dict[str, str]:
+    """The queries of a BEIR folder by id.
 
     Raises:
-        InputError: for a broken line (its number), or an id that comes twice.
+        InputError: for a missing file, a broken line (its number), or an id that comes twice.
     """
-    texts: dict[str, str] = {}
-    for place, row in read_rows(path):
-        name, text = _get_id(row), row.get("text")
-        if not isinstance(name, str | int) or not isinstance(text, str):
-            raise InputError(f'{place}: expected "_id" and a string under "text"; it has {", ".join(row)}.')
-        if str(name) in texts:
-            raise InputError(f"{place}: the id {name!r} was there before; expected each one once.")
-        texts[str(name)] = join_title(row.get("title") or "", text)
-    return texts
+    return {name: text for name, (_, text) in _read_texts(find_part(Path(folder), "queries")).items()}
 
 
 def join_title(title: str, text: str) -> str:
@@ -122,5 +113,13 @@ def check_qrels(
             )
 
 
-def _get_id(row: dict[str, Any]) -> Any:
-    return row["_id"] if "_id" in row else row.get("id")
+def _read_texts(path: Path) -> dict[str, tuple[str, str]]:
+    texts: dict[str, tuple[str, str]] = {}  # title and text by id
+    for place, row in read_rows(path):
+        name, title, text = row.get("_id", row.get("id")), row.get("title") or "", row.get("text")
+        if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(title, str):
+            raise InputError(f'{place}: expected "_id" and a string under "text"; it has {", ".join(row)}.')
+        if str(name) in texts:
+            raise InputError(f"{place}: the id {name!r} was there before; expected each one once.")
+        texts[str(name)] = title, text
+    return texts

@@ -10,6 +10,7 @@ from typing import Any
 from embed.beir import is_beir, read_beir
 from gpt_core.errors import InputError
 from gpt_core.jsonl import JSONL, read_rows
+from gpt_core.sources import open_builder, unreadable
 
 # The names by which FlagEmbedding, GritLM and sentence-transformers call the columns, in the order of preference
 QUERY = ("query", "anchor")
@@ -51,10 +52,12 @@ def read_examples(source: str | Path, split: str = "train", columns: Columns = C
     its positives.
 
     Args:
-        source: a file of JSON lines (`.gz`, `.xz`), or a BEIR folder. Rows have a query and one or several positives
-            and negatives (strings, or lists of them; `negative_1`, `negative_2` … as well), or only a `text`. Of a BEIR
-            folder, the documents that are judged above 0 are positives, the other judged ones negatives.
-        split: of a BEIR folder.
+        source: a file of JSON lines (`.gz`, `.xz`); a BEIR folder; or a set of the library `datasets`, that is a name
+            on the Hugging Face hub or a folder, if need be with a colon and the configuration, such as
+            "sentence-transformers/all-nli:triplet". Rows have a query and one or several positives and negatives
+            (strings, or lists of them; `negative_1`, `negative_2` … as well), or only a `text`. Of a BEIR folder, the
+            documents that are judged above 0 are positives, the other judged ones negatives.
+        split: of a BEIR folder or a set.
         columns: names of the columns.
 
     Raises:
@@ -62,40 +65,53 @@ def read_examples(source: str | Path, split: str = "train", columns: Columns = C
             those that are), unknown ids in judgements, or if nothing is left.
     """
     path = Path(source)
-    if path.name.endswith(JSONL):
-        if not path.is_file():
-            raise InputError(f"{path} does not exist; expected a file of JSON lines with query and positive.")
-        examples: Iterable[Example] = (_from_row(place, row, columns) for place, row in read_rows(path))
-    elif path.is_dir() and is_beir(path):
+    examples: Iterable[Example]
+    if path.is_dir() and is_beir(path):
         if columns != Columns():
             raise InputError(f"{path} is a BEIR folder, which has no columns; leave the columns' names out.")
         examples = _from_beir(path, split)
+    elif path.is_file() or path.name.endswith(JSONL):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; expected a file of JSON lines with query and positive.")
+        if not path.name.endswith(JSONL):
+            raise InputError(
+                f"{path} is of no kind that can be read; expected {', '.join(JSONL)} or a folder."
+            )
+        examples = (_from_row(place, row, columns) for place, row in read_rows(path))
     else:
-        raise InputError(f"{path} is neither a file of JSON lines ({', '.join(JSONL)}) nor a BEIR folder.")
+        examples = (_from_row(place, row, columns) for place, row in _dataset_rows(str(source), split))
     return _sound(examples, path.name)
 
 
+def _dataset_rows(source: str, split: str) -> Iterator[Row]:
+    """Rows of a set of the library `datasets`, which keeps a copy in its cache: a training can resume offline."""
+    name, _, config = source.partition(":")
+    builder = open_builder(name, config or None)
+    try:
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(unreadable(source, error)) from error
+    for number, row in enumerate(rows, 1):
+        yield f"{source}, row {number}", row
+
+
 def _from_row(place: str, row: dict[str, Any], columns: Columns) -> Example:
-    query, positive = _column(row, columns.query, QUERY), _column(row, columns.positive, POSITIVE)
+    query, positive = _find(row, columns.query, QUERY), _find(row, columns.positive, POSITIVE)
     if query is None and positive is None and columns == Columns() and TEXT in row:
-        return Example(_strings(place, row, TEXT)[0])
-    if query is None or positive is None:
-        wanted = columns.query or " or ".join(QUERY)
-        if query is not None:
-            wanted = columns.positive or " or ".join(POSITIVE)
-        raise InputError(_no_column(place, wanted, row))
-    negatives: list[str] = []
+        return Example(_string(place, row, TEXT))
+    if query is None:
+        raise InputError(_no_column(place, columns.query or " or ".join(QUERY), row))
+    if positive is None:
+        raise InputError(_no_column(place, columns.positive or " or ".join(POSITIVE), row))
     if columns.negative is not None and columns.negative not in row:
         raise InputError(_no_column(place, columns.negative, row))
-    for name in [columns.negative] if columns.negative else _negative_columns(row):
-        negatives += _strings(place, row, name)
-    queries = _strings(place, row, query)
-    if len(queries) != 1:
-        raise InputError(f'{place}: expected one string under "{query}", not {len(queries)}.')
-    return Example(queries[0], tuple(_strings(place, row, positive)), tuple(negatives))
+    names = [columns.negative] if columns.negative else _negative_columns(row)
+    negatives = [negative for name in names for negative in _strings(place, row, name)]
+    return Example(_string(place, row, query), tuple(_strings(place, row, positive)), tuple(negatives))
 
 
-def _column(row: dict[str, Any], asked: str | None, usual: tuple[str, ...]) -> str | None:
+def _find(row: dict[str, Any], asked: str | None, usual: tuple[str, ...]) -> str | None:
     return next((name for name in ([asked] if asked else usual) if name in row), None)
 
 
@@ -103,6 +119,13 @@ def _negative_columns(row: dict[str, Any]) -> list[str]:
     """The usual ones, and sentence-transformers' numbered ones in the order of the row."""
     numbered = [name for name in row if name.startswith("negative_") and name[9:].isdigit()]
     return [name for name in NEGATIVE if name in row] + numbered
+
+
+def _string(place: str, row: dict[str, Any], name: str) -> str:
+    values = _strings(place, row, name)
+    if len(values) != 1:
+        raise InputError(f'{place}: expected one string under "{name}", not {len(values)}.')
+    return values[0]
 
 
 def _strings(place: str, row: dict[str, Any], name: str) -> list[str]:

@@ -176,30 +176,12 @@ class HubSet:
     def __init__(
         self, name: str, config: str | None = None, split: str = "train", column: str = "text"
     ) -> None:
-        with extra("train"):
-            import datasets
-            from huggingface_hub.utils import logging
-        datasets.disable_progress_bars()
-        logging.set_verbosity_error()  # its retries; what they come to is said below
         self.name, self.column = name, column
+        builder = open_builder(name, config)
         try:
-            try:
-                builder = datasets.load_dataset_builder(name, config)
-            except RuntimeError as error:
-                if "scripts are no longer supported" not in str(error):
-                    raise
-                print(
-                    f"{name} comes as a program; reading the hub's own Parquet copy of it, which for a set above"
-                )
-                print("5 GB is only its first 5 GB.")
-                builder = datasets.load_dataset_builder(name, config, revision="refs/convert/parquet")
             self._stream = builder.as_streaming_dataset(split)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(
-                f"The data set {name} cannot be read: {reason}. Check its name, configuration and split, and the "
-                "network."
-            ) from error
+            raise InputError(unreadable(name, error)) from error
         features = self._stream.features
         if features is not None and column not in features:
             raise InputError(no_column(name, column, list(features)))
@@ -236,6 +218,38 @@ class HubSet:
                 yield from _pieces(place, as_string(place, values[self.column]), val_fraction, row, after)
         finally:
             rows.close()  # a reader of Parquet that the interpreter's end closes complains
+
+
+def open_builder(name: str, config: str | None) -> Any:
+    """The builder of a set that the library `datasets` knows: by its name on the Hugging Face hub, or a folder.
+
+    Raises:
+        InputError: if there is no such set or configuration, or no network.
+    """
+    with extra("train"):
+        import datasets
+        from huggingface_hub.utils import logging
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()  # its retries; what they come to is said below
+    try:
+        try:
+            return datasets.load_dataset_builder(name, config)
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            print(
+                f"{name} comes as a program; reading the hub's own Parquet copy of it, which for a set above"
+            )
+            print("5 GB is only its first 5 GB.")
+            return datasets.load_dataset_builder(name, config, revision="refs/convert/parquet")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(unreadable(name, error)) from error
+
+
+def unreadable(name: str, error: Exception) -> str:
+    """What to say of a set that the library `datasets` does not give."""
+    reason = str(error).partition("\n")[0].rstrip(".")
+    return f"The data set {name} cannot be read: {reason}. Check its name, configuration and split, and the network."
 
 
 def open_source(

@@ -1,18 +1,17 @@
 """Test collections: documents, queries and judgements, from BEIR folders or from training pairs."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.beir import Qrels, check_qrels, find_part, join_title, read_qrels, read_queries
+from embed.pairs import read_examples
 from gpt_core.errors import InputError
-from gpt_core.jsonl import JSONL, read_rows
 from index.documents import Document, iter_documents
 
-Qrels = dict[str, dict[str, int]]  # query id → document id → grade; relevant if above 0
 Run = dict[str, dict[str, float]]  # query id → document id → score
 
 
@@ -29,24 +28,20 @@ class Collection:
     @property
     def texts(self) -> list[str]:
         """Each document as one text: title, space, text."""
-        return [f"{document.title} {document.text}".strip() for document in self.documents.values()]
+        return [join_title(document.title, document.text) for document in self.documents.values()]
 
     @classmethod
     def load(cls, folder: str | Path, split: str) -> "Collection":
         """Read `corpus.jsonl`, `queries.jsonl` (or .gz, .xz) and `qrels/<split>.tsv` of a BEIR folder.
 
         Raises:
-            InputError: for a missing file, a broken line (its number), or a judged query that is not there.
+            InputError: for a missing file, a broken line (its number), or judgements of what is not there.
         """
         folder = Path(folder)
-        documents = {document.id: document for document in iter_documents([_find(folder, "corpus")])}
-        texts = {query.id: query.text for query in iter_documents([_find(folder, "queries")])}
-        qrels = _read_qrels(folder / "qrels" / f"{split}.tsv")
-        for query in qrels:
-            if query not in texts:
-                raise InputError(
-                    f"{folder}: qrels/{split}.tsv judges query {query}, which is not in queries.jsonl."
-                )
+        documents = {document.id: document for document in iter_documents([find_part(folder, "corpus")])}
+        texts = read_queries(folder)
+        qrels = read_qrels(folder, split)
+        check_qrels(folder, split, qrels, texts, documents)
         qrels = {query: grades for query, grades in qrels.items() if max(grades.values()) > 0}
         if not documents or not qrels:
             raise InputError(
@@ -56,19 +51,23 @@ class Collection:
 
     @classmethod
     def from_pairs(cls, path: str | Path) -> "Collection":
-        """Take training pairs, JSON lines of {"query", "positive"}, for a collection: find each query's positive.
+        """Take training pairs (`embed.pairs`) for a collection: find each query's positives.
 
         Raises:
-            InputError: for a missing file or a broken line (its number).
+            InputError: as `read_examples`, or for texts that have no positives.
         """
         path = Path(path)
         names: dict[str, str] = {}  # of each different positive
         queries: dict[str, str] = {}
         qrels: Qrels = {}
-        for query, positive in _read_pairs(path):
-            name = names.setdefault(positive, f"d{len(names)}")
+        for example in read_examples(path):
+            if not example.positives:
+                raise InputError(
+                    f"{path} holds texts alone; expected pairs, so that there is something to find."
+                )
             key = f"q{len(queries)}"
-            queries[key], qrels[key] = query, {name: 1}
+            queries[key] = example.query
+            qrels[key] = {names.setdefault(positive, f"d{len(names)}"): 1 for positive in example.positives}
         documents = {name: Document(name, text) for text, name in names.items()}
         return cls(path.name.split(".")[0], "pairs", documents, queries, qrels)
 
@@ -103,38 +102,3 @@ class Collection:
             query: {names[p]: float(s) for p, s in zip(row, row_scores, strict=True) if s > above}
             for query, row, row_scores in zip(self.queries, places, scores, strict=True)
         }
-
-
-def _find(folder: Path, stem: str) -> Path:
-    for path in (folder / f"{stem}{ending}" for ending in JSONL):
-        if path.is_file():
-            return path
-    raise InputError(f"{folder} has no {stem}.jsonl (or .gz, .xz); expected a BEIR folder.")
-
-
-def _read_qrels(path: Path) -> Qrels:
-    if not path.is_file():
-        splits = ", ".join(sorted(p.stem for p in path.parent.glob("*.tsv"))) or "none"
-        raise InputError(f"{path} is missing; the splits that are there: {splits}.")
-    qrels: Qrels = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if number == 1 and line.startswith("query-id"):
-            continue
-        try:
-            query, document, grade = line.split("\t")
-            qrels.setdefault(query, {})[document] = int(grade)
-        except ValueError:
-            raise InputError(
-                f"{path}, line {number}: expected query, document and grade between tabs."
-            ) from None
-    return qrels
-
-
-def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
-    if not path.is_file():
-        raise InputError(f"{path} is missing; expected JSON lines with query and positive.")
-    for place, row in read_rows(path):
-        query, positive = row.get("query"), row.get("positive")
-        if not isinstance(query, str) or not isinstance(positive, str):
-            raise InputError(f"{place}: expected query and positive, both strings.")
-        yield query, positive
