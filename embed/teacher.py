@@ -1,28 +1,25 @@
-"""Vectors of a sentence-transformers model, kept on disk: a teacher to distil, a guide, or a baseline to be measured against."""
+"""A sentence-transformers model, its vectors kept on disk: a teacher to distil, a guide, or a baseline to compare with."""
 
-import hashlib
-import io
 import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from embed.maps import Vectors
+from embed.vector_cache import cached_vectors
 from gpt_core.extras import extra
-from gpt_core.files import atomic_write, sha256_file
-from gpt_core.hub import cache_dir, resolve
+from gpt_core.files import sha256_file
+from gpt_core.hub import resolve
 
 BATCH = 64  # texts; sentence-transformers sorts them by length
-BLOCK = 4096  # texts to a file of the cache: what an interruption can cost
 
 
 class Teacher:
     """A sentence-transformers model whose vectors are computed once.
 
-    They are kept in the model cache, a file for each `BLOCK` texts, named after the model's contents and the texts.
+    They are kept in the model cache, under the model's contents and the texts.
 
     Args:
         name: a known name, or a model folder.
@@ -52,29 +49,22 @@ class Teacher:
             texts: any number.
             prompt_name: which of the model's prompts goes before them, such as query; none that it does not have.
         """
-        prompt = (self.model.prompts or {}).get(prompt_name or "") or ""
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        for start in tqdm(
-            range(0, len(texts), BLOCK), desc=f"{self.name} encodes", unit=" blocks", disable=None
-        ):
-            vectors[start : start + BLOCK] = self._block(texts[start : start + BLOCK], prompt)
-        return vectors
+        identity = f"{self._contents} {self.max_tokens} {self._prompt(prompt_name)!r}"
+        vectors = cached_vectors(
+            identity, texts, lambda texts: self.compute(texts, prompt_name), f"{self.name} encodes"
+        )
+        return vectors.reshape(-1, self.dimension)
 
-    def _block(self, texts: Sequence[str], prompt: str) -> Vectors:
-        digest = hashlib.sha256(f"{self._contents} {self.max_tokens} {prompt!r}".encode())
-        for text in texts:
-            digest.update(hashlib.sha256(text.encode()).digest())
-        path = cache_dir() / "vectors" / f"{digest.hexdigest()}.npy"
-        if path.is_file():
-            return np.load(path)
+    def compute(self, texts: Sequence[str], prompt_name: str | None = None) -> Vectors:
+        """`encode` without a look into the cache: in float32, or on a CPU in bf16 where a trial of both says so."""
+        if not len(texts):
+            return np.empty((0, self.dimension), dtype=np.float32)
         if self._bf16 is None:
             self._bf16 = self._device == "cpu" and self._bf16_is_faster(texts)
-        vectors = self._vectors(texts, prompt, self._bf16)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.save(buffer, vectors)
-        atomic_write(path, buffer.getvalue())
-        return vectors
+        return self._vectors(texts, self._prompt(prompt_name), self._bf16)
+
+    def _prompt(self, prompt_name: str | None) -> str:
+        return (self.model.prompts or {}).get(prompt_name or "") or ""
 
     def _bf16_is_faster(self, texts: Sequence[str]) -> bool:
         """Try both on a few texts; without AMX or AVX-512 bf16 a processor is slower at it than at float32."""
@@ -92,5 +82,9 @@ class Teacher:
     def _vectors(self, texts: Sequence[str], prompt: str, bf16: bool) -> Vectors:
         with torch.autocast(self._device, dtype=torch.bfloat16, enabled=bf16):
             return self.model.encode(
-                list(texts), prompt=prompt, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+                list(texts),
+                prompt=prompt,
+                batch_size=BATCH,
+                normalize_embeddings=True,
+                show_progress_bar=False,
             ).astype(np.float32)
