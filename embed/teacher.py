@@ -1,4 +1,4 @@
-"""A sentence-transformers model, its vectors kept on disk: a teacher to distil, a guide, or a baseline to compare with."""
+"""A sentence-transformers model, its vectors kept on disk: a teacher to distil, a guide, a baseline of evaluations."""
 
 import sys
 import time
