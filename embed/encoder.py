@@ -159,7 +159,7 @@ class Encoder:
             Places in `texts` (B of them), ids (B, T) padded on the right, and a mask (B, T), true at real tokens. A
             text without tokens is in no batch.
         """
-        rows = self._tokenize(texts, max_tokens)
+        rows = self.tokenize(texts, max_tokens)
         budget = TOKENS_PER_BATCH[self.model.device.type]
         order = sorted((i for i in range(len(rows)) if rows[i]), key=lambda i: len(rows[i]), reverse=True)
         begin = 0
@@ -173,8 +173,8 @@ class Encoder:
                 mask[row, : len(rows[i])] = True
             yield places, ids.to(self.model.device), mask.to(self.model.device)
 
-    def _tokenize(self, texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
-        """Ids with the tokenizer's special tokens, which survive the cut."""
+    def tokenize(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
+        """Ids with the tokenizer's special tokens, which survive the cut to `max_tokens`."""
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         room = limit - len(self._prefix) - len(self._suffix)
         if room < 1:
