@@ -68,7 +68,7 @@ class Encoder:
                 f"The embedder pools layer {layer}; its model has {model.config.n_layer} layers."
             )
         self.max_tokens = min(self.config.max_tokens or model.config.block_size, model.config.block_size)
-        self._prefix, self._suffix = _special_tokens(tokenizer)
+        self._prefix, self._suffix = special_tokens(tokenizer)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Encoder":
@@ -184,7 +184,7 @@ class Encoder:
         return [self._prefix + ids[:room] + self._suffix for ids in plain]
 
 
-def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer's post-processor puts before and after a text."""
     if not tokenizer.encode("", add_special_tokens=True):
         return [], []
