@@ -2,46 +2,28 @@
 
 import hashlib
 import io
-import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
+from embed.bm25 import BM25
 from embed.maps import Vectors
 from gpt_core.extras import extra
 from gpt_core.files import atomic_write, sha256_file
 from gpt_core.hub import cache_dir, resolve
 from index.collection import Collection, Run
-from index.lexical import CJK, index_text
 from index.snapshot import nearest
 
-HAS_CJK = re.compile(f"[{CJK}]")
 BATCH = 64  # texts; sentence-transformers sorts them by length
 
 
 def bm25(collection: Collection, k: int) -> Run:
-    """Search with bm25s: Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese bigrams.
-
-    It reads whole documents, title and text.
-    """
-    with extra("eval"):
-        import bm25s
-        import Stemmer
-
-    def tokenize(texts: Sequence[str]) -> Any:
-        texts = [index_text(text) if HAS_CJK.search(text) else text for text in texts]
-        return bm25s.tokenize(texts, stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False)
-
-    ranker = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-    ranker.index(tokenize(collection.texts), show_progress=False)
-    n_results = min(k, len(collection.documents))
-    places, scores = ranker.retrieve(
-        tokenize(list(collection.queries.values())), k=n_results, show_progress=False
-    )
+    """Search with bm25s (`embed.bm25`), which reads whole documents, title and text."""
+    ranker = BM25(collection.texts)
+    places, scores = ranker.search(list(collection.queries.values()), min(k, ranker.n_texts))
     return collection.run(places, scores, above=0)  # 0: no word in common
 
 

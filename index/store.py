@@ -20,10 +20,11 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from embed.maps import CorpusMap, Vectors
+from embed.terms import index_text
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_folder
 from index.documents import Document
-from index.lexical import TOKENIZER, index_text
+from index.lexical import TOKENIZER
 from index.passages import Passage
 from index.settings import Settings
 

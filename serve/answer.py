@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from embed.terms import CJK
 from gpt_core.engine import Engine
 from gpt_core.errors import InputError
 from gpt_core.sampling import SamplingParams
@@ -15,7 +16,6 @@ from gpt_core.tokenizer import Tokenizer
 from index import Hit, Index
 from index.filters import Filter
 from index.index import Mode
-from index.lexical import CJK
 from serve.attribution import AnswerSentence, attribute
 
 # Room for two passages of the default 256 tokens with their titles. A small model answers worse the more passages it is

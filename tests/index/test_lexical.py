@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.lexical import MAX_TERMS, TOKENIZER, index_text, match_expression
+from embed.terms import index_text
+from index.lexical import MAX_TERMS, TOKENIZER, match_expression
 
 
 def found(query: str, *texts: str) -> list[int]:

@@ -1,0 +1,58 @@
+"""BM25 by bm25s: what dense retrieval is measured against, and where hard negatives come from."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.maps import Vectors
+from embed.terms import CJK, index_text
+from gpt_core.extras import extra
+
+HAS_CJK = re.compile(f"[{CJK}]")
+
+
+class BM25:
+    """An index of texts: Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese bigrams."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Index at least one text."""
+        with extra("eval"):
+            import bm25s
+        self.n_texts = len(texts)
+        tokens = _tokenize(texts)
+        # bm25s cannot index texts that have not one word between them; no query finds anything in such
+        self._ranker = bm25s.BM25(method="lucene", k1=1.5, b=0.75) if tokens.vocab else None
+        if self._ranker is not None:
+            self._ranker.index(tokens, show_progress=False)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.integer], Vectors]:
+        """The places (Q, k) of the texts that score best for each query, and their scores (Q, k), highest first.
+
+        k is at most the number of texts. A score of 0 says that there is no word in common.
+        """
+        if self._ranker is None:
+            return np.tile(np.arange(k), (len(queries), 1)), np.zeros((len(queries), k), dtype=np.float32)
+        return self._ranker.retrieve(_tokenize(queries), k=k, show_progress=False)
+
+    def scores(self, queries: Sequence[str]) -> Vectors:
+        """Scores (Q, n) float32 of every text for each query."""
+        scores = np.zeros((len(queries), self.n_texts), dtype=np.float32)
+        if self._ranker is not None:
+            tokens = _tokenize(queries)
+            names = {number: term for term, number in tokens.vocab.items()}
+            for row, ids in zip(scores, tokens.ids, strict=True):
+                known = self._ranker.get_tokens_ids([names[i] for i in ids])
+                if known:
+                    row[:] = self._ranker.get_scores(known)
+        return scores
+
+
+def _tokenize(texts: Sequence[str]) -> Any:
+    with extra("eval"):
+        import bm25s
+        import Stemmer
+    texts = [index_text(text) if HAS_CJK.search(text) else text for text in texts]
+    return bm25s.tokenize(texts, stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False)
