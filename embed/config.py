@@ -169,13 +169,13 @@ def _from_dict(kind: type, values: dict[str, Any]) -> Any:
 def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
     """Read what `modules.json` points to; InputError for a module or setting that this encoder does not have."""
     modules = read_modules(folder)
-    settings = read_json(folder / "config_sentence_transformers.json")
-    prompts = settings.get("prompts") or {}
-    unnamed = prompts.get(settings.get("default_prompt_name")) or ""
-
-    def prompt(*names: str) -> str:
-        return next((prompts[name] for name in names if prompts.get(name) is not None), unnamed)
-
+    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    if others := [name for name in ("passage", "corpus") if prompts.get(name)]:
+        said = "its encode_document takes `document` alone, and so does this encoder"
+        print(
+            f"{folder}: the prompt {others[0]!r} goes unused, as in sentence-transformers: {said}.",
+            file=sys.stderr,
+        )
     transformer = read_json(modules.transformer / "sentence_bert_config.json")
     for key, ours in (("do_lower_case", False), ("transformer_task", "feature-extraction")):
         if transformer.get(key, ours) != ours:
@@ -187,8 +187,8 @@ def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
         _sentence_transformers_pooling(
             read_json(modules.pooling / "config.json", optional=False), modules.pooling
         ),
-        query_prompt=prompt("query"),
-        document_prompt=prompt("document", "passage", "corpus"),  # the order that encode_document goes by
+        query_prompt=prompts.get("query") or "",
+        document_prompt=prompts.get("document") or "",
         # transformers writes 1e30 where a tokenizer has no limit of its own
         max_tokens=int(max_tokens) if max_tokens and max_tokens < 1e9 else None,
     )

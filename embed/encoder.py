@@ -6,15 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from embed.config import EmbedderConfig
+from embed.folder import load_network, model_folder
 from embed.maps import Vectors, unit_length
+from embed.network import Dense, Network
 from embed.pooling import pool
+from embed.quantize import Precision, quantize_embeddings
+from gpt_core.cache import Cache
+from gpt_core.device import DeviceName, Numerics, pick_device
 from gpt_core.errors import InputError
 from gpt_core.files import sha256_file
 from gpt_core.hub import resolve
@@ -25,13 +32,18 @@ from gpt_core.tokenizer import Tokenizer
 # 32 MiB anew, which took a fifth of the time at 16384 tokens.
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536, "mps": 65536}
 
+PromptName = Literal["query", "document"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
 
 class Encoder:
-    """A GPT with pooling, prompts and a length limit: an embedder.
+    """A GPT with pooling, prompts and a length limit: an embedder, with sentence-transformers' names.
 
-    A vector depends on its text alone: never on the batch, beyond float32 rounding of about 1e-6.
+    A vector depends on its text alone: never on the batch, beyond float32 rounding of about 1e-6. Text that spells a
+    special token is text here; sentence-transformers reads it as that token.
 
     Attributes:
+        network: the GPT with its pooling and dense layers; `model` is the GPT.
         n_truncated: how many texts have been cut to fit since the encoder was made.
     """
 
@@ -41,8 +53,11 @@ class Encoder:
         tokenizer: Tokenizer,
         config: EmbedderConfig | None = None,
         *,
+        dense: Sequence[Dense] = (),
         name: str = "",
         weights_sha256: str | None = None,
+        truncate_dim: int | None = None,
+        dtype: Dtype = "float32",
     ) -> None:
         """Make an embedder of a GPT in memory.
 
@@ -50,68 +65,111 @@ class Encoder:
             model: any GPT; it is put into evaluation mode.
             tokenizer: the model's own.
             config: the settings; None for SGPT's plain weighted mean of the last layer.
+            dense: layers after the pooling.
             name: what messages call the embedder.
             weights_sha256: hash of the model's file; None to hash the tensors once `fingerprint` is asked for.
+            truncate_dim: keep so many dimensions of a vector, the first ones, and bring them to unit length; None: all.
+            dtype: of the GPT's matrix products. Vectors are float32 and sums over tokens, too, in any case; what
+                bfloat16 changes beyond float32 rounding is measured in docs/log.md.
 
         Raises:
-            InputError: for a layer that the model does not have.
+            InputError: for a layer that the model does not have, dense layers that do not fit, or a truncate_dim
+                beyond the vector's length.
         """
-        self.model = model.eval()
-        self.tokenizer = tokenizer
         self.config = config or EmbedderConfig()
+        self.network = Network(model, self.config.pooling, dense).eval()
+        self.model = model
+        self.tokenizer = tokenizer
         self.name = name
         self.n_truncated = 0
+        self.truncate_dim = self._check_dimension(truncate_dim)
+        self.dtype = dtype
         self._weights_sha256 = weights_sha256
-        layer = self.config.pooling.layer
-        if layer is not None and layer > model.config.n_layer:
-            raise InputError(
-                f"The embedder pools layer {layer}; its model has {model.config.n_layer} layers."
-            )
         self.max_tokens = min(self.config.max_tokens or model.config.block_size, model.config.block_size)
         self._prefix, self._suffix = special_tokens(tokenizer)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> "Encoder":
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        truncate_dim: int | None = None,
+        dtype: Dtype = "float32",
+        device: DeviceName = "cpu",
+    ) -> "Encoder":
         """Load a model with its tokenizer and settings; see `EmbedderConfig.load` for where these come from.
 
+        Args:
+            name_or_folder: a known name, a run's out_dir, or the folder of a model or an embedder, such as
+                sentence-transformers writes it.
+            truncate_dim: as for the constructor.
+            dtype: likewise.
+            device: where the network runs.
+
         Raises:
-            InputError: for an unknown name, or a folder that lacks a part.
+            InputError: for an unknown name, or a folder that lacks a part or has one that we do not have.
         """
         folder = resolve(name_or_folder)
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf"))
-        hashes = "".join(sha256_file(p) for p in files)
+        config = EmbedderConfig.load(folder)
+        network = load_network(folder, config).to(pick_device(device))
+        place = model_folder(folder)
+        files = sorted(p for p in place.iterdir() if p.suffix in (".safetensors", ".gguf"))
+        hashes = "".join(
+            sha256_file(p) for p in files if p.name != "optimizer.safetensors"
+        )  # a checkpoint has one
         return cls(
-            GPT.from_pretrained(folder),
-            Tokenizer.from_pretrained(folder),
-            EmbedderConfig.load(folder),
+            network.gpt,
+            Tokenizer.from_pretrained(place),
+            config,
+            dense=network.dense_layers,
             name=str(name_or_folder),
             weights_sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+            truncate_dim=truncate_dim,
+            dtype=dtype,
         )
 
     @property
     def dimension(self) -> int:
         """Length of a vector."""
-        return self.model.config.n_embd
+        return self.truncate_dim or self.network.dimension
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest over what decides a vector: weights, graph, tokenizer, pooling, prompts, longest input."""
+        """Hex digest over what decides a vector: weights, graph, tokenizer, pooling, prompts, longest input.
+
+        What came later enters where it differs from what was before, so older indexes still know their embedder.
+        """
         weights = self._weights_sha256 or _tensors_sha256(self.model)
         prompts = [self.config.query_prompt, self.config.document_prompt]
         graph = asdict(replace(self.model.config, dropout=0.0, bos_id=None, eos_id=None, pad_id=None))
         pooling, tokenizer = asdict(self.config.pooling), self.tokenizer.fingerprint
-        decides = [weights, graph, tokenizer, pooling, prompts, self.max_tokens]
+        if not self.config.pooling.final_norm:
+            del pooling["final_norm"]
+        decides: list[Any] = [weights, graph, tokenizer, pooling, prompts, self.max_tokens]
+        for layer in self.network.dense_layers:
+            decides.append([layer.activation, _tensors_sha256(layer)])
+        if self.truncate_dim is not None:
+            decides.append({"truncate_dim": self.truncate_dim})
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
-    def encode_query(self, texts: str | Sequence[str], max_tokens: int | None = None) -> Vectors:
+    def encode_query(self, texts: str | Sequence[str], **options: Any) -> NDArray[Any]:
         """`encode` with the prompt for queries."""
-        return self.encode(texts, self.config.query_prompt, max_tokens)
+        return self.encode(texts, "query", **options)
 
-    def encode_document(
-        self, texts: str | Sequence[str], max_tokens: int | None = None, progress: bool = False
-    ) -> Vectors:
+    def encode_document(self, texts: str | Sequence[str], **options: Any) -> NDArray[Any]:
         """`encode` with the prompt for documents."""
-        return self.encode(texts, self.config.document_prompt, max_tokens, progress)
+        return self.encode(texts, "document", **options)
+
+    def similarity(self, a: Vectors, b: Vectors) -> Vectors:
+        """Cosines (n, m) float32 of vectors (n, d) and (m, d), which need not be of unit length."""
+        return unit_length(np.atleast_2d(a)) @ unit_length(np.atleast_2d(b)).T
+
+    def prompt(self, name: PromptName) -> str:
+        """The prompt called `name`, "query" or "document"; InputError for another."""
+        prompts = {"query": self.config.query_prompt, "document": self.config.document_prompt}
+        if name not in prompts:
+            raise InputError(f"prompt_name is {name!r}; an embedder has the prompts {' and '.join(prompts)}.")
+        return prompts[name]
 
     def count_tokens(self, texts: Sequence[str], prompt: str = "") -> list[int]:
         """Tokens of each text with `prompt` before it and special tokens: `encode` cuts what has over `max_tokens`."""
@@ -122,33 +180,94 @@ class Encoder:
     def encode(
         self,
         texts: str | Sequence[str],
-        prompt: str = "",
+        prompt_name: PromptName | None = None,
+        prompt: str | None = None,
+        *,
         max_tokens: int | None = None,
-        progress: bool = False,
-    ) -> Vectors:
+        truncate_dim: int | None = None,
+        precision: Precision = "float32",
+        ranges: Vectors | None = None,
+        show_progress_bar: bool = False,
+    ) -> NDArray[Any]:
         """Encode texts.
 
         Args:
             texts: one text or several.
-            prompt: put before each text and tokenised with it.
+            prompt_name: "query" or "document": that prompt goes before each text and is tokenised with it.
+            prompt: what goes there instead; with neither, nothing.
             max_tokens: longest input in tokens, prompt and special tokens included; None, or more than the
                 embedder's own limit, for that limit. What is cut is counted in `n_truncated`.
-            progress: draw a progress bar when stderr is a terminal.
+            truncate_dim: as for the constructor, for this call.
+            precision: see `quantize_embeddings`.
+            ranges: (2, d) from `fit_ranges` over a corpus, for int8 and uint8; None fits them on these very texts.
+            show_progress_bar: draw one when stderr is a terminal.
 
         Returns:
-            (n, dimension) float32 vectors of unit length; a single text gives one row. An empty text is its prompt
-            and special tokens alone; where there are none either, zeros, whose similarity to everything is 0.
+            (n, dimension) float32 vectors of unit length, or what `precision` makes of them; a single text gives one
+            row. An empty text is its prompt and special tokens alone; where there are none either, zeros, whose
+            similarity to everything is 0.
+
+        Raises:
+            InputError: for a prompt or precision that there is not, or a length that cannot be.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        bar = tqdm(total=len(texts), unit=" texts", desc="encoding", disable=None if progress else True)
-        for places, ids, mask in self.batches([prompt + text for text in texts], max_tokens):
-            # Padding on the right needs no mask of its own: no real token looks to its right.
-            out = self.model(ids, logits=False, layer=self.config.pooling.layer)
-            vectors[places] = pool(out.hidden, mask, self.config.pooling).cpu().numpy()
-            bar.update(len(places))
+        if prompt is None:
+            prompt = self.prompt(prompt_name) if prompt_name else ""
+        n_dims = self._check_dimension(truncate_dim) or self.dimension
+        vectors = np.zeros((len(texts), n_dims), dtype=np.float32)
+        bar = tqdm(
+            total=len(texts), unit=" texts", desc="encoding", disable=None if show_progress_bar else True
+        )
+        with Numerics(self.model.device.type, self.dtype).autocast():
+            for places, ids, mask in self.batches([prompt + text for text in texts], max_tokens):
+                vectors[places] = self.network(ids, mask)[:, :n_dims].cpu().numpy()
+                bar.update(len(places))
         bar.close()
-        return unit_length(vectors)
+        return quantize_embeddings(unit_length(vectors), precision, ranges)
+
+    @torch.inference_mode()
+    def encode_with_states(
+        self,
+        texts: Sequence[str],
+        prompt_name: PromptName | None = None,
+        prompt: str | None = None,
+        room: int = 0,
+    ) -> tuple[Vectors, Cache]:
+        """Encode texts and keep the keys and values that the GPT made of them, so that it can go on writing there.
+
+        One forward serves both, as in GRIT (Muennighoff et al. 2024), in the weights' own number format. Text i lies in
+        slot i of the cache, prompt and special tokens included; `model(ids, cache=cache.rows([i]))` continues it.
+
+        Args:
+            texts: several texts; their states take 2 · n_layer · n_kv_head · head_dim numbers a token of the longest.
+            prompt_name, prompt: as for `encode`.
+            room: tokens that each slot can take beyond the longest text.
+
+        Raises:
+            InputError: if the embedder does not run through all of the GPT, or an empty text has no tokens.
+        """
+        layer, n_layer = self.config.pooling.layer, self.model.config.n_layer
+        if layer is not None and (layer < n_layer or not self.config.pooling.final_norm):
+            raise InputError(
+                f"The embedder pools layer {layer} of {n_layer}; states to go on from need the whole GPT."
+            )
+        if prompt is None:
+            prompt = self.prompt(prompt_name) if prompt_name else ""
+        rows = self.tokenize([prompt + text for text in texts])
+        if [] in rows:
+            raise InputError(
+                f"Text {rows.index([])} has no token, and so no states to go on from; leave it out."
+            )
+        vectors = np.zeros((len(rows), self.network.dimension), dtype=np.float32)
+        longest = max(map(len, rows), default=1)
+        cache = Cache(
+            self.model.config, len(rows), self.model.device, self.model.wte.weight.dtype, longest + room
+        )
+        for places, ids, mask in self._padded(rows):
+            slots = cache.rows(places, [len(rows[i]) for i in places])
+            hidden = self.model(ids, cache=slots, logits=False).hidden
+            vectors[places] = self.network.vectors(pool(hidden, mask, self.config.pooling)).cpu().numpy()
+        return unit_length(vectors[:, : self.dimension]), cache
 
     def batches(
         self, texts: Sequence[str], max_tokens: int | None = None
@@ -159,7 +278,10 @@ class Encoder:
             Places in `texts` (B of them), ids (B, T) padded on the right, and a mask (B, T), true at real tokens. A
             text without tokens is in no batch.
         """
-        rows = self.tokenize(texts, max_tokens)
+        return self._padded(self.tokenize(texts, max_tokens))
+
+    def _padded(self, rows: list[list[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """`batches` of texts that are tokens already."""
         budget = TOKENS_PER_BATCH[self.model.device.type]
         order = sorted((i for i in range(len(rows)) if rows[i]), key=lambda i: len(rows[i]), reverse=True)
         begin = 0
@@ -172,6 +294,13 @@ class Encoder:
                 ids[row, : len(rows[i])] = torch.tensor(rows[i])
                 mask[row, : len(rows[i])] = True
             yield places, ids.to(self.model.device), mask.to(self.model.device)
+
+    def _check_dimension(self, n_dims: int | None) -> int | None:
+        """`n_dims` where it shortens a vector, None where it does not; InputError where it cannot."""
+        whole = self.network.dimension
+        if n_dims is not None and (type(n_dims) is not int or not 1 <= n_dims <= whole):
+            raise InputError(f"truncate_dim is {n_dims!r}; expected 1 to {whole}, the length of a vector.")
+        return None if n_dims == whole else n_dims
 
     def tokenize(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Ids with the tokenizer's special tokens, which survive the cut to `max_tokens`."""
@@ -194,7 +323,7 @@ def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return whole[:begin], whole[begin + len(plain) :]
 
 
-def _tensors_sha256(model: GPT) -> str:
+def _tensors_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

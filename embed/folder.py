@@ -33,18 +33,19 @@ TORCH_CLASSES: dict[Activation, str] = {
 ACTIVATIONS = {path.rpartition(".")[2]: activation for activation, path in TORCH_CLASSES.items()}
 
 
-def load_network(folder: str | Path) -> Network:
+def load_network(folder: str | Path, config: EmbedderConfig | None = None) -> Network:
     """The network of an embedder's folder, in float32 and evaluation mode.
 
     Args:
         folder: what `save_embedder` wrote, a sentence-transformers folder of a GPT, or a plain model folder, whose
             settings `EmbedderConfig.load` finds.
+        config: the settings, where they have been loaded.
 
     Raises:
         InputError: for a folder that lacks a part or has one that this network does not compute.
     """
     folder = Path(folder)
-    config = EmbedderConfig.load(folder)
+    config = config or EmbedderConfig.load(folder)
     gpt = GPT.from_pretrained(model_folder(folder))
     return Network(gpt, config.pooling, [_load_dense(place) for place in _dense_places(folder)]).eval()
 
@@ -79,8 +80,7 @@ def save_embedder(
     network.gpt.save_pretrained(folder, gpt_weights)
     max_tokens = min(config.max_tokens or network.gpt.config.block_size, network.gpt.config.block_size)
     _save_tokenizer(folder, tokenizer, max_tokens)
-    for i, layer in enumerate(network.dense):
-        assert isinstance(layer, Dense)
+    for i, layer in enumerate(network.dense_layers):
         own = {name: weights[f"dense.{i}.{name}"] for name in layer.state_dict()}
         _save_dense(folder / f"{2 + i}_Dense", layer, own)
     atomic_write(folder / "embedder.json", config.to_json())

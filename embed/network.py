@@ -1,7 +1,7 @@
 """The network behind an embedder: a GPT, pooling, perhaps a dense layer; unit vectors come out."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn as nn
@@ -29,7 +29,9 @@ class Dense(nn.Module):
     def __init__(self, n_in: int, n_out: int, bias: bool = True, activation: Activation = "identity") -> None:
         super().__init__()
         if activation not in get_args(Activation):
-            raise InputError(f"activation is {activation!r}; expected one of {', '.join(get_args(Activation))}.")
+            raise InputError(
+                f"activation is {activation!r}; expected one of {', '.join(get_args(Activation))}."
+            )
         self.linear = nn.Linear(n_in, n_out, bias=bias)
         self.activation = activation
 
@@ -69,6 +71,11 @@ class Network(nn.Module):
             self.dimension = layer.linear.out_features
 
     @property
+    def dense_layers(self) -> list[Dense]:
+        """What follows the pooling, in order."""
+        return cast(list[Dense], list(self.dense))
+
+    @property
     def blocks(self) -> nn.ModuleList:
         """The GPT's blocks: what FSDP2 shards and torch.compile compiles, one by one."""
         return self.gpt.blocks
@@ -84,12 +91,20 @@ class Network(nn.Module):
             (B, dimension) float32 of unit length (float64 in a float64 model). A row without tokens gives zeros
             where no dense layer has a bias.
         """
+        return self.vectors(self.pooled(ids, mask))
+
+    def pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, n_embd) float32 (float64 in a float64 model): the vectors before the dense layers, of any length."""
         hidden = self.gpt(ids, logits=False, layer=self.pooling.layer).hidden
         if self.pooling.final_norm and self.pooling.layer is not None:
             hidden = self.gpt.norm(hidden)
         # A vector sums over many tokens: never in 16 bits, whatever autocast does inside the GPT.
         with torch.autocast(ids.device.type, enabled=False):
-            x = pool(hidden, mask, self.pooling)
+            return pool(hidden, mask, self.pooling)
+
+    def vectors(self, pooled: Tensor) -> Tensor:
+        """What `forward` returns, from what `pooled` does."""
+        with torch.autocast(pooled.device.type, enabled=False):
             for layer in self.dense:
-                x = layer(x)
-            return F.normalize(x, dim=-1)
+                pooled = layer(pooled)
+            return F.normalize(pooled, dim=-1)
