@@ -134,12 +134,7 @@ class TorchParallel:
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
         """See `Parallel`."""
-        quiet: AbstractContextManager[None] = nullcontext()
-        if isinstance(self.network, DistributedDataParallel) and not last:
-            quiet = self.network.no_sync()
-        elif isinstance(self.network, FSDPModule):
-            self.network.set_requires_gradient_sync(last)
-        with quiet, self.numerics.autocast():
+        with gradient_sync(self.network, last), self.numerics.autocast():
             yield
 
     def backward(self, loss: Tensor) -> None:
@@ -216,6 +211,18 @@ class TorchParallel:
             if self.ranks.main:
                 gathered[name] = whole.cpu()
         return gathered
+
+
+@contextmanager
+def gradient_sync(network: nn.Module, travel: bool) -> Iterator[None]:
+    """Around forward and backward of `network`: whether gradients travel between ranks, where there are several."""
+    quiet: AbstractContextManager[None] = nullcontext()
+    if isinstance(network, DistributedDataParallel) and not travel:
+        quiet = network.no_sync()
+    elif isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(travel)
+    with quiet:
+        yield
 
 
 def by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,84 @@
+"""Which weights of an embedder learn: all, the last blocks, low-rank updates (LoRA), biases (BitFit)."""
+
+from torch import Tensor, nn
+
+from embed.network import Network
+from embed.training_config import TrainEmbedderConfig
+from gpt_core.errors import InputError
+from gpt_core.extras import extra
+
+LORA_MATRICES = r".*\.(attn\.[qkvo]|mlp\.(up|gate|down))"
+
+
+def choose_trainable(network: Network, config: TrainEmbedderConfig) -> None:
+    """Let learn what the configuration says, of the weights that the losses depend on; freeze the rest.
+
+    Dense layers after the pooling always learn: they are small, and often new.
+
+    LoRA: Hu et al. 2021, by peft, on every matrix of the blocks. BitFit: Ben Zaken et al. 2022, as SGPT trained its
+    embedders.
+
+    Raises:
+        InputError: for biases of a GPT that has none, or more last blocks than there are.
+    """
+    gpt = network.gpt
+    depth = gpt.config.n_layer if network.pooling.layer is None else network.pooling.layer
+    network.requires_grad_(False)
+    if config.trainable == "full":
+        # The language model's loss depends on all of the GPT, vectors only on what lies below the pooling.
+        for part in gpt.children() if config.lm_weight else [gpt.wte, gpt.wpe, *gpt.blocks[:depth]]:
+            if part is not None:
+                part.requires_grad_(True)
+    elif config.trainable == "last-k":
+        if config.last_k > depth:
+            raise InputError(f"last_k is {config.last_k}; vectors come from {depth} blocks, so at most that.")
+        gpt.blocks[depth - config.last_k : depth].requires_grad_(True)
+    elif config.trainable == "bitfit":
+        biases = [
+            p for block in gpt.blocks[:depth] for n, p in block.named_parameters() if n.endswith("bias")
+        ]
+        if not biases:
+            raise InputError(
+                f"trainable is bitfit, but the model of {config.init_from} has no biases to train; give lora, last-k "
+                "or full."
+            )
+        for bias in biases:
+            bias.requires_grad_(True)
+    else:
+        inject_lora(gpt.blocks[:depth], config)
+    if config.trainable in ("full", "last-k") and (
+        network.pooling.layer is None or network.pooling.final_norm
+    ):
+        gpt.norm.requires_grad_(True)
+    network.dense.requires_grad_(True)
+
+
+def inject_lora(blocks: nn.Module, config: TrainEmbedderConfig) -> None:
+    """Put low-rank updates beside every matrix of some blocks; they begin as zero.
+
+    Raises:
+        InputError: if peft is not installed.
+    """
+    with extra("train"):
+        from peft import LoraConfig, inject_adapter_in_model
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_MATRICES)
+    inject_adapter_in_model(lora, blocks)
+
+
+def merge_lora(weights: dict[str, Tensor], config: TrainEmbedderConfig) -> dict[str, Tensor]:
+    """Weights of a network with low-rank updates as those of one without: W + alpha / rank · B·A.
+
+    Args:
+        weights: a state dict in which peft's names may occur.
+        config: rank and alpha.
+    """
+    merged = {}
+    for name, tensor in weights.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            place = name.removesuffix(".base_layer.weight")
+            a, b = (weights[f"{place}.lora_{x}.default.weight"] for x in "AB")
+            tensor = tensor + config.lora_alpha / config.lora_rank * (b @ a)
+        merged[name.replace(".base_layer.", ".")] = tensor
+    return merged

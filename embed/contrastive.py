@@ -1,0 +1,277 @@
+"""One step of embedding training: vectors of all texts, one loss over all of them, gradients back into the network.
+
+Two things make its backward special. A contrastive loss is over the whole batch, which may not fit into memory at once:
+GradCache (Gao et al. 2021) takes the vectors without a graph, differentiates the loss with respect to them, and then
+goes through the texts again, chunk by chunk, with that gradient. And a query's negatives may lie on other ranks: every
+rank computes the loss of the whole batch from everybody's vectors, and follows its gradient into its own texts; the sum
+over ranks, which DDP and FSDP2 make anyway, is the gradient of one rank with all texts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from embed.batches import Batch
+from embed.losses import (
+    cosines,
+    distill_cosine,
+    distill_mse,
+    equal_text_mask,
+    false_negative_mask,
+    info_nce,
+    matryoshka,
+    similarity_kl,
+)
+from embed.network import Network
+from embed.training_config import TrainEmbedderConfig
+from gpt_core.model import GPTOutput
+from gpt_core.parallel import gradient_sync
+from gpt_core.ranks import ALONE, Ranks
+
+LOWEST_TEMPERATURE = 0.01  # of a learned one, as in CLIP (Radford et al. 2021)
+
+
+class Output(NamedTuple):
+    """What a forward of `Trainee` returns.
+
+    Attributes:
+        vectors: (B, d).
+        log_temperature: (1,).
+        projection: (e, d), or None.
+        lm_sum: 0-dim sum of the language model's losses, or None.
+    """
+
+    vectors: Tensor
+    log_temperature: Tensor
+    projection: Tensor | None
+    lm_sum: Tensor | None
+
+
+class Trainee(nn.Module):
+    """All that learns: the embedder's network, the temperature, and a projection into a teacher's space.
+
+    Only here, inside the one forward that DDP and FSDP2 know, are weights used.
+
+    Args:
+        network: the embedder.
+        temperature: of the contrastive loss.
+        learn_temperature: whether it is trained.
+        teacher_dimension: length of a teacher's vectors, if there is one; another than the embedder's is reached by a
+            linear projection, which is thrown away in the end.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        temperature: float,
+        learn_temperature: bool = False,
+        teacher_dimension: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.log_temperature = nn.Parameter(
+            torch.tensor([math.log(temperature)]), requires_grad=learn_temperature
+        )
+        self.projection: nn.Parameter | None = None
+        if teacher_dimension not in (None, network.dimension):
+            self.projection = nn.Parameter(torch.empty(teacher_dimension, network.dimension))
+            nn.init.normal_(self.projection, std=network.dimension**-0.5)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The GPT's blocks: what FSDP2 shards and torch.compile compiles, one by one."""
+        return self.network.blocks
+
+    def forward(self, ids: Tensor, mask: Tensor, lm: tuple[Tensor, Tensor] | None = None) -> Output:
+        """Vectors of texts (B, T), padded on the right, and the language model's loss of other ones."""
+        vectors = self.network(ids, mask)
+        lm_sum = None
+        if lm is not None:
+            out: GPTOutput = self.network.gpt(lm[0], targets=lm[1], logits=False)
+            lm_sum = out.loss_sum
+        # As outputs, times one, so that their gradient travels like any other.
+        projection = None if self.projection is None else self.projection * 1
+        return Output(vectors, self.log_temperature * 1, projection, lm_sum)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a batch's vectors, as the configuration mixes it."""
+
+    config: TrainEmbedderConfig
+
+    def __call__(
+        self, vectors: Tensor, batch: Batch, log_temperature: Tensor, projection: Tensor | None
+    ) -> Tensor:
+        """(N, d) unit vectors of all texts of all ranks → 0-dim mean loss."""
+        config = self.config
+        temperature = log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
+        dimensions = [*(k for k in config.matryoshka if k < vectors.shape[1]), vectors.shape[1]]
+        shares = [1 / len(dimensions)] * len(dimensions)
+        loss = vectors.new_zeros(())
+        if config.contrastive_weight and len(batch.positives):
+            masked = self.masked(vectors.detach(), batch)
+
+            def contrast(queries: Tensor, candidates: Tensor) -> Tensor:
+                return info_nce(queries, candidates, batch.positives, temperature, masked).mean()
+
+            pairs = (vectors[batch.queries], vectors[batch.candidates])
+            loss = loss + config.contrastive_weight * matryoshka(contrast, pairs, dimensions, shares)
+        if batch.teacher is not None and config.distill_weight:
+            imitated = vectors if projection is None else F.normalize(vectors @ projection.mT, dim=-1)
+            distance = distill_cosine if config.distill_loss == "cosine" else distill_mse
+            loss = loss + config.distill_weight * distance(imitated, batch.teacher).mean()
+        if batch.teacher is not None and config.similarity_weight:
+            teacher, same = batch.teacher, batch.texts[:, None] == batch.texts
+
+            def imitate(student: Tensor) -> Tensor:
+                kl = similarity_kl(student, student, teacher, teacher, config.temperature, same)
+                return kl.mean()
+
+            loss = loss + config.similarity_weight * matryoshka(imitate, [vectors], dimensions, shares)
+        return loss
+
+    def masked(self, vectors: Tensor, batch: Batch) -> Tensor:
+        """(Q, D): candidates that are no negatives of a query, though they are not its positive."""
+        masked = equal_text_mask(batch.positives, batch.texts[batch.candidates], batch.texts[batch.queries])
+        if self.config.false_negative_margin is not None:
+            judge = vectors if batch.guide is None else batch.guide
+            similarities = cosines(judge[batch.queries], judge[batch.candidates])
+            masked |= false_negative_mask(similarities, batch.positives, -self.config.false_negative_margin)
+        return masked
+
+
+class EmbeddingLoss:
+    """The training loop's loss function: takes gradients of `Objective` and the language model itself.
+
+    Args:
+        objective: the loss of the vectors.
+        tokens_per_forward: texts are taken in groups of like length, of so many tokens with their padding.
+        ranks: the processes that share a batch.
+    """
+
+    def __init__(self, objective: Objective, tokens_per_forward: int, ranks: Ranks = ALONE) -> None:
+        self.objective, self.config = objective, objective.config
+        self.tokens_per_forward, self.ranks = tokens_per_forward, ranks
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Add this rank's part of the gradient of (mean loss · queries of all ranks) to the weights of `model`.
+
+        Without gradients being recorded, as in an evaluation, it only computes the loss.
+
+        Args:
+            model: a `Trainee`, or what DDP or FSDP2 made of it.
+            batch: this step's texts.
+
+        Returns:
+            The mean loss over all ranks times this rank's queries, 0-dim without a graph, and how many they are.
+        """
+        device, learning = self.ranks.device, torch.is_grad_enabled()
+        batch = batch.to(device)
+        groups = list(grouped(batch.rows, self.tokens_per_forward, self.config.chunk_size))
+        cached = learning and self.config.chunk_size is not None and len(groups) > 1
+        seeds = torch.randint(
+            2**62, (len(groups),)
+        ).tolist()  # a second forward must drop what the first one dropped
+
+        def forward(number: int, final: bool) -> Output:
+            torch.manual_seed(seeds[number])
+            # The language model's loss goes with the last forward, in whose backward DDP waits for every weight.
+            lm = batch.lm if final and number == len(groups) - 1 else None
+            return model(*padded([batch.rows[place] for place in groups[number]], device), lm)
+
+        outputs = []
+        for i in range(len(groups)):
+            with gradient_sync(model, i == len(groups) - 1), torch.set_grad_enabled(learning and not cached):
+                outputs.append(forward(i, final=not cached))
+        order = torch.tensor([place for places in groups for place in places], device=device)
+        vectors = torch.cat([output.vectors.detach() for output in outputs])
+        vectors = torch.empty_like(vectors).index_copy_(0, order, vectors)
+
+        temperature = outputs[-1].log_temperature.detach()
+        projection = None if outputs[-1].projection is None else outputs[-1].projection.detach()
+        leaves = [
+            leaf.requires_grad_(learning) for leaf in (vectors, temperature, projection) if leaf is not None
+        ]
+        with torch.autocast(device.type, enabled=False):
+            everyone = gather(vectors, batch.counts, self.ranks.rank)
+            mean = self.objective(everyone, batch, temperature, projection)
+        n_all = batch.n_queries * self.ranks.world_size
+        loss = mean.detach() * batch.n_queries
+        lm_factor = self.lm_factor(batch, n_all)
+        if not learning:
+            return loss + lm_factor * (outputs[-1].lm_sum or 0), batch.n_queries
+
+        of_vectors, *of_head = torch.autograd.grad(mean * n_all, leaves, allow_unused=True)
+
+        def backward(outputs: Sequence[Output], groups: Sequence[list[int]]) -> None:
+            terms = [
+                (o.vectors * of_vectors[places]).sum() for o, places in zip(outputs, groups, strict=True)
+            ]
+            if outputs[-1].lm_sum is not None:
+                terms.append(lm_factor * outputs[-1].lm_sum)
+            if groups[-1] is last:
+                # Every rank has the whole gradient of these, and the ranks' will be summed.
+                head = (outputs[-1].log_temperature, outputs[-1].projection)
+                for output, gradient in zip([x for x in head if x is not None], of_head, strict=True):
+                    if gradient is not None:
+                        terms.append((output * gradient).sum() / self.ranks.world_size)
+            with torch.autocast(device.type, enabled=False):
+                torch.stack(terms).sum().backward()
+
+        last = groups[-1]
+        if not cached:
+            backward(outputs, groups)
+        for i in range(len(groups)) if cached else ():
+            with gradient_sync(model, groups[i] is last):
+                outputs = [forward(i, final=True)]
+                backward(outputs, groups[i : i + 1])
+        lm_sum = outputs[-1].lm_sum
+        return loss + (0 if lm_sum is None else lm_factor * lm_sum.detach()), batch.n_queries
+
+    def lm_factor(self, batch: Batch, n_queries: int) -> Tensor:
+        """0-dim: what a sum of the language model's losses counts in a loss that is `n_queries` times a mean."""
+        if batch.lm is None:
+            return torch.zeros(())
+        n_targets = self.ranks.sum((batch.lm[1] != -100).sum().float())
+        return self.config.lm_weight * n_queries / n_targets
+
+
+def grouped(rows: Sequence[Sequence[int]], tokens: int, size: int | None = None) -> Iterator[list[int]]:
+    """Places of rows in groups of like length, longest first: as many as fit `tokens` when padded, or `size`."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+    while order:
+        n = size or max(1, tokens // max(1, len(rows[order[0]])))
+        yield order[:n]
+        order = order[n:]
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Rows of ids as ids (B, T) int64, padded on the right, and a mask (B, T), true at real tokens."""
+    length = max(1, *(len(row) for row in rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return ids.to(device), mask.to(device)
+
+
+def gather(vectors: Tensor, counts: Sequence[int], rank: int) -> Tensor:
+    """(n, d) vectors of this rank, of which others have `counts` → those of all; gradients go to this rank's own."""
+    if len(counts) == 1:
+        return vectors
+    mine = vectors.new_zeros(max(counts), vectors.shape[1])
+    mine[: len(vectors)] = vectors.detach()
+    parts = [torch.empty_like(mine) for _ in counts]
+    dist.all_gather(parts, mine)
+    parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
+    parts[rank] = vectors
+    return torch.cat(parts)

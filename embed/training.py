@@ -1,0 +1,288 @@
+"""Training an embedder: data, a teacher, a network and the training loop, put together."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from embed.adapters import choose_trainable, merge_lora
+from embed.batches import Collator, MixedBatches
+from embed.config import EmbedderConfig, Pooling
+from embed.contrastive import EmbeddingLoss, Objective, Trainee
+from embed.development import evaluator
+from embed.encoder import TOKENS_PER_BATCH, Encoder
+from embed.folder import load_network, model_folder, save_embedder
+from embed.least_squares import fit_to_teacher
+from embed.network import Dense, Network
+from embed.training_config import TrainEmbedderConfig
+from embed.training_data import attach_vectors, open_data, open_lm
+from gpt_core import checkpoint
+from gpt_core.device import Numerics, choose_numerics, use_tf32
+from gpt_core.errors import InputError
+from gpt_core.files import atomic_write
+from gpt_core.hub import resolve
+from gpt_core.model import GPT
+from gpt_core.pretrain import evaluator as lm_evaluator
+from gpt_core.ranks import ALONE, Ranks, join
+from gpt_core.tokenizer import Tokenizer
+from gpt_core.train import train
+
+
+def train_embedder(config: TrainEmbedderConfig) -> dict[str, float]:
+    """Train an embedder on pairs of texts, or to imitate another one; or go on with what is in out_dir.
+
+    Leaves checkpoints in out_dir/step-N, each an embedder's folder that sentence-transformers opens. Under torchrun the
+    ranks share each batch.
+
+    Returns:
+        The figures of the last evaluation.
+
+    Raises:
+        InputError: for data, a model, a teacher or a checkpoint that do not go together.
+    """
+    if not config.data:
+        raise InputError(
+            'data names nothing; give --data FILE, with lines such as {"query": …, "positive": …}.'
+        )
+    with join(config.device) as ranks:
+        return _train_embedder(config, ranks)
+
+
+def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, float]:
+    resume = ranks.on_main(lambda: checkpoint.latest(config.out_dir))
+    torch.manual_seed(config.seed)
+    network, settings, tokenizer, fresh = build(config)
+    encoder = Encoder(network.gpt, tokenizer, settings)  # for its way to cut texts
+    prompts = {"query": settings.query_prompt, "document": settings.document_prompt}
+
+    def collator(ranks: Ranks) -> Collator:
+        def tokenize(texts: list[str]) -> list[list[int]]:
+            return encoder.tokenize(texts, config.train_tokens)
+
+        return Collator(tokenize, prompts, config.n_negatives, ranks.rank, ranks.world_size)
+
+    sets, dev_sets = open_data(config)
+    lm = open_lm(config, tokenizer, ranks) if config.lm_data_dir is not None else None
+    collate = collator(ranks)
+    weights = config.weights or [len(data.examples) for data in sets]
+    batches = MixedBatches(
+        sets,
+        weights,
+        config.batch_size,
+        config.seed,
+        collate,
+        None if lm is None else lm[0],
+        {"trainable": config.trainable, "max_tokens": config.train_tokens or config.max_tokens},
+    )
+    teacher_dimension = attach_vectors(config, [*sets, *dev_sets], ranks)
+
+    use_tf32(config.tf32)
+    recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
+    width, n_tokens = network.gpt.config.n_embd, TOKENS_PER_BATCH[ranks.device.type]
+    numerics = ranks.on_main(
+        lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
+    )
+    torch.set_num_threads(numerics.threads)
+
+    trainee = Trainee(network, config.temperature, config.learn_temperature, teacher_dimension)
+    choose_trainable(network, config)
+    trainee.to(ranks.device)
+    if resume is not None:
+        load_trained(trainee, resume, config)
+    elif teacher_dimension is not None and (fresh or trainee.projection is not None):
+        with numerics.autocast():
+            fit_to_teacher(trainee, sets, collator(ALONE), n_tokens)
+    if config.parallel == "fsdp2":
+        trainee.cpu()
+
+    objective = Objective(config)
+    alone = replace(ALONE, device=ranks.device)
+    evaluate_vectors = evaluator(
+        dev_sets,
+        list(weights) if len(dev_sets) == len(sets) else [1.0] * len(dev_sets),
+        config.batch_size,
+        EmbeddingLoss(objective, n_tokens, alone),
+        collator(alone),
+        numerics,
+    )
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        figures = evaluate_vectors(model)
+        if lm is not None:
+            assert isinstance(model, Trainee)
+            figures["lm_loss"] = lm_evaluator(lm[1], ranks, numerics)(model.network.gpt)["val_loss"]
+            figures["val_loss"] += config.lm_weight * figures["lm_loss"]
+        return figures
+
+    def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
+        own = {name.removeprefix("network."): w for name, w in weights.items() if name.startswith("network.")}
+        save_embedder(folder, network, settings, tokenizer, merge_lora(own, config))
+        beside = {name: w for name, w in weights.items() if not in_the_model(name)}
+        save_file(beside, folder / "training.safetensors")
+
+    if ranks.main:
+        describe(config, trainee, batches, numerics, resume)
+    with ExitStack() as held:
+        ranks.on_main(lambda: held.enter_context(checkpoint.alone_in(Path(config.out_dir))))
+        if lm is not None:
+            held.callback(lm[0].close)
+        before = first_figures(config, trainee, evaluate, resume, ranks)
+        figures = train(
+            trainee,
+            batches,
+            EmbeddingLoss(objective, n_tokens, ranks),
+            evaluate,
+            config,
+            save_model=save_model,
+            resume=resume,
+            ranks=ranks,
+            numerics=numerics,
+        )
+    if ranks.main:
+        report(config, before)
+    return figures
+
+
+def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokenizer, bool]:
+    """The network to train, with the weights of `init_from`.
+
+    Returns:
+        The network, its settings, its tokenizer, and whether it got a new dense layer.
+
+    Raises:
+        InputError: for blocks that the model does not have, or a dimension that is not its own.
+    """
+    folder = resolve(config.init_from)
+    if (folder / "modules.json").is_file() or (folder / "embedder.json").is_file():
+        start, settings = load_network(folder), EmbedderConfig.load(folder)
+    else:
+        start, settings = Network(GPT.from_pretrained(model_folder(folder)), Pooling()), EmbedderConfig()
+    shape = start.gpt.config
+    for name in ("n_layer", "pooling_layer"):
+        n = getattr(config, name)
+        if n is not None and n > shape.n_layer:
+            raise InputError(f"{name} is {n}, but {config.init_from} has {shape.n_layer} blocks.")
+    n_layer = config.n_layer or shape.n_layer
+    gpt = GPT(replace(shape, n_layer=n_layer, dropout=config.dropout))
+    kept = gpt.state_dict()
+    gpt.load_state_dict({name: w for name, w in start.gpt.state_dict().items() if name in kept})
+
+    pooling = settings.pooling
+    if (layer := config.n_layer or config.pooling_layer) is not None:
+        whole = layer == n_layer
+        pooling = replace(pooling, layer=None if whole else layer, final_norm=not whole)
+    if config.pooling is not None:
+        pooling = replace(pooling, mode=config.pooling)
+    dense = [layer for layer in start.dense if isinstance(layer, Dense)]
+    fresh = config.dimension not in (None, start.dimension)
+    if config.dimension is not None and fresh:
+        if dense:
+            raise InputError(
+                f"dimension is {config.dimension}, but {config.init_from} ends with a dense layer to "
+                f"{start.dimension}; leave dimension out."
+            )
+        dense = [Dense(start.dimension, config.dimension)]
+    query_prompt, document_prompt = config.query_prompt, config.document_prompt
+    settings = replace(
+        settings,
+        pooling=pooling,
+        max_tokens=min(config.max_tokens, shape.block_size),
+        query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
+        document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
+    )
+    return Network(gpt, pooling, dense), settings, Tokenizer.from_pretrained(model_folder(folder)), fresh
+
+
+def load_trained(trainee: Trainee, path: Path, config: TrainEmbedderConfig) -> None:
+    """Put the weights of a checkpoint into `trainee`.
+
+    Raises:
+        InputError: if they are of another shape than the configuration asks for.
+    """
+    state = load_file(path / "training.safetensors")
+    mine = trainee.state_dict()
+    if (
+        config.trainable == "lora"
+    ):  # the model's files have the updates added up, so it goes on from init_from
+        needed = [name for name in mine if not in_the_model(name)]
+    else:
+        needed = list(mine)
+        state |= {f"network.{name}": w for name, w in load_network(path).state_dict().items()}
+    for name in [*needed, *state]:
+        if name not in state or name not in mine or state[name].shape != mine[name].shape:
+            raise InputError(
+                f"{path} is of another model than this configuration makes: {name} differs. Resume with the same "
+                "configuration, or choose another out_dir."
+            )
+    # Copied, not assigned: tensors mapped from a file may be aligned otherwise, and kernels then round otherwise.
+    trainee.load_state_dict(state, strict=False)
+
+
+def in_the_model(name: str) -> bool:
+    """Whether a tensor is in the embedder's own files; the temperature, a projection and LoRA's updates are not."""
+    return name.startswith("network.") and ".lora_" not in name
+
+
+def describe(
+    config: TrainEmbedderConfig,
+    trainee: Trainee,
+    batches: MixedBatches,
+    numerics: Numerics,
+    resume: Path | None,
+) -> None:
+    """Print in a few lines what is about to happen."""
+    learning = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
+    network, shape = trainee.network, trainee.network.gpt.config
+    pooled = shape.n_layer if network.pooling.layer is None else network.pooling.layer
+    print(
+        f"{config.init_from}: {pooled} of {shape.n_layer} blocks, {network.pooling.mode}, vectors of "
+        f"{network.dimension}; {learning:,} parameters learn ({config.trainable})"
+    )
+    if trainee.projection is not None:
+        print(
+            f"{config.teacher} has vectors of {len(trainee.projection)}: a projection leads there, which only training "
+            "needs"
+        )
+    for data, share in zip(batches.sets, batches.shares, strict=True):
+        print(f"{data.name}: {len(data.examples):,} examples, {share:.1%} of the batches")
+    where = "" if resume is None else f", going on from {resume}"
+    print(
+        f"{numerics.dtype}, {numerics.threads} threads, {config.batch_size} examples a step{where}",
+        flush=True,
+    )
+
+
+def first_figures(
+    config: TrainEmbedderConfig,
+    trainee: Trainee,
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    resume: Path | None,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """What the evaluation said before the first step; kept in out_dir/before.json for a run that is resumed."""
+    path = Path(config.out_dir, "before.json")
+    if resume is not None and path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    trainee.eval()
+    with torch.no_grad():
+        figures = evaluate(trainee)
+    ranks.on_main(lambda: atomic_write(path, json.dumps(figures, indent=1) + "\n"))
+    return figures
+
+
+def report(config: TrainEmbedderConfig, before: dict[str, float]) -> None:
+    """Print what the best checkpoint's figures are, beside those before training."""
+    best = checkpoint.best_or_latest(config.out_dir)
+    if best is None:
+        return
+    after = checkpoint.load_state(best)["figures"]
+    for name in before:
+        if name in after:
+            print(f"{name}: {before[name]:.4f} before, {after[name]:.4f} after")
+    print(f"the best checkpoint, an embedder's folder: {best}")

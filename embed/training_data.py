@@ -1,0 +1,89 @@
+"""What an embedder is trained on and judged by, put together from a configuration."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from embed.batches import TaskData, hold_out
+from embed.near_duplicates import without_near_duplicates
+from embed.pairs import Columns, read_examples
+from embed.teacher import Teacher
+from embed.training_config import TrainEmbedderConfig
+from gpt_core.errors import InputError
+from gpt_core.loader import Batches, Windows
+from gpt_core.ranks import Ranks
+from gpt_core.shards import check_tokenizer, open_split
+from gpt_core.tokenizer import Tokenizer
+
+
+def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskData]]:
+    """What is trained on, and what the training is judged by.
+
+    Raises:
+        InputError: for data that cannot be read, or of which too little is left.
+    """
+    columns = Columns(config.query_column, config.positive_column, config.negative_column)
+    sets: list[TaskData] = []
+    dev_sets: list[TaskData] = []
+    for source in config.data:
+        examples = read_examples(source, columns=columns)
+        if config.exclude:
+            examples = without_near_duplicates(source, examples, config.exclude)
+        if not config.dev_data:
+            n = min(config.dev_examples, len(examples) // 10)
+            if n == 0:
+                raise InputError(
+                    f"{source} has {len(examples)} examples, too few to hold a tenth of them out for evaluation; give "
+                    "more, or --dev_data."
+                )
+            examples, held_out = hold_out(examples, n, config.seed)
+            dev_sets.append(TaskData(name_of(source, dev_sets), held_out))
+        sets.append(TaskData(name_of(source, sets), examples))
+    for source in config.dev_data:
+        dev_sets.append(TaskData(name_of(source, dev_sets), read_examples(source, "dev", columns)))
+    return sets, dev_sets
+
+
+def name_of(source: str, others: Sequence[TaskData]) -> str:
+    """What messages and figures call a data set: its folder, or its file without endings; numbered if need be."""
+    path = Path(source)
+    name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
+    n = sum(data.name.rpartition("-")[0] == name or data.name == name for data in others)
+    return f"{name}-{n + 1}" if n else name
+
+
+def attach_vectors(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks: Ranks) -> int | None:
+    """Give the sets the teacher's and the guide's vectors, computed by rank 0 where they are not in the model cache.
+
+    Returns:
+        The length of the teacher's vectors, None without a teacher.
+    """
+    dimension = None
+    for name, role in ((config.teacher, "teacher"), (config.guide, "guide")):
+        if name is None:
+            continue
+        model = Teacher(name, config.train_tokens or config.max_tokens, str(ranks.device))
+        for data in sets:
+            if ranks.main:
+                data.vectors(model.encode)
+            ranks.barrier()
+            setattr(data, role, data.vectors(model.encode))
+        if role == "teacher":
+            dimension = model.dimension
+    return dimension
+
+
+def open_lm(config: TrainEmbedderConfig, tokenizer: Tokenizer, ranks: Ranks) -> tuple[Batches, Windows]:
+    """The token shards of the language model's loss: a stream to train on, and windows to judge by.
+
+    Raises:
+        InputError: for shards that are missing, torn or of another tokenizer.
+    """
+    assert config.lm_data_dir is not None
+    splits = {name: open_split(config.lm_data_dir, name) for name in ("train", "val")}
+    for shards in splits.values():
+        check_tokenizer(shards, tokenizer.fingerprint, config.init_from)
+    training, validation = (Windows(shards, config.lm_block_size) for shards in splits.values())
+    stream = Batches(
+        training, config.lm_batch_size, None, config.seed, ranks.rank, ranks.world_size, ranks.device
+    )
+    return stream, validation
