@@ -1,0 +1,276 @@
+"""Re-ranking without training: how likely a language model finds the query after the document.
+
+SGPT's cross-encoder (Muennighoff 2022): the score of a document is log p(query | prompt with the document), summed over
+the query's tokens. It reads query and document together, so it costs a forward over each document; the keys and values
+of what comes before the query are kept, and the next query pays for its own few tokens only.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from embed.encoder import special_tokens
+from gpt_core.cache import Cache
+from gpt_core.errors import InputError
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+
+# SGPT's prompt G, the best of thirteen on six BEIR sets
+TEMPLATE = (
+    "Documents are searched to find matches with the same content.\n"
+    'The document "{document}" is a good search result for "'
+)
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768, "mps": 32768}  # padding included
+LOGITS_PER_CHUNK = 2**25  # that exist at a time: 128 MiB in float32
+
+Ids = tuple[int, ...]
+
+
+class Reranker:
+    """Orders documents by how well a query continues them.
+
+    A score depends on query and document alone: never on the batch or on what was asked before, beyond rounding. One
+    thread at a time.
+
+    Attributes:
+        n_truncated: how many documents have been cut to fit since the reranker was made, once for each score.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        template: str = TEMPLATE,
+        max_tokens: int | None = None,
+        cache_bytes: int = 2**29,
+    ) -> None:
+        """Make a reranker of a language model.
+
+        Args:
+            model: any GPT; it is put into evaluation mode.
+            tokenizer: the model's own.
+            template: what goes before a query, {document} being the document's place.
+            max_tokens: longest input in tokens, template, document and query together; None: the model's block_size.
+            cache_bytes: memory for keys and values of documents, the longest unused forgotten first; 0: keep none.
+
+        Raises:
+            InputError: for a template without a place for the document, or a max_tokens that is out of range.
+        """
+        before, place, after = template.partition("{document}")
+        if not place:
+            raise InputError(
+                f"template is {template!r}; expected {{document}} in it, where the document goes."
+            )
+        block_size = model.config.block_size
+        self.max_tokens = block_size if max_tokens is None else max_tokens
+        if not 1 <= self.max_tokens <= block_size:
+            raise InputError(
+                f"max_tokens is {self.max_tokens}; expected 1 to the model's {block_size} tokens."
+            )
+        if cache_bytes < 0:
+            raise InputError(f"cache_bytes is {cache_bytes}; expected at least 0.")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.cache_bytes = cache_bytes
+        self.n_truncated = 0
+        self._before, self._after = before, after
+        self._begin = special_tokens(tokenizer)[0]
+        self._n_instruction = len(self._begin) + len(tokenizer.encode(before))
+        self._n_after = len(tokenizer.encode(after))
+        if self._n_instruction + self._n_after == 0:
+            raise InputError(f"template is {template!r}; expected words beside {{document}}.")
+        self._kept: OrderedDict[Ids, tuple[Tensor, Tensor]] = OrderedDict()
+        self._kept_bytes = 0
+
+    def rerank(
+        self, query: str, documents: Sequence[str], top_k: int | None = None
+    ) -> list[tuple[int, float]]:
+        """Order documents for a query.
+
+        Args:
+            query: the question.
+            documents: in any order; equal scores keep it.
+            top_k: return so many; None: all.
+
+        Returns:
+            Places in `documents` with their scores, best first.
+
+        Raises:
+            InputError: as `score` does.
+        """
+        scores = self.score([query] * len(documents), documents)
+        order = sorted(range(len(documents)), key=lambda i: -scores[i])
+        return [(i, scores[i]) for i in order[:top_k]]
+
+    @torch.inference_mode()
+    def score(self, queries: Sequence[str], documents: Sequence[str], progress: bool = False) -> list[float]:
+        """log p(query | document in the template) of each query with the document in the same place.
+
+        The sum over the query's tokens, in nats; for the same query, comparable between documents. Query and what comes
+        before it are tokenised apart, as SGPT does, so that no token spans both. A document that does not fit loses its
+        beginning, the template stays; `n_truncated` counts it.
+
+        Args:
+            queries: n of them.
+            documents: n of them.
+            progress: draw a progress bar when stderr is a terminal.
+
+        Raises:
+            InputError: for a query without tokens, or too long to leave a token for the document.
+        """
+        rows = self._tokenize(queries, documents)
+        scores = [0.0] * len(rows)
+        bar = tqdm(total=len(rows), unit=" pairs", desc="re-ranking", disable=None if progress else True)
+        for places in self._batches(rows):
+            # The template's last token goes with the query, whose first token it predicts.
+            found = self._states([rows[i][0][:-1] for i in places])
+            new = [rows[i][0][-1:] + rows[i][1][:-1] for i in places]
+            totals = self._sum_log_probabilities(found, new, [rows[i][1] for i in places])
+            for i, total in zip(places, totals, strict=True):
+                scores[i] = total
+            bar.update(len(places))
+        bar.close()
+        return scores
+
+    def _tokenize(self, queries: Sequence[str], documents: Sequence[str]) -> list[tuple[Ids, Ids]]:
+        """For each pair the ids before the query, cut to fit, and the query's."""
+        unique = list(dict.fromkeys(queries)), list(dict.fromkeys(documents))
+        query_ids = dict(zip(unique[0], self.tokenizer.encode_batch(unique[0]), strict=True))
+        filled = [self._before + document + self._after for document in unique[1]]
+        document_ids = dict(zip(unique[1], self.tokenizer.encode_batch(filled), strict=True))
+        rows = []
+        for query, document in zip(queries, documents, strict=True):
+            after, context = query_ids[query], self._begin + document_ids[document]
+            if not after:
+                raise InputError(f"The query {query!r} has no tokens; expected at least one word.")
+            room = (
+                self.max_tokens - self._n_instruction - (len(after) - 1)
+            )  # the last token is only predicted
+            if room <= self._n_after:
+                raise InputError(
+                    f"The query {query[:40]!r} has {len(after)} tokens, which with the template's "
+                    f"{self._n_instruction + self._n_after} leaves none of max_tokens = {self.max_tokens} for a "
+                    "document; shorten it."
+                )
+            rest = context[self._n_instruction :]
+            if len(rest) > room:
+                self.n_truncated += 1
+                context = context[: self._n_instruction] + rest[-room:]
+            rows.append((tuple(context), tuple(after)))
+        return rows
+
+    def _batches(self, rows: Sequence[tuple[Ids, Ids]]) -> Iterator[list[int]]:
+        """Places of rows, those with the same ids before the query together, the longest first."""
+        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), rows[i][0]))
+        budget = TOKENS_PER_BATCH[self.model.device.type]
+        begin = 0
+        while begin < len(order):
+            before, after = len(rows[order[begin]][0]), 0
+            end = begin
+            while end < len(order):
+                after = max(after, len(rows[order[end]][1]))
+                if end > begin and (end - begin + 1) * (before + after) > budget:
+                    break
+                end += 1
+            yield order[begin:end]
+            begin = end
+
+    def _states(self, prefixes: Sequence[Ids]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (n_layer, n_kv_head, T, head_dim) of each prefix; computed for those that are not kept."""
+        known = {ids: self._kept[ids] for ids in dict.fromkeys(prefixes) if ids in self._kept}
+        for ids in known:
+            self._kept.move_to_end(ids)
+        missing = [ids for ids in dict.fromkeys(prefixes) if ids not in known]
+        if missing:
+            length = max(map(len, missing))
+            cache = self._cache(len(missing), length)
+            if length:  # 0: the template is one token, and the document empty
+                self._forward(cache, missing)
+            for slot, ids in enumerate(missing):
+                known[ids] = (
+                    cache.k[:, slot, :, : len(ids)].clone(),
+                    cache.v[:, slot, :, : len(ids)].clone(),
+                )
+                self._keep(ids, known[ids])
+        return [known[ids] for ids in prefixes]
+
+    def _keep(self, ids: Ids, states: tuple[Tensor, Tensor]) -> None:
+        self._kept[ids] = states
+        self._kept_bytes += _n_bytes(states)
+        while self._kept_bytes > self.cache_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= _n_bytes(oldest)
+
+    def _sum_log_probabilities(
+        self, states: Sequence[tuple[Tensor, Tensor]], new: Sequence[Ids], targets: Sequence[Ids]
+    ) -> list[float]:
+        """Continue each of `states` by `new`; the sum of the log-probabilities of `targets`, which are as long."""
+        lengths = [k.shape[2] for k, _ in states]
+        cache = self._cache(len(states), max(n + len(ids) for n, ids in zip(lengths, new, strict=True)))
+        for slot, (k, v) in enumerate(states):
+            cache.k[:, slot, :, : lengths[slot]], cache.v[:, slot, :, : lengths[slot]] = k, v
+        cache.lengths[:] = torch.tensor(lengths)
+        hidden = self._forward(cache, new)
+        n_new = torch.tensor([len(ids) for ids in new])
+        real = torch.arange(hidden.shape[1]) < n_new[:, None]
+        flat = hidden[real.to(hidden.device)]  # (N, C), row after row
+        wanted = torch.tensor([target for ids in targets for target in ids], device=hidden.device)
+        size = max(1, LOGITS_PER_CHUNK // self.model.config.vocab_size)
+        losses = []
+        for h, t in zip(flat.split(size), wanted.split(size), strict=True):
+            logits = self.model.logits(h)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            losses.append(F.cross_entropy(logits, t, reduction="none").cpu().double())
+        rows = torch.arange(len(new)).repeat_interleave(n_new)
+        return torch.zeros(len(new), dtype=torch.double).index_add_(0, rows, -torch.cat(losses)).tolist()
+
+    def _forward(self, cache: Cache, rows: Sequence[Ids]) -> Tensor:
+        """Continue every slot of `cache` by its row; (B, T, C), padded on the right."""
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        slots = cache.rows(list(range(len(rows))), [len(row) for row in rows])
+        return self.model(ids.to(self.model.device), cache=slots, logits=False).hidden
+
+    def _cache(self, n_slots: int, length: int) -> Cache:
+        weight = self.model.wte.weight
+        return Cache(self.model.config, n_slots, device=weight.device, dtype=weight.dtype, length=length)
+
+
+def rerank_run(
+    reranker: Reranker,
+    queries: Mapping[str, str],
+    documents: Mapping[str, str],
+    run: Mapping[str, Mapping[str, float]],
+    top_k: int = 10,
+) -> dict[str, dict[str, float]]:
+    """Re-rank the first `top_k` documents of every query of a run; the rest stay below them in their order.
+
+    Args:
+        reranker: what scores them.
+        queries: text of each query of the run, by id.
+        documents: text of each document of the run, by id.
+        run: query id → document id → score.
+        top_k: how many to re-rank.
+
+    Returns:
+        A run over the same queries and documents.
+    """
+    ordered = {q: sorted(found, key=lambda d: -found[d]) for q, found in run.items()}
+    pairs = [(q, d) for q, found in ordered.items() for d in found[:top_k]]
+    scores = reranker.score([queries[q] for q, _ in pairs], [documents[d] for _, d in pairs], progress=True)
+    reranked: dict[str, dict[str, float]] = {q: {} for q in run}
+    for (q, d), score in zip(pairs, scores, strict=True):
+        reranked[q][d] = score
+    for q, found in ordered.items():
+        lowest = min(reranked[q].values(), default=0.0)
+        reranked[q] |= {d: lowest - 1 - i for i, d in enumerate(found[top_k:])}
+    return reranked
+
+
+def _n_bytes(states: tuple[Tensor, Tensor]) -> int:
+    return sum(x.nbytes for x in states)
