@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from embed.config import EmbedderConfig, Pooling
@@ -184,7 +184,7 @@ def _save_dense(folder: Path, layer: Dense, weights: dict[str, Tensor]) -> None:
         "bias": layer.linear.bias is not None,
         "activation_function": TORCH_CLASSES[layer.activation],
     }
-    save_file({name: w.contiguous() for name, w in weights.items()}, folder / "model.safetensors")
+    atomic_write(folder / "model.safetensors", save({name: w.contiguous() for name, w in weights.items()}))
     atomic_write(folder / "config.json", json.dumps(settings, indent=2) + "\n")
 
 

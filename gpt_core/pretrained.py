@@ -72,6 +72,7 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None) -> None:
     temporary = folder / ".model.safetensors.tmp"
     try:
         save_file(state, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors' files are for their owner alone
         fsync_path(temporary)
         temporary.replace(folder / "model.safetensors")
     finally:

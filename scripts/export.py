@@ -1,0 +1,12 @@
+"""Hand a model to other tools."""
+
+from embed.export import export_model
+from gpt_core.doors import open_door
+
+
+def main() -> None:
+    open_door(export_model)
+
+
+if __name__ == "__main__":
+    main()

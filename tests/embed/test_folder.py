@@ -1,0 +1,349 @@
+"""Embedder folders: the same vectors in sentence-transformers, and from its folders here."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense as TheirDense
+from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling as TheirPooling
+
+from embed.config import EmbedderConfig, Fusion, Pooling
+from embed.encoder import Encoder
+from embed.export import export_model
+from embed.folder import load_network, save_embedder
+from embed.network import Dense, Network
+from gpt_core.config import GPTConfig
+from gpt_core.errors import InputError
+from gpt_core.hub import gguf_in
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+from tests.tiny_models import GRAPHS, TEXTS, save_model
+
+SHAPES = GRAPHS | {"llama": replace(GRAPHS["qwen3"], qk_norm=False, tie_embeddings=False)}
+PROMPTS = {"query_prompt": "search for: ", "document_prompt": "text: "}
+QWEN_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+
+
+def save_shape(folder: Path, shape: str, **options: bool) -> Path:
+    save_model(folder, "qwen3", **options)
+    if shape != "qwen3":
+        torch.manual_seed(1)
+        GPT(SHAPES[shape]).save_pretrained(folder)
+    return folder
+
+
+def assert_same_vectors(folder: Path, reference: SentenceTransformer | None = None) -> Encoder:
+    """Query, document and plain vectors of ours equal sentence-transformers', in batches of any size."""
+    theirs = reference or SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    ours = Encoder.from_pretrained(folder)
+    texts = [text * n for n in (1, 3) for text in TEXTS]
+    for role in ("encode_query", "encode_document", "encode"):
+        mine = getattr(ours, role)(texts)
+        for batch_size in (1, 4, 32):
+            other = getattr(theirs, role)(texts, batch_size=batch_size, normalize_embeddings=True)
+            assert mine.shape == other.shape
+            assert (mine * other).sum(axis=1).min() > 0.9999
+            np.testing.assert_allclose(mine, other, atol=3e-6)
+    return ours
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mode", ["weightedmean", "mean", "lasttoken"])
+def test_what_is_saved_opens_in_sentence_transformers(tmp_path, shape, mode):
+    folder = save_shape(tmp_path / "model", shape, eos_after_text=mode == "lasttoken")
+    torch.manual_seed(2)
+    dense = [Dense(32, 24, activation="tanh"), Dense(24, 16, bias=False)] if mode != "mean" else []
+    config = EmbedderConfig(Pooling(mode), max_tokens=24, fusion=Fusion("z", 0.3), **PROMPTS)
+    network = Network(GPT.from_pretrained(folder), config.pooling, dense).eval()
+    save_embedder(tmp_path / "saved", network, config, Tokenizer.from_pretrained(folder))
+    ours = assert_same_vectors(tmp_path / "saved")
+    assert ours.config == config
+    assert ours.n_truncated > 0
+    assert ours.dimension == (16 if dense else 32)
+    in_memory = Encoder(network.gpt, ours.tokenizer, config, dense=dense)
+    np.testing.assert_array_equal(in_memory.encode_query(TEXTS), ours.encode_query(TEXTS))
+    theirs = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert theirs.tokenizer.padding_side == "right"
+    assert theirs.tokenizer.pad_token == "<pad>"
+    assert theirs.max_seq_length == 24
+    assert theirs.similarity_fn_name == "cosine"
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_opens_what_sentence_transformers_saved_with_dense_layers(tmp_path, graph):
+    torch.manual_seed(0)
+    modules = [
+        Transformer(str(save_model(tmp_path / "model", graph)), max_seq_length=40),
+        TheirPooling(32, "weightedmean"),
+        TheirDense(32, 48),  # tanh
+        TheirDense(48, 20, bias=False, activation_function=torch.nn.Identity()),
+        Normalize(),
+    ]
+    theirs = SentenceTransformer(modules=modules, prompts={"query": "q: ", "document": "d: "}, device="cpu")
+    theirs.save(str(tmp_path / "theirs"), create_model_card=False)
+    ours = assert_same_vectors(tmp_path / "theirs", theirs)
+    assert ours.max_tokens == 40
+    network = load_network(tmp_path / "theirs")
+    save_embedder(tmp_path / "again", network, ours.config, ours.tokenizer)
+    assert_same_vectors(tmp_path / "again", theirs)
+
+
+def test_opens_a_folder_like_qwen3_embedding(tmp_path):
+    folder = save_model(tmp_path / "model", "qwen3", eos_after_text=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"padding_side": "left", "model_max_length": 131072})
+    )
+    modules = [Transformer(str(folder)), TheirPooling(32, "lasttoken"), Normalize()]
+    prompts = {"query": QWEN_QUERY, "document": ""}
+    theirs = SentenceTransformer(modules=modules, prompts=prompts, device="cpu")
+    theirs.save(str(tmp_path / "theirs"), create_model_card=False)
+    assert theirs.tokenizer.padding_side == "left"
+    ours = assert_same_vectors(tmp_path / "theirs", theirs)
+    assert ours.config.query_prompt == QWEN_QUERY
+    save_embedder(tmp_path / "right", load_network(tmp_path / "theirs"), ours.config, ours.tokenizer)
+    assert_same_vectors(tmp_path / "right", theirs)
+    assert SentenceTransformer(str(tmp_path / "right"), device="cpu").tokenizer.padding_side == "right"
+
+
+def test_opens_an_old_folder_whose_model_lies_below(tmp_path):
+    """As version 0.4 to 2.2 wrote it: a folder for the transformer, flags for the pooling, pickled dense weights."""
+    folder = tmp_path / "old"
+    save_model(folder / "0_Transformer", "gpt2")
+    torch.manual_seed(0)
+    dense = torch.nn.Linear(32, 8)
+    files = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(
+                (("0_Transformer", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"))
+            )
+        ],
+        "0_Transformer/sentence_bert_config.json": {"max_seq_length": 30, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True},
+        "2_Dense/config.json": {
+            "in_features": 32,
+            "out_features": 8,
+            "bias": True,
+            "activation_function": "torch.nn.modules.activation.Tanh",
+        },
+    }
+    for name, values in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+    torch.save(
+        {f"linear.{k}": v for k, v in dense.state_dict().items()}, folder / "2_Dense/pytorch_model.bin"
+    )
+    ours = assert_same_vectors(folder)
+    assert (ours.max_tokens, ours.dimension) == (30, 8)
+    with torch.no_grad():
+        dense.weight[0, 0] += 1
+    seen = ours.fingerprint
+    torch.save(
+        {f"linear.{k}": v for k, v in dense.state_dict().items()}, folder / "2_Dense/pytorch_model.bin"
+    )
+    assert Encoder.from_pretrained(folder).fingerprint != seen
+
+
+def write_changed(folder: Path, name: str, **changes: object) -> None:
+    values = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+    (folder / name).write_text(json.dumps(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        (
+            "2_Dense/config.json",
+            {"activation_function": "torch.nn.modules.activation.GELU"},
+            "GELU.*Identity, Tanh",
+        ),
+        ("2_Dense/config.json", {"use_residual": True}, "use_residual"),
+        ("2_Dense/config.json", {"in_features": "x"}, "does not describe a dense layer"),
+        ("2_Dense/config.json", {"out_features": 9}, "does not hold the weights"),
+        ("2_Dense/config.json", {"in_features": 31}, "does not hold the weights"),
+        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "token_embeddings"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "fill-mask"),
+    ],
+)
+def test_refuses_settings_that_it_would_compute_differently(tmp_path, name, changes, said):
+    folder = saved_with_dense(tmp_path)
+    write_changed(folder, name, **changes)
+    with pytest.raises(InputError, match=said) as caught:
+        Encoder.from_pretrained(folder)
+    assert "\n" not in str(caught.value).partition(": ")[0]
+
+
+def saved_with_dense(tmp_path: Path) -> Path:
+    folder = save_model(tmp_path / "model", "qwen3")
+    network = Network(GPT.from_pretrained(folder), Pooling("mean"), [Dense(32, 16)])
+    save_embedder(
+        tmp_path / "saved", network, EmbedderConfig(Pooling("mean")), Tokenizer.from_pretrained(folder)
+    )
+    (tmp_path / "saved" / "embedder.json").unlink()  # sentence-transformers' own files alone
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (["Transformer", "Pooling", "LSTM"], "module 'LSTM'"),
+        (["Transformer", "Pooling", "LayerNorm", "Normalize"], "module 'LayerNorm'"),
+        (["Router", "Pooling"], "module 'Router'"),
+        (["Transformer", "Pooling", "Normalize", "Dense"], "Transformer, Pooling, Normalize, Dense"),
+        (["Transformer", "Dense", "Pooling"], "Transformer, Dense"),
+        (["Transformer"], "no Pooling"),
+        (["Pooling"], "has the modules Pooling"),
+    ],
+)
+def test_refuses_modules_that_it_does_not_have(tmp_path, kinds, said):
+    folder = saved_with_dense(tmp_path)
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": "3_Normalize"}
+    modules = [
+        {"path": paths.get(kind, ""), "type": f"sentence_transformers.models.{kind}"} for kind in kinds
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match=said):
+        Encoder.from_pretrained(folder)
+
+
+def test_refuses_dot_products_of_vectors_of_any_length(tmp_path):
+    folder = saved_with_dense(tmp_path)
+    write_changed(folder, "config_sentence_transformers.json", similarity_fn_name="dot")
+    Encoder.from_pretrained(folder)  # of unit vectors, which are the same as cosines
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:-1]))
+    with pytest.raises(InputError, match="'dot'"):
+        Encoder.from_pretrained(folder)
+
+
+def test_a_prompt_for_passages_goes_unused_as_there_and_that_is_said(tmp_path, capsys):
+    folder = saved_with_dense(tmp_path)
+    write_changed(folder, "config_sentence_transformers.json", prompts={"query": "q: ", "passage": "p: "})
+    assert_same_vectors(folder)
+    assert "'passage' goes unused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        Pooling("mean", layer=1),
+        Pooling("mean", layer=3),
+        Pooling("mean", layer=2, final_norm=True),
+        Pooling("mean", skip_first=True),
+        Pooling("mean", unit_tokens=True),
+    ],
+)
+def test_what_sentence_transformers_has_no_words_for_stays_ours(tmp_path, pooling):
+    folder = save_model(tmp_path / "model", "qwen3")
+    config = EmbedderConfig(pooling)
+    network = Network(GPT.from_pretrained(folder), pooling, [Dense(32, 8)]).eval()
+    tokenizer = Tokenizer.from_pretrained(folder)
+    save_embedder(
+        tmp_path / "saved", replaced(network, Pooling("mean")), EmbedderConfig(Pooling("mean")), tokenizer
+    )
+    save_embedder(tmp_path / "saved", network, config, tokenizer)
+    assert not (tmp_path / "saved" / "modules.json").exists()  # not even the one that was there
+    again = Encoder.from_pretrained(tmp_path / "saved")
+    here = Encoder(network.gpt, tokenizer, config, dense=network.dense_layers)
+    np.testing.assert_array_equal(again.encode(TEXTS), here.encode(TEXTS))
+
+
+def replaced(network: Network, pooling: Pooling) -> Network:
+    return Network(network.gpt, pooling, network.dense_layers)
+
+
+def test_saves_the_weights_that_it_is_given(tmp_path):
+    folder = save_model(tmp_path / "model", "gpt2")
+    network = Network(GPT.from_pretrained(folder), Pooling(), [Dense(32, 8)])
+    weights = {name: tensor + 1 for name, tensor in network.state_dict().items()}
+    save_embedder(tmp_path / "saved", network, EmbedderConfig(), Tokenizer.from_pretrained(folder), weights)
+    for name, tensor in load_network(tmp_path / "saved").state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
+
+
+def test_a_tokenizer_without_a_pad_token_gets_one_that_it_has(tmp_path):
+    """GPT-2's has none: its end-of-text token serves, whose states no vector looks at."""
+    torch.manual_seed(0)
+    config = GPTConfig.gpt2(block_size=64, n_layer=1, n_head=2, n_embd=32)
+    network = Network(GPT(config), Pooling())
+    save_embedder(tmp_path / "saved", network, EmbedderConfig(), Tokenizer.from_pretrained("gpt2"))
+    assert_same_vectors(tmp_path / "saved")
+    theirs = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert theirs.tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(tmp_path):
+    tokenizer = Tokenizer.from_characters("abc")
+    network = Network(GPT(GPTConfig(vocab_size=3, n_layer=1, n_head=1, n_kv_head=1, n_embd=8)), Pooling())
+    with pytest.raises(InputError, match="pad_token"):
+        save_embedder(tmp_path / "saved", network, EmbedderConfig(), tokenizer)
+
+
+def test_a_plain_gpt_exports_as_the_weighted_mean_and_one_line_says_so(tmp_path, capsys):
+    folder = save_model(tmp_path / "model", "gpt2")
+    export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
+    assert capsys.readouterr().err.count("weighted mean of its last layer") == 1
+    ours = assert_same_vectors(tmp_path / "out")
+    assert ours.config == EmbedderConfig()
+    with pytest.raises(InputError, match="already holds something"):
+        export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_lower_layer_with_the_final_norm_exports_as_a_model_of_so_many_layers(tmp_path, shape):
+    folder = save_shape(tmp_path / "model", shape)
+    config = EmbedderConfig(Pooling("mean", layer=2, final_norm=True), corpus_map="whiten", **PROMPTS)
+    (folder / "embedder.json").write_text(config.to_json())
+    whole = Encoder.from_pretrained(folder)
+    export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
+    exported = assert_same_vectors(tmp_path / "out")
+    assert exported.model.config.n_layer == 2
+    np.testing.assert_allclose(exported.encode_query(TEXTS), whole.encode_query(TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "said"),
+    [
+        (Pooling(layer=2), "block 2 of 3 are pooled without the final norm"),
+        (Pooling(layer=0, final_norm=True), "block 0 of 3"),
+        (Pooling(skip_first=True), "skip_first"),
+        (Pooling(unit_tokens=True), "unit_tokens"),
+    ],
+)
+def test_export_refuses_what_would_be_other_vectors(tmp_path, pooling, said):
+    folder = save_model(tmp_path / "model", "qwen3")
+    (folder / "embedder.json").write_text(EmbedderConfig(pooling).to_json())
+    with pytest.raises(InputError, match=said):
+        export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_has_the_fingerprint_of_its_copy_without_the_optimizer(tmp_path):
+    folder = save_model(tmp_path / "step-3", "qwen3")
+    alone = Encoder.from_pretrained(folder).fingerprint
+    shutil.copy(folder / "model.safetensors", folder / "optimizer.safetensors")
+    assert Encoder.from_pretrained(folder).fingerprint == alone
+
+
+@pytest.mark.network
+def test_two_layers_of_smollm2_from_its_gguf_file_export(tmp_path, smollm2):
+    file = gguf_in(smollm2)
+    assert file is not None
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / file.name).symlink_to(file)
+    settings = EmbedderConfig(Pooling(layer=2, final_norm=True), query_prompt="q: ")
+    (tmp_path / "own" / "embedder.json").write_text(settings.to_json())
+    export_model(str(tmp_path / "out"), model=str(tmp_path / "own"), to="sentence-transformers")
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode_query(TEXTS)
+    for folder in ("own", "out"):
+        ours = Encoder.from_pretrained(tmp_path / folder).encode_query(TEXTS)
+        assert (ours * theirs).sum(axis=1).min() > 0.9999
