@@ -1,6 +1,8 @@
 """The encoder against sentence-transformers, and what it promises beyond it."""
 
+import hashlib
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embed import Encoder
 from embed.config import EmbedderConfig, Pooling
 from embed.encoder import TOKENS_PER_BATCH
+from embed.quantize import fit_ranges, quantize_embeddings
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.model import GPT
@@ -157,6 +160,85 @@ def test_the_fingerprint_changes_with_all_that_decides_a_vector(tmp_path):
 def test_a_layer_that_the_model_has_not_is_refused(encoder):
     with pytest.raises(InputError, match=r"layer 4.*3 layers"):
         Encoder(encoder.model, encoder.tokenizer, EmbedderConfig(Pooling(layer=4)))
+
+
+def test_prompt_names_shorter_vectors_and_precisions_are_those_of_sentence_transformers(tmp_path):
+    folder = save_model(tmp_path / "model", "qwen3")
+    settings = EmbedderConfig(Pooling("mean"), query_prompt="search for: ", document_prompt="text: ")
+    (folder / "embedder.json").write_text(settings.to_json())
+    theirs, ours = reference_model(folder, "mean"), Encoder.from_pretrained(folder)
+    for name in ("query", "document"):
+        expected = theirs.encode(TEXTS, prompt_name=name, truncate_dim=12, normalize_embeddings=True)
+        np.testing.assert_allclose(ours.encode(TEXTS, name, truncate_dim=12), expected, atol=2e-6)
+        shorter = Encoder.from_pretrained(folder, truncate_dim=12)
+        assert shorter.dimension == 12
+        np.testing.assert_allclose(getattr(shorter, f"encode_{name}")(TEXTS), expected, atol=2e-6)
+    np.testing.assert_allclose(ours.encode(TEXTS, prompt="? "), theirs.encode(TEXTS, prompt="? "), atol=2e-6)
+    assert shorter.fingerprint != ours.fingerprint
+    vectors = ours.encode_document(TEXTS)
+    np.testing.assert_array_equal(ours.encode_document(TEXTS, truncate_dim=32), vectors)
+    np.testing.assert_allclose(ours.similarity(vectors, 3 * vectors[:2]), vectors @ vectors[:2].T, atol=1e-6)
+    np.testing.assert_allclose(
+        ours.similarity(vectors, vectors), theirs.similarity(vectors, vectors).numpy(), atol=1e-6
+    )
+    ranges = fit_ranges(vectors)
+    for precision in ("int8", "uint8", "binary", "ubinary"):
+        expected = quantize_embeddings(ours.encode_query(TEXTS), precision, ranges)
+        np.testing.assert_array_equal(ours.encode_query(TEXTS, precision=precision, ranges=ranges), expected)
+    for options, said in (
+        ({"prompt_name": "passage"}, "'passage'.*query and document"),
+        ({"truncate_dim": 33}, "33.*1 to 32"),
+        ({"truncate_dim": 0}, "0; expected 1"),
+        ({"precision": "int4"}, "int4"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ours.encode(TEXTS, **options)
+
+
+def test_the_fingerprint_of_an_embedder_is_what_it_was_before_there_were_dense_layers(encoder):
+    graph = asdict(replace(encoder.model.config, dropout=0.0, bos_id=None, eos_id=None, pad_id=None))
+    pooling = {"mode": "weightedmean", "layer": None, "skip_first": False, "unit_tokens": False}
+    decides = [encoder._weights_sha256, graph, encoder.tokenizer.fingerprint, pooling, ["", ""], 512]
+    assert encoder.fingerprint == hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+
+def test_bfloat16_is_near_and_its_vectors_are_float32(encoder):
+    rounded = Encoder(encoder.model, encoder.tokenizer, dtype="bfloat16").encode(TEXTS)
+    exact = encoder.encode(TEXTS)
+    assert rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - exact).max() < 0.05
+    np.testing.assert_allclose(np.linalg.norm(rounded, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_generation_goes_on_from_the_states_of_encoded_documents(tmp_path, graph, monkeypatch):
+    folder = save_model(tmp_path / "model", graph)
+    (folder / "embedder.json").write_text(EmbedderConfig(Pooling("mean"), document_prompt="text: ").to_json())
+    encoder = Encoder.from_pretrained(folder)
+    monkeypatch.setitem(
+        TOKENS_PER_BATCH, "cpu", 128
+    )  # several batches, whose rows are no unbroken run of slots
+    texts = [*TEXTS, TEXTS[0] * 2]
+    vectors, cache = encoder.encode_with_states(texts, "document", room=8)
+    np.testing.assert_allclose(vectors, encoder.encode_document(texts), atol=1e-6)
+    question = encoder.tokenizer.encode(" So what?")[:8]
+    model = encoder.model
+    with torch.inference_mode():
+        for slot, text in enumerate(texts):
+            ids = encoder.tokenizer.encode("text: " + text)
+            assert cache.lengths[slot] == len(ids)
+            whole = model(torch.tensor([ids + question])).logits[0, len(ids) :]
+            continued = model(torch.tensor([question]), cache=cache.rows([slot])).logits[0]
+            torch.testing.assert_close(continued, whole, atol=1e-4, rtol=0)
+            assert (continued.argmax(-1) == whole.argmax(-1)).all()
+    with pytest.raises(InputError, match="Text 1 has no token"):
+        encoder.encode_with_states(["a", ""])
+    lower = Encoder(model, encoder.tokenizer, EmbedderConfig(Pooling(layer=2, final_norm=True)))
+    with pytest.raises(InputError, match="layer 2 of 3"):
+        lower.encode_with_states(TEXTS)
+    top = Encoder(model, encoder.tokenizer, EmbedderConfig(Pooling("mean", layer=3, final_norm=True)))
+    vectors, _ = top.encode_with_states(texts, prompt="text: ")
+    np.testing.assert_allclose(vectors, encoder.encode_document(texts), atol=1e-6)
 
 
 @pytest.mark.network
