@@ -39,6 +39,10 @@ def fit_to_teacher(
         made.append(network.pooled(*batch) if trainee.projection is None else network(*batch))
         order += places
     weight, bias = ridge_regression(torch.cat(made), torch.from_numpy(vectors[chosen[order]]).to(device))
+    # Vectors are brought to unit length, so any factor will do: that of a fresh linear layer's weights, whose size
+    # learning rates are made for.
+    scale = weight.shape[1] ** -0.5 / weight.square().mean().sqrt()
+    weight, bias = scale * weight, scale * bias
     if trainee.projection is not None:
         trainee.projection.copy_(weight)
     else:
