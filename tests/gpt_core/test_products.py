@@ -1,0 +1,99 @@
+"""Products and attention in the forms that a CPU is fast at, against the plain ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_core import attention, products
+from gpt_core.model import GPT
+from tests.tiny_models import GRAPHS
+
+
+@settings(max_examples=40)
+@given(
+    n_rows=st.integers(1, 3),
+    n_kv_head=st.integers(1, 3),
+    group=st.integers(1, 3),
+    n_tokens=st.integers(1, 150),
+)
+def test_attention_in_blocks_is_causal_attention(n_rows, n_kv_head, group, n_tokens):
+    torch.manual_seed(n_tokens)
+    q = torch.randn(n_rows, n_tokens, n_kv_head * group, 8, dtype=torch.float64).transpose(1, 2)
+    k, v = (torch.randn(n_rows, n_tokens, n_kv_head, 8, dtype=torch.float64).transpose(1, 2) for _ in "kv")
+    plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(attention.attend_in_blocks(q, k, v), plain, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_bf16_without_gradients_takes_the_blocks_and_stays_as_near_to_float32(graph, monkeypatch):
+    torch.manual_seed(0)
+    model = GPT(GRAPHS[graph]).eval()
+    ids = torch.randint(0, 320, (3, 130))
+    taken = []
+    monkeypatch.setattr(
+        attention, "attend_in_blocks", lambda *a, f=attention.attend_in_blocks: taken.append(1) or f(*a)
+    )
+    with torch.inference_mode():
+        exact = model(ids).hidden
+        assert not taken
+        with torch.autocast("cpu", torch.bfloat16):
+            near = model(ids).hidden
+            assert len(taken) == 3
+            monkeypatch.setattr(attention, "attend_in_blocks", _kernel)
+            kernel = model(ids).hidden
+    assert (near - exact).abs().mean() < 1.2 * (kernel - exact).abs().mean()
+
+
+def _kernel(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 20), (700,), (1,), (0,)])
+def test_products_by_onednn_are_float32_products(bias, shape):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(96, 33, bias=bias)
+    x = torch.randn(*shape, 96)
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    with torch.inference_mode(), products._OneDNN():
+        torch.testing.assert_close(layer(x).double(), exact, atol=1e-5, rtol=1e-6)
+
+
+def test_what_has_gradients_or_another_format_is_left_alone(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("oneDNN was asked for what it must not compute")
+
+    monkeypatch.setattr(products, "_by_onednn", refuse)
+    layer, x = torch.nn.Linear(32, 32), torch.randn(64, 32)
+    with products._OneDNN():
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+        with torch.inference_mode():
+            assert layer.double()(x.double()).dtype == torch.float64
+            layer.float()
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(x).dtype == torch.bfloat16
+            layer(x[:3])
+            with pytest.raises(AssertionError, match="oneDNN"):
+                layer(x)
+
+
+def test_it_is_chosen_where_it_is_faster(monkeypatch):
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda n_threads: True)
+    assert isinstance(products.quick_products(torch.device("cpu")), products._OneDNN)
+    with products.quick_products(torch.device("meta")) as nothing:
+        assert nothing is None
+    seconds = iter([9, 9, *[2, 1] * 5])
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "wall_seconds", lambda function, device: next(seconds))
+    products._onednn_is_faster.cache_clear()
+    try:
+        assert products._onednn_is_faster(1)
+        seconds = iter([9, 9, *[1, 1] * 5])
+        assert products._onednn_is_faster(1), "measured once"
+        products._onednn_is_faster.cache_clear()
+        assert not products._onednn_is_faster(1)
+    finally:
+        products._onednn_is_faster.cache_clear()
