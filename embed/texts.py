@@ -1,0 +1,73 @@
+"""Texts to encode, read from a file one at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from embed.beir import find_part, is_beir, join_title
+from gpt_core.errors import InputError
+from gpt_core.jsonl import JSONL, read_rows
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """The texts of a file, each with its id; whoever iterates again reads again.
+
+    Attributes:
+        path: `.txt`, a text a line, or `.jsonl` (`.gz`, `.xz`), an object a line.
+        column: where an object has its text. If that is "text", its "title" goes before it, as everybody reads BEIR.
+            Its id is under "_id" or "id"; without one, and in a `.txt`, the id is the text's number, from 0.
+    """
+
+    path: Path
+    column: str = "text"
+
+    @classmethod
+    def find(cls, path: str | Path, column: str = "text", queries: bool = False) -> "TextFile":
+        """The file that `path` is, or the corpus (or the queries) of the BEIR folder that it is.
+
+        Raises:
+            InputError: for a path that is missing or of no known kind.
+        """
+        path = Path(path)
+        if path.is_dir() and is_beir(path):
+            return cls(find_part(path, "queries" if queries else "corpus"), column)
+        if not path.exists():
+            raise InputError(f"{path} does not exist; expected a file of texts or a BEIR folder.")
+        if not path.is_file() or not path.name.endswith((".txt", *JSONL)):
+            kinds = ", ".join((".txt", *JSONL))
+            raise InputError(f"{path} is of no kind that can be read; expected {kinds}, or a BEIR folder.")
+        return cls(path, column)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Ids and texts.
+
+        Raises:
+            InputError: for a broken line, naming it.
+        """
+        return self._lines() if self.path.suffix == ".txt" else self._objects()
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        with open(
+            self.path, "rb"
+        ) as file:  # in text mode, other characters than the line feed would end lines, too
+            for number, line in enumerate(file):
+                try:
+                    yield str(number), line.decode("utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{self.path}, line {number + 1}, is not UTF-8: {error.reason} at byte {error.start}."
+                    ) from None
+
+    def _objects(self) -> Iterator[tuple[str, str]]:
+        for number, (place, row) in enumerate(read_rows(self.path)):
+            name, text = row.get("_id", row.get("id", number)), row.get(self.column)
+            title = (row.get("title") or "") if self.column == "text" else ""
+            if not isinstance(text, str) or not isinstance(title, str):
+                there = ", ".join(repr(key[:40]) for key in row) or "none"
+                raise InputError(f'{place}: expected a string under "{self.column}"; its keys are {there}.')
+            if not isinstance(name, str | int):
+                raise InputError(
+                    f"{place}: the id is a {type(name).__name__}; expected a string or a number."
+                )
+            yield str(name), join_title(title, text) if self.column == "text" else text

@@ -1,0 +1,12 @@
+"""Texts → vectors on disk."""
+
+from embed.streaming import encode_files
+from gpt_core.doors import open_door
+
+
+def main() -> None:
+    open_door(encode_files)
+
+
+if __name__ == "__main__":
+    main()

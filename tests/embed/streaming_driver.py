@@ -1,0 +1,67 @@
+"""Encodes a file in forked processes that are killed at given moments; run by test_streaming.py.
+
+Arguments: the model's folder, the file of texts, the folder to make, and what to do: "kill N M …" (one process after
+another, each killed at its Nth, Mth … write) or "share N" (four at once, the first of them killed at its Nth write).
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from embed import streaming
+from embed.encoder import Encoder
+from embed.texts import TextFile
+
+torch.set_num_threads(1)
+streaming.WINDOW = 8
+
+
+def encode(encoder: Encoder, kill_at: int | None) -> int:
+    """In a process of its own; the process's id."""
+    if pid := os.fork():
+        return pid
+    writes = 0
+
+    def dying(function):
+        def call(*args, **kwargs):
+            nonlocal writes
+            writes += 1
+            if writes == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("_write", "atomic_write", "fsync_path", "open_memmap"):
+        setattr(streaming, name, dying(getattr(streaming, name)))
+    status = 1
+    try:
+        manifest = streaming.encode_to_folder(
+            encoder, TextFile(Path(sys.argv[2])), sys.argv[3], precision="int8"
+        )
+        assert manifest["texts"] == 100
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def main() -> None:
+    encoder = Encoder.from_pretrained(sys.argv[1])
+    assert encoder.fingerprint
+    moments = [int(number) for number in sys.argv[5:]]
+    if sys.argv[4] == "kill":
+        for moment in moments:
+            _, status = os.waitpid(encode(encoder, moment), 0)
+            assert os.WIFSIGNALED(status), f"{moment}: {status}"
+        kills: list[int | None] = [None]
+    else:
+        kills = [moments[0], None, None, None]
+    children = [encode(encoder, moment) for moment in kills]
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    assert [bool(status) for status in ended] == [moment is not None for moment in kills], ended
+
+
+main()

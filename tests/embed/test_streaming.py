@@ -1,0 +1,225 @@
+"""Vectors on disk: the encoder's own, whatever interrupts or shares the work."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embed import streaming
+from embed.config import EmbedderConfig, Pooling
+from embed.encoder import Encoder
+from embed.quantize import fit_ranges, quantize_embeddings
+from embed.streaming import encode_files, encode_to_folder, open_vectors
+from embed.texts import TextFile
+from gpt_core.errors import InputError
+from tests.tiny_models import TEXTS, save_model
+
+MANY = [f"{text} {i}"[: 20 + 13 * (i % 40)] for i, text in enumerate(TEXTS * 20)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = save_model(tmp_path / "model", "qwen3")
+    settings = EmbedderConfig(Pooling("mean"), query_prompt="q: ", document_prompt="text: ", max_tokens=24)
+    (folder / "embedder.json").write_text(settings.to_json())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_windows(monkeypatch):
+    monkeypatch.setattr(streaming, "WINDOW", 8)
+    monkeypatch.setattr(streaming, "ROWS", 16)
+
+
+def write_corpus(path: Path, texts: list[str] = MANY) -> Path:
+    rows = [{"_id": f"d{i}", "title": text[:9], "text": text[9:].strip()} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
+def test_the_file_holds_what_the_encoder_gives(tmp_path, folder, precision, capsys):
+    source = write_corpus(tmp_path / "corpus.jsonl")
+    encode_files(
+        input=str(source), out=str(tmp_path / "out"), embedder=str(folder), precision=precision, device="cpu"
+    )
+    encoder = Encoder.from_pretrained(folder)
+    texts = [text for _, text in TextFile(source)]
+    assert texts[3] == f"{MANY[3][:9]} {MANY[3][9:].strip()}".strip()
+    expected = encoder.encode_document(texts)
+    vectors, ids = open_vectors(tmp_path / "out", encoder)
+    assert ids == [f"d{i}" for i in range(100)]
+    assert isinstance(vectors, np.memmap)
+    if precision == "float32":
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    else:
+        (tmp_path / "plain").mkdir()
+        encode_to_folder(
+            encoder, TextFile(source), tmp_path / "plain", "text: "
+        )  # an empty folder may be there
+        exact, _ = open_vectors(tmp_path / "plain")
+        ranges = fit_ranges(exact) if precision == "int8" else None
+        np.testing.assert_array_equal(vectors, quantize_embeddings(exact, precision, ranges))
+        if precision == "int8":
+            np.testing.assert_array_equal(np.load(tmp_path / "out" / "ranges.npy"), ranges)
+    said = capsys.readouterr().out
+    n_long = sum(len(encoder.tokenizer.encode("text: " + text)) > 24 for text in texts)
+    assert f"100 vectors of 32 numbers in {precision}; {n_long} texts were cut to 24 tokens" in said
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "model",
+        "corpus.jsonl",
+        "out",
+        "plain",
+    }  # nothing left over
+
+
+def test_a_finished_folder_is_not_done_again(tmp_path, folder):
+    encoder = Encoder.from_pretrained(folder)
+    texts = [(str(i), text) for i, text in enumerate(MANY)]
+    first = encode_to_folder(encoder, texts, tmp_path / "out")
+    before = (tmp_path / "out" / "vectors.npy").stat()
+    moved = Encoder(
+        encoder.model, encoder.tokenizer, encoder.config, weights_sha256=encoder._weights_sha256, name="b"
+    )
+    assert encode_to_folder(moved, texts, tmp_path / "out") == first
+    assert (tmp_path / "out" / "vectors.npy").stat() == before
+
+
+# while setting up; between writing and marking; while quantising and putting together; after putting in place
+KILLS = "kill 1 2 3 4 5 7 10 7 2 4 8"
+
+
+@pytest.mark.parametrize("plan", [KILLS, "share 5"])
+def test_killed_and_shared_work_gives_the_same_bytes(tmp_path, folder, plan):
+    source = write_corpus(tmp_path / "corpus.jsonl")
+    encode_to_folder(Encoder.from_pretrained(folder), TextFile(source), tmp_path / "whole", precision="int8")
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.getcwd(),
+    }
+    command = [sys.executable, str(Path(__file__).with_name("streaming_driver.py"))]
+    command += [str(folder), str(source), str(tmp_path / "out"), *plan.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "model", "out", "whole"]
+
+
+def test_memory_does_not_grow_with_the_number_of_texts(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(streaming, "WINDOW", 256)
+    (folder / "embedder.json").write_text(EmbedderConfig(Pooling("mean", layer=0)).to_json())
+    encoder = Encoder.from_pretrained(folder)
+    peaks = []
+    for n_texts in (1000, 8000):
+        source = tmp_path / f"{n_texts}.txt"
+        source.write_text("".join(f"text number {i}\n" for i in range(n_texts)))
+        tracemalloc.start()
+        encode_to_folder(encoder, TextFile(source), tmp_path / f"out{n_texts}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (tmp_path / "out8000" / "vectors.npy").stat().st_size > 8000 * 32 * 4
+    assert peaks[1] < 1.3 * peaks[0]
+    assert peaks[1] < 8000 * 32 * 4 * 2
+
+
+def test_other_vectors_are_never_mixed_in(tmp_path, folder, monkeypatch):
+    encoder = Encoder.from_pretrained(folder)
+    texts = [(str(i), text) for i, text in enumerate(MANY)]
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    write = streaming._write
+    for state in ("partial", "finished"):
+        monkeypatch.setattr(streaming, "_write", stop if state == "partial" else write)
+        if state == "partial":
+            with pytest.raises(
+                KeyboardInterrupt, match="0 of 100 texts are encoded; the same command goes on"
+            ):
+                encode_to_folder(encoder, texts, tmp_path / "out")
+        else:
+            encode_to_folder(encoder, texts, tmp_path / "out")
+        other = Encoder(encoder.model, encoder.tokenizer, EmbedderConfig(Pooling("lasttoken")))
+        for call, said in (
+            (lambda: encode_to_folder(other, texts, tmp_path / "out"), "fingerprint"),  # noqa: B023
+            (lambda: encode_to_folder(encoder, texts[1:], tmp_path / "out"), "texts 100, not 99"),
+            (lambda: encode_to_folder(encoder, [("x", "y"), *texts[1:]], tmp_path / "out"), "texts_sha256"),
+            (lambda: encode_to_folder(encoder, texts, tmp_path / "out", "q: "), "prompt '', not 'q: '"),
+            (
+                lambda: encode_to_folder(encoder, texts, tmp_path / "out", max_tokens=9),
+                "max_tokens 24, not 9",
+            ),
+            (lambda: encode_to_folder(encoder, texts, tmp_path / "out", precision="int8"), "precision"),
+        ):
+            with pytest.raises(InputError, match=said):
+                call()
+    with pytest.raises(InputError, match="encode the texts with the same embedder"):
+        open_vectors(tmp_path / "out", other)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="already holds something"):
+        encode_to_folder(encoder, texts, tmp_path / "mine")
+
+
+def test_reads_lines_compressed_rows_and_beir_folders(tmp_path, folder):
+    (tmp_path / "a.txt").write_bytes("one\r\n\ntwo\u2028three".encode())  # no line but by a line feed
+    assert list(TextFile.find(tmp_path / "a.txt")) == [("0", "one"), ("1", ""), ("2", "two\u2028three")]
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write('{"id": 7, "body": "x"}\n{"body": "知"}\n')
+    assert list(TextFile.find(tmp_path / "b.jsonl.gz", column="body")) == [("7", "x"), ("1", "知")]
+    (tmp_path / "beir").mkdir()
+    write_corpus(tmp_path / "beir" / "corpus.jsonl", TEXTS)
+    (tmp_path / "beir" / "queries.jsonl").write_text(
+        '{"_id": "q", "text": "what?"}\n{"_id": "r", "text": ""}\n'
+    )
+    encode_files(
+        input=str(tmp_path / "beir"),
+        out=str(tmp_path / "q"),
+        embedder=str(folder),
+        role="query",
+        device="cpu",
+    )
+    vectors, ids = open_vectors(tmp_path / "q")
+    assert ids == ["q", "r"]
+    expected = Encoder.from_pretrained(folder).encode_query(["what?", ""])
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"fine\n\xff\n", "line 2, is not UTF-8"),
+        ("a.txt", b"", "no text to encode"),
+        ("a.jsonl", b'{"text": 3}', 'line 1: expected a string under "text"'),
+        ("a.jsonl", b'{"body": "x"}', "its keys are 'body'"),
+        ("a.jsonl", b'{"text": "x", "_id": [1]}', "the id is a list"),
+        ("a.jsonl", b'{"text": "x"}\n{', "line 2, is not valid JSON"),
+        ("a.csv", b"text\nx\n", "no kind that can be read; expected .txt, .jsonl"),
+        ("a.txt/b", b"", "does not exist"),
+        ("one.txt", b"just one", "nothing to fit"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, folder, name, content, said):
+    if "/" not in name:
+        (tmp_path / name).write_bytes(content)
+    precision = "int8" if name == "one.txt" else "float32"
+    with pytest.raises(InputError, match=said):
+        encode_files(
+            input=str(tmp_path / name),
+            out=str(tmp_path / "out"),
+            embedder=str(folder),
+            precision=precision,
+            device="cpu",
+        )
+    assert not (tmp_path / "out").exists()
