@@ -16,7 +16,7 @@ from embed.batches import Collator, MixedBatches
 from embed.config import EmbedderConfig, Pooling
 from embed.contrastive import EmbeddingLoss, Objective, Trainee
 from embed.development import evaluator
-from embed.encoder import TOKENS_PER_BATCH, Encoder
+from embed.encoder import Encoder
 from embed.folder import load_network, model_folder, save_embedder
 from embed.least_squares import fit_to_teacher
 from embed.network import Dense, Network
@@ -32,6 +32,10 @@ from gpt_core.pretrain import evaluator as lm_evaluator
 from gpt_core.ranks import ALONE, Ranks, join
 from gpt_core.tokenizer import Tokenizer
 from gpt_core.train import train
+
+# Of a forward, padding included. Smaller ones waste time between kernels; a CPU's larger tensors are mapped anew each
+# time: three times slower at 16384 tokens of SmolLM2's width.
+TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536, "mps": 65536}
 
 
 def train_embedder(config: TrainEmbedderConfig) -> dict[str, float]:
@@ -84,7 +88,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
 
     use_tf32(config.tf32)
     recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
-    width, n_tokens = network.gpt.config.n_embd, TOKENS_PER_BATCH[ranks.device.type]
+    width, n_tokens = network.gpt.config.n_embd, TOKENS_PER_FORWARD[ranks.device.type]
     numerics = ranks.on_main(
         lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
     )
