@@ -36,7 +36,7 @@ class Teacher:
         self.max_tokens = self.model.max_seq_length
         if max_tokens is not None:
             self.max_tokens = self.model.max_seq_length = min(max_tokens, self.max_tokens or max_tokens)
-        self.dimension: int = self.model.get_embedding_dimension()
+        self.dimension = int(self.model.get_embedding_dimension() or 0)
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
         self._contents = "".join(sha256_file(path) for path in paths)
         self._device = device
@@ -62,6 +62,12 @@ class Teacher:
         if self._bf16 is None:
             self._bf16 = self._device == "cpu" and self._bf16_is_faster(texts)
         return self._vectors(texts, self._prompt(prompt_name), self._bf16)
+
+    def count_cut(self, texts: Sequence[str], prompt_name: str | None = None) -> int:
+        """How many texts are longer than `max_tokens`, prompt and special tokens included."""
+        prompt = self._prompt(prompt_name)
+        rows = self.model.tokenizer([prompt + text for text in texts], verbose=False)["input_ids"]
+        return sum(len(ids) > (self.max_tokens or len(ids)) for ids in rows)
 
     def _prompt(self, prompt_name: str | None) -> str:
         return (self.model.prompts or {}).get(prompt_name or "") or ""

@@ -24,7 +24,8 @@ def print_report(
     """Print `columns` of `results` as a table, then everything as one JSON object on the last line.
 
     Args:
-        results: rows; a number is printed with four decimals in the table, and rounded to six in the JSON.
+        results: rows; a number is printed with four decimals in the table, and rounded to six in the JSON. A list of
+            numbers is an interval.
         columns: which keys of a row the table shows.
         ratios: "ours/peer figure" → ours divided by the peer's.
         packages: installed packages whose versions belong to the result, besides Python, torch and ours.
@@ -59,14 +60,24 @@ def _lines(path: str) -> list[str]:
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+    def rounded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rounded(one) for one in value]
+        return round(value, 6) if isinstance(value, float) else value
+
+    return {key: rounded(value) for key, value in row.items()}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):  # an interval's ends
+        return " to ".join(f"{end:+.4f}" for end in value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     cells = [list(columns)]
     for row in rows:
-        values = (row.get(column, "") for column in columns)
-        cells.append([f"{value:.4f}" if isinstance(value, float) else str(value) for value in values])
+        cells.append([_cell(row.get(column, "")) for column in columns])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,134 +1,273 @@
-"""Retrieval evaluation: BM25, a baseline, and an embedder of ours beside them."""
+"""Retrieval evaluation: BM25, a baseline, an embedder and what its GPT gives without training, by one protocol."""
 
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
-from embed.config import Pooling
-from embed.encoder import Encoder
+from embed.bm25 import BM25
+from embed.contenders import RATED, Contender, Name, contenders, variants
+from embed.encoder import Dtype
+from embed.folder import model_folder
+from embed.rerank import Reranker, rerank_run
+from embed.seen import count_seen, training_texts
+from gpt_core.device import DeviceName, pick_device
 from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.hub import DEFAULT_MODEL
+from gpt_core.hub import DEFAULT_MODEL, resolve
+from gpt_core.model import GPT
 from gpt_core.report import print_report
-from index.baselines import Baseline, bm25
+from gpt_core.tokenizer import Tokenizer
 from index.collection import Collection, Run
-from index.index import Index, Mode
+from index.legs import Legs
+from index.metrics import METRICS, Figures, bootstrap, score_queries
+from index.runs import read_run, write_run
+
+Row = Literal[
+    "bm25",
+    "baseline",
+    "random",
+    "raw-mean",
+    "raw-weightedmean",
+    "floor",
+    "dense",
+    "int8",
+    "dims",
+    "hybrid",
+    "rerank",
+]
 
 DEPTH = 100  # results per query
-COLUMNS = ("dataset", "system", "model", "nDCG@10", "Recall@100", "MRR@10")
-# nDCG@10 on test splits (MTEB): a run that misses them by more than the tolerance measures something else
-PUBLISHED = {("all-MiniLM-L6-v2", "scifact"): 0.645, ("all-MiniLM-L6-v2", "nfcorpus"): 0.316}
-TOLERANCE = 0.01
+COLUMNS = ("dataset", "system", "model", "dimension", "bytes", "docs/s", *METRICS, "vs bm25", "vs baseline")
+# nDCG@10 on test splits (MTEB), and by how much a run may miss it before it measures something else
+PUBLISHED = {
+    ("all-MiniLM-L6-v2", "scifact"): (0.645, 0.01),
+    ("all-MiniLM-L6-v2", "nfcorpus"): (0.316, 0.01),
+    ("bm25s", "scifact"): (0.687, 0.02),
+    ("bm25s", "nfcorpus"): (0.321, 0.02),
+}
+PAIRS = (
+    *("dense/baseline", "dense/bm25", "dense/floor", "dense/raw-weightedmean", "int8/dense"),
+    *("hybrid/baseline", "hybrid/bm25", "hybrid/dense", "hybrid/baseline-hybrid"),
+)
 
 
 def evaluate_retrieval(
     *,
     data: list[str],
     embedder: str = DEFAULT_MODEL,
+    base: str | None = None,
     baseline: str = "all-MiniLM-L6-v2",
     split: str = "test",
     max_tokens: int = 256,
+    rows: list[Row] | None = None,
+    dims: list[int] = [256, 128, 64],  # noqa: B006 (the command line shows it)
+    rerank_depth: int = 10,
+    runs: str | None = None,
+    peer_runs: list[str] | None = None,
+    training_data: list[str] | None = None,
+    device: DeviceName = "cpu",
+    dtype: Dtype = "float32",
 ) -> None:
     """Score an embedder's search, with BM25 and a baseline beside it: nDCG@10, Recall@100, MRR@10 of ir-measures.
 
     Each document is one text, title and text; the embedders cut it at max_tokens of their own tokens, BM25 reads all
-    of it. Rows: bm25 (bm25s, Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese
-    bigrams); baseline; dense and hybrid, what an index with the embedder answers, its corpus map fitted on the corpus
-    alone; floor, whitened token embeddings of the embedder's GPT, which its layers should beat. Prints a table and
-    ends with a line of JSON. No row of ours is printed where the baseline misses its published score by more than
-    0.01.
+    of it. Every system is searched exactly. Rows:
+
+    bm25: bm25s, Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese bigrams.
+    baseline: a sentence-transformers model.
+    random, raw-mean, raw-weightedmean: a GPT of the base's shape with random weights, and the base's last layer.
+    floor: the base's token embeddings, their mean whitened on the corpus, which its layers should beat.
+    dense: the embedder, with the corpus map that it asks for. int8: its documents in 8 bits. dims: cut to `dims`.
+    hybrid: each of these with an index's lexical leg; the embedder as it chose, the others by tm2c2 with weight 0.8.
+    rerank: BM25's first documents ordered by the query's log-probability after the document, by the base (SGPT-CE).
+
+    "vs" are 95 % intervals of the difference in nDCG@10: paired bootstrap over queries, 10,000 draws with seed 0.
+    docs/s is wall clock over 64 documents, in this run; bytes are those of a document's vector. Prints a table and ends
+    with a line of JSON; prints nothing where BM25 or the baseline misses its published score.
 
     Args:
         data: BEIR folders (corpus.jsonl, queries.jsonl, qrels/<split>.tsv).
         embedder: ours: a model folder, a run's out_dir, or a known name.
-        baseline: a sentence-transformers model: a known name or a folder. Its vectors are kept in the model cache.
+        base: the GPT that it was made from, for the rows of that; the embedder's own GPT if not given.
+        baseline: a known name or a folder. Its vectors are kept in the model cache, and so are all others.
         split: which judgements, such as test or dev.
         max_tokens: longest text in tokens.
+        rows: which rows; if not given, all but the slow ones: rerank and, without --base, random and raw ones.
+        dims: how many dimensions the rows of dims keep.
+        rerank_depth: how many of BM25's documents rerank orders.
+        runs: folder that every row's results are written to, as TREC run files <dataset>.<row>.run.
+        peer_runs: run files of other systems, so named, that get rows of their own.
+        training_data: what the embedder learned from, as train_embedder takes it; near-duplicates of queries and
+            documents in it are counted.
+        device: where the models compute.
+        dtype: of our models' matrix products.
     """
     if not data:
         raise InputError("--data names nothing; expected BEIR folders.")
+    asked = set(rows or _usual_rows(base))
     collections = [Collection.load(folder, split) for folder in data]
-    encoder = Encoder.from_pretrained(embedder)
-    peer = Baseline(baseline, max_tokens)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for collection in collections:
-        figures = score(collection, peer.run(collection, DEPTH))
-        check_published(baseline, collection, figures["nDCG@10"])
-        rows[collection.name] = [
-            _row(collection, "bm25", "bm25s", score(collection, bm25(collection, DEPTH))),
-            _row(collection, "baseline", baseline, figures),
-        ]
-    floor = replace(encoder.config, pooling=Pooling("mean", layer=0), corpus_map="whiten", map_components=256)
-    floor_encoder = Encoder(encoder.model, encoder.tokenizer, floor, name=f"{embedder}, token embeddings")
-    for collection in collections:
-        own = index_runs(collection, encoder, ("dense", "hybrid"), max_tokens)
-        own["floor"] = index_runs(collection, floor_encoder, ("dense",), max_tokens)["dense"]
-        rows[collection.name] += [
-            _row(collection, name, embedder, score(collection, own[name])) for name in own
-        ]
-    results = [row for name in rows for row in rows[name]]
+    if len({collection.name for collection in collections}) < len(collections):
+        raise InputError("--data names two folders with the same last part; rows are told apart by that.")
+    peers = _peer_runs(collections, peer_runs or [])
+    seen = _seen(collections, training_data) if training_data else {}
+    tables = [_Table(collection, Legs(collection), "hybrid" in asked, runs) for collection in collections]
+    found = [_bm25(collection) for collection in collections]
+    for table, run in zip(tables, found, strict=True):
+        table.add("bm25", "bm25s", run)
+    for contender in contenders(
+        _contenders(asked),
+        embedder=embedder,
+        base=base,
+        baseline=baseline,
+        max_tokens=max_tokens,
+        device=device,
+        dtype=dtype,
+    ):
+        for table in tables:
+            table.compete(contender, asked, dims)
+    if "rerank" in asked:
+        folder = model_folder(resolve(base or embedder))
+        gpt = GPT.from_pretrained(folder).to(pick_device(device))
+        reranker = Reranker(gpt, Tokenizer.from_pretrained(folder))
+        for table, run in zip(tables, found, strict=True):
+            reranked = rerank_run(reranker, table.collection.queries, table.texts, run, rerank_depth)
+            table.add("rerank", base or embedder, reranked)
+    for table in tables:
+        for system, run in peers[table.collection.name].items():
+            table.add(system, system, run)
     packages = ("sentence-transformers", "bm25s", "ir-measures")
-    print_report(results, COLUMNS, _ratios(rows), packages)
-
-
-def score(collection: Collection, run: Run) -> dict[str, float]:
-    """nDCG@10 (linear gains, as trec_eval), Recall@100 and MRR@10, means over the collection's queries."""
-    with extra("eval"):
-        import ir_measures
-    named = {
-        "nDCG@10": ir_measures.nDCG @ 10,
-        "Recall@100": ir_measures.R @ 100,
-        "MRR@10": ir_measures.RR @ 10,
-    }
-    figures = ir_measures.calc_aggregate(list(named.values()), collection.qrels, run)
-    return {name: figures[measure] for name, measure in named.items()}
+    results = [
+        row | seen.get(row["dataset"], {}) for table in tables for row in table.finished("bm25" in asked)
+    ]
+    print_report(results, COLUMNS, {k: v for table in tables for k, v in table.ratios().items()}, packages)
 
 
 def check_published(model: str, collection: Collection, figure: float) -> None:
     """Raise InputError if `model` misses its published nDCG@10 on the collection's test split, where one is known."""
-    published = PUBLISHED.get((model, collection.name)) if collection.split == "test" else None
-    if published is not None and abs(figure - published) > TOLERANCE:
+    published, tolerance = PUBLISHED.get((model, collection.name), (figure, 0.0))
+    if collection.split == "test" and abs(figure - published) > tolerance:
         raise InputError(
             f"{model} reaches nDCG@10 {figure:.4f} on {collection.name}, but {published} is published: "
-            "something else is measured here, so no row of ours is printed."
+            "something else is measured here, so nothing is printed."
         )
 
 
-def index_runs(
-    collection: Collection, encoder: Encoder, modes: Sequence[Mode], max_tokens: int
-) -> dict[str, Run]:
-    """Search a real index of the collection, in which each document is one passage, in several modes."""
-    vectors = encoder.encode_document(collection.texts, max_tokens=max_tokens, progress=True)
-    names, texts = list(collection.queries), list(collection.queries.values())
-    runs: dict[str, Run] = {mode: {} for mode in modes}
-    with tempfile.TemporaryDirectory() as scratch:
-        length = min(256, encoder.max_tokens)  # of passages that are split, of which there are none here
-        with Index.create(Path(scratch, "index"), encoder, max_tokens=length, overlap=0) as index:
-            index.add(collection.documents.values(), vectors)
-            for mode in modes:
-                for start in tqdm(range(0, len(texts), 256), desc=f"searching, {mode}", disable=None):
-                    hits = index.search(texts[start : start + 256], k=DEPTH, mode=mode)
-                    for name, found in zip(names[start : start + 256], hits, strict=True):
-                        runs[mode][name] = {hit.doc_id: hit.score for hit in found}
+class _Table:
+    """The rows of one collection as they come in, with each query's figures until all are there."""
+
+    def __init__(self, collection: Collection, legs: Legs, hybrid: bool, runs: str | None) -> None:
+        self.collection, self._legs, self._hybrid, self._runs = collection, legs, hybrid, runs
+        self._rows: list[dict[str, Any]] = []
+        self._figures: dict[str, Figures] = {}
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Each document as one text, by id."""
+        return dict(zip(self.collection.documents, self.collection.texts, strict=True))
+
+    def compete(self, contender: Contender, asked: set[Row], dims: Sequence[int]) -> None:
+        texts = self.collection.texts
+        queries = contender.encode(list(self.collection.queries.values()), "query")
+        documents = contender.encode(texts, "document")
+        sample = texts[:: max(1, len(texts) // RATED)][:RATED]
+        of_model = {"docs/s": contender.rate(sample), "cut": contender.n_cut(texts, "document")}
+        for variant in tqdm(
+            variants(contender, queries, documents, dims if "dims" in asked else (), "int8" in asked),
+            desc=f"searching {self.collection.name}, {contender.name}",
+            disable=None,
+            leave=False,
+        ):
+            if variant.name == "dense" and "dense" not in asked:
+                continue
+            size = {"dimension": variant.stored.shape[1], "bytes": variant.bytes_each}
+            vectors = variant.queries, variant.stored
+            self.add(variant.name, contender.model, self._legs.dense(*vectors, DEPTH), **size, **of_model)
+            if self._hybrid:
+                name = "hybrid" if variant.name == "dense" else f"{variant.name}-hybrid"
+                run = self._legs.hybrid(*vectors, DEPTH, contender.config.fusion)
+                self.add(name, contender.model, run, **size, **of_model)
+
+    def add(self, system: str, model: str, run: Run, **extra: Any) -> None:
+        if system in self._figures:
+            raise InputError(
+                f"{self.collection.name} has two rows called {system}; name that run file otherwise."
+            )
+        figures = score_queries(self.collection, run)
+        means = dict(zip(METRICS, figures.mean(axis=0).tolist(), strict=True))
+        if system in ("bm25", "baseline"):
+            check_published(model, self.collection, means["nDCG@10"])
+        if self._runs:
+            write_run(self._runs, self.collection, system, run)
+        about = {"dataset": self.collection.name, "split": self.collection.split, "system": system}
+        counts = {"documents": len(self.collection.documents), "queries": len(self.collection.queries)}
+        self._rows.append(about | {"model": model} | extra | means | counts)
+        self._figures[system] = figures[:, 0]
+
+    def finished(self, with_bm25: bool) -> list[dict[str, Any]]:
+        """All rows, each with its intervals against BM25 and the baseline."""
+        compared = [
+            (row, other)
+            for other in ("bm25", "baseline")
+            for row in self._rows
+            if row["system"] != other and other in self._figures
+        ]
+        differences = [self._figures[row["system"]] - self._figures[other] for row, other in compared]
+        for (row, other), (low, high) in zip(compared, bootstrap(differences), strict=True):
+            row[f"vs {other}"] = [low, high]
+        return [row for row in self._rows if with_bm25 or row["system"] != "bm25"]
+
+    def ratios(self) -> dict[str, float]:
+        """Ours over the peers', by nDCG@10."""
+        figure = {row["system"]: row["nDCG@10"] for row in self._rows}
+        ratios = {}
+        for pair in (*PAIRS, *(f"{name}/dense" for name in figure if name.startswith("dim-"))):
+            ours, peer = pair.split("/")
+            if ours in figure and figure.get(peer):
+                ratios[f"{pair} nDCG@10 {self.collection.name}"] = figure[ours] / figure[peer]
+        return ratios
+
+
+def _usual_rows(base: str | None) -> list[Row]:
+    needs_base: list[Row] = ["random", "raw-mean", "raw-weightedmean"] if base else []
+    return ["bm25", "baseline", *needs_base, "floor", "dense", "int8", "dims", "hybrid"]
+
+
+def _contenders(asked: set[Row]) -> list[Name]:
+    names: tuple[Name, ...] = ("baseline", "random", "raw-mean", "raw-weightedmean", "floor")
+    ours: list[Name] = ["dense"] if asked & {"dense", "int8", "dims"} else []
+    return [*(name for name in names if name in asked), *ours]
+
+
+def _bm25(collection: Collection) -> Run:
+    found = BM25(collection.texts).search(
+        list(collection.queries.values()), min(DEPTH, len(collection.documents))
+    )
+    return collection.run(*found, above=0)  # 0: no word in common
+
+
+def _peer_runs(collections: Sequence[Collection], paths: Sequence[str]) -> dict[str, dict[str, Run]]:
+    """The run files of other systems, by collection and system."""
+    runs: dict[str, dict[str, Run]] = {collection.name: {} for collection in collections}
+    for path in map(Path, paths):
+        of = [collection for collection in collections if path.name.startswith(f"{collection.name}.")]
+        if not of:
+            raise InputError(
+                f"{path} is of none of the collections {', '.join(runs)}; expected a name such as "
+                f"{collections[0].name}.system.run."
+            )
+        system = path.name.removeprefix(f"{of[0].name}.").removesuffix(".run")
+        runs[of[0].name][system] = read_run(path, of[0])
     return runs
 
 
-def _row(collection: Collection, system: str, model: str, figures: dict[str, float]) -> dict[str, Any]:
-    row = {"dataset": collection.name, "split": collection.split, "system": system, "model": model}
-    return row | figures | {"documents": len(collection.documents), "queries": len(collection.queries)}
-
-
-def _ratios(rows: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Ours over the peers', for each collection's nDCG@10."""
-    ratios = {}
-    for dataset, systems in rows.items():
-        figure = {row["system"]: row["nDCG@10"] for row in systems}
-        for pair in ("dense/baseline", "dense/floor", "hybrid/baseline", "hybrid/bm25"):
-            ours, peer = pair.split("/")
-            if figure[peer]:
-                ratios[f"{pair} nDCG@10 {dataset}"] = figure[ours] / figure[peer]
-    return ratios
+def _seen(collections: Sequence[Collection], training_data: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How many queries and documents of each collection the training data hold, or nearly hold."""
+    training = training_texts(training_data)
+    return {
+        c.name: {
+            "near-duplicate queries": count_seen(f"{c.name}'s queries", list(c.queries.values()), training),
+            "near-duplicate documents": count_seen(f"{c.name}'s documents", c.texts, training),
+        }
+        for c in collections
+    }

@@ -20,9 +20,9 @@ from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
 from gpt_core.hub import DEFAULT_MODEL
 from index.collection import Collection
-from index.evaluate import score
 from index.fusion import Scores, Spread, fuse
 from index.index import Index
+from index.metrics import score
 
 FUSIONS = [
     Fusion("rrf"),

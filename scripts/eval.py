@@ -1,5 +1,6 @@
 """Score a model, with baselines beside it."""
 
+from embed.evaluate_sts import evaluate_sts
 from gpt_core.doors import open_door
 from gpt_core.evaluate_lm import evaluate_lm
 from index.evaluate import evaluate_retrieval
@@ -7,7 +8,14 @@ from serve.attribution_eval import evaluate_attribution
 
 
 def main() -> None:
-    open_door({"lm": evaluate_lm, "retrieval": evaluate_retrieval, "attribution": evaluate_attribution})
+    open_door(
+        {
+            "lm": evaluate_lm,
+            "sts": evaluate_sts,
+            "retrieval": evaluate_retrieval,
+            "attribution": evaluate_attribution,
+        }
+    )
 
 
 if __name__ == "__main__":

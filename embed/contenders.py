@@ -1,0 +1,229 @@
+"""Who takes part in an evaluation of an embedder: a baseline, what its GPT gives without training, and the embedder."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from embed.config import EmbedderConfig, Pooling
+from embed.encoder import Dtype, Encoder, PromptName
+from embed.folder import model_folder
+from embed.maps import CorpusMap, Vectors, unit_length
+from embed.pooling import pool
+from embed.quantize import dequantize_embeddings, fit_ranges, quantize_embeddings
+from embed.teacher import Teacher
+from embed.vector_cache import cached_vectors
+from gpt_core.device import DeviceName, Numerics, pick_device
+from gpt_core.hub import resolve
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+
+Name = Literal["baseline", "random", "floor", "raw-mean", "raw-weightedmean", "dense"]
+Compute = Callable[[Sequence[str], PromptName | None], Vectors]
+
+RATED = 64  # texts that a rate is taken over
+FLOOR = EmbedderConfig(Pooling("mean", layer=0), corpus_map="whiten", map_components=256)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model of an evaluation.
+
+    Attributes:
+        name: what its rows are called.
+        model: the model's name or folder.
+        compute: texts (n) and which of the model's prompts goes before them → unit vectors (n, d) float32.
+        encode: the same, through the cache on disk.
+        n_cut: how many texts are longer than what the model reads of them.
+        config: its corpus map and its fusion.
+    """
+
+    name: Name
+    model: str
+    compute: Compute
+    encode: Compute
+    n_cut: Callable[[Sequence[str], PromptName | None], int]
+    config: EmbedderConfig
+
+    def rate(self, texts: Sequence[str]) -> float:
+        """Texts per second of wall clock, computed anew as documents, after a warm-up."""
+        self.compute(texts[:8], "document")
+        start = time.perf_counter()
+        self.compute(texts, "document")
+        return len(texts) / (time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A contender's vectors as a search would hold them.
+
+    Attributes:
+        name: the contender's name, or "int8" or "dim-128" for the embedder's vectors made smaller.
+        queries: (Q, d) unit vectors, mapped.
+        stored: (n, d) unit vectors, mapped: of the documents.
+        bytes_each: what a stored vector takes, in bytes.
+    """
+
+    name: str
+    queries: Vectors
+    stored: Vectors
+    bytes_each: int
+
+
+def contenders(
+    names: Sequence[Name],
+    *,
+    embedder: str,
+    base: str | None,
+    baseline: str,
+    max_tokens: int,
+    device: DeviceName = "cpu",
+    dtype: Dtype = "float32",
+) -> Iterator[Contender]:
+    """The models of an evaluation, one at a time, so that no two GPTs need memory at once.
+
+    "baseline" is a sentence-transformers model. "random" is a GPT of the base's shape with random weights (seed 0),
+    "raw-mean" and "raw-weightedmean" are the base's last layer as it is; "floor" are its token embeddings, their mean
+    whitened to 256 dimensions: what its layers should beat at no cost. "dense" is the embedder.
+
+    Args:
+        names: which; they come in the order above.
+        embedder: a model folder, a run's out_dir, or a known name.
+        base: the GPT that the embedder was made from, likewise; None: the embedder's own GPT, for "floor".
+        baseline: a known name or a folder.
+        max_tokens: longest text, in each model's own tokens.
+        device: where they compute.
+        dtype: of the GPTs' matrix products. A baseline on a CPU takes what is faster.
+    """
+    place = pick_device(device)
+    if "baseline" in names:
+        teacher = Teacher(baseline, max_tokens, place.type)
+        yield Contender(
+            "baseline", baseline, teacher.compute, teacher.encode, teacher.count_cut, EmbedderConfig()
+        )
+    raw: list[Name] = [name for name in names if name in ("raw-mean", "raw-weightedmean")]
+    if "random" in names or "floor" in names or raw:
+        source = base or embedder
+        folder = model_folder(resolve(source))
+        gpt, tokenizer = GPT.from_pretrained(folder).to(place), Tokenizer.from_pretrained(folder)
+        if "random" in names:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                blank = GPT(gpt.config).to(place)
+            encoder = Encoder(blank, tokenizer, EmbedderConfig(), dtype=dtype)
+            yield _contender("random", source, encoder, max_tokens)
+            del blank, encoder
+        if raw:
+            encoder = Encoder(gpt, tokenizer, EmbedderConfig(), dtype=dtype)
+            yield from _raw(raw, source, encoder, max_tokens)
+        if "floor" in names:
+            yield _contender("floor", source, Encoder(gpt, tokenizer, FLOOR, dtype=dtype), max_tokens)
+        del gpt
+    if "dense" in names:
+        encoder = Encoder.from_pretrained(embedder, dtype=dtype, device=device)
+        yield _contender("dense", embedder, encoder, max_tokens)
+
+
+def _contender(name: Name, model: str, encoder: Encoder, max_tokens: int) -> Contender:
+    def compute(texts: Sequence[str], role: PromptName | None) -> Vectors:
+        return encoder.encode(texts, role, max_tokens=max_tokens)
+
+    return _cached(name, model, encoder, max_tokens, "", compute, encoder.config)
+
+
+def _raw(names: Sequence[Name], model: str, encoder: Encoder, max_tokens: int) -> Iterator[Contender]:
+    """Mean and weighted mean of the last layer, by one forward for both."""
+    poolings: dict[Name, Pooling] = {
+        "raw-mean": Pooling("mean"),
+        "raw-weightedmean": Pooling("weightedmean"),
+    }
+    width = encoder.model.config.n_embd
+
+    @torch.inference_mode()
+    def both(texts: Sequence[str], role: PromptName | None) -> Vectors:
+        """(n, 2 · width): the two side by side, each of unit length."""
+        vectors = np.zeros((len(texts), 2, width), dtype=np.float32)
+        for places, ids, mask in encoder.batches(texts, max_tokens):
+            with Numerics(encoder.model.device.type, encoder.dtype).autocast():
+                hidden = encoder.model(ids, logits=False).hidden
+            for i, pooling in enumerate(poolings.values()):
+                vectors[places, i] = pool(hidden, mask, pooling).cpu().numpy()
+        return unit_length(vectors.reshape(-1, width)).reshape(len(texts), 2 * width)
+
+    side_by_side = _cached("raw-mean", model, encoder, max_tokens, "both means", both, encoder.config)
+
+    def half(compute: Compute, i: int) -> Compute:
+        return lambda texts, role: np.ascontiguousarray(
+            compute(texts, role).reshape(-1, 2 * width)[:, i * width : (i + 1) * width]
+        )
+
+    for i, (name, pooling) in enumerate(poolings.items()):
+        if name in names:
+            yield replace(
+                side_by_side,
+                name=name,
+                compute=half(side_by_side.compute, i),
+                encode=half(side_by_side.encode, i),
+                config=EmbedderConfig(pooling),
+            )
+
+
+def _cached(
+    name: Name,
+    model: str,
+    encoder: Encoder,
+    max_tokens: int,
+    what: str,
+    compute: Compute,
+    config: EmbedderConfig,
+) -> Contender:
+    """A contender of ours, with its vectors kept in the cache."""
+
+    def encode(texts: Sequence[str], role: PromptName | None) -> Vectors:
+        prompt = encoder.prompt(role) if role else ""
+        identity = f"{encoder.fingerprint} {max_tokens} {encoder.dtype} {prompt!r} {what}"
+        return cached_vectors(identity, texts, lambda block: compute(block, role), f"{model} encodes")
+
+    def n_cut(texts: Sequence[str], role: PromptName | None) -> int:
+        limit = min(max_tokens, encoder.max_tokens)
+        return sum(n > limit for n in encoder.count_tokens(texts, encoder.prompt(role) if role else ""))
+
+    return Contender(name, model, compute, encode, n_cut, config)
+
+
+def variants(
+    contender: Contender, queries: Vectors, documents: Vectors, dims: Sequence[int], int8: bool
+) -> Iterator[Variant]:
+    """A contender's vectors, for the embedder also made smaller, each with the corpus map that it asks for.
+
+    Args:
+        contender: whose they are.
+        queries: (Q, d) unit vectors.
+        documents: (n, d) unit vectors, on which the map is fitted, and the ranges of int8.
+        dims: for the embedder: the first so many dimensions at unit length, of those numbers that are below d.
+        int8: for the embedder: documents in 8 bits, queries as they are.
+    """
+    dimension = documents.shape[1]
+    yield _mapped(contender.name, contender.config, queries, documents)
+    if contender.name != "dense":
+        return
+    if int8:
+        ranges = fit_ranges(documents)
+        codes = quantize_embeddings(documents, "int8", ranges)
+        restored = unit_length(dequantize_embeddings(codes, "int8", ranges))
+        yield _mapped("int8", contender.config, queries, restored, itemsize=1)
+    for n in dims:
+        if n < dimension:
+            first = unit_length(queries[:, :n]), unit_length(documents[:, :n])
+            yield _mapped(f"dim-{n}", contender.config, *first)
+
+
+def _mapped(
+    name: str, config: EmbedderConfig, queries: Vectors, documents: Vectors, itemsize: int = 4
+) -> Variant:
+    fitted = CorpusMap.fit(config.corpus_map, documents, config.map_components)
+    bytes_each = itemsize * documents.shape[1]
+    return Variant(name, fitted.apply(queries), fitted.apply(documents), bytes_each)

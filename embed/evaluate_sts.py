@@ -1,0 +1,246 @@
+"""Semantic textual similarity: how well cosines agree with people, for an embedder and what it is measured against."""
+
+import csv
+import gzip
+import lzma
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.contenders import Contender, Name, contenders, variants
+from embed.encoder import Dtype, PromptName
+from embed.maps import Vectors
+from embed.seen import count_seen, training_texts
+from gpt_core.device import DeviceName
+from gpt_core.errors import InputError
+from gpt_core.extras import extra
+from gpt_core.hub import DEFAULT_MODEL
+from gpt_core.jsonl import JSONL, read_rows
+from gpt_core.report import print_report
+
+Row = Literal["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dims"]
+Numbers = NDArray[np.float64]
+
+COLUMNS = ("dataset", "system", "model", "dimension", "Spearman", "Pearson", "vs baseline")
+FIELDS = ("sentence1", "sentence2", "score")
+# Spearman on the STS benchmark's test pairs (MTEB), and by how much a run may miss it
+PUBLISHED = {("all-MiniLM-L6-v2", "stsb_en_test"): (0.8203, 0.0005)}
+RESAMPLES = 1000
+
+
+def evaluate_sts(
+    *,
+    data: list[str],
+    embedder: str = DEFAULT_MODEL,
+    base: str | None = None,
+    baseline: str = "all-MiniLM-L6-v2",
+    max_tokens: int = 256,
+    rows: list[Row] | None = None,
+    dims: list[int] = [256, 128, 64],  # noqa: B006 (the command line shows it)
+    prompt_name: PromptName | None = None,
+    training_data: list[str] | None = None,
+    device: DeviceName = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Score an embedder on sentence pairs: Spearman's rank correlation of cosines with people's scores, and Pearson's.
+
+    Rows are those of `eval.py retrieval`: baseline; random, raw-mean, raw-weightedmean and floor of the base; dense,
+    int8 (the second sentences in 8 bits) and dims of the embedder. A corpus map is fitted on the second sentences.
+    "vs baseline" is the 95 % interval of the difference in Spearman: paired bootstrap over pairs, 1,000 draws with
+    seed 0. Prints a table and ends with a line of JSON; prints nothing where the baseline misses its published score.
+
+    Args:
+        data: files of sentence1, sentence2 and score: .csv or .tsv with these in the first line, or .jsonl; each may
+            be .gz or .xz.
+        embedder: ours: a model folder, a run's out_dir, or a known name.
+        base: the GPT that it was made from, for the rows of that; the embedder's own GPT if not given.
+        baseline: a sentence-transformers model: a known name or a folder.
+        max_tokens: longest text in tokens.
+        rows: which rows; all if not given, but random and raw ones only with --base.
+        dims: how many dimensions the rows of dims keep.
+        prompt_name: query or document puts that prompt of each model before both sentences; none if not given, as
+            mteb does it.
+        training_data: what the embedder learned from, as train_embedder takes it; near-duplicates in it are counted.
+        device: where the models compute.
+        dtype: of our models' matrix products.
+    """
+    if not data:
+        raise InputError("--data names nothing; expected files of sentence pairs.")
+    asked = set(rows or _usual_rows(base))
+    files = [Pairs.load(path) for path in data]
+    tables: list[list[dict[str, Any]]] = [[] for _ in files]
+    cosines: list[list[Numbers]] = [[] for _ in files]
+    for contender in contenders(
+        _contenders(asked),
+        embedder=embedder,
+        base=base,
+        baseline=baseline,
+        max_tokens=max_tokens,
+        device=device,
+        dtype=dtype,
+    ):
+        for pairs, table, columns in zip(files, tables, cosines, strict=True):
+            for row, values in _rows(
+                pairs, contender, prompt_name, dims if "dims" in asked else (), "int8" in asked
+            ):
+                if row["system"] != "dense" or "dense" in asked:
+                    table.append(row)
+                    columns.append(values)
+    training = training_texts(training_data) if training_data else []
+    for pairs, table, columns in zip(files, tables, cosines, strict=True):
+        if table[0]["system"] == "baseline":
+            for row, interval in zip(table[1:], intervals(pairs.scores, columns), strict=True):
+                row["vs baseline"] = list(interval)
+        if training_data:
+            seen = count_seen(f"sentences of {pairs.name}", [*pairs.first, *pairs.second], training)
+            for row in table:
+                row["near-duplicate sentences"] = seen
+    results = [row for table in tables for row in table]
+    print_report(results, COLUMNS, _ratios(results), ("sentence-transformers", "scipy"))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sentence pairs with people's scores: three columns of the same length."""
+
+    name: str
+    first: list[str]
+    second: list[str]
+    scores: Numbers
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Pairs":
+        """Read a file of sentence1, sentence2 and score.
+
+        Raises:
+            InputError: for a missing file, another ending, a missing column (naming those that are there), a score that
+                is no number (its line), or fewer than two pairs.
+        """
+        path = Path(path)
+        rows = [(place, [row.get(key) for key in FIELDS]) for place, row in _read(path)]
+        for place, (first, second, score) in rows:
+            if not isinstance(first, str) or not isinstance(second, str):
+                raise InputError(f"{place}: expected sentence1 and sentence2, both texts.")
+            if not _is_number(score):
+                raise InputError(f"{place}: score is {score!r}; expected a number.")
+        if len(rows) < 2:
+            raise InputError(f"{path} has {len(rows)} sentence pairs; expected at least two.")
+        first, second, scores = (list(column) for column in zip(*(values for _, values in rows), strict=True))
+        return cls(path.name.split(".")[0], first, second, np.array(scores, dtype=np.float64))
+
+
+def correlations(cosines: Numbers, scores: Numbers) -> dict[str, float]:
+    """Spearman's and Pearson's correlation of cosines (n,) with people's scores (n,), by scipy."""
+    with extra("eval"):
+        from scipy.stats import pearsonr, spearmanr
+    return {
+        "Spearman": float(spearmanr(cosines, scores).statistic),
+        "Pearson": float(pearsonr(cosines, scores).statistic),
+    }
+
+
+def intervals(scores: Numbers, cosines: Sequence[Numbers], seed: int = 0) -> list[tuple[float, float]]:
+    """95 % intervals of Spearman's difference from the first system: percentile bootstrap over pairs.
+
+    Args:
+        scores: (n,) people's.
+        cosines: for each system (n,); the first is the one to compare with.
+        seed: of the draws, which are the same for all systems.
+
+    Returns:
+        The lower and the upper end, for each system but the first.
+    """
+    with extra("eval"):
+        from scipy.stats import rankdata
+    drawn = np.random.default_rng(seed).integers(len(scores), size=(RESAMPLES, len(scores)))
+
+    def ranks(values: Numbers) -> Numbers:
+        """Ranks within each draw, as standard scores: a product's mean is then Spearman's correlation."""
+        of_draws = rankdata(values[drawn], axis=1)
+        of_draws -= of_draws.mean(axis=1, keepdims=True)
+        deviation = of_draws.std(axis=1, keepdims=True)
+        return np.divide(of_draws, deviation, out=np.zeros_like(of_draws), where=deviation > 0)
+
+    people = ranks(scores)
+    spearman = [(ranks(values) * people).mean(axis=1) for values in cosines]
+    ends = [np.percentile(values - spearman[0], (2.5, 97.5)) for values in spearman[1:]]
+    return [(float(low), float(high)) for low, high in ends]
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _rows(
+    pairs: Pairs, contender: Contender, role: PromptName | None, dims: Sequence[int], int8: bool
+) -> Iterator[tuple[dict[str, Any], Numbers]]:
+    """A contender's rows, each with its cosines."""
+    first, second = contender.encode(pairs.first, role), contender.encode(pairs.second, role)
+    for variant in variants(contender, first, second, dims, int8):
+        cosines = _cosines(variant.queries, variant.stored)
+        figures = correlations(cosines, pairs.scores)
+        published, tolerance = PUBLISHED.get((contender.model, pairs.name), (figures["Spearman"], 0.0))
+        if abs(figures["Spearman"] - published) > tolerance:
+            raise InputError(
+                f"{contender.model} reaches Spearman {figures['Spearman']:.4f} on {pairs.name}, but {published} is "
+                "published: something else is measured here, so nothing is printed."
+            )
+        row = {"dataset": pairs.name, "system": variant.name, "model": contender.model}
+        yield row | {"dimension": variant.stored.shape[1]} | figures | {"pairs": len(pairs.first)}, cosines
+
+
+def _cosines(first: Vectors, second: Vectors) -> Numbers:
+    return np.einsum("nd,nd->n", first.astype(np.float64), second.astype(np.float64))
+
+
+def _usual_rows(base: str | None) -> list[Row]:
+    needs_base: list[Row] = ["random", "raw-mean", "raw-weightedmean"] if base else []
+    return ["baseline", *needs_base, "floor", "dense", "int8", "dims"]
+
+
+def _contenders(asked: set[Row]) -> list[Name]:
+    names: tuple[Name, ...] = ("baseline", "random", "raw-mean", "raw-weightedmean", "floor")
+    ours: list[Name] = ["dense"] if asked & {"dense", "int8", "dims"} else []
+    return [*(name for name in names if name in asked), *ours]
+
+
+def _ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    figure = {(row["dataset"], row["system"]): row["Spearman"] for row in results}
+    return {
+        f"dense/{peer} Spearman {dataset}": figure[dataset, "dense"] / value
+        for (dataset, peer), value in figure.items()
+        if (dataset, "dense") in figure and peer in ("baseline", "floor", "raw-weightedmean") and value
+    }
+
+
+def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows with their places, from any of the formats."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; expected a file of sentence1, sentence2 and score.")
+    if path.name.endswith(JSONL):
+        yield from read_rows(path)
+        return
+    endings = [ending for ending in path.suffixes if ending in (".csv", ".tsv")]
+    if not endings:
+        raise InputError(
+            f"{path} is of no kind that can be read; expected .csv, .tsv or .jsonl, perhaps .gz or .xz."
+        )
+    # In tab-separated files of sentences a quotation mark is one of the sentence.
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if endings[-1] == ".tsv" else {}
+    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, **dialect)
+        if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
+            raise InputError(
+                f"{path} has no column {missing[0]}; its columns are {', '.join(reader.fieldnames or ['none'])}."
+            )
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", row

@@ -1,0 +1,134 @@
+"""Similarity evaluation on small files, with tiny models."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from embed import Encoder
+from embed.evaluate_sts import PUBLISHED, Pairs, evaluate_sts, intervals
+from gpt_core.doors import open_door
+from gpt_core.errors import InputError
+from tests.tiny_models import TEXTS, reference_model, save_model
+
+# no two pairs are the same: which of them ranks first would be a matter of rounding
+ROWS = [
+    (f"{TEXTS[i % 5]} {i}", f"{TEXTS[i % 3]} {i * i}", f"{score:.2f}")
+    for i, score in enumerate(np.linspace(0, 5, 20))
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A cache with a random model under the baseline's name, and ours."""
+    cache = tmp_path_factory.mktemp("cache")
+    reference = reference_model(save_model(tmp_path_factory.mktemp("plain") / "model", "qwen3"), "mean")
+    reference.save(str(cache / "models" / "all-MiniLM-L6-v2"), create_model_card=False)
+    save_model(cache / "models" / "ours", "gpt2")
+    return cache
+
+
+@pytest.fixture
+def data(tmp_path, models, monkeypatch) -> Path:
+    monkeypatch.setenv("ZHIZHI_CACHE", str(models))
+    path = tmp_path / "small.csv.gz"
+    with gzip.open(path, "wt", newline="") as f:
+        f.write("sentence1,sentence2,score\n")
+        for first, second, score in ROWS:
+            f.write(",".join(f'"{value}"' for value in (first, second, score)) + "\n")
+    return path
+
+
+def test_figures_are_scipys_of_the_encoders_cosines(data, capsys):
+    evaluate_sts(data=[str(data)], embedder="ours", base="ours", dims=[16], max_tokens=64)
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["system"]: row for row in report["results"]}
+    names = ["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dim-16"]
+    assert list(rows) == names
+    encoder, pairs = Encoder.from_pretrained("ours"), Pairs.load(data)
+    for name, n_dims in (("dense", None), ("dim-16", 16)):
+        first, second = (
+            encoder.encode(texts, max_tokens=64, truncate_dim=n_dims) for texts in (pairs.first, pairs.second)
+        )
+        cosines = (first * second).sum(axis=1)
+        # a step of rank is 0.0015: two cosines may be equal but for rounding
+        assert rows[name]["Spearman"] == pytest.approx(stats.spearmanr(cosines, pairs.scores)[0], abs=4e-3)
+        assert rows[name]["Pearson"] == pytest.approx(stats.pearsonr(cosines, pairs.scores)[0], abs=1e-4)
+    for row in list(rows.values())[1:]:
+        low, high = row["vs baseline"]
+        assert low <= row["Spearman"] - rows["baseline"]["Spearman"] <= high
+    same = rows["raw-weightedmean"]["Pearson"]  # a plain GPT is pooled so
+    assert same == pytest.approx(rows["dense"]["Pearson"], abs=1e-4)
+    ratio = rows["dense"]["Spearman"] / rows["baseline"]["Spearman"]
+    assert report["ratios"]["dense/baseline Spearman small"] == pytest.approx(ratio, abs=1e-4)
+
+
+def test_intervals_are_those_of_spearman_over_the_same_draws():
+    rng = np.random.default_rng(0)
+    scores, good = rng.integers(0, 6, 60).astype(float), rng.normal(size=60)
+    better = scores + good
+    ((low, high),) = intervals(scores, [good, better], seed=3)
+    drawn = np.random.default_rng(3).integers(60, size=(1000, 60))
+    differences = [
+        stats.spearmanr(better[d], scores[d]).statistic - stats.spearmanr(good[d], scores[d]).statistic
+        for d in drawn
+    ]
+    assert (low, high) == pytest.approx(np.percentile(differences, (2.5, 97.5)))
+    assert low > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", 'sentence1,sentence2,score\n"one, ""two""",three,4.5\nfour,five,1\n'),
+        ("x.tsv", 'index\tsentence1\tsentence2\tscore\n0\tone, "two"\tthree\t4.5\n1\tfour\tfive\t1\n'),
+        (
+            "x.jsonl",
+            '{"sentence1": "one, \\"two\\"", "sentence2": "three", "score": 4.5}\n'
+            '{"sentence1": "four", "sentence2": "five", "score": 1}\n',
+        ),
+    ],
+)
+def test_every_format_is_read_alike(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    pairs = Pairs.load(tmp_path / name)
+    assert (pairs.name, pairs.first, pairs.second) == ("x", ['one, "two"', "four"], ["three", "five"])
+    assert pairs.scores.tolist() == [4.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.csv", "first,second,score\na,b,1\n", "no column sentence1; its columns are first, second, score"),
+        ("x.csv", "", "no column sentence1; its columns are none"),
+        ("x.csv", "sentence1,sentence2,score\na,b,1\na,b,good\n", "line 3: score is 'good'"),
+        ("x.csv", "sentence1,sentence2,score\na,b,nan\na,b,1\n", "line 2: score is 'nan'"),
+        ("x.csv", "sentence1,sentence2,score\na,b\n", "line 2: score is None"),
+        ("x.jsonl", '{"sentence1": "a", "score": 1}\n', "line 1: expected sentence1 and sentence2"),
+        ("x.csv", "sentence1,sentence2,score\na,b,1\n", "1 sentence pairs; expected at least two"),
+        ("x.txt", "a b 1\n", "of no kind that can be read"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=said):
+        Pairs.load(tmp_path / name)
+    with pytest.raises(InputError, match="does not exist"):
+        Pairs.load(tmp_path / "none.csv")
+
+
+def test_nothing_is_printed_when_the_baseline_misses_its_published_score(data, monkeypatch, capsys):
+    monkeypatch.setitem(PUBLISHED, ("all-MiniLM-L6-v2", "small"), (0.8203, 0.0005))
+    with pytest.raises(SystemExit) as caught:
+        open_door(
+            {"sts": evaluate_sts},
+            args=["sts", "--data", str(data), "--embedder", "ours", "--rows", "baseline"],
+        )
+    assert "all-MiniLM-L6-v2 reaches Spearman" in str(caught.value.code)
+    assert "0.8203 is published" in str(caught.value.code)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="--data names nothing"):
+        evaluate_sts(data=[])
