@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from gpt_core.errors import InputError
 
@@ -20,14 +21,14 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
+@contextmanager
+def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that becomes `path` when the block ends well, and vanishes when it does not."""
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
@@ -36,6 +37,12 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
         Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come just after the renaming
         raise
     fsync_path(path.parent)
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
+    with atomic_open(path) as f:
+        f.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

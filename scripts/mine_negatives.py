@@ -1,0 +1,12 @@
+"""Training pairs → the same with hard negatives."""
+
+from embed.mining import mine_negatives
+from gpt_core.doors import open_door
+
+
+def main() -> None:
+    open_door(mine_negatives)
+
+
+if __name__ == "__main__":
+    main()
