@@ -176,6 +176,8 @@ class EmbeddingLoss:
         device, learning = self.ranks.device, torch.is_grad_enabled()
         batch = batch.to(device)
         groups = list(grouped(batch.rows, self.tokens_per_forward, self.config.chunk_size))
+        # All ranks go through the network equally often, or what FSDP2 and DDP send in a forward would not match.
+        groups += [[] for _ in range(self.ranks.max(len(groups)) - len(groups))]
         cached = learning and self.config.chunk_size is not None and len(groups) > 1
         seeds = torch.randint(
             2**62, (len(groups),)
@@ -192,7 +194,9 @@ class EmbeddingLoss:
             with gradient_sync(model, i == len(groups) - 1), torch.set_grad_enabled(learning and not cached):
                 outputs.append(forward(i, final=not cached))
         order = torch.tensor([place for places in groups for place in places], device=device)
-        vectors = torch.cat([output.vectors.detach() for output in outputs])
+        vectors = torch.cat(
+            [o.vectors[: len(places)].detach() for o, places in zip(outputs, groups, strict=True)]
+        )
         vectors = torch.empty_like(vectors).index_copy_(0, order, vectors)
 
         temperature = outputs[-1].log_temperature.detach()
@@ -205,15 +209,17 @@ class EmbeddingLoss:
             mean = self.objective(everyone, batch, temperature, projection)
         n_all = batch.n_queries * self.ranks.world_size
         loss = mean.detach() * batch.n_queries
-        lm_factor = self.lm_factor(batch, n_all)
+        lm_factor = self.lm_factor(batch, n_all, loss)
         if not learning:
             return loss + lm_factor * (outputs[-1].lm_sum or 0), batch.n_queries
 
-        of_vectors, *of_head = torch.autograd.grad(mean * n_all, leaves, allow_unused=True)
+        # Zeros for what the loss did not use: DDP waits for a gradient of every weight.
+        of_vectors, *of_head = torch.autograd.grad(mean * n_all, leaves, materialize_grads=True)
 
         def backward(outputs: Sequence[Output], groups: Sequence[list[int]]) -> None:
             terms = [
-                (o.vectors * of_vectors[places]).sum() for o, places in zip(outputs, groups, strict=True)
+                (o.vectors[: len(places)] * of_vectors[places]).sum()
+                for o, places in zip(outputs, groups, strict=True)
             ]
             if outputs[-1].lm_sum is not None:
                 terms.append(lm_factor * outputs[-1].lm_sum)
@@ -221,8 +227,7 @@ class EmbeddingLoss:
                 # Every rank has the whole gradient of these, and the ranks' will be summed.
                 head = (outputs[-1].log_temperature, outputs[-1].projection)
                 for output, gradient in zip([x for x in head if x is not None], of_head, strict=True):
-                    if gradient is not None:
-                        terms.append((output * gradient).sum() / self.ranks.world_size)
+                    terms.append((output * gradient).sum() / self.ranks.world_size)
             with torch.autocast(device.type, enabled=False):
                 torch.stack(terms).sum().backward()
 
@@ -236,11 +241,11 @@ class EmbeddingLoss:
         lm_sum = outputs[-1].lm_sum
         return loss + (0 if lm_sum is None else lm_factor * lm_sum.detach()), batch.n_queries
 
-    def lm_factor(self, batch: Batch, n_queries: int) -> Tensor:
-        """0-dim: what a sum of the language model's losses counts in a loss that is `n_queries` times a mean."""
+    def lm_factor(self, batch: Batch, n_queries: int, loss: Tensor) -> Tensor:
+        """0-dim, like `loss`: what a sum of the LM's losses counts in a loss that is `n_queries` times a mean."""
         if batch.lm is None:
-            return torch.zeros(())
-        n_targets = self.ranks.sum((batch.lm[1] != -100).sum().float())
+            return torch.zeros_like(loss)
+        n_targets = self.ranks.sum((batch.lm[1] != -100).sum().type_as(loss))
         return self.config.lm_weight * n_queries / n_targets
 
 
@@ -254,10 +259,13 @@ def grouped(rows: Sequence[Sequence[int]], tokens: int, size: int | None = None)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Rows of ids as ids (B, T) int64, padded on the right, and a mask (B, T), true at real tokens."""
-    length = max(1, *(len(row) for row in rows))
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    """Rows of ids as ids (B, T) int64, padded on the right, and a mask (B, T), true at real tokens.
+
+    At least one token and one row, which is padding where there is none.
+    """
+    length = max((len(row) for row in rows), default=0)
+    ids = torch.zeros(max(1, len(rows)), max(1, length), dtype=torch.long)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[i, : len(row)] = True
