@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from gpt_core.errors import InputError
 from gpt_core.loader import Batches
 from gpt_core.permutation import permute
 
-Role = str  # "query" or "document": which prompt goes before a text
+Role = Literal["query", "document"]  # which prompt goes before a text
+RoleText = tuple[Role, str]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Batch:
 
     Attributes:
         name: of the data set.
+        entries: where each of the N is in the data set's `texts`.
         rows: token ids of this rank's texts.
         counts: how many texts each rank has.
         n_queries: how many of this rank's texts are queries, or plain texts.
@@ -40,6 +42,7 @@ class Batch:
     """
 
     name: str
+    entries: list[int]
     rows: list[list[int]]
     counts: tuple[int, ...]
     n_queries: int
@@ -79,56 +82,50 @@ class TaskData:
                 f"{name} has {n_plain} texts alone among {len(examples)} examples; expected pairs or texts, not both."
             )
         self.paired = n_plain == 0
-        self._entries: dict[tuple[Role, str], int] = {}
-        self._equal: dict[str, int] = {}  # number of a text, whatever its role
+        self._entries: dict[RoleText, int] = {}
+        self._numbers: dict[str, int] = {}  # of texts, whatever their role
         for example in examples:
-            for key in self._keys(example):
-                self._entries.setdefault(key, len(self._entries))
-                self._equal.setdefault(key[1], len(self._equal))
-        self.teacher: Vectors | None = None  # (entries, e)
+            asked: Role = "query" if self.paired else "document"
+            found: list[RoleText] = [("document", text) for text in (*example.positives, *example.negatives)]
+            for one in [(asked, example.query), *found]:
+                self._entries.setdefault(one, len(self._entries))
+                self._numbers.setdefault(one[1], len(self._numbers))
+        self.texts = list(self._entries)  # different ones, each with its role
+        self.teacher: Vectors | None = None  # (len(texts), e)
         self.guide: Vectors | None = None
 
-    def _keys(self, example: Example) -> list[tuple[Role, str]]:
-        if not self.paired:
-            return [("document", example.query)]
-        documents = [*example.positives, *example.negatives]
-        return [("query", example.query), *(("document", text) for text in documents)]
-
-    def all_texts(self) -> list[tuple[Role, str]]:
-        """All texts with their roles, in the order of `vectors`."""
-        return list(self._entries)
-
     def vectors(self, encode: Callable[[Sequence[str], Role], Vectors]) -> Vectors:
-        """(n, d): what `encode` makes of all texts."""
-        texts: dict[Role, list[str]] = {"query": [], "document": []}
-        for role, text in self._entries:
-            texts[role].append(text)
-        made = {role: iter(encode(texts[role], role)) for role in texts if texts[role]}
-        return np.stack([next(made[role]) for role, _ in self._entries])
+        """(len(texts), d): what `encode` makes of all texts."""
+        order: list[int] = []
+        parts: list[Vectors] = []
+        for role in get_args(Role):
+            places = [i for i, (own, _) in enumerate(self.texts) if own == role]
+            if places:
+                parts.append(encode([self.texts[i][1] for i in places], role))
+                order += places
+        return np.concatenate(parts)[np.argsort(order)]
 
-    def chosen(
-        self, index: int, epoch: int, n_negatives: int
-    ) -> tuple[list[tuple[Role, str]], list[tuple[Role, str]]]:
+    def chosen(self, index: int, epoch: int, n_negatives: int) -> tuple[RoleText, list[RoleText]]:
         """An example's query (or text), and its candidates: one positive, then up to `n_negatives` negatives.
 
         Of several positives and negatives, each epoch takes the next ones.
         """
         example = self.examples[index]
         if not self.paired:
-            return [("document", example.query)], []
+            return ("document", example.query), []
         positives, negatives = example.positives, example.negatives
         n = min(n_negatives, len(negatives))
         taken = [positives[(epoch + index) % len(positives)]]
         taken += [negatives[(epoch * n + index + i) % len(negatives)] for i in range(n)]
-        return [("query", example.query)], [("document", text) for text in taken]
+        return ("query", example.query), [("document", text) for text in taken]
 
-    def entries(self, keys: Sequence[tuple[Role, str]]) -> list[int]:
-        """Places of texts in `vectors`."""
-        return [self._entries[key] for key in keys]
+    def entries(self, texts: Sequence[RoleText]) -> list[int]:
+        """Their places in `texts`."""
+        return [self._entries[text] for text in texts]
 
-    def numbers(self, keys: Sequence[tuple[Role, str]]) -> list[int]:
-        """Numbers of texts, equal where they are, whatever their role."""
-        return [self._equal[text] for _, text in keys]
+    def numbers(self, texts: Sequence[RoleText]) -> list[int]:
+        """Numbers that are equal where texts are, whatever their role."""
+        return [self._numbers[text] for _, text in texts]
 
     def checksum(self) -> str:
         """Of all texts and which belongs to which."""
@@ -167,42 +164,46 @@ class Collator:
         lm: tuple[Tensor, Tensor] | None = None,
     ) -> Batch:
         """The batch of these (example, epoch), of which each rank takes an equal run."""
+        batch = self.outline(data, places)
+        first = sum(batch.counts[: self.rank])
+        mine = [data.texts[i] for i in batch.entries[first : first + batch.counts[self.rank]]]
+        return replace(batch, rows=self.tokenize([self.prompts[role] + text for role, text in mine]), lm=lm)
+
+    def outline(self, data: TaskData, places: Sequence[tuple[int, int]]) -> Batch:
+        """That batch without tokens: which text is what."""
         share = len(places) // self.world_size
-        keys: list[tuple[Role, str]] = []  # of all ranks
+        texts: list[RoleText] = []  # of all ranks
         counts: list[int] = []
         queries: list[int] = []
         candidates: list[int] = []
         positives: list[int] = []
-        mine: list[tuple[Role, str]] = []
         for rank in range(self.world_size):
-            asked: list[tuple[Role, str]] = []
-            found: list[tuple[Role, str]] = []
-            first = len(keys)
+            asked: list[RoleText] = []
+            found: list[RoleText] = []
+            first = len(texts)
             for index, epoch in places[rank * share : (rank + 1) * share]:
-                query, texts = data.chosen(index, epoch, self.n_negatives)
-                if texts:
+                query, documents = data.chosen(index, epoch, self.n_negatives)
+                if documents:
                     positives.append(len(candidates) + len(found))
-                asked += query
-                found += texts
+                asked.append(query)
+                found += documents
             queries += range(first, first + len(asked))
             candidates += range(first + len(asked), first + len(asked) + len(found))
             counts.append(len(asked) + len(found))
-            keys += asked + found
-            if rank == self.rank:
-                mine = asked + found
-        entries = data.entries(keys)
+            texts += asked + found
+        entries = data.entries(texts)
         return Batch(
-            data.name,
-            self.tokenize([self.prompts[role] + text for role, text in mine]),
-            tuple(counts),
-            share,
-            torch.tensor(data.numbers(keys)),
-            torch.tensor(queries),
-            torch.tensor(candidates, dtype=torch.long),
-            torch.tensor(positives, dtype=torch.long),
-            None if data.teacher is None else torch.from_numpy(data.teacher[entries]),
-            None if data.guide is None else torch.from_numpy(data.guide[entries]),
-            lm,
+            name=data.name,
+            entries=entries,
+            rows=[],
+            counts=tuple(counts),
+            n_queries=share,
+            texts=torch.tensor(data.numbers(texts)),
+            queries=torch.tensor(queries),
+            candidates=torch.tensor(candidates, dtype=torch.long),
+            positives=torch.tensor(positives, dtype=torch.long),
+            teacher=None if data.teacher is None else torch.from_numpy(data.teacher[entries]),
+            guide=None if data.guide is None else torch.from_numpy(data.guide[entries]),
         )
 
 

@@ -7,20 +7,22 @@ import torch.nn as nn
 from torch import Tensor
 
 from embed.batches import Collator, TaskData
-from embed.contrastive import EmbeddingLoss, grouped, padded
+from embed.contrastive import Objective, Output, grouped, padded
 from gpt_core.device import Numerics
 from gpt_core.extras import extra
 
 DEPTH = 10  # results per query
+AT_ONCE = 1024  # queries that are searched with at a time
 
 
 def evaluator(
     sets: Sequence[TaskData],
     shares: Sequence[float],
     batch_size: int,
-    loss: EmbeddingLoss,
+    objective: Objective,
     collate: Collator,
     numerics: Numerics,
+    tokens_per_forward: int,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """An evaluation for the training loop; every rank does all of it.
 
@@ -28,28 +30,30 @@ def evaluator(
         sets: examples to judge by.
         shares: how much each set counts.
         batch_size: examples among which a query must find its own, for the loss.
-        loss: the training's, of one process alone.
+        objective: the training's.
         collate: makes batches, for one process alone.
         numerics: number format.
+        tokens_per_forward: padded tokens in a forward.
 
     Returns:
         `Trainee` → "val_loss", the mean of the sets' losses by their shares, and of pairs "nDCG@10", the mean over the
-        sets, a query's positive to be found among all of its set's documents. With several sets, both for each.
+        sets, a query's positives to be found among all of its set's documents. With several sets, both for each.
     """
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         losses, gains = {}, {}
         for data in sets:
-            total, count = 0.0, 0
+            with numerics.autocast():
+                out = encode(model, data, collate, tokens_per_forward)
+            total = 0.0
             for start in range(0, len(data.examples), batch_size):
                 stop = min(start + batch_size, len(data.examples))
-                with numerics.autocast():
-                    part, n = loss(model, collate(data, [(i, 0) for i in range(start, stop)]))
-                total, count = total + float(part), count + n
-            losses[data.name] = total / count
+                batch = collate.outline(data, [(i, 0) for i in range(start, stop)]).to(out.vectors.device)
+                loss = objective(out.vectors[batch.entries], batch, out.log_temperature, out.projection)
+                total += (stop - start) * float(loss)
+            losses[data.name] = total / len(data.examples)
             if data.paired:
-                with numerics.autocast():
-                    gains[data.name] = ndcg(model, data, loss, collate)
+                gains[data.name] = ndcg(data, out.vectors)
         figures = {"val_loss": sum(s * x for s, x in zip(shares, losses.values(), strict=True)) / sum(shares)}
         if gains:
             figures["nDCG@10"] = sum(gains.values()) / len(gains)
@@ -61,37 +65,34 @@ def evaluator(
     return evaluate
 
 
-def ndcg(model: nn.Module, data: TaskData, loss: EmbeddingLoss, collate: Collator) -> float:
+def encode(model: nn.Module, data: TaskData, collate: Collator, tokens_per_forward: int) -> Output:
+    """What `Trainee` makes of all texts of `data`: vectors (len(data.texts), d), and what else its loss needs."""
+    rows = collate.tokenize([collate.prompts[role] + text for role, text in data.texts])
+    device = next(model.parameters()).device
+    outputs, order = [], list[int]()
+    for places in grouped(rows, tokens_per_forward):
+        outputs.append(model(*padded([rows[i] for i in places], device)))
+        order += places
+    vectors = torch.cat([output.vectors for output in outputs])
+    return outputs[0]._replace(vectors=vectors[torch.tensor(order, device=device).argsort()])
+
+
+def ndcg(data: TaskData, vectors: Tensor) -> float:
     """Mean nDCG@10 (ir-measures) of finding each query's positives among all documents of `data`."""
     with extra("train"):
         import ir_measures
-    queries = sorted({example.query for example in data.examples})
-    documents = sorted(
-        {text for example in data.examples for text in (*example.positives, *example.negatives)}
-    )
-    number = {text: str(i) for i, text in enumerate(documents)}
-    qrels: dict[str, dict[str, int]] = {query: {} for query in queries}
+    queries = [i for i, (role, _) in enumerate(data.texts) if role == "query"]
+    documents = [i for i, (role, _) in enumerate(data.texts) if role == "document"]
+    qrels: dict[str, dict[str, int]] = {str(i): {} for i in queries}
     for example in data.examples:
-        qrels[example.query] |= {number[text]: 1 for text in example.positives}
-    of_queries = vectors(model, [collate.prompts["query"] + text for text in queries], loss, collate)
-    of_documents = vectors(model, [collate.prompts["document"] + text for text in documents], loss, collate)
+        (query,) = data.entries([("query", example.query)])
+        positives = data.entries([("document", text) for text in example.positives])
+        qrels[str(query)] |= {str(i): 1 for i in positives}
     run: dict[str, dict[str, float]] = {}
-    for start in range(0, len(queries), 1024):
-        scores, places = (of_queries[start : start + 1024] @ of_documents.T).topk(min(DEPTH, len(documents)))
-        for query, row, found in zip(
-            queries[start : start + 1024], scores.tolist(), places.tolist(), strict=True
-        ):
-            run[query] = {str(place): score for place, score in zip(found, row, strict=True)}
+    for start in range(0, len(queries), AT_ONCE):
+        some = queries[start : start + AT_ONCE]
+        scores, found = (vectors[some] @ vectors[documents].T).topk(min(DEPTH, len(documents)))
+        for query, row, places in zip(some, scores.tolist(), found.tolist(), strict=True):
+            run[str(query)] = {str(documents[p]): score for p, score in zip(places, row, strict=True)}
     measure = ir_measures.nDCG @ 10
     return float(ir_measures.calc_aggregate([measure], qrels, run)[measure])
-
-
-def vectors(model: nn.Module, texts: list[str], loss: EmbeddingLoss, collate: Collator) -> Tensor:
-    """(n, d) float32 unit vectors of texts, on the CPU."""
-    rows = collate.tokenize(texts)
-    made: list[Tensor] = []
-    order: list[int] = []
-    for places in grouped(rows, loss.tokens_per_forward):
-        made.append(model(*padded([rows[i] for i in places], loss.ranks.device)).vectors.cpu())
-        order += places
-    return torch.cat(made)[torch.tensor(order).argsort()]

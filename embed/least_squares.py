@@ -29,7 +29,7 @@ def fit_to_teacher(
         tokens_per_forward: padded tokens in a forward.
     """
     network, device = trainee.network, trainee.log_temperature.device
-    texts = [collate.prompts[role] + text for data in sets for role, text in data.all_texts()]
+    texts = [collate.prompts[role] + text for data in sets for role, text in data.texts]
     vectors = np.concatenate([data.teacher for data in sets if data.teacher is not None])
     chosen = np.random.default_rng(0).permutation(len(texts))[:TEXTS]
     rows = collate.tokenize([texts[i] for i in chosen])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embed.adapters import choose_trainable, merge_lora
-from embed.batches import Collator, MixedBatches
+from embed.batches import Collator, MixedBatches, Role
 from embed.config import EmbedderConfig, Pooling
 from embed.contrastive import EmbeddingLoss, Objective, Trainee
 from embed.development import evaluator
@@ -63,7 +63,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     torch.manual_seed(config.seed)
     network, settings, tokenizer, fresh = build(config)
     encoder = Encoder(network.gpt, tokenizer, settings)  # for its way to cut texts
-    prompts = {"query": settings.query_prompt, "document": settings.document_prompt}
+    prompts: dict[Role, str] = {"query": settings.query_prompt, "document": settings.document_prompt}
 
     def collator(ranks: Ranks) -> Collator:
         def tokenize(texts: list[str]) -> list[list[int]]:
@@ -106,14 +106,14 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
         trainee.cpu()
 
     objective = Objective(config)
-    alone = replace(ALONE, device=ranks.device)
     evaluate_vectors = evaluator(
         dev_sets,
         list(weights) if len(dev_sets) == len(sets) else [1.0] * len(dev_sets),
         config.batch_size,
-        EmbeddingLoss(objective, n_tokens, alone),
-        collator(alone),
+        objective,
+        collator(ALONE),
         numerics,
+        n_tokens,
     )
 
     def evaluate(model: nn.Module) -> dict[str, float]:
