@@ -106,7 +106,7 @@ def check_qrels(
     for what, names in unknown.items():
         if names:
             file = "queries.jsonl" if what == "query" else "corpus.jsonl"
-            more = f", and {len(names) - 1} more such ids" if len(names) > 1 else ""
+            more = f", and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(
                 f"{folder}: qrels/{split}.tsv judges {what} {names[0]}, which is not in {file}{more}; "
                 "take the lines out or put the texts in."

@@ -1,27 +1,13 @@
 """Test collections: what is read, and what is refused."""
 
-import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt_core.errors import InputError
 from index.collection import Collection
-
-
-def write_beir(
-    folder: Path, documents: list[dict], queries: list[dict], qrels: str, split: str = "test"
-) -> Path:
-    """A BEIR folder; `qrels` are lines without the header."""
-    (folder / "qrels").mkdir(parents=True)
-    with gzip.open(folder / "corpus.jsonl.gz", "wt") as f:
-        f.writelines(json.dumps(row) + "\n" for row in documents)
-    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
-    (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
-    return folder
-
+from tests.beir_folders import write_beir
 
 DOCUMENTS = [{"_id": f"d{i}", "title": f"Title {i}", "text": f"text {i}"} for i in range(6)]
 QUERIES = [{"_id": f"q{i}", "text": f"query {i}"} for i in range(4)]

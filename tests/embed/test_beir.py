@@ -1,0 +1,48 @@
+"""BEIR folders: texts as everybody joins them, and judgements of nothing that is not there."""
+
+import pytest
+
+from embed.beir import read_beir, read_corpus
+from gpt_core.errors import InputError
+from tests.beir_folders import write_beir
+
+DOCUMENTS = [{"_id": "1", "title": "A title", "text": "A text. "}, {"_id": 2, "text": "another"}]
+QUERIES = [{"_id": "q", "text": "a query "}, {"_id": "r", "text": "unjudged"}]
+
+
+def test_reads_texts_and_judgements(tmp_path):
+    folder = write_beir(tmp_path / "set", DOCUMENTS, QUERIES, "q\t1\t2\nq\t2\t-1\n", "dev")
+    documents, queries, qrels = read_beir(folder, "dev")
+    assert documents == {"1": "A title A text.", "2": "another"}
+    assert queries == {"q": "a query ", "r": "unjudged"}
+    assert qrels == {"q": {"1": 2, "2": -1}}
+
+
+@pytest.mark.parametrize(
+    ("qrels", "said"),
+    [
+        ("q\t1\t1\nz\t1\t1\ny\t1\t1\n", "judges query z, which is not in queries.jsonl, and 1 more;"),
+        (
+            "q\t1\t1\nq\t8\t0\nq\t9\t1\nr\t9\t1\n",
+            "judges document 8, .* in corpus.jsonl, and 1 more;",
+        ),
+        ("q\t1\t1\nq\t9\t1\nr\t9\t1\n", "judges document 9, which is not in corpus.jsonl;"),
+        ("q 1 1\n", "test.tsv, line 2: expected query, document and grade"),
+    ],
+)
+def test_judgements_that_do_not_fit_are_refused(tmp_path, qrels, said):
+    with pytest.raises(InputError, match=said):
+        read_beir(write_beir(tmp_path / "set", DOCUMENTS, QUERIES, qrels), "test")
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"),
+    [
+        ([*DOCUMENTS, {"_id": "2", "text": "again"}], "line 3: the id '2' was there before"),
+        ([{"text": "nameless"}], 'line 1: expected "_id"'),
+        ([{"_id": "1", "contents": "x"}], "it has _id, contents"),
+    ],
+)
+def test_broken_corpora_are_refused(tmp_path, documents, said):
+    with pytest.raises(InputError, match=said):
+        read_corpus(write_beir(tmp_path / "set", documents, QUERIES, ""))
