@@ -57,20 +57,6 @@ def near_duplicates(
     return found
 
 
-def seen_in_training(sources: Iterable[str | Path], eval_texts: Sequence[str]) -> list[int]:
-    """The numbers of evaluation texts that training data hold or nearly hold, in order.
-
-    Args:
-        sources: of the training data, as `read_texts` takes them.
-        eval_texts: to look for.
-
-    Raises:
-        InputError: for a source that cannot be read.
-    """
-    train_texts = dict.fromkeys(chain.from_iterable(map(read_texts, sources)))
-    return sorted({text for _, text, _ in near_duplicates(train_texts, eval_texts)})
-
-
 def without_near_duplicates(
     name: str, examples: Sequence[Example], sources: Iterable[str | Path]
 ) -> list[Example]:
