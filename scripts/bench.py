@@ -1,5 +1,6 @@
 """Measure speed, next to a peer in one run."""
 
+from embed.bench_encode import bench_encode
 from gpt_core.bench_attention import bench_attention
 from gpt_core.bench_learn import bench_learn
 from gpt_core.bench_train import bench_train
@@ -7,7 +8,9 @@ from gpt_core.doors import open_door
 
 
 def main() -> None:
-    open_door({"train": bench_train, "attention": bench_attention, "learn": bench_learn})
+    open_door(
+        {"train": bench_train, "attention": bench_attention, "learn": bench_learn, "encode": bench_encode}
+    )
 
 
 if __name__ == "__main__":

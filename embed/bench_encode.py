@@ -1,0 +1,170 @@
+"""How fast an embedder encodes: ours next to sentence-transformers with the same weights, and next to a baseline."""
+
+import contextlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embed.encoder import Dtype, Encoder
+from embed.export import export_model
+from embed.maps import Vectors, unit_length
+from embed.texts import TextFile
+from gpt_core.bench_train import in_own_process
+from gpt_core.device import DeviceName, Numerics, available_cores, pick_device, wall_seconds
+from gpt_core.errors import InputError
+from gpt_core.extras import extra
+from gpt_core.hub import resolve
+from gpt_core.report import print_report
+
+COLUMNS = (
+    "system", "dtype", "threads", "docs_per_s", "docs_per_cpu_s", "tokens_per_doc", "lowest_cosine", "load_s",
+)  # fmt: skip
+OURS, PEER = "ours", "sentence-transformers"
+WARM_UP = 8  # documents before the clock starts
+SEED = 0  # of which documents are taken
+
+
+def bench_encode(
+    *,
+    data: str,
+    embedder: str,
+    baseline: str | None = "all-MiniLM-L6-v2",
+    docs: int = 256,
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16"),
+    rounds: int = 3,
+    threads: int | None = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Time the encoding of documents: by ours, by sentence-transformers with the same weights, and by a baseline.
+
+    The embedder is exported once; both open that folder. sentence-transformers encodes as it comes, batches of 32, and
+    under the same autocast where dtype is not float32; the baseline as it comes, in float32, with its own longest
+    input. Each measurement is a process of its own, in turns, `rounds` times, on the same documents drawn at random;
+    figures are medians over the rounds, tokenisation included, loading and a few documents to warm up not. docs_per_s:
+    a wall second; docs_per_cpu_s: a CPU second of all threads, which other programs on the machine disturb less;
+    tokens_per_doc: after cuts; lowest_cosine: of a document's vector with
+    sentence-transformers' in the first of dtypes; load_s:
+    seconds until the model is there. Prints a table and ends with a line of JSON.
+
+    Args:
+        data: a BEIR folder, whose corpus is taken, or a file of texts (.jsonl, .jsonl.gz, .jsonl.xz, .txt).
+        embedder: the embedder's folder or name.
+        baseline: a sentence-transformers model to be next to; None: none.
+        docs: documents of a measurement.
+        dtypes: number formats of the matrix products.
+        rounds: measurements of each system.
+        threads: CPU threads; None: all cores.
+        device: auto: cuda, else mps, else cpu.
+    """
+    for name, value in {"docs": docs, "rounds": rounds, "threads": 1 if threads is None else threads}.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; expected at least 1.")
+    if not dtypes:
+        raise InputError("dtypes names nothing; expected float32 or bfloat16, or both.")
+    with extra("eval"):
+        import sentence_transformers  # noqa: F401  (here rather than in a process far away)
+    texts = [text for _, text in TextFile.find(data)]
+    if not texts:
+        raise InputError(f"{data} has no texts.")
+    texts = random.Random(SEED).sample(texts, min(docs, len(texts)))
+    n_threads, place = threads or available_cores(), pick_device(device).type
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "embedder")
+        with contextlib.redirect_stdout(sys.stderr):
+            export_model(str(folder), model=embedder, to="sentence-transformers")
+        systems = [(system, str(folder), dtype) for dtype in dtypes for system in (PEER, OURS)]
+        if baseline is not None:
+            systems.append((baseline, str(resolve(baseline)), "float32"))
+        runs: dict[tuple[str, str], list[dict[str, Any]]] = {(name, dtype): [] for name, _, dtype in systems}
+        for number in range(rounds):
+            for name, path, dtype in systems:
+                print(f"round {number + 1} of {rounds}: {name}, {dtype}", file=sys.stderr, flush=True)
+                function = _ours if name == OURS else _sentence_transformers
+                runs[name, dtype].append(in_own_process(function, path, dtype, texts, n_threads, place))
+    rows = []
+    reference = runs[PEER, dtypes[0]][0]["vectors"]
+    for (name, number_format), measured in runs.items():
+        rows.append(_row(name, number_format, measured))
+        if name in (OURS, PEER):
+            rows[-1]["lowest_cosine"] = float((measured[0]["vectors"] * reference).sum(axis=1).min())
+    print_report(rows, COLUMNS, _ratios(rows, baseline), ("sentence-transformers", "transformers"))
+
+
+def _ours(folder: str, dtype: Dtype, texts: list[str], threads: int, device: DeviceName) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    encoder = Encoder.from_pretrained(folder, dtype=dtype, device=device)
+    loaded = time.perf_counter() - start
+    rows = encoder.tokenize([encoder.prompt("document") + text for text in texts])
+    return _timed(encoder.encode_document, texts, device, sum(map(len, rows)), loaded)
+
+
+def _sentence_transformers(
+    folder: str, dtype: Dtype, texts: list[str], threads: int, device: DeviceName
+) -> dict[str, Any]:
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    model = SentenceTransformer(folder, device=device, local_files_only=True)
+    loaded = time.perf_counter() - start
+
+    def encode(texts: list[str]) -> Vectors:
+        with Numerics(device, dtype).autocast():
+            return unit_length(model.encode_document(texts, show_progress_bar=False).astype(np.float32))
+
+    prompt = (model.prompts or {}).get("document") or ""
+    rows = model.tokenizer(
+        [prompt + text for text in texts], truncation=True, max_length=model.max_seq_length
+    )
+    return _timed(encode, texts, device, sum(map(len, rows["input_ids"])), loaded)
+
+
+def _timed(
+    encode: Callable[[list[str]], Vectors], texts: list[str], device: str, n_tokens: int, load_s: float
+) -> dict[str, Any]:
+    """Encode a few texts and then, by the clock, all."""
+    encode(texts[:WARM_UP])
+    made: list[Vectors] = []
+    cpu = time.process_time()
+    wall = wall_seconds(lambda: made.append(encode(texts)), torch.device(device))
+    return {
+        "docs_per_s": len(texts) / wall,
+        "docs_per_cpu_s": len(texts) / (time.process_time() - cpu),
+        "tokens_per_doc": n_tokens / len(texts),
+        "load_s": load_s,
+        "threads": torch.get_num_threads(),
+        "vectors": made[0],
+    }
+
+
+def _row(name: str, dtype: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The medians of a system's rounds, and what each round gave."""
+    figures = ("docs_per_s", "docs_per_cpu_s", "load_s")
+    return {
+        "system": name,
+        "dtype": dtype,
+        **{key: runs[0][key] for key in ("threads", "tokens_per_doc")},
+        **{key: float(np.median([run[key] for run in runs])) for key in figures},
+        "docs": len(runs[0]["vectors"]),
+        "rounds": [[run["docs_per_s"], run["docs_per_cpu_s"]] for run in runs],
+    }
+
+
+def _ratios(rows: list[dict[str, Any]], baseline: str | None) -> dict[str, float]:
+    by_name = {(row["system"], row["dtype"]): row for row in rows}
+    ratios = {}
+    for (name, dtype), row in by_name.items():
+        for peer in [(PEER, dtype), (baseline, "float32")] if name == OURS else []:
+            for key, words in (("docs_per_s", "docs/s"), ("docs_per_cpu_s", "docs/CPU-s")):
+                if peer in by_name:
+                    ratios[f"{OURS} {dtype}/{peer[0]} {peer[1]} {words}"] = row[key] / by_name[peer][key]
+    return ratios
