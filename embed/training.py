@@ -30,6 +30,7 @@ from gpt_core.hub import resolve
 from gpt_core.model import GPT
 from gpt_core.pretrain import evaluator as lm_evaluator
 from gpt_core.ranks import ALONE, Ranks, join
+from gpt_core.shortage import shortage_named
 from gpt_core.tokenizer import Tokenizer
 from gpt_core.train import train
 
@@ -55,7 +56,13 @@ def train_embedder(config: TrainEmbedderConfig) -> dict[str, float]:
             'data names nothing; give --data FILE, with lines such as {"query": …, "positive": …}.'
         )
     with join(config.device) as ranks:
-        return _train_embedder(config, ranks)
+        chunk = "chunk_size 32" if config.chunk_size is None else f"a chunk_size below {config.chunk_size}"
+        memory = (
+            f"The memory of {ranks.device} does not suffice; give {chunk}, which changes no result, or smaller numbers "
+            "for train_tokens or batch_size."
+        )
+        with shortage_named(config.out_dir, memory):
+            return _train_embedder(config, ranks)
 
 
 def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, float]:

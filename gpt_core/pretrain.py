@@ -1,9 +1,7 @@
 """Pretraining: token shards, a GPT and the training loop, put together."""
 
 import dataclasses
-import errno
 import math
-import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -26,12 +24,12 @@ from gpt_core.pretrain_config import PretrainConfig
 from gpt_core.probes import Maxima
 from gpt_core.ranks import ALONE, Ranks, join
 from gpt_core.shards import Shard, check_tokenizer, open_split
+from gpt_core.shortage import shortage_named
 from gpt_core.tokenizer import Tokenizer
 from gpt_core.train import train
 
 FIRST_LOSS_TOLERANCE = 0.5  # nats: how far an untrained model's loss may lie from that of a uniform guess
 FIRST_LOSS_TOKENS = 2**11  # to measure it on
-CPU_IS_FULL = "can't allocate memory"  # in torch's error, which for GPUs has a type of its own
 
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
@@ -52,21 +50,13 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
 
         return dry_run(config)
     with join(config.device) as ranks:
-        try:
+        n = config.micro_batch_size or config.batch_size // ranks.world_size
+        memory = (
+            f"The memory of {ranks.device} does not suffice for micro-batches of {n} sequences; give a smaller "
+            "micro_batch_size, which changes no result, or a smaller model. --dry_run says what it takes."
+        )
+        with shortage_named(config.out_dir, memory):
             return _pretrain(config, ranks)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
-                raise
-            reason = f"{os.strerror(error.errno)}; the last checkpoint stays: make room and start again"
-            raise OSError(error.errno, reason, config.out_dir) from error
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_IS_FULL not in str(error):
-                raise
-            n = config.micro_batch_size or config.batch_size // ranks.world_size
-            raise InputError(
-                f"The memory of {ranks.device} does not suffice for micro-batches of {n} sequences; give a smaller "
-                "micro_batch_size, which changes no result, or a smaller model. --dry_run says what it takes."
-            ) from error
 
 
 def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
