@@ -106,10 +106,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     """
     # What torch's fused kernel does slowly on a CPU: all in 16 bits, and dropout in any number of them.
     slow = v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
-    if slow and mask is None and torch.is_grad_enabled() and q.shape[2] <= SHORT:
-        return attend_in_two_products(q, k, v, dropout_share)
     if slow and mask is None and not torch.is_grad_enabled() and not dropout_share:
         return attend_in_blocks(q, k, v)
+    # With dropout whether gradients are recorded or not: GradCache must drop the same both times.
+    if slow and mask is None and q.shape[2] <= SHORT:
+        return attend_in_two_products(q, k, v, dropout_share)
     gqa = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout_share, enable_gqa=gqa
