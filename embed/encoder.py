@@ -46,6 +46,7 @@ class Encoder:
     Attributes:
         network: the GPT with its pooling and dense layers; `model` is the GPT.
         n_truncated: how many texts have been cut to fit since the encoder was made.
+        onednn: whether a CPU multiplies by oneDNN; None, as it begins: if that is faster, by a short measurement.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.name = name
         self.n_truncated = 0
+        self.onednn: bool | None = None
         self.truncate_dim = self._check_dimension(truncate_dim)
         self.dtype = dtype
         self._weights_sha256 = weights_sha256
@@ -220,7 +222,7 @@ class Encoder:
             total=len(texts), unit=" texts", desc="encoding", disable=None if show_progress_bar else True
         )
         device = self.model.device
-        with Numerics(device.type, self.dtype).autocast(), quick_products(device):
+        with Numerics(device.type, self.dtype).autocast(), quick_products(device, self.onednn):
             for places, ids, mask in self.batches([prompt + text for text in texts], max_tokens):
                 vectors[places] = self.network(ids, mask)[:, :n_dims].cpu().numpy()
                 bar.update(len(places))

@@ -8,7 +8,8 @@
 Until all is there, it lies in `.OUT.partial/`, in windows of `WINDOW` texts. A window is locked by the process that is
 at it, and marked as done when its vectors are on the disk, so any number of processes that were given the same command
 share the work, and what one leaves behind when it is killed, another one or the next start does again. Vectors of a
-window depend on nothing outside it: however the work was cut, the file has the same bytes.
+window depend on nothing outside it: however the work was cut, the file has the same bytes, as long as all processes
+have the same number of threads on the same kind of machine.
 """
 
 import hashlib
@@ -37,6 +38,7 @@ from gpt_core.device import DeviceName, pick_device
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write, fsync_path, refuse_used
 from gpt_core.hub import DEFAULT_MODEL
+from gpt_core.products import choose_onednn
 
 WINDOW = 1024  # texts that are sorted by length together, and what an interruption can cost
 ROWS = 65536  # vectors in memory at a time while they are quantised
@@ -89,6 +91,8 @@ def encode_files(
         )
     prompt = "" if role == "none" else encoder.prompt(role)
     manifest = encode_to_folder(encoder, texts, out, prompt, max_tokens=max_tokens, precision=precision)
+    if os.environ.get("RANK", "0") != "0":
+        return
     cut = f"; {manifest['truncated']:,} texts were cut to {manifest['max_tokens']} tokens" * bool(
         manifest["truncated"]
     )
@@ -130,9 +134,14 @@ def encode_to_folder(
         with lock:
             if not _is_ready(out):
                 refuse_used(out)
-                _begin(partial, manifest)
+                _begin(partial, manifest, encoder)
         if not _is_ready(out):
-            _encode_windows(encoder, texts, partial, manifest, prompt)
+            manifest = read_json(partial / "manifest.json", optional=False)
+            encoder.onednn, chosen = manifest["onednn"], encoder.onednn
+            try:
+                _encode_windows(encoder, texts, partial, manifest, prompt)
+            finally:
+                encoder.onednn = chosen
             with lock:
                 if not _is_ready(out):
                     _finish(partial, out, manifest)
@@ -220,15 +229,18 @@ def _is_ready(out: Path) -> bool:
     return (out / "manifest.json").is_file()
 
 
-def _begin(partial: Path, manifest: dict[str, Any]) -> None:
+def _begin(partial: Path, manifest: dict[str, Any], encoder: Encoder) -> None:
     """Make the unfinished folder, or go on in the one that is there."""
     if (partial / "manifest.json").is_file():
         return _check_same(partial, manifest)
+    recorded = manifest | {
+        "onednn": choose_onednn(encoder.model.device, encoder.onednn)
+    }  # who goes on rounds likewise
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "windows").mkdir(parents=True)
     (partial / "out").mkdir()
     open_memmap(_float32(partial, manifest), "w+", np.float32, (manifest["texts"], manifest["dimension"]))
-    atomic_write(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    atomic_write(partial / "manifest.json", json.dumps(recorded, indent=2) + "\n")
     return None
 
 

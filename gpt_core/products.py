@@ -16,17 +16,28 @@ FEW = 16  # rows below which the call costs more than it gains
 SIZE = 512  # of the square matrices that the two are measured on: milliseconds
 
 
-def quick_products(device: torch.device) -> AbstractContextManager[Any]:
+def quick_products(device: torch.device, onednn: bool | None = None) -> AbstractContextManager[Any]:
     """A context in which nn.Linear in float32 without gradients computes by oneDNN where that is faster.
 
     torch hands float32 products to MKL, which keeps to its slower instructions on processors that are not Intel's:
     107 GFLOP/s a core against oneDNN's 250 on an AMD EPYC with AVX-512. Which is faster is measured once in a process.
     Both compute in full float32; sums differ in their order, as between batch sizes. Other products, and all of them
     on other devices, are left alone.
+
+    Args:
+        device: where the products are.
+        onednn: what an earlier process chose, to round as it did; None measures.
     """
-    if device.type == "cpu" and _onednn_is_faster(torch.get_num_threads()):
-        return _OneDNN()
-    return nullcontext()
+    return _OneDNN() if choose_onednn(device, onednn) else nullcontext()
+
+
+def choose_onednn(device: torch.device, onednn: bool | None = None) -> bool:
+    """Whether `quick_products` uses oneDNN: as it was, where it is there, else as measured."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if onednn is None:
+        return _onednn_is_faster(torch.get_num_threads())
+    return onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class _OneDNN(TorchFunctionMode):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from embed import streaming
 from embed.config import EmbedderConfig, Pooling
@@ -17,7 +18,11 @@ from embed.encoder import Encoder
 from embed.quantize import fit_ranges, quantize_embeddings
 from embed.streaming import encode_files, encode_to_folder, open_vectors
 from embed.texts import TextFile
+from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
+from gpt_core.model import GPT
+from gpt_core.products import choose_onednn
+from gpt_core.tokenizer import Tokenizer
 from tests.tiny_models import TEXTS, save_model
 
 MANY = [f"{text} {i}"[: 20 + 13 * (i % 40)] for i, text in enumerate(TEXTS * 20)]
@@ -102,7 +107,9 @@ KILLS = "kill 1 2 3 4 5 7 10 7 2 4 8"
 @pytest.mark.parametrize("plan", [KILLS, "share 5"])
 def test_killed_and_shared_work_gives_the_same_bytes(tmp_path, folder, plan):
     source = write_corpus(tmp_path / "corpus.jsonl")
-    encode_to_folder(Encoder.from_pretrained(folder), TextFile(source), tmp_path / "whole", precision="int8")
+    encoder = Encoder.from_pretrained(folder)
+    encoder.onednn = False
+    encode_to_folder(encoder, TextFile(source), tmp_path / "whole", precision="int8")
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -131,6 +138,39 @@ def test_memory_does_not_grow_with_the_number_of_texts(tmp_path, folder, monkeyp
     assert (tmp_path / "out8000" / "vectors.npy").stat().st_size > 8000 * 32 * 4
     assert peaks[1] < 1.3 * peaks[0]
     assert peaks[1] < 8000 * 32 * 4 * 2
+
+
+def test_who_goes_on_multiplies_by_the_library_that_was_begun_with(tmp_path, folder, monkeypatch):
+    if not choose_onednn(torch.device("cpu"), True):
+        pytest.skip("torch has one library here")
+    torch.manual_seed(0)  # wide enough for the two to differ in the last bit
+    shape = GPTConfig(
+        vocab_size=320, n_layer=1, n_head=2, n_kv_head=2, n_embd=512, head_dim=16, n_inner=512, block_size=64
+    )
+    model, tokenizer = GPT(shape), Tokenizer.from_pretrained(folder)
+    texts, write = [(str(i), text) for i, text in enumerate(MANY)], streaming._write
+    files = []
+    for onednn in (True, False):
+        out, encoder = tmp_path / f"out{onednn}", Encoder(model, tokenizer)
+        encoder.onednn = onednn
+        left = iter(range(3))
+
+        def stop(*args, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write(*args)
+
+        monkeypatch.setattr(streaming, "_write", stop)
+        with pytest.raises(KeyboardInterrupt, match="24 of 100"):
+            encode_to_folder(encoder, texts, out)
+        monkeypatch.setattr(streaming, "_write", write)
+        encoder.onednn = not onednn
+        encode_to_folder(encoder, texts, out)
+        assert encoder.onednn is not onednn
+        encoder.onednn = onednn
+        encode_to_folder(encoder, texts, tmp_path / f"whole{onednn}")
+        files += [(path / "vectors.npy").read_bytes() for path in (out, tmp_path / f"whole{onednn}")]
+    assert files[0] == files[1] != files[2] == files[3]
 
 
 def test_other_vectors_are_never_mixed_in(tmp_path, folder, monkeypatch):
