@@ -116,10 +116,9 @@ class Encoder:
         config = EmbedderConfig.load(folder)
         network = load_network(folder, config).to(pick_device(device))
         place = model_folder(folder)
-        files = sorted(p for p in place.iterdir() if p.suffix in (".safetensors", ".gguf"))
-        hashes = "".join(
-            sha256_file(p) for p in files if p.name != "optimizer.safetensors"
-        )  # a checkpoint has one
+        # a checkpoint has safetensors of its optimizer, too
+        files = sorted([*place.glob("model*.safetensors"), *place.glob("*.gguf")])
+        hashes = "".join(sha256_file(p) for p in files)
         return cls(
             network.gpt,
             Tokenizer.from_pretrained(place),

@@ -327,10 +327,11 @@ def test_export_refuses_what_would_be_other_vectors(tmp_path, pooling, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_has_the_fingerprint_of_its_copy_without_the_optimizer(tmp_path):
+def test_a_checkpoint_has_the_fingerprint_of_its_copy_without_the_state_of_training(tmp_path):
     folder = save_model(tmp_path / "step-3", "qwen3")
     alone = Encoder.from_pretrained(folder).fingerprint
-    shutil.copy(folder / "model.safetensors", folder / "optimizer.safetensors")
+    for name in ("optimizer", "training"):
+        shutil.copy(folder / "model.safetensors", folder / f"{name}.safetensors")
     assert Encoder.from_pretrained(folder).fingerprint == alone
 
 
