@@ -1,11 +1,13 @@
 """Which weights of an embedder learn: all, the last blocks, low-rank updates (LoRA), biases (BitFit)."""
 
+import torch
 from torch import Tensor, nn
 
-from embed.network import Network
+from embed.network import Dense, Network
 from embed.training_config import TrainEmbedderConfig
 from gpt_core.errors import InputError
 from gpt_core.extras import extra
+from gpt_core.model import GPT
 
 LORA_MATRICES = r".*\.(attn\.[qkvo]|mlp\.(up|gate|down))"
 
@@ -63,6 +65,14 @@ def inject_lora(blocks: nn.Module, config: TrainEmbedderConfig) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_MATRICES)
     inject_adapter_in_model(lora, blocks)
+
+
+def plain_shell(network: Network) -> Network:
+    """A network of the same shape without low-rank updates, whose names files have; without memory for weights."""
+    with torch.device("meta"):
+        shapes = [(layer.linear, layer.activation) for layer in network.dense_layers]
+        dense = [Dense(x.in_features, x.out_features, x.bias is not None, a) for x, a in shapes]
+        return Network(GPT(network.gpt.config), network.pooling, dense)
 
 
 def merge_lora(weights: dict[str, Tensor], config: TrainEmbedderConfig) -> dict[str, Tensor]:

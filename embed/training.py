@@ -11,13 +11,13 @@ import torch.nn as nn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from embed.adapters import choose_trainable, merge_lora
+from embed.adapters import choose_trainable, merge_lora, plain_shell
 from embed.batches import Collator, MixedBatches, Role
 from embed.config import EmbedderConfig, Pooling
 from embed.contrastive import EmbeddingLoss, Objective, Trainee
 from embed.development import evaluator
 from embed.encoder import Encoder
-from embed.folder import load_network, model_folder, save_embedder
+from embed.folder import load_network, model_folder, pad_token_id, save_embedder
 from embed.least_squares import fit_to_teacher
 from embed.network import Dense, Network
 from embed.training_config import TrainEmbedderConfig
@@ -82,6 +82,9 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     lm = open_lm(config, tokenizer, ranks) if config.lm_data_dir is not None else None
     collate = collator(ranks)
     weights = config.weights or [len(data.examples) for data in sets]
+    identity = {"trainable": config.trainable, "max_tokens": config.train_tokens or config.max_tokens}
+    if config.trainable == "lora":
+        identity["init_from"] = config.init_from  # checkpoints hold only what was added to it
     batches = MixedBatches(
         sets,
         weights,
@@ -89,7 +92,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
         config.seed,
         collate,
         None if lm is None else lm[0],
-        {"trainable": config.trainable, "max_tokens": config.train_tokens or config.max_tokens},
+        identity,
     )
     teacher_dimension = attach_vectors(config, [*sets, *dev_sets], ranks)
 
@@ -133,7 +136,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
 
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
         own = {name.removeprefix("network."): w for name, w in weights.items() if name.startswith("network.")}
-        save_embedder(folder, network, settings, tokenizer, merge_lora(own, config))
+        save_embedder(folder, plain_shell(network), settings, tokenizer, merge_lora(own, config))
         beside = {name: w for name, w in weights.items() if not in_the_model(name)}
         save_file(beside, folder / "training.safetensors")
 
@@ -207,7 +210,9 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
         query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
         document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
     )
-    return Network(gpt, pooling, dense), settings, Tokenizer.from_pretrained(model_folder(folder)), fresh
+    tokenizer = Tokenizer.from_pretrained(model_folder(folder))
+    pad_token_id(tokenizer)  # which must be there for a checkpoint: said now, not after a thousand steps
+    return Network(gpt, pooling, dense), settings, tokenizer, fresh
 
 
 def load_trained(trainee: Trainee, path: Path, config: TrainEmbedderConfig) -> None:
@@ -216,16 +221,14 @@ def load_trained(trainee: Trainee, path: Path, config: TrainEmbedderConfig) -> N
     Raises:
         InputError: if they are of another shape than the configuration asks for.
     """
-    state = load_file(path / "training.safetensors")
-    mine = trainee.state_dict()
-    if (
-        config.trainable == "lora"
-    ):  # the model's files have the updates added up, so it goes on from init_from
-        needed = [name for name in mine if not in_the_model(name)]
-    else:
-        needed = list(mine)
-        state |= {f"network.{name}": w for name, w in load_network(path).state_dict().items()}
-    for name in [*needed, *state]:
+    state, mine = load_file(path / "training.safetensors"), trainee.state_dict()
+    saved = {f"network.{name}": w for name, w in load_network(path).state_dict().items()}
+    if config.trainable == "lora":  # the model's files have the updates added up, so the GPT is init_from's
+        gpt = "network.gpt."
+        saved = {name: w for name, w in saved.items() if not name.startswith(gpt)}
+        mine = {name: w for name, w in mine.items() if not name.startswith(gpt) or ".lora_" in name}
+    state |= saved
+    for name in [*mine, *state]:
         if name not in state or name not in mine or state[name].shape != mine[name].shape:
             raise InputError(
                 f"{path} is of another model than this configuration makes: {name} differs. Resume with the same "
