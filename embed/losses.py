@@ -151,19 +151,20 @@ def similarity_kl(
         teacher_queries: (Q, e).
         teacher_documents: (D, e).
         temperature: above 0, for both.
-        masked: (Q, D) bool, candidates that do not count for a query; each query keeps at least one.
+        masked: (Q, D) bool, candidates that do not count for a query.
 
     Returns:
-        (Q,) losses, at least 0 but for rounding.
+        (Q,) losses, at least 0 but for rounding; 0 for a query that keeps no candidate.
     """
     student = cosines(student_queries, student_documents) / temperature
     teacher = cosines(teacher_queries, teacher_documents) / temperature
     if masked is not None:
-        student, teacher = (x.masked_fill(masked, float("-inf")) for x in (student, teacher))
+        # Not -inf, of which a query without candidates would make NaN.
+        student, teacher = (x.masked_fill(masked, torch.finfo(x.dtype).min) for x in (student, teacher))
     log_p = teacher.log_softmax(dim=1)
     difference = log_p - student.log_softmax(dim=1)
     if masked is not None:
-        difference = difference.masked_fill(masked, 0)  # -inf less -inf
+        difference = difference.masked_fill(masked, 0)
     return (log_p.exp() * difference).sum(dim=1)
 
 

@@ -327,6 +327,19 @@ def test_a_divergence_is_never_negative(contrast, seed):
     assert kl.isfinite().all()
 
 
+def test_without_candidates_there_is_nothing_to_learn():
+    """As for the one text of a last batch, whose only candidate is itself."""
+    queries, candidates = normal(2, 4, seed=1).requires_grad_(), normal(3, 4, seed=2).requires_grad_()
+    masked = torch.tensor([[True] * 3, [False, True, False]])
+    kl = similarity_kl(queries, candidates, normal(2, 5, seed=3), normal(3, 5, seed=4), 0.05, masked)
+    gradients = torch.autograd.grad(kl.sum(), (queries, candidates))
+    assert kl[0] == 0
+    assert kl[1] > 0
+    assert not gradients[0][0].any()
+    assert not gradients[1][1].any()
+    assert all(g.isfinite().all() for g in gradients)
+
+
 def test_of_unit_vectors_squared_differences_are_cosines():
     a, b = (F.normalize(normal(N, D, seed=s), dim=-1) for s in (1, 2))
     assert torch.allclose(distill_mse(a, b), 2 / D * distill_cosine(a, b), atol=EXACT)
