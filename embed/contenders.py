@@ -24,7 +24,7 @@ from gpt_core.tokenizer import Tokenizer
 Name = Literal["baseline", "random", "floor", "raw-mean", "raw-weightedmean", "dense"]
 Compute = Callable[[Sequence[str], PromptName | None], Vectors]
 
-RATED = 64  # texts that a rate is taken over
+RATED = 32  # texts that a rate is taken over
 FLOOR = EmbedderConfig(Pooling("mean", layer=0), corpus_map="whiten", map_components=256)
 
 
@@ -50,7 +50,7 @@ class Contender:
 
     def rate(self, texts: Sequence[str]) -> float:
         """Texts per second of wall clock, computed anew as documents, after a warm-up."""
-        self.compute(texts[:8], "document")
+        self.compute(texts[:4], "document")
         start = time.perf_counter()
         self.compute(texts, "document")
         return len(texts) / (time.perf_counter() - start)

@@ -41,7 +41,7 @@ def evaluate_sts(
     baseline: str = "all-MiniLM-L6-v2",
     max_tokens: int = 256,
     rows: list[Row] | None = None,
-    dims: list[int] = [256, 128, 64],  # noqa: B006 (the command line shows it)
+    dims: tuple[int, ...] = (256, 128, 64),
     prompt_name: PromptName | None = None,
     training_data: list[str] | None = None,
     device: DeviceName = "cpu",
@@ -49,8 +49,10 @@ def evaluate_sts(
 ) -> None:
     """Score an embedder on sentence pairs: Spearman's rank correlation of cosines with people's scores, and Pearson's.
 
-    Rows are those of `eval.py retrieval`: baseline; random, raw-mean, raw-weightedmean and floor of the base; dense,
-    int8 (the second sentences in 8 bits) and dims of the embedder. A corpus map is fitted on the second sentences.
+    Rows, as in `eval.py retrieval`: baseline; random, raw-mean, raw-weightedmean and floor of the base; dense, int8 and
+    dims of the embedder. The first sentence stands for the query, the second for what is stored: a corpus map is fitted
+    on the second sentences, and int8 is theirs.
+
     "vs baseline" is the 95 % interval of the difference in Spearman: paired bootstrap over pairs, 1,000 draws with
     seed 0. Prints a table and ends with a line of JSON; prints nothing where the baseline misses its published score.
 

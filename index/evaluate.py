@@ -61,7 +61,7 @@ def evaluate_retrieval(
     split: str = "test",
     max_tokens: int = 256,
     rows: list[Row] | None = None,
-    dims: list[int] = [256, 128, 64],  # noqa: B006 (the command line shows it)
+    dims: tuple[int, ...] = (256, 128, 64),
     rerank_depth: int = 10,
     runs: str | None = None,
     peer_runs: list[str] | None = None,
@@ -74,16 +74,17 @@ def evaluate_retrieval(
     Each document is one text, title and text; the embedders cut it at max_tokens of their own tokens, BM25 reads all
     of it. Every system is searched exactly. Rows:
 
-    bm25: bm25s, Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese bigrams.
-    baseline: a sentence-transformers model.
-    random, raw-mean, raw-weightedmean: a GPT of the base's shape with random weights, and the base's last layer.
-    floor: the base's token embeddings, their mean whitened on the corpus, which its layers should beat.
-    dense: the embedder, with the corpus map that it asks for. int8: its documents in 8 bits. dims: cut to `dims`.
-    hybrid: each of these with an index's lexical leg; the embedder as it chose, the others by tm2c2 with weight 0.8.
-    rerank: BM25's first documents ordered by the query's log-probability after the document, by the base (SGPT-CE).
+    - bm25: bm25s, Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese bigrams.
+    - baseline: a sentence-transformers model.
+    - random, raw-mean, raw-weightedmean: a GPT of the base's shape with random weights, and the base's last layer.
+    - floor: the base's token embeddings, their mean whitened on the corpus, which its layers should beat.
+    - dense: the embedder, with the corpus map that it asks for.
+    - int8, dims: likewise, its documents in 8 bits; its vectors cut to `dims` dimensions.
+    - hybrid: each of these with an index's lexical leg, the embedder as it chose, the others by tm2c2, weight 0.8.
+    - rerank: BM25's first documents ordered by the query's log-probability after the document, by the base (SGPT-CE).
 
     "vs" are 95 % intervals of the difference in nDCG@10: paired bootstrap over queries, 10,000 draws with seed 0.
-    docs/s is wall clock over 64 documents, in this run; bytes are those of a document's vector. Prints a table and ends
+    docs/s is wall clock over 32 documents, in this run; bytes are those of a document's vector. Prints a table and ends
     with a line of JSON; prints nothing where BM25 or the baseline misses its published score.
 
     Args:

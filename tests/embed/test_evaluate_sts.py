@@ -43,7 +43,7 @@ def data(tmp_path, models, monkeypatch) -> Path:
 
 
 def test_figures_are_scipys_of_the_encoders_cosines(data, capsys):
-    evaluate_sts(data=[str(data)], embedder="ours", base="ours", dims=[16], max_tokens=64)
+    evaluate_sts(data=[str(data)], embedder="ours", base="ours", dims=(16,), max_tokens=64)
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {row["system"]: row for row in report["results"]}
     names = ["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dim-16"]

@@ -75,7 +75,7 @@ def cache(models, monkeypatch) -> Path:
 
 
 def test_prints_all_rows_and_ends_in_json(data, cache, capsys):
-    _, rows, report = run(capsys, data=[str(data)], base="ours", dims=[64, 16])
+    _, rows, report = run(capsys, data=[str(data)], base="ours", dims=(64, 16))
     assert set(report) == {"command", "machine", "versions", "results", "ratios"}
     dense = ["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dim-16"]
     hybrids = ["hybrid" if name == "dense" else f"{name}-hybrid" for name in dense]

@@ -1,0 +1,57 @@
+"""Vectors are computed once."""
+
+import numpy as np
+import pytest
+
+from embed import vector_cache
+from embed.vector_cache import cached_vectors
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path))
+    monkeypatch.setattr(vector_cache, "BLOCK", 3)
+
+
+class Computed:
+    """Length and number of vowels as a vector; remembers what it was asked for, and fails where told to."""
+
+    def __init__(self, fails_at: str = "") -> None:
+        self.asked: list[str] = []
+        self.fails_at = fails_at
+
+    def __call__(self, texts):
+        if self.fails_at in texts:
+            raise KeyboardInterrupt
+        self.asked += texts
+        return np.array([[len(t), sum(c in "aeiou" for c in t)] for t in texts], dtype=np.float32)
+
+
+TEXTS = ["one", "two", "three", "four", "five", "six", "seven"]
+
+
+def test_only_what_is_new_is_computed_and_the_rest_is_exact():
+    first, second = Computed(), Computed()
+    vectors = cached_vectors("model", TEXTS, first)
+    assert vectors[2].tolist() == [5, 2]
+    assert first.asked == TEXTS
+    longer = cached_vectors("model", [*TEXTS[:6], "eight"], second)
+    assert second.asked == ["eight"]  # the last block is another
+    np.testing.assert_array_equal(longer[:6], vectors[:6])
+
+
+def test_an_interruption_costs_a_block():
+    with pytest.raises(KeyboardInterrupt):
+        cached_vectors("model", TEXTS, Computed(fails_at="five"))
+    again = Computed()
+    assert len(cached_vectors("model", TEXTS, again)) == 7
+    assert again.asked == TEXTS[3:]
+
+
+def test_another_model_or_order_is_not_answered_from_the_cache():
+    cached_vectors("model", TEXTS, Computed())
+    for identity, texts in (("other", TEXTS), ("model", TEXTS[::-1]), ("model", ["onetwo", "three"])):
+        fresh = Computed()
+        cached_vectors(identity, texts, fresh)
+        assert fresh.asked == texts
+    assert cached_vectors("model", [], Computed()).shape == (0, 0)
