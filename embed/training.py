@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -14,7 +15,7 @@ from torch import Tensor
 from embed.adapters import choose_trainable, merge_lora, plain_shell
 from embed.batches import Collator, MixedBatches, Role
 from embed.config import EmbedderConfig, Pooling
-from embed.contrastive import EmbeddingLoss, Objective, Trainee
+from embed.contrastive import EmbeddingLoss, LanguageModel, Objective, Trainee
 from embed.development import evaluator
 from embed.encoder import Encoder
 from embed.folder import load_network, model_folder, pad_token_id, save_embedder
@@ -82,7 +83,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     lm = open_lm(config, tokenizer, ranks) if config.lm_data_dir is not None else None
     collate = collator(ranks)
     weights = config.weights or [len(data.examples) for data in sets]
-    identity = {"trainable": config.trainable, "max_tokens": config.train_tokens or config.max_tokens}
+    identity: dict[str, Any] = {"trainable": config.trainable, "max_tokens": config.train_tokens or config.max_tokens}
     if config.trainable == "lora":
         identity["init_from"] = config.init_from  # checkpoints hold only what was added to it
     batches = MixedBatches(
@@ -130,7 +131,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
         figures = evaluate_vectors(model)
         if lm is not None:
             assert isinstance(model, Trainee)
-            figures["lm_loss"] = lm_evaluator(lm[1], ranks, numerics)(model.network.gpt)["val_loss"]
+            figures["lm_loss"] = lm_evaluator(lm[1], ranks, numerics)(LanguageModel(model))["val_loss"]
             figures["val_loss"] += config.lm_weight * figures["lm_loss"]
         return figures
 
