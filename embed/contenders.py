@@ -83,7 +83,7 @@ def contenders(
     device: DeviceName = "cpu",
     dtype: Dtype = "float32",
 ) -> Iterator[Contender]:
-    """The models of an evaluation, one at a time, so that no two GPTs need memory at once.
+    """The models of an evaluation, each loaded when its turn comes.
 
     "baseline" is a sentence-transformers model. "random" is a GPT of the base's shape with random weights (seed 0),
     "raw-mean" and "raw-weightedmean" are the base's last layer as it is; "floor" are its token embeddings, their mean
@@ -115,13 +115,11 @@ def contenders(
                 blank = GPT(gpt.config).to(place)
             encoder = Encoder(blank, tokenizer, EmbedderConfig(), dtype=dtype)
             yield _contender("random", source, encoder, max_tokens)
-            del blank, encoder
         if raw:
             encoder = Encoder(gpt, tokenizer, EmbedderConfig(), dtype=dtype)
             yield from _raw(raw, source, encoder, max_tokens)
         if "floor" in names:
             yield _contender("floor", source, Encoder(gpt, tokenizer, FLOOR, dtype=dtype), max_tokens)
-        del gpt
     if "dense" in names:
         encoder = Encoder.from_pretrained(embedder, dtype=dtype, device=device)
         yield _contender("dense", embedder, encoder, max_tokens)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -107,6 +107,8 @@ def evaluate_retrieval(
     if not data:
         raise InputError("--data names nothing; expected BEIR folders.")
     asked = set(rows or _usual_rows(base))
+    if asked == {"hybrid"}:
+        raise InputError("--rows names hybrid alone; name rows to make hybrids of, such as dense.")
     collections = [Collection.load(folder, split) for folder in data]
     if len({collection.name for collection in collections}) < len(collections):
         raise InputError("--data names two folders with the same last part; rows are told apart by that.")
@@ -132,8 +134,10 @@ def evaluate_retrieval(
         gpt = GPT.from_pretrained(folder).to(pick_device(device))
         reranker = Reranker(gpt, Tokenizer.from_pretrained(folder))
         for table, run in zip(tables, found, strict=True):
-            reranked = rerank_run(reranker, table.collection.queries, table.texts, run, rerank_depth)
-            table.add("rerank", base or embedder, reranked)
+            texts = dict(zip(table.collection.documents, table.collection.texts, strict=True))
+            cut_before = reranker.n_truncated
+            reranked = rerank_run(reranker, table.collection.queries, texts, run, rerank_depth)
+            table.add("rerank", base or embedder, reranked, cut=reranker.n_truncated - cut_before)
     for table in tables:
         for system, run in peers[table.collection.name].items():
             table.add(system, system, run)
@@ -162,11 +166,6 @@ class _Table:
         self._rows: list[dict[str, Any]] = []
         self._figures: dict[str, Figures] = {}
 
-    @property
-    def texts(self) -> dict[str, str]:
-        """Each document as one text, by id."""
-        return dict(zip(self.collection.documents, self.collection.texts, strict=True))
-
     def compete(self, contender: Contender, asked: set[Row], dims: Sequence[int]) -> None:
         texts = self.collection.texts
         queries = contender.encode(list(self.collection.queries.values()), "query")
@@ -190,10 +189,6 @@ class _Table:
                 self.add(name, contender.model, run, **size, **of_model)
 
     def add(self, system: str, model: str, run: Run, **extra: Any) -> None:
-        if system in self._figures:
-            raise InputError(
-                f"{self.collection.name} has two rows called {system}; name that run file otherwise."
-            )
         figures = score_queries(self.collection, run)
         means = dict(zip(METRICS, figures.mean(axis=0).tolist(), strict=True))
         if system in ("bm25", "baseline"):
@@ -258,6 +253,9 @@ def _peer_runs(collections: Sequence[Collection], paths: Sequence[str]) -> dict[
                 f"{collections[0].name}.system.run."
             )
         system = path.name.removeprefix(f"{of[0].name}.").removesuffix(".run")
+        ours = system in get_args(Row) or system.startswith("dim-") or system.endswith("-hybrid")
+        if ours or system in runs[of[0].name]:
+            raise InputError(f"{path} would be a second row called {system}; name that file otherwise.")
         runs[of[0].name][system] = read_run(path, of[0])
     return runs
 

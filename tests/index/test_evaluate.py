@@ -122,6 +122,9 @@ def test_run_files_score_as_their_rows_do(data, cache, capsys, tmp_path):
         assert again["a peer"][figure] == pytest.approx(rows["hybrid"][figure], abs=1e-6)
     with pytest.raises(InputError, match=r"other\.x\.run is of none of the collections subjects"):
         run(capsys, data=[str(data)], peer_runs=[str(tmp_path / "other.x.run")])
+    for taken in ("dense", "dim-64", "floor-hybrid"):
+        with pytest.raises(InputError, match=f"a second row called {taken}"):
+            run(capsys, data=[str(data)], peer_runs=[str(tmp_path / f"subjects.{taken}.run")])
 
 
 def test_training_texts_among_the_evaluation_texts_are_counted(data, cache, capsys, tmp_path):
@@ -158,6 +161,8 @@ def test_the_same_weights_pooled_otherwise_are_not_answered_from_the_cache(
 def test_no_data_is_refused():
     with pytest.raises(InputError, match="--data names nothing"):
         evaluate_retrieval(data=[])
+    with pytest.raises(InputError, match="--rows names hybrid alone"):
+        evaluate_retrieval(data=["anything"], rows=["hybrid"])
 
 
 def test_prints_nothing_of_ours_when_the_baseline_misses_its_published_score(
