@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from embed.encoder import Dtype, Encoder
 from embed.maps import Vectors
-from embed.modules import read_json
 from embed.quantize import Precision, fit_ranges, quantize_embeddings
 from embed.texts import TextFile
 from gpt_core.device import DeviceName, pick_device
@@ -136,7 +135,7 @@ def encode_to_folder(
                 refuse_used(out)
                 _begin(partial, manifest, encoder)
         if not _is_ready(out):
-            manifest = read_json(partial / "manifest.json", optional=False)
+            manifest = _read(partial / "manifest.json")
             encoder.onednn, chosen = manifest["onednn"], encoder.onednn
             try:
                 _encode_windows(encoder, texts, partial, manifest, prompt)
@@ -154,10 +153,8 @@ def encode_to_folder(
         raise KeyboardInterrupt(kept) from None
     _check_same(out, manifest)
     shutil.rmtree(partial, ignore_errors=True)
-    Path(lock.lock_file).unlink(
-        missing_ok=True
-    )  # who comes from now on finds the folder ready, under any lock
-    return read_json(out / "manifest.json", optional=False)
+    Path(lock.lock_file).unlink(missing_ok=True)  # whoever comes now finds the folder ready, under any lock
+    return _read(out / "manifest.json")
 
 
 def open_vectors(folder: str | Path, encoder: Encoder | None = None) -> tuple[NDArray[Any], list[str]]:
@@ -171,7 +168,9 @@ def open_vectors(folder: str | Path, encoder: Encoder | None = None) -> tuple[ND
         InputError: if the folder is none, or its vectors are another embedder's.
     """
     folder = Path(folder)
-    manifest = read_json(folder / "manifest.json", optional=False)
+    if not _is_ready(folder):
+        raise InputError(f"{folder} holds no vectors; scripts/encode.py makes such a folder.")
+    manifest = _read(folder / "manifest.json")
     if encoder is not None and encoder.fingerprint != manifest.get("fingerprint"):
         raise InputError(
             f"{folder} holds vectors of {manifest.get('embedder')} ({str(manifest.get('fingerprint'))[:12]}), not of "
@@ -217,12 +216,16 @@ def _manifest(
 
 def _check_same(folder: Path, manifest: dict[str, Any]) -> None:
     """Refuse a folder with other vectors; the embedder's name may differ, its fingerprint not."""
-    there = read_json(folder / "manifest.json")
+    there = _read(folder / "manifest.json")
     for key, value in manifest.items():
         if key != "embedder" and there.get(key) != value:
             raise InputError(
                 f"{folder} was made with {key} {there.get(key)!r}, not {value!r}; remove it or give another --out."
             )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _is_ready(out: Path) -> bool:
@@ -264,6 +267,8 @@ def _encode_windows(
         for w, names, window in _read_windows(texts, left):
             try:
                 with FileLock(partial / "windows" / f"{w}.lock", timeout=-1 if wait else 0):
+                    if not file.exists():  # filelock makes folders that are gone
+                        raise FileNotFoundError(file)
                     if not _mark(partial, w).exists():
                         before = encoder.n_truncated
                         vectors = encoder.encode(window, prompt=prompt, max_tokens=manifest["max_tokens"])
@@ -308,7 +313,7 @@ def _finish(partial: Path, out: Path, manifest: dict[str, Any]) -> None:
     truncated = 0
     with open(ready / "ids.jsonl", "w", encoding="utf-8") as ids:
         for w in range(-(-manifest["texts"] // WINDOW)):
-            done = read_json(_mark(partial, w), optional=False)
+            done = _read(_mark(partial, w))
             truncated += done["truncated"]
             ids.writelines(json.dumps(name, ensure_ascii=False) + "\n" for name in done["ids"])
     atomic_write(ready / "manifest.json", json.dumps(manifest | {"truncated": truncated}, indent=2) + "\n")
