@@ -71,8 +71,8 @@ class Encoder:
             name: what messages call the embedder.
             weights_sha256: hash of the model's file; None to hash the tensors once `fingerprint` is asked for.
             truncate_dim: keep so many dimensions of a vector, the first ones, and bring them to unit length; None: all.
-            dtype: of the GPT's matrix products. Vectors and sums over tokens are float32 in any case; an index must be
-                searched with the dtype that it was built with only as far as the last bits of a score matter.
+            dtype: of the GPT's matrix products; bfloat16 keeps 8 bits of a factor, float32 24. Vectors and sums over
+                tokens are float32 in any case.
 
         Raises:
             InputError: for a layer that the model does not have, dense layers that do not fit, or a truncate_dim
