@@ -36,6 +36,8 @@ class Batch:
         queries: (Q,) places of the queries among the N, or of all texts where there is nothing to find.
         candidates: (D,) places of the positives and negatives of all queries.
         positives: (Q,) where each query's positive is among the candidates; empty where there is nothing to find.
+        answers: (2, K) queries and candidates that answer them, whether they were chosen for it or stand there for
+            another query.
         teacher: (N, e) vectors to imitate, or None.
         guide: (N, g) vectors that tell false negatives, or None.
         lm: ids and targets (B, T) of the language model's loss, or None.
@@ -50,6 +52,7 @@ class Batch:
     queries: Tensor
     candidates: Tensor
     positives: Tensor
+    answers: Tensor
     teacher: Tensor | None = None
     guide: Tensor | None = None
     lm: tuple[Tensor, Tensor] | None = None
@@ -84,12 +87,14 @@ class TaskData:
         self.paired = n_plain == 0
         self._entries: dict[RoleText, int] = {}
         self._numbers: dict[str, int] = {}  # of texts, whatever their role
+        self._answers: dict[str, set[str]] = {}  # of a query, in all examples
         for example in examples:
             asked: Role = "query" if self.paired else "document"
             found: list[RoleText] = [("document", text) for text in (*example.positives, *example.negatives)]
             for one in [(asked, example.query), *found]:
                 self._entries.setdefault(one, len(self._entries))
                 self._numbers.setdefault(one[1], len(self._numbers))
+            self._answers.setdefault(example.query, set()).update(example.positives)
         self.texts = list(self._entries)  # different ones, each with its role
         self.teacher: Vectors | None = None  # (len(texts), e)
         self.guide: Vectors | None = None
@@ -126,6 +131,18 @@ class TaskData:
     def numbers(self, texts: Sequence[RoleText]) -> list[int]:
         """Numbers that are equal where texts are, whatever their role."""
         return [self._numbers[text] for _, text in texts]
+
+    def answers(self, queries: Sequence[RoleText], documents: Sequence[RoleText]) -> list[tuple[int, int]]:
+        """Places of queries and of documents that are positives of theirs in any example."""
+        places: dict[str, list[int]] = {}
+        for j, (_, text) in enumerate(documents):
+            places.setdefault(text, []).append(j)
+        return [
+            (i, j)
+            for i, (_, query) in enumerate(queries)
+            for text in sorted(self._answers[query] & places.keys())
+            for j in places[text]
+        ]
 
     def checksum(self) -> str:
         """Of all texts and which belongs to which."""
@@ -192,6 +209,7 @@ class Collator:
             counts.append(len(asked) + len(found))
             texts += asked + found
         entries = data.entries(texts)
+        answers = data.answers([texts[i] for i in queries], [texts[i] for i in candidates])
         return Batch(
             name=data.name,
             entries=entries,
@@ -202,6 +220,7 @@ class Collator:
             queries=torch.tensor(queries),
             candidates=torch.tensor(candidates, dtype=torch.long),
             positives=torch.tensor(positives, dtype=torch.long),
+            answers=torch.tensor(answers, dtype=torch.long).view(-1, 2).T,
             teacher=None if data.teacher is None else torch.from_numpy(data.teacher[entries]),
             guide=None if data.guide is None else torch.from_numpy(data.guide[entries]),
         )

@@ -31,6 +31,7 @@ from embed.losses import (
 )
 from embed.network import Network
 from embed.training_config import TrainEmbedderConfig
+from gpt_core.loader import IGNORED
 from gpt_core.model import GPTOutput
 from gpt_core.parallel import gradient_sync
 from gpt_core.ranks import ALONE, Ranks
@@ -101,6 +102,31 @@ class Trainee(nn.Module):
         return Output(vectors, self.log_temperature * 1, projection, lm_sum)
 
 
+class LanguageModel(nn.Module):
+    """The GPT of a `Trainee`, for its evaluation, through the trainee's forward: only there FSDP2 gathers weights.
+
+    Args:
+        trainee: whose.
+    """
+
+    def __init__(self, trainee: Trainee) -> None:
+        super().__init__()
+        self.trainee = trainee
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The GPT's blocks."""
+        return self.trainee.blocks
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None, logits: bool = False) -> GPTOutput:
+        """`GPT.forward`, with the loss alone: neither logits nor states."""
+        assert not logits
+        if targets is None:
+            targets = torch.full_like(ids, IGNORED)
+        out = self.trainee(*padded([], ids.device), (ids, targets))
+        return GPTOutput(ids.new_empty(0), loss_sum=out.lm_sum, n_targets=(targets != IGNORED).sum())
+
+
 @dataclass(frozen=True)
 class Objective:
     """The loss of a batch's vectors, as the configuration mixes it."""
@@ -141,6 +167,8 @@ class Objective:
     def masked(self, vectors: Tensor, batch: Batch) -> Tensor:
         """(Q, D): candidates that are no negatives of a query, though they are not its positive."""
         masked = equal_text_mask(batch.positives, batch.texts[batch.candidates], batch.texts[batch.queries])
+        masked[batch.answers[0], batch.answers[1]] = True
+        masked.scatter_(1, batch.positives[:, None], False)
         if self.config.false_negative_margin is not None:
             judge = vectors if batch.guide is None else batch.guide
             similarities = cosines(judge[batch.queries], judge[batch.candidates])
@@ -245,7 +273,7 @@ class EmbeddingLoss:
         """0-dim, like `loss`: what a sum of the LM's losses counts in a loss that is `n_queries` times a mean."""
         if batch.lm is None:
             return torch.zeros_like(loss)
-        n_targets = self.ranks.sum((batch.lm[1] != -100).sum().type_as(loss))
+        n_targets = self.ranks.sum((batch.lm[1] != IGNORED).sum().type_as(loss))
         return self.config.lm_weight * n_queries / n_targets
 
 

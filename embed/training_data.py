@@ -38,6 +38,12 @@ def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskDat
             examples, held_out = hold_out(examples, n, config.seed)
             dev_sets.append(TaskData(name_of(source, dev_sets), held_out))
         sets.append(TaskData(name_of(source, sets), examples))
+        imitating = config.teacher is not None and (config.distill_weight or config.similarity_weight)
+        if not sets[-1].paired and not imitating:
+            raise InputError(
+                f"{source} holds texts alone, from which only a teacher's vectors can be learned; name a teacher, or "
+                "give pairs."
+            )
     for source in config.dev_data:
         dev_sets.append(TaskData(name_of(source, dev_sets), read_examples(source, "dev", columns)))
     return sets, dev_sets

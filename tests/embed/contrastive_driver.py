@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch._dynamo  # once here, not in every child
 
+from embed.contrastive import LanguageModel
 from gpt_core.device import Numerics
 from gpt_core.parallel import make_parallel
 from gpt_core.ranks import Ranks, join
@@ -57,6 +58,11 @@ def run(ranks: Ranks, name: str) -> dict[str, float]:
             loss, means = step(parallel.network, config, of_rank, tokens, ranks)
         loss = float(ranks.sum(torch.tensor(loss, dtype=torch.float64)))
         ours = {key: g * WORLD for key, g in means.items()}
+        if config.lm_weight:  # between steps, as an evaluation does
+            windows = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                lm, lm_alone = (float(LanguageModel(m)(windows, windows).loss_sum) for m in (model, alone))
+            found["loss"] = max(found["loss"], abs(lm - lm_alone))
         wanted_loss, wanted = step(alone, config, batch(made, config, seed=seed))
         everyone = [None] * WORLD
         torch.distributed.all_gather_object(everyone, means)

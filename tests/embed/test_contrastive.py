@@ -16,8 +16,17 @@ from torch import Tensor
 
 from embed.batches import Batch
 from embed.config import Pooling
-from embed.contrastive import LOWEST_TEMPERATURE, EmbeddingLoss, Objective, Trainee, grouped, padded
+from embed.contrastive import (
+    LOWEST_TEMPERATURE,
+    EmbeddingLoss,
+    LanguageModel,
+    Objective,
+    Trainee,
+    grouped,
+    padded,
+)
 from embed.network import Network
+from embed.pairs import Example
 from embed.training_config import TrainEmbedderConfig
 from gpt_core.model import GPT
 from gpt_core.tokenizer import Tokenizer
@@ -110,6 +119,7 @@ def test_a_step_is_sentence_transformers_own(tmp_path, cached):
         queries=torch.arange(n),
         candidates=torch.arange(n, 3 * n),
         positives=torch.arange(n),
+        answers=torch.arange(n).repeat(2, 1),
     )
     network = Network(GPT.from_pretrained(folder), Pooling()).double()
     model = Trainee(network, config.temperature).double().train()
@@ -152,6 +162,9 @@ def test_the_objective_by_hand():
     def cos(a: Tensor, b: Tensor) -> float:
         return float(a @ b / (a.norm() * b.norm()))
 
+    answers: dict[int, list[int]] = {i: [] for i in range(12)}
+    for i, j in of.answers.T.tolist():
+        answers[i].append(int(of.candidates[j]))
     n_masked = {"equal": 0, "guide": 0}
     total = 0.0
     for k in (4, 8, 16):
@@ -160,7 +173,7 @@ def test_the_objective_by_hand():
             positive = int(of.candidates[of.positives[i]])
             terms = []
             for c in of.candidates.tolist():
-                equal = of.texts[c] in (of.texts[positive], of.texts[query])
+                equal = of.texts[c] in (of.texts[positive], of.texts[query]) or c in answers[i]
                 near = cos(of.guide[query], of.guide[c]) >= cos(of.guide[query], of.guide[positive]) + 0.1
                 if c != positive and (equal or near):
                     n_masked["equal" if equal else "guide"] += 1
@@ -192,6 +205,33 @@ def test_without_a_guide_the_model_judges_and_its_judgement_is_not_trained():
     assert masked.sum() > plain.sum()
     loss = Objective(config)(vectors, of, torch.tensor([math.log(0.05)]).double(), None)
     assert torch.autograd.grad(loss, vectors)[0].isfinite().all()
+
+
+def test_what_answers_a_query_is_never_its_negative():
+    """Not the chosen positive, but another one of the same example, or of another example with the same query."""
+    made = [
+        Example("q", ("a", "b")),
+        Example("r", ("b",)),
+        Example("q", ("c",)),
+        Example("s", ("d",), ("c",)),
+    ]
+    of = batch(made, settings())
+    assert of.texts[of.candidates].tolist() == [1, 2, 4, 6, 4]  # a b c d c, numbered as q a b r c s d
+    vectors = torch.randn(len(of.texts), 16, dtype=torch.float64)
+    masked = Objective(settings()).masked(vectors, of)
+    assert masked.int().tolist() == [[0, 1, 1, 0, 1], [0] * 5, [1, 1, 0, 0, 1], [0] * 5]
+
+
+def test_the_language_model_is_evaluated_through_the_trainee():
+    model = trainee(settings(), teacher=True).eval()
+    ids = torch.randint(50, (3, 9))
+    targets = ids.roll(-1, dims=1)
+    targets[:, -1] = -100
+    wanted = model.network.gpt(ids, targets=targets, logits=False)
+    ours = LanguageModel(model)(ids, targets=targets)
+    assert torch.equal(ours.loss_sum, wanted.loss_sum)
+    assert ours.n_targets == wanted.n_targets == 24
+    assert LanguageModel(model)(ids).n_targets == 0
 
 
 def test_texts_alone_have_no_contrast():
