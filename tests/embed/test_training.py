@@ -330,6 +330,15 @@ def test_pairs_that_teach_nothing_are_counted_and_left_out(config, folder, tmp_p
         train_embedder(replace(config, data=(str(path),)))
 
 
+def test_texts_alone_need_a_teacher(config, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(60)))
+    with pytest.raises(
+        InputError, match=r"texts\.jsonl holds texts alone, .*; name a teacher, or give pairs"
+    ):
+        train_embedder(replace(config, data=(str(path),)))
+
+
 def test_unknown_ids_in_judgements_are_refused(config, tmp_path):
     data = tmp_path / "beir"
     (data / "qrels").mkdir(parents=True)
