@@ -12,7 +12,7 @@ from gpt_core.model import GPT
 from gpt_core.presets import read_preset
 from gpt_core.pretrain_config import PretrainConfig
 
-PRESETS = sorted(Path("configs").glob("*.yaml"))
+PRESETS = sorted(path for path in Path("configs").glob("*.yaml") if not path.stem.startswith("embedder"))
 NEEDED = {
     "shakespeare_char", "shakespeare_char_cpu", "shakespeare_char_cpu_gpt2", "shakespeare_char_2cores",
     "shakespeare_finetune", "gpt2-124m", "gpt2-medium", "gpt2-large", "gpt2-xl", "eval-gpt2", "eval-gpt2-medium",

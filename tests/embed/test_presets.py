@@ -1,0 +1,24 @@
+"""The presets of embedding training in configs/."""
+
+from pathlib import Path
+
+import pytest
+
+from embed.training_config import TrainEmbedderConfig
+from gpt_core.hub import KNOWN
+from gpt_core.presets import read_preset
+
+PRESETS = sorted(Path("configs").glob("embedder*.yaml"))
+
+
+def test_they_are_there() -> None:
+    assert {path.stem for path in PRESETS} == {"embedder", "embedder_distill", "embedder_unified"}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_can_be_read_and_says_how_it_is_run(path: Path) -> None:
+    config = read_preset(TrainEmbedderConfig, path)
+    assert {config.init_from, config.teacher or config.init_from} <= KNOWN.keys()
+    head = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert f"scripts/train_embedder.py --config {path}" in head
+    assert bool(config.data) != ("--data" in head)
