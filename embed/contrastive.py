@@ -8,7 +8,7 @@ over ranks, which DDP and FSDP2 make anyway, is the gradient of one rank with al
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from embed.losses import (
     similarity_kl,
 )
 from embed.network import Network
+from embed.padding import grouped, padded
 from embed.training_config import TrainEmbedderConfig
 from gpt_core.loader import IGNORED
 from gpt_core.model import GPTOutput
@@ -207,9 +208,8 @@ class EmbeddingLoss:
         # All ranks go through the network equally often, or what FSDP2 and DDP send in a forward would not match.
         groups += [[] for _ in range(self.ranks.max(len(groups)) - len(groups))]
         cached = learning and self.config.chunk_size is not None and len(groups) > 1
-        seeds = torch.randint(
-            2**62, (len(groups),)
-        ).tolist()  # a second forward must drop what the first one dropped
+        # A second forward must drop what the first one dropped.
+        seeds = torch.randint(2**62, (len(groups),)).tolist()
 
         def forward(number: int, final: bool) -> Output:
             torch.manual_seed(seeds[number])
@@ -275,29 +275,6 @@ class EmbeddingLoss:
             return torch.zeros_like(loss)
         n_targets = self.ranks.sum((batch.lm[1] != IGNORED).sum().type_as(loss))
         return self.config.lm_weight * n_queries / n_targets
-
-
-def grouped(rows: Sequence[Sequence[int]], tokens: int, size: int | None = None) -> Iterator[list[int]]:
-    """Places of rows in groups of like length, longest first: as many as fit `tokens` when padded, or `size`."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-    while order:
-        n = size or max(1, tokens // max(1, len(rows[order[0]])))
-        yield order[:n]
-        order = order[n:]
-
-
-def padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Rows of ids as ids (B, T) int64, padded on the right, and a mask (B, T), true at real tokens.
-
-    At least one token and one row, which is padding where there is none.
-    """
-    length = max((len(row) for row in rows), default=0)
-    ids = torch.zeros(max(1, len(rows)), max(1, length), dtype=torch.long)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = True
-    return ids.to(device), mask.to(device)
 
 
 def gather(vectors: Tensor, counts: Sequence[int], rank: int) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from embed.batches import Collator, TaskData
-from embed.contrastive import Objective, Output, grouped, padded
+from embed.contrastive import Objective, Output
+from embed.padding import grouped, padded
 from gpt_core.device import Numerics
 from gpt_core.extras import extra
 

@@ -18,6 +18,7 @@ from embed.config import EmbedderConfig
 from embed.folder import load_network, model_folder
 from embed.maps import Vectors, unit_length
 from embed.network import Dense, Network
+from embed.padding import grouped, padded
 from embed.pooling import pool
 from embed.quantize import Precision, quantize_embeddings
 from gpt_core.cache import Cache
@@ -215,7 +216,9 @@ class Encoder:
         texts = [texts] if isinstance(texts, str) else texts
         if prompt is None:
             prompt = self.prompt(prompt_name) if prompt_name else ""
-        n_dims = self._check_dimension(truncate_dim) or self.dimension
+        n_dims = self.dimension
+        if truncate_dim is not None:
+            n_dims = self._check_dimension(truncate_dim) or self.network.dimension
         vectors = np.zeros((len(texts), n_dims), dtype=np.float32)
         bar = tqdm(
             total=len(texts), unit=" texts", desc="encoding", disable=None if show_progress_bar else True
@@ -285,18 +288,11 @@ class Encoder:
 
     def _padded(self, rows: list[list[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """`batches` of texts that are tokens already."""
-        budget = TOKENS_PER_BATCH[self.model.device.type]
-        order = sorted((i for i in range(len(rows)) if rows[i]), key=lambda i: len(rows[i]), reverse=True)
-        begin = 0
-        while begin < len(order):
-            places = order[begin : begin + max(1, budget // len(rows[order[begin]]))]
-            begin += len(places)
-            ids = torch.zeros((len(places), len(rows[places[0]])), dtype=torch.long)
-            mask = torch.zeros_like(ids, dtype=torch.bool)
-            for row, i in enumerate(places):
-                ids[row, : len(rows[i])] = torch.tensor(rows[i])
-                mask[row, : len(rows[i])] = True
-            yield places, ids.to(self.model.device), mask.to(self.model.device)
+        device = self.model.device
+        real = [i for i, row in enumerate(rows) if row]
+        for group in grouped([rows[i] for i in real], TOKENS_PER_BATCH[device.type]):
+            places = [real[i] for i in group]
+            yield places, *padded([rows[i] for i in places], device)
 
     def _check_dimension(self, n_dims: int | None) -> int | None:
         """`n_dims` where it shortens a vector, None where it does not; InputError where it cannot."""

@@ -10,6 +10,7 @@ token left out) are in embedder.json only: a `modules.json` would give other vec
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,9 +74,9 @@ def save_embedder(
     """
     folder = Path(folder)
     weights = network.state_dict() if weights is None else weights
-    (folder / "modules.json").unlink(
-        missing_ok=True
-    )  # last to come, so that nothing half-written opens as whole
+    config = replace(config, pooling=network.pooling)
+    # The last to come, so that nothing half-written opens as whole.
+    (folder / "modules.json").unlink(missing_ok=True)
     gpt_weights = {name.removeprefix("gpt."): w for name, w in weights.items() if name.startswith("gpt.")}
     network.gpt.save_pretrained(folder, gpt_weights)
     max_tokens = min(config.max_tokens or network.gpt.config.block_size, network.gpt.config.block_size)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from embed.batches import Collator, TaskData
-from embed.contrastive import Trainee, grouped, padded
-from embed.network import Dense
+from embed.contrastive import Trainee
+from embed.padding import grouped, padded
 
 TEXTS = 16384
 RIDGE = 1e-2  # of the mean variance of what goes in
@@ -20,7 +20,7 @@ def fit_to_teacher(
 ) -> None:
     """Let what leads to the teacher's vectors begin as the best linear map of what the network gives now.
 
-    That is the projection, if there is one, else the last dense layer, which then must be the only one.
+    That is the projection, if there is one, else the network's one dense layer.
 
     Args:
         trainee: on its device.
@@ -28,7 +28,7 @@ def fit_to_teacher(
         collate: cuts texts.
         tokens_per_forward: padded tokens in a forward.
     """
-    network, device = trainee.network, trainee.log_temperature.device
+    network, device = trainee.network.eval(), trainee.log_temperature.device  # without dropout
     texts = [collate.prompts[role] + text for data in sets for role, text in data.texts]
     vectors = np.concatenate([data.teacher for data in sets if data.teacher is not None])
     chosen = np.random.default_rng(0).permutation(len(texts))[:TEXTS]
@@ -38,7 +38,8 @@ def fit_to_teacher(
         batch = padded([rows[i] for i in places], device)
         made.append(network.pooled(*batch) if trainee.projection is None else network(*batch))
         order += places
-    weight, bias = ridge_regression(torch.cat(made), torch.from_numpy(vectors[chosen[order]]).to(device))
+    # On the CPU: MPS has no float64.
+    weight, bias = ridge_regression(torch.cat(made).cpu(), torch.from_numpy(vectors[chosen[order]]))
     # Vectors are brought to unit length, so any factor will do: that of a fresh linear layer's weights, whose size
     # learning rates are made for.
     scale = weight.shape[1] ** -0.5 / weight.square().mean().sqrt()
@@ -46,8 +47,7 @@ def fit_to_teacher(
     if trainee.projection is not None:
         trainee.projection.copy_(weight)
     else:
-        dense = network.dense[0]
-        assert isinstance(dense, Dense)
+        (dense,) = network.dense_layers
         dense.linear.weight.copy_(weight)
         dense.linear.bias.copy_(bias)
 

@@ -147,9 +147,8 @@ class Reranker:
             after, context = query_ids[query], self._begin + document_ids[document]
             if not after:
                 raise InputError(f"The query {query!r} has no tokens; expected at least one word.")
-            room = (
-                self.max_tokens - self._n_instruction - (len(after) - 1)
-            )  # the last token is only predicted
+            # The query's last token is only predicted.
+            room = self.max_tokens - self._n_instruction - (len(after) - 1)
             if room <= self._n_after:
                 raise InputError(
                     f"The query {query[:40]!r} has {len(after)} tokens, which with the template's "

@@ -236,9 +236,8 @@ def _begin(partial: Path, manifest: dict[str, Any], encoder: Encoder) -> None:
     """Make the unfinished folder, or go on in the one that is there."""
     if (partial / "manifest.json").is_file():
         return _check_same(partial, manifest)
-    recorded = manifest | {
-        "onednn": choose_onednn(encoder.model.device, encoder.onednn)
-    }  # who goes on rounds likewise
+    # Who goes on rounds likewise.
+    recorded = manifest | {"onednn": choose_onednn(encoder.model.device, encoder.onednn)}
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "windows").mkdir(parents=True)
     (partial / "out").mkdir()

@@ -48,9 +48,8 @@ class TextFile:
         return self._lines() if self.path.suffix == ".txt" else self._objects()
 
     def _lines(self) -> Iterator[tuple[str, str]]:
-        with open(
-            self.path, "rb"
-        ) as file:  # in text mode, other characters than the line feed would end lines, too
+        # In text mode, other characters than the line feed would end lines, too.
+        with open(self.path, "rb") as file:
             for number, line in enumerate(file):
                 try:
                     yield str(number), line.decode("utf-8").rstrip("\r\n")

@@ -83,7 +83,10 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     lm = open_lm(config, tokenizer, ranks) if config.lm_data_dir is not None else None
     collate = collator(ranks)
     weights = config.weights or [len(data.examples) for data in sets]
-    identity: dict[str, Any] = {"trainable": config.trainable, "max_tokens": config.train_tokens or config.max_tokens}
+    identity: dict[str, Any] = {
+        "trainable": config.trainable,
+        "max_tokens": config.train_tokens or config.max_tokens,
+    }
     if config.trainable == "lora":
         identity["init_from"] = config.init_from  # checkpoints hold only what was added to it
     batches = MixedBatches(
@@ -105,6 +108,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     )
     torch.set_num_threads(numerics.threads)
 
+    torch.manual_seed(config.seed)  # again: what rank 0 did alone may have drawn numbers
     trainee = Trainee(network, config.temperature, config.learn_temperature, teacher_dimension)
     choose_trainable(network, config)
     trainee.to(ranks.device)
@@ -113,8 +117,6 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     elif teacher_dimension is not None and (fresh or trainee.projection is not None):
         with numerics.autocast():
             fit_to_teacher(trainee, sets, collator(ALONE), n_tokens)
-    if config.parallel == "fsdp2":
-        trainee.cpu()
 
     objective = Objective(config)
     evaluate_vectors = evaluator(
@@ -148,6 +150,8 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
         if lm is not None:
             held.callback(lm[0].close)
         before = first_figures(config, trainee, evaluate, resume, ranks)
+        if config.parallel == "fsdp2":
+            trainee.cpu()  # from where each rank takes its part
         figures = train(
             trainee,
             batches,
@@ -171,7 +175,7 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
         The network, its settings, its tokenizer, and whether it got a new dense layer.
 
     Raises:
-        InputError: for blocks that the model does not have, or a dimension that is not its own.
+        InputError: for blocks that the model does not have, or dimensions that its vectors cannot have.
     """
     folder = resolve(config.init_from)
     if (folder / "modules.json").is_file() or (folder / "embedder.json").is_file():
@@ -194,7 +198,7 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
         pooling = replace(pooling, layer=None if whole else layer, final_norm=not whole)
     if config.pooling is not None:
         pooling = replace(pooling, mode=config.pooling)
-    dense = [layer for layer in start.dense if isinstance(layer, Dense)]
+    dense = start.dense_layers
     fresh = config.dimension not in (None, start.dimension)
     if config.dimension is not None and fresh:
         if dense:
@@ -203,6 +207,12 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
                 f"{start.dimension}; leave dimension out."
             )
         dense = [Dense(start.dimension, config.dimension)]
+    dimension = config.dimension or start.dimension
+    if config.matryoshka and config.matryoshka[-1] > dimension:
+        raise InputError(
+            f"matryoshka names {config.matryoshka[-1]}, but the vectors have {dimension} numbers; leave out what is "
+            "above that."
+        )
     query_prompt, document_prompt = config.query_prompt, config.document_prompt
     settings = replace(
         settings,
@@ -282,8 +292,12 @@ def first_figures(
 ) -> dict[str, float]:
     """What the evaluation said before the first step; kept in out_dir/before.json for a run that is resumed."""
     path = Path(config.out_dir, "before.json")
-    if resume is not None and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+
+    def kept() -> dict[str, float] | None:
+        return json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else None
+
+    if (figures := ranks.on_main(kept)) is not None:
+        return figures
     trainee.eval()
     with torch.no_grad():
         figures = evaluate(trainee)

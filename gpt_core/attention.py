@@ -137,9 +137,8 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     as torch's fused kernel in 16 bits on a CPU. In float32, where that kernel is good, the gain is not worth it.
     """
     n_rows, n_head, n_tokens, head_dim = q.shape
-    k, v = (
-        x.flatten(0, 1) for x in (k, v)
-    )  # (B·n_kv_head, T, head_dim): the heads of a group share one product
+    # (B·n_kv_head, T, head_dim): the heads of a group share one product.
+    k, v = (x.flatten(0, 1) for x in (k, v))
     q = q / math.sqrt(head_dim)
     future = torch.full((BLOCK, BLOCK), -math.inf, dtype=q.dtype, device=q.device).triu(1)
     out = q.new_empty(n_rows, n_tokens, n_head, head_dim).transpose(1, 2)

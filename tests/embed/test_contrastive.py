@@ -22,10 +22,9 @@ from embed.contrastive import (
     LanguageModel,
     Objective,
     Trainee,
-    grouped,
-    padded,
 )
 from embed.network import Network
+from embed.padding import grouped, padded
 from embed.pairs import Example
 from embed.training_config import TrainEmbedderConfig
 from gpt_core.model import GPT

@@ -302,6 +302,7 @@ BAD = {
     "biases that are not there": ({"trainable": "bitfit"}, "has no biases to train; give lora, last-k or full"),
     "blocks that are not there": ({"trainable": "last-k", "last_k": 4}, "last_k is 4; vectors come from 3 blocks"),
     "layers that are not there": ({"n_layer": 4}, "n_layer is 4, but .* has 3 blocks"),
+    "dimensions that are not there": ({"matryoshka": (8, 33)}, "matryoshka names 33, but the vectors have 32 numbers"),
     "a pooling that is not there": ({"pooling_layer": 4}, "pooling_layer is 4, but .* has 3 blocks"),
     "weights of another number": ({"weights": (1.0, 2.0)}, "weights has 2 numbers for 1 sets"),
     "a model that is not there": ({"init_from": "nowhere/at/all"}, "nowhere/at/all"),
