@@ -332,31 +332,3 @@ class MixedBatches:
         self.taken = np.array(state["taken"], dtype=np.int64)
         if self.lm is not None:
             self.lm.load_state_dict(state["lm"])
-
-
-def hold_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off about `n` examples: those of some of the positives, none of which stays in what is trained on.
-
-    Returns:
-        What is left, and what was held out.
-    """
-    order = np.random.default_rng(seed).permutation(len(examples))
-    held: set[str] = set()
-    count = 0
-    by_text: dict[str, int] = {}
-    for example in examples:
-        text = _target(example)
-        by_text[text] = by_text.get(text, 0) + 1
-    for i in order:
-        text = _target(examples[i])
-        if count >= n:
-            break
-        if text not in held:
-            held.add(text)
-            count += by_text[text]
-    rest = [example for example in examples if _target(example) not in held]
-    return rest, [example for example in examples if _target(example) in held]
-
-
-def _target(example: Example) -> str:
-    return example.positives[0] if example.positives else example.query

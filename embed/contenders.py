@@ -1,9 +1,9 @@
 """Who takes part in an evaluation of an embedder: a baseline, what its GPT gives without training, and the embedder."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -71,6 +71,13 @@ class Variant:
     queries: Vectors
     stored: Vectors
     bytes_each: int
+
+
+def names_of(rows: Collection[str]) -> list[Name]:
+    """The models that these rows of a table need: `contenders` by their names, the embedder for "int8" and "dims"."""
+    return [
+        name for name in get_args(Name) if name in rows or (name == "dense" and {"int8", "dims"} & set(rows))
+    ]
 
 
 def contenders(

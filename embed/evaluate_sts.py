@@ -4,6 +4,7 @@ import csv
 import gzip
 import lzma
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.contenders import Contender, Name, contenders, variants
+from embed.contenders import Contender, contenders, names_of, variants
 from embed.encoder import Dtype, PromptName
 from embed.maps import Vectors
 from embed.seen import count_seen, training_texts
@@ -73,12 +74,15 @@ def evaluate_sts(
     """
     if not data:
         raise InputError("--data names nothing; expected files of sentence pairs.")
+    for n in dims:
+        if n < 1:
+            raise InputError(f"dims holds {n}; expected numbers of at least 1.")
     asked = set(rows or _usual_rows(base))
     files = [Pairs.load(path) for path in data]
     tables: list[list[dict[str, Any]]] = [[] for _ in files]
     cosines: list[list[Numbers]] = [[] for _ in files]
     for contender in contenders(
-        _contenders(asked),
+        names_of(asked),
         embedder=embedder,
         base=base,
         baseline=baseline,
@@ -95,6 +99,10 @@ def evaluate_sts(
                     columns.append(values)
     training = training_texts(training_data) if training_data else []
     for pairs, table, columns in zip(files, tables, cosines, strict=True):
+        if not table:
+            raise InputError(
+                f"dims are {dims}, none below the vectors' length: there is no row; give smaller ones."
+            )
         if table[0]["system"] == "baseline":
             for row, interval in zip(table[1:], intervals(pairs.scores, columns), strict=True):
                 row["vs baseline"] = list(interval)
@@ -132,6 +140,10 @@ class Pairs:
                 raise InputError(f"{place}: score is {score!r}; expected a number.")
         if len(rows) < 2:
             raise InputError(f"{path} has {len(rows)} sentence pairs; expected at least two.")
+        if len({float(values[2]) for _, values in rows}) < 2:
+            raise InputError(
+                f"{path}: all scores are {rows[0][1][2]}; expected different ones, to be ranked by."
+            )
         first, second, scores = (list(column) for column in zip(*(values for _, values in rows), strict=True))
         return cls(path.name.split(".")[0], first, second, np.array(scores, dtype=np.float64))
 
@@ -176,7 +188,7 @@ def intervals(scores: Numbers, cosines: Sequence[Numbers], seed: int = 0) -> lis
 
 def _is_number(value: Any) -> bool:
     try:
-        return math.isfinite(float(value))
+        return not isinstance(value, bool) and math.isfinite(float(value))
     except (TypeError, ValueError):
         return False
 
@@ -208,12 +220,6 @@ def _usual_rows(base: str | None) -> list[Row]:
     return ["baseline", *needs_base, "floor", "dense", "int8", "dims"]
 
 
-def _contenders(asked: set[Row]) -> list[Name]:
-    names: tuple[Name, ...] = ("baseline", "random", "raw-mean", "raw-weightedmean", "floor")
-    ours: list[Name] = ["dense"] if asked & {"dense", "int8", "dims"} else []
-    return [*(name for name in names if name in asked), *ours]
-
-
 def _ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     figure = {(row["dataset"], row["system"]): row["Spearman"] for row in results}
     return {
@@ -238,11 +244,16 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     # In tab-separated files of sentences a quotation mark is one of the sentence.
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if endings[-1] == ".tsv" else {}
     opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, **dialect)
-        if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
-            raise InputError(
-                f"{path} has no column {missing[0]}; its columns are {', '.join(reader.fieldnames or ['none'])}."
-            )
-        for row in reader:
-            yield f"{path}, line {reader.line_num}", row
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, **dialect)
+            if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
+                raise InputError(
+                    f"{path} has no column {missing[0]}; its columns are {', '.join(reader.fieldnames or ['none'])}."
+                )
+            for row in reader:
+                yield f"{path}, line {reader.line_num}", row
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error.reason}; save it as UTF-8.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, csv.Error) as error:
+        raise InputError(f"{path} is damaged, or no table of sentences: {error}.") from None

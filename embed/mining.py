@@ -64,6 +64,8 @@ class Window:
     def __post_init__(self) -> None:
         if self.negatives < 1:
             raise InputError(f"negatives is {self.negatives}; expected at least 1.")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; expected at least 0.")
         if not 0 <= self.rank_min <= self.rank_max - self.negatives:
             raise InputError(
                 f"rank_min is {self.rank_min} and rank_max {self.rank_max}; expected {self.negatives} ranks or more "
@@ -123,8 +125,8 @@ def mine_negatives(
         corpus: where negatives come from: a BEIR folder, or anything that `data` can be, of which all positives and
             texts count; None for the data's own positives, or its own corpus if it is a BEIR folder.
         by: bm25, or the model whose cosines rank the texts: a known name, a model folder, a run's out_dir.
-        guide: a model that ranks and judges the candidates anew; without it the scores of `by` do. BM25 knows a
-            positive without a word of the query by nothing, and so gives such queries no negatives: a guide helps.
+        guide: a model that ranks and judges the candidates anew; without it the scores of `by` do. BM25 scores
+            a positive that shares no word with its query 0, so such a query gets no negatives: a guide helps.
         negatives: how many for each query, at most.
         rank_min: pass so many of the best over, which may be positives that nobody labelled.
         rank_max: take none beyond this rank.
@@ -144,6 +146,10 @@ def mine_negatives(
         raise InputError(f"{out} is not the name of a .jsonl file, which is what is written; name --out so.")
     if out.exists():
         raise InputError(f"{out} is there already; remove it or give another --out.")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is no folder; make it, or give another --out.")
+    if max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}; expected at least 1.")
     examples = read_examples(data, split, Columns(query_column, positive_column))
     if not all(example.positives for example in examples):
         raise InputError(

@@ -63,11 +63,11 @@ class TrainEmbedderConfig(TrainConfig):
     weights: tuple[float, ...] = ()
     """How often each of them gives a batch, in proportion. Empty: by their numbers of examples."""
     query_column: str | None = None
-    """Column of the queries. None: query, anchor, question …, whichever is there."""
+    """Column of the queries. None: query or anchor, whichever is there."""
     positive_column: str | None = None
-    """Column of what they should find. None: likewise."""
+    """Column of what they should find. None: positive or pos."""
     negative_column: str | None = None
-    """Column of hard negatives. None: likewise, or none."""
+    """Column of hard negatives. None: negative, neg, negative_1 …, all that are there."""
     dev_data: tuple[str, ...] = ()
     """What to evaluate on. Empty: dev_examples of each set of data, held out."""
     dev_examples: int = 200
@@ -89,9 +89,9 @@ class TrainEmbedderConfig(TrainConfig):
     contrastive_weight: float = 1.0
     """Of InfoNCE in the loss."""
     matryoshka: tuple[int, ...] = ()
-    """Apply the losses to these leading numbers of each vector as well, so that it may be cut."""
+    """Apply InfoNCE and the KL divergence to these leading numbers of each vector as well, so that it may be cut."""
     false_negative_margin: float | None = None
-    """Do not count candidates whose cosine exceeds the positive's by more than this. None: count all other texts."""
+    """Leave out candidates whose cosine exceeds the positive's by so much (Qwen3-Embedding: 0.1). None: count them."""
     guide: str | None = None
     """A sentence-transformers model whose cosines say that instead of the model's own (GISTEmbed)."""
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from embed.batches import TaskData, hold_out
+import numpy as np
+
+from embed.batches import TaskData
 from embed.near_duplicates import without_near_duplicates
-from embed.pairs import Columns, read_examples
+from embed.pairs import Columns, Example, read_examples
 from embed.teacher import Teacher
 from embed.training_config import TrainEmbedderConfig
 from gpt_core.errors import InputError
@@ -47,6 +49,34 @@ def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskDat
     for source in config.dev_data:
         dev_sets.append(TaskData(name_of(source, dev_sets), read_examples(source, "dev", columns)))
     return sets, dev_sets
+
+
+def hold_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split off about `n` examples: all that have one of some texts as their first positive, or text.
+
+    Returns:
+        What is left, and what was held out.
+    """
+    order = np.random.default_rng(seed).permutation(len(examples))
+    held: set[str] = set()
+    count = 0
+    by_text: dict[str, int] = {}
+    for example in examples:
+        text = _target(example)
+        by_text[text] = by_text.get(text, 0) + 1
+    for i in order:
+        text = _target(examples[i])
+        if count >= n:
+            break
+        if text not in held:
+            held.add(text)
+            count += by_text[text]
+    rest = [example for example in examples if _target(example) not in held]
+    return rest, [example for example in examples if _target(example) in held]
+
+
+def _target(example: Example) -> str:
+    return example.positives[0] if example.positives else example.query
 
 
 def name_of(source: str, others: Sequence[TaskData]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from tqdm import tqdm
 
 from embed.bm25 import BM25
-from embed.contenders import RATED, Contender, Name, contenders, variants
+from embed.contenders import RATED, Contender, contenders, names_of, variants
 from embed.encoder import Dtype
 from embed.folder import model_folder
 from embed.rerank import Reranker, rerank_run
@@ -119,7 +119,7 @@ def evaluate_retrieval(
     for table, run in zip(tables, found, strict=True):
         table.add("bm25", "bm25s", run)
     for contender in contenders(
-        _contenders(asked),
+        names_of(asked),
         embedder=embedder,
         base=base,
         baseline=baseline,
@@ -227,12 +227,6 @@ class _Table:
 def _usual_rows(base: str | None) -> list[Row]:
     needs_base: list[Row] = ["random", "raw-mean", "raw-weightedmean"] if base else []
     return ["bm25", "baseline", *needs_base, "floor", "dense", "int8", "dims", "hybrid"]
-
-
-def _contenders(asked: set[Row]) -> list[Name]:
-    names: tuple[Name, ...] = ("baseline", "random", "raw-mean", "raw-weightedmean", "floor")
-    ours: list[Name] = ["dense"] if asked & {"dense", "int8", "dims"} else []
-    return [*(name for name in names if name in asked), *ours]
 
 
 def _bm25(collection: Collection) -> Run:
