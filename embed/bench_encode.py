@@ -49,9 +49,8 @@ def bench_encode(
     input. Each measurement is a process of its own, in turns, `rounds` times, on the same documents drawn at random;
     figures are medians over the rounds, tokenisation included, loading and a few documents to warm up not. docs_per_s:
     a wall second; docs_per_cpu_s: a CPU second of all threads, which other programs on the machine disturb less;
-    tokens_per_doc: after cuts; lowest_cosine: of a document's vector with
-    sentence-transformers' in the first of dtypes; load_s:
-    seconds until the model is there. Prints a table and ends with a line of JSON.
+    tokens_per_doc: after cuts; lowest_cosine: of a document's vector with sentence-transformers' in the first of
+    dtypes; load_s: seconds until the model is there. Prints a table and ends with a line of JSON.
 
     Args:
         data: a BEIR folder, whose corpus is taken, or a file of texts (.jsonl, .jsonl.gz, .jsonl.xz, .txt).

@@ -163,7 +163,11 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
             ranks=ranks,
             numerics=numerics,
         )
+    n_cut = int(ranks.sum(torch.tensor(encoder.n_truncated, device=ranks.device)))
     if ranks.main:
+        if n_cut:
+            limit = min(config.train_tokens or encoder.max_tokens, encoder.max_tokens)
+            print(f"{n_cut:,} times a text was cut to {limit} tokens, evaluations included")
         report(config, before)
     return figures
 

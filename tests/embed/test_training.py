@@ -274,8 +274,9 @@ def test_what_is_not_trained_stays_to_the_bit(config, folder, trainable):
 
 def test_a_mixed_run_takes_each_set_by_its_weight_and_tells_of_each(config, folder, capsys):
     data = (str(folder / "pairs.jsonl"), str(folder / "more.jsonl"))
-    figures = train_embedder(replace(config, data=data, weights=(1.0, 3.0)))
+    figures = train_embedder(replace(config, data=data, weights=(1.0, 3.0), train_tokens=4))
     said = capsys.readouterr().out
+    assert " times a text was cut to 4 tokens, evaluations included\n" in said
     assert "pairs: 54 examples, 25.0% of the batches" in said
     assert "more: 27 examples, 75.0% of the batches" in said
     assert {"loss pairs", "loss more", "nDCG@10 pairs", "nDCG@10 more"} < set(figures)
