@@ -64,6 +64,8 @@ def read_examples(source: str | Path, split: str = "train", columns: Columns = C
         InputError: for a source that cannot be read, a broken line (its number), a column that is not there (naming
             those that are), unknown ids in judgements, or if nothing is left.
     """
+    if not str(source):
+        raise InputError("The name of the data is empty; expected a file, a folder or a data set.")
     path = Path(source)
     examples: Iterable[Example]
     if path.is_dir() and is_beir(path):

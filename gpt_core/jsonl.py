@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, BinaryIO
 from gpt_core.errors import InputError
 
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+HALF_OF_A_PAIR = re.compile(
+    rb"\\u[dD][89a-fA-F]"
+)  # of UTF-16; JSON may escape one alone, which UTF-8 cannot say
 
 
 def read_rows(
@@ -60,6 +64,14 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
         raise InputError(f"{place}, is not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise InputError(f"{place}: expected a JSON object.")
+    if HALF_OF_A_PAIR.search(line):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):x}"
+            raise InputError(
+                f"{place}, holds {half}, half of a surrogate pair, which is no character; write whole characters."
+            ) from None
     return row
 
 

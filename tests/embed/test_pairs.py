@@ -123,6 +123,18 @@ def test_rows_that_do_not_fit_are_refused(tmp_path, row, columns, said):
         read_examples(write_rows(tmp_path / "data.jsonl", good, row), columns=columns)
 
 
+def test_half_characters_and_names_of_nothing_are_refused(tmp_path):
+    path = tmp_path / "data.jsonl"
+    whole = '{"query": "\\ud83d\\ude00?", "positive": "a smile"}\n'
+    path.write_text(whole)
+    assert read_examples(path)[0].query == "\U0001f600?"
+    path.write_text(whole + '{"query": "\\ud83d?", "positive": "half a smile"}\n')
+    with pytest.raises(InputError, match=r"line 2, holds \\ud83d, half of a surrogate pair"):
+        read_examples(path)
+    with pytest.raises(InputError, match="name of the data is empty"):
+        read_examples("")
+
+
 def test_columns_can_be_named(tmp_path):
     row = {"question": "q", "answers": ["a", "b"], "others": "o", "query": "not this"}
     columns = Columns("question", "answers", "others")
