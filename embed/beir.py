@@ -78,7 +78,11 @@ def read_qrels(folder: Path, split: str) -> Qrels:
         splits = ", ".join(sorted(p.stem for p in path.parent.glob("*.tsv"))) or "none"
         raise InputError(f"{path} is missing; the splits that are there: {splits}.")
     qrels: Qrels = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+    for number, line in enumerate(lines, 1):
         if number == 1 and line.startswith("query-id"):
             continue
         try:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embed.beir import read_beir, read_corpus
+from embed.beir import read_beir, read_corpus, read_qrels
 from gpt_core.errors import InputError
 from tests.beir_folders import write_beir
 
@@ -33,6 +33,17 @@ def test_reads_texts_and_judgements(tmp_path):
 def test_judgements_that_do_not_fit_are_refused(tmp_path, qrels, said):
     with pytest.raises(InputError, match=said):
         read_beir(write_beir(tmp_path / "set", DOCUMENTS, QUERIES, qrels), "test")
+
+
+def test_judgements_may_begin_with_a_mark_and_must_be_text(tmp_path):
+    folder = write_beir(tmp_path / "set", DOCUMENTS, QUERIES, "q\t1\t1\n")
+    path = folder / "qrels" / "test.tsv"
+    expected, plain = read_qrels(folder, "test"), path.read_text()
+    path.write_text(plain, encoding="utf-8-sig")
+    assert read_qrels(folder, "test") == expected == {"q": {"1": 1}}
+    path.write_bytes(b"caf\xe9\t1\t1\n")
+    with pytest.raises(InputError, match=r"test\.tsv is not UTF-8: .* at byte 3"):
+        read_qrels(folder, "test")
 
 
 @pytest.mark.parametrize(
