@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from embed.modules import parse_json, read_json, read_modules
+from embed.modules import parse_json, read_json, read_modules, read_text
 from gpt_core.errors import InputError
 
 PoolingMode = Literal["weightedmean", "mean", "lasttoken"]  # sentence-transformers' spelling
@@ -147,7 +147,7 @@ class EmbedderConfig:
         """
         own = folder / "embedder.json"
         if own.is_file():
-            return cls.from_json(own.read_text(encoding="utf-8"), str(own))
+            return cls.from_json(read_text(own), str(own))
         if (folder / "modules.json").is_file():
             return _from_sentence_transformers(folder)
         known = resources.files("embed").joinpath("known", f"{folder.name}.json")
@@ -170,6 +170,7 @@ def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
     """Read what `modules.json` points to; InputError for a module or setting that this encoder does not have."""
     modules = read_modules(folder)
     prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    _check_type(f"prompts of {folder}", prompts, dict, "an object of prompts by name")
     if others := [name for name in ("passage", "corpus") if prompts.get(name)]:
         said = "its encode_document takes `document` alone, and so does this encoder"
         print(
@@ -183,14 +184,15 @@ def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
     max_tokens = transformer.get("max_seq_length")
     if max_tokens is None:  # since version 5.3 or so it is the tokenizer's
         max_tokens = read_json(modules.transformer / "tokenizer_config.json").get("model_max_length")
+    if type(max_tokens) in (int, float) and (not max_tokens or max_tokens >= 1e9):
+        max_tokens = None  # transformers writes 1e30 where a tokenizer has no limit of its own
     return EmbedderConfig(
         _sentence_transformers_pooling(
             read_json(modules.pooling / "config.json", optional=False), modules.pooling
         ),
         query_prompt=prompts.get("query") or "",
         document_prompt=prompts.get("document") or "",
-        # transformers writes 1e30 where a tokenizer has no limit of its own
-        max_tokens=int(max_tokens) if max_tokens and max_tokens < 1e9 else None,
+        max_tokens=int(max_tokens) if isinstance(max_tokens, float) else max_tokens,
     )
 
 
@@ -202,6 +204,6 @@ def _sentence_transformers_pooling(values: dict[str, Any], place: Path) -> Pooli
         flags = [key for key, on in values.items() if on is True and key.startswith("pooling_mode_")]
         modes = [flag.removeprefix("pooling_mode_").removesuffix("_tokens") for flag in flags]
     if isinstance(modes, list):
-        modes = "+".join(modes)
+        modes = "+".join(map(str, modes))
     _check_choice(f"pooling_mode in {place}", modes, get_args(PoolingMode))
     return Pooling(cast(PoolingMode, modes))

@@ -38,10 +38,18 @@ def read_json(path: Path, kind: type = dict, optional: bool = True) -> Any:
         InputError: for a missing file that is not optional, and for one that holds something else.
     """
     if path.is_file():
-        return parse_json(path.read_text(encoding="utf-8"), str(path), kind)
+        return parse_json(read_text(path), str(path), kind)
     if optional:
         return kind()
     raise InputError(f"{path} is missing; expected it in a sentence-transformers folder.")
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file; InputError for one that is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
 
 
 def parse_json(text: str, source: str, kind: type) -> Any:
@@ -64,6 +72,8 @@ def read_modules(folder: Path) -> Modules:
     transformer, pooling, dense = folder, None, []
     seen: list[str] = []
     for module in read_json(folder / "modules.json", list, optional=False):
+        if not isinstance(module, dict):
+            raise InputError(f"{folder}/modules.json lists {module!r}; expected objects with type and path.")
         kind, place = str(module.get("type", "")).rpartition(".")[2], folder / str(module.get("path", ""))
         settings = read_json(place / "config.json") if kind != "Transformer" else {}
         if kind == "Transformer" and not seen:

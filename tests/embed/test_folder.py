@@ -193,6 +193,24 @@ def saved_with_dense(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("modules.json", b"\xff\xfe", "modules.json is not UTF-8"),
+        ("embedder.json", b"\xff\xfe", "embedder.json is not UTF-8"),
+        ("modules.json", b'["Pooling"]', "lists 'Pooling'; expected objects"),
+        ("1_Pooling/config.json", b'{"pooling_mode": ["mean", 3]}', "mean\\+3"),
+        ("config_sentence_transformers.json", b'{"prompts": ["q: "]}', "expected an object of prompts"),
+        ("sentence_bert_config.json", b'{"max_seq_length": "many"}', "max_tokens is 'many'"),
+    ],
+)
+def test_refuses_files_that_hold_something_else(tmp_path, name, content, said):
+    folder = saved_with_dense(tmp_path)
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        Encoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
     ("kinds", "said"),
     [
         (["Transformer", "Pooling", "LSTM"], "module 'LSTM'"),
