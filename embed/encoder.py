@@ -303,7 +303,7 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Ids with the tokenizer's special tokens, which survive the cut to `max_tokens`."""
-        limit = min(max_tokens or self.max_tokens, self.max_tokens)
+        limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
         room = limit - len(self._prefix) - len(self._suffix)
         if room < 1:
             raise InputError(f"max_tokens is {limit}; expected room for a token beside the special tokens.")

@@ -144,6 +144,10 @@ def encode_to_folder(
             with lock:
                 if not _is_ready(out):
                     _finish(partial, out, manifest)
+    except InputError:
+        if not partial.exists():  # nothing has begun here
+            Path(lock.lock_file).unlink(missing_ok=True)
+        raise
     except FileNotFoundError:
         if not _is_ready(out):  # else another process did the last of it, and cleared up
             raise
@@ -188,6 +192,7 @@ def _manifest(
     encoder: Encoder, texts: Texts, prompt: str, max_tokens: int | None, precision: Precision
 ) -> dict[str, Any]:
     """What the vectors are of; "texts_sha256" tells texts that have changed since the work began."""
+    encoder.tokenize([], max_tokens)  # which refuses a limit that cannot be, before anything is written
     digest, n_texts = hashlib.sha256(), 0
     for name, text in texts:
         for part in (name, text):
@@ -205,7 +210,7 @@ def _manifest(
         "embedder": encoder.name,
         "fingerprint": encoder.fingerprint,
         "prompt": prompt,
-        "max_tokens": min(max_tokens or encoder.max_tokens, encoder.max_tokens),
+        "max_tokens": encoder.max_tokens if max_tokens is None else min(max_tokens, encoder.max_tokens),
         "dtype": encoder.dtype,
         "dimension": encoder.dimension,
         "precision": precision,
@@ -225,7 +230,14 @@ def _check_same(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What this package wrote there as JSON; InputError if something else has written."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged, or another program's; remove its folder or give another --out.")
+    return values
 
 
 def _is_ready(out: Path) -> bool:

@@ -52,7 +52,7 @@ class TextFile:
         with open(self.path, "rb") as file:
             for number, line in enumerate(file):
                 try:
-                    yield str(number), line.decode("utf-8").rstrip("\r\n")
+                    yield str(number), line.decode("utf-8" if number else "utf-8-sig").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     raise InputError(
                         f"{self.path}, line {number + 1}, is not UTF-8: {error.reason} at byte {error.start}."

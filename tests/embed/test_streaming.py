@@ -236,6 +236,31 @@ def test_reads_lines_compressed_rows_and_beir_folders(tmp_path, folder):
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
 
+def test_a_refusal_leaves_nothing_behind(tmp_path, folder):
+    encoder = Encoder.from_pretrained(folder)
+    for limit in (0, -1):
+        with pytest.raises(InputError, match=f"max_tokens is {limit}"):
+            encode_to_folder(encoder, [("0", "text")], tmp_path / "out", max_tokens=limit)
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(InputError, match="already holds something"):
+        encode_to_folder(encoder, [("0", "text")], tmp_path / "mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", folder.name}
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff"])
+@pytest.mark.parametrize("name", ["out", ".out.partial"])
+def test_a_damaged_manifest_is_said(tmp_path, folder, name, content):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "manifest.json").write_bytes(content)
+    with pytest.raises(InputError, match="is damaged, or another program's; remove its folder"):
+        encode_to_folder(Encoder.from_pretrained(folder), [("0", "text")], tmp_path / "out")
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello\r\nworld\n")
+    assert list(TextFile.find(tmp_path / "a.txt")) == [("0", "hello"), ("1", "world")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
