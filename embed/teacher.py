@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from embed.maps import Vectors
 from embed.vector_cache import cached_vectors
+from gpt_core.errors import InputError
 from gpt_core.extras import extra
 from gpt_core.files import sha256_file
 from gpt_core.hub import resolve
@@ -32,7 +34,23 @@ class Teacher:
             from sentence_transformers import SentenceTransformer
         self.name = name
         self.folder = resolve(name)
-        self.model = SentenceTransformer(str(self.folder), device=device, local_files_only=True)
+        if max_tokens is not None and max_tokens < 1:
+            raise InputError(f"max_tokens is {max_tokens}; expected at least 1.")
+        try:
+            self.model = SentenceTransformer(str(self.folder), device=device, local_files_only=True)
+        except (
+            ValueError,
+            KeyError,
+            OSError,
+            ImportError,
+            TypeError,
+            AttributeError,
+            SafetensorError,
+        ) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(
+                f"{self.folder} is not a model that sentence-transformers can read ({reason}); copy or fetch it again."
+            ) from error
         self.max_tokens = self.model.max_seq_length
         if max_tokens is not None:
             self.max_tokens = self.model.max_seq_length = min(max_tokens, self.max_tokens or max_tokens)

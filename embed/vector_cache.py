@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -39,8 +40,12 @@ def _block(identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
     path = cache_dir() / "vectors" / f"{digest.hexdigest()}.npy"
-    if path.is_file():
+    try:
         return np.load(path)
+    except FileNotFoundError:
+        pass
+    except (ValueError, EOFError):  # damaged; what is computed again replaces it
+        print(f"{path} is damaged: computing its vectors anew.", file=sys.stderr)
     vectors = compute(texts)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

@@ -48,6 +48,18 @@ def test_an_interruption_costs_a_block():
     assert again.asked == TEXTS[3:]
 
 
+def test_a_damaged_file_is_computed_anew(tmp_path, capsys):
+    vectors = cached_vectors("model", TEXTS[:3], Computed())
+    (path,) = (tmp_path / "vectors").iterdir()
+    for damaged in (path.read_bytes()[:-4], b"", b"junk"):
+        path.write_bytes(damaged)
+        again = Computed()
+        np.testing.assert_array_equal(cached_vectors("model", TEXTS[:3], again), vectors)
+        assert again.asked == TEXTS[:3]
+        assert "is damaged" in capsys.readouterr().err
+    np.testing.assert_array_equal(np.load(path), vectors)
+
+
 def test_another_model_or_order_is_not_answered_from_the_cache():
     cached_vectors("model", TEXTS, Computed())
     for identity, texts in (("other", TEXTS), ("model", TEXTS[::-1]), ("model", ["onetwo", "three"])):
