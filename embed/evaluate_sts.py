@@ -140,7 +140,7 @@ class Pairs:
                 raise InputError(f"{place}: score is {score!r}; expected a number.")
         if len(rows) < 2:
             raise InputError(f"{path} has {len(rows)} sentence pairs; expected at least two.")
-        if len({float(values[2]) for _, values in rows}) < 2:
+        if len({float(score) for _, (_, _, score) in rows if score is not None}) < 2:
             raise InputError(
                 f"{path}: all scores are {rows[0][1][2]}; expected different ones, to be ranked by."
             )

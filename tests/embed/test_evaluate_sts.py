@@ -109,11 +109,17 @@ def test_every_format_is_read_alike(tmp_path, name, text):
         ("x.csv", "sentence1,sentence2,score\na,b\n", "line 2: score is None"),
         ("x.jsonl", '{"sentence1": "a", "score": 1}\n', "line 1: expected sentence1 and sentence2"),
         ("x.csv", "sentence1,sentence2,score\na,b,1\n", "1 sentence pairs; expected at least two"),
+        ("x.csv", "sentence1,sentence2,score\na,b,1\nc,d,1\n", "all scores are 1; expected different ones"),
+        ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}\n' * 2, "line 1: score is True"),
+        ("x.csv", "sentence1,sentence2,score\n" + "a" * 140_000, "no table of sentences: field larger"),
+        ("x.csv", b"sentence1,sentence2,score\ncaf\xe9,b,1\n", "is not UTF-8"),
+        ("x.csv.gz", "no archive", "is damaged"),
+        ("x.csv.xz", "no archive", "is damaged"),
         ("x.txt", "a b 1\n", "of no kind that can be read"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, name, text, said):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(InputError, match=said):
         Pairs.load(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
@@ -132,3 +138,7 @@ def test_nothing_is_printed_when_the_baseline_misses_its_published_score(data, m
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match="--data names nothing"):
         evaluate_sts(data=[])
+    with pytest.raises(InputError, match="dims holds 0"):
+        evaluate_sts(data=[str(data)], dims=(0,))
+    with pytest.raises(InputError, match="none below the vectors' length"):
+        evaluate_sts(data=[str(data)], embedder="ours", rows=["dims"], dims=(9999,))
