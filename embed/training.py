@@ -106,6 +106,8 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     numerics = ranks.on_main(
         lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
     )
+    if numerics.dtype == "float16":  # auto, on a GPU without bfloat16: the loss runs its own backward, unscaled
+        numerics = replace(numerics, dtype="float32")
     torch.set_num_threads(numerics.threads)
 
     torch.manual_seed(config.seed)  # again: what rank 0 did alone may have drawn numbers
