@@ -106,7 +106,8 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     numerics = ranks.on_main(
         lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
     )
-    if numerics.dtype == "float16":  # auto, on a GPU without bfloat16: the loss runs its own backward, unscaled
+    # What auto takes on a GPU without bfloat16; but the loss runs its own backward, unscaled.
+    if numerics.dtype == "float16":
         numerics = replace(numerics, dtype="float32")
     torch.set_num_threads(numerics.threads)
 
