@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ class Encoder:
             InputError: for a layer that the model does not have, dense layers that do not fit, or a truncate_dim
                 beyond the vector's length.
         """
+        if dtype not in get_args(Dtype):
+            raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}.")
         self.config = config or EmbedderConfig()
         self.network = Network(model, self.config.pooling, dense).eval()
         self.model = model
@@ -164,8 +166,17 @@ class Encoder:
         return self.encode(texts, "document", **options)
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
-        """Cosines (n, m) float32 of vectors (n, d) and (m, d), which need not be of unit length."""
-        return unit_length(np.atleast_2d(a)) @ unit_length(np.atleast_2d(b)).T
+        """Cosines (n, m) float32 of vectors (n, d) and (m, d), which need not be of unit length.
+
+        Raises:
+            InputError: for vectors of different lengths.
+        """
+        first, second = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (a, b))
+        if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+            raise InputError(
+                f"Vectors of shapes {first.shape} and {second.shape}; expected (n, d) and (m, d)."
+            )
+        return unit_length(first) @ unit_length(second).T
 
     def prompt(self, name: PromptName) -> str:
         """The prompt called `name`, "query" or "document"; InputError for another."""
@@ -213,9 +224,7 @@ class Encoder:
         Raises:
             InputError: for a prompt or precision that there is not, or a length that cannot be.
         """
-        texts = [texts] if isinstance(texts, str) else texts
-        if prompt is None:
-            prompt = self.prompt(prompt_name) if prompt_name else ""
+        texts = self._prompted(texts, prompt_name, prompt)
         n_dims = self.dimension
         if truncate_dim is not None:
             n_dims = self._check_dimension(truncate_dim) or self.network.dimension
@@ -225,7 +234,7 @@ class Encoder:
         )
         device = self.model.device
         with Numerics(device.type, self.dtype).autocast(), quick_products(device, self.onednn):
-            for places, ids, mask in self.batches([prompt + text for text in texts], max_tokens):
+            for places, ids, mask in self.batches(texts, max_tokens):
                 vectors[places] = self.network(ids, mask)[:, :n_dims].cpu().numpy()
                 bar.update(len(places))
         bar.close()
@@ -234,7 +243,7 @@ class Encoder:
     @torch.inference_mode()
     def encode_with_states(
         self,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         prompt_name: PromptName | None = None,
         prompt: str | None = None,
         room: int = 0,
@@ -245,21 +254,21 @@ class Encoder:
         slot i of the cache, prompt and special tokens included; `model(ids, cache=cache.rows([i]))` continues it.
 
         Args:
-            texts: several texts; their states take 2 · n_layer · n_kv_head · head_dim numbers a token of the longest.
+            texts: one or several; their states take 2 · n_layer · n_kv_head · head_dim numbers a token of the longest.
             prompt_name, prompt: as for `encode`.
             room: tokens that each slot can take beyond the longest text.
 
         Raises:
-            InputError: if the embedder does not run through all of the GPT, or an empty text has no tokens.
+            InputError: if the embedder does not run through all of the GPT, or a text is none or has no tokens.
         """
         layer, n_layer = self.config.pooling.layer, self.model.config.n_layer
         if layer is not None and (layer < n_layer or not self.config.pooling.final_norm):
             raise InputError(
                 f"The embedder pools layer {layer} of {n_layer}; states to go on from need the whole GPT."
             )
-        if prompt is None:
-            prompt = self.prompt(prompt_name) if prompt_name else ""
-        rows = self.tokenize([prompt + text for text in texts])
+        if room < 0:
+            raise InputError(f"room is {room}; expected at least 0.")
+        rows = self.tokenize(self._prompted(texts, prompt_name, prompt))
         if [] in rows:
             raise InputError(
                 f"Text {rows.index([])} has no token, and so no states to go on from; leave it out."
@@ -274,6 +283,23 @@ class Encoder:
             hidden = self.model(ids, cache=slots, logits=False).hidden
             vectors[places] = self.network.vectors(pool(hidden, mask, self.config.pooling)).cpu().numpy()
         return unit_length(vectors[:, : self.dimension]), cache
+
+    def _prompted(
+        self, texts: str | Sequence[str], prompt_name: PromptName | None, prompt: str | None
+    ) -> list[str]:
+        """Each text with its prompt before it; InputError for what is no text."""
+        if isinstance(texts, str):
+            texts = [texts]
+        if not isinstance(texts, Iterable):
+            raise InputError(f"texts is a {type(texts).__name__}; expected a string or several.")
+        if prompt is None:
+            prompt = self.prompt(prompt_name) if prompt_name else ""
+        prompted = []
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"Text {i} is a {type(text).__name__}; expected a string.")
+            prompted.append(prompt + text)
+        return prompted
 
     def batches(
         self, texts: Sequence[str], max_tokens: int | None = None

@@ -102,6 +102,10 @@ class Reranker:
         Raises:
             InputError: as `score` does.
         """
+        if isinstance(documents, str):  # whose letters would be taken for documents
+            raise InputError("documents is one string; expected a list of them.")
+        if top_k is not None and top_k < 0:
+            raise InputError(f"top_k is {top_k}; expected at least 0.")
         scores = self.score([query] * len(documents), documents)
         order = sorted(range(len(documents)), key=lambda i: -scores[i])
         return [(i, scores[i]) for i in order[:top_k]]
@@ -122,6 +126,8 @@ class Reranker:
         Raises:
             InputError: for a query without tokens, or too long to leave a token for the document.
         """
+        if isinstance(queries, str) or isinstance(documents, str) or len(queries) != len(documents):
+            raise InputError("queries and documents do not pair; expected two lists of the same length.")
         rows = self._tokenize(queries, documents)
         scores = [0.0] * len(rows)
         bar = tqdm(total=len(rows), unit=" pairs", desc="re-ranking", disable=None if progress else True)

@@ -132,6 +132,29 @@ def test_an_empty_text_is_zero_and_leaves_the_others_alone(encoder):
     assert encoder.encode([]).shape == (0, encoder.dimension)
 
 
+def test_what_is_no_text_or_no_vector_is_refused(encoder):
+    for texts, said in (
+        ([1], "Text 0 is a int"),
+        (["a", None], "Text 1 is a NoneType"),
+        (3, "texts is a int"),
+    ):
+        with pytest.raises(InputError, match=said):
+            encoder.encode(texts)
+        with pytest.raises(InputError, match=said):
+            encoder.encode_with_states(texts)
+    with pytest.raises(InputError, match="max_tokens is 0"):
+        encoder.encode("a", max_tokens=0)
+    with pytest.raises(InputError, match="room is -1"):
+        encoder.encode_with_states(["a"], room=-1)
+    with pytest.raises(InputError, match="dtype is 'int3'"):
+        Encoder(encoder.model, encoder.tokenizer, dtype="int3")
+    with pytest.raises(InputError, match=r"shapes \(1, 32\) and \(2, 31\)"):
+        encoder.similarity(np.ones(32), np.ones((2, 31)))
+    assert encoder.similarity(np.array([[100, 100]], dtype=np.int8), np.ones((1, 2))) == pytest.approx(1)
+    np.testing.assert_array_equal(encoder.encode_with_states("ab")[0], encoder.encode_with_states(["ab"])[0])
+    np.testing.assert_array_equal(encoder.encode(text for text in TEXTS), encoder.encode(TEXTS))
+
+
 def test_the_fingerprint_changes_with_all_that_decides_a_vector(tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     first = Encoder.from_pretrained(folder)

@@ -191,3 +191,9 @@ def test_bad_queries(folder):
         ours.rerank("", TEXTS)
     with pytest.raises(InputError, match="leaves none of max_tokens = 512 for a document; shorten it"):
         ours.rerank("x " * 400, TEXTS)
+    with pytest.raises(InputError, match="documents is one string"):
+        ours.rerank("a", "letters")
+    with pytest.raises(InputError, match="top_k is -1"):
+        ours.rerank("a", TEXTS, top_k=-1)
+    with pytest.raises(InputError, match="queries and documents do not pair"):
+        ours.score(["a"], TEXTS[:2])
