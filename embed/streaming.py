@@ -12,6 +12,7 @@ window depend on nothing outside it: however the work was cut, the file has the 
 have the same number of threads on the same kind of machine.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -151,6 +152,11 @@ def encode_to_folder(
     except FileNotFoundError:
         if not _is_ready(out):  # else another process did the last of it, and cleared up
             raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"{os.strerror(error.errno)}; make room, and the same command goes on"
+        raise OSError(error.errno, reason, str(out)) from error
     except KeyboardInterrupt:
         done = min(len(list(partial.glob("windows/*.json"))) * WINDOW, manifest["texts"])
         kept = f"{done:,} of {manifest['texts']:,} texts are encoded; the same command goes on"

@@ -50,5 +50,9 @@ def _block(identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.save(buffer, vectors)
-    atomic_write(path, buffer.getvalue())
+    try:
+        atomic_write(path, buffer.getvalue())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is this one, not the training's
+        raise
     return vectors

@@ -1,5 +1,6 @@
 """Vectors on disk: the encoder's own, whatever interrupts or shares the work."""
 
+import errno
 import gzip
 import json
 import os
@@ -245,6 +246,19 @@ def test_a_refusal_leaves_nothing_behind(tmp_path, folder):
     with pytest.raises(InputError, match="already holds something"):
         encode_to_folder(encoder, [("0", "text")], tmp_path / "mine")
     assert {path.name for path in tmp_path.iterdir()} == {"mine", folder.name}
+
+
+def test_a_full_disk_costs_no_more_than_a_window(tmp_path, folder, monkeypatch):
+    encoder, write = Encoder.from_pretrained(folder), streaming._write
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(streaming, "_write", full)
+    with pytest.raises(OSError, match=r"make room, and the same command goes on: '.*/out'"):
+        encode_to_folder(encoder, [("0", "text")], tmp_path / "out")
+    monkeypatch.setattr(streaming, "_write", write)
+    assert encode_to_folder(encoder, [("0", "text")], tmp_path / "out")["texts"] == 1
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff"])

@@ -1,5 +1,7 @@
 """Vectors are computed once."""
 
+import errno
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,15 @@ def test_a_damaged_file_is_computed_anew(tmp_path, capsys):
         assert again.asked == TEXTS[:3]
         assert "is damaged" in capsys.readouterr().err
     np.testing.assert_array_equal(np.load(path), vectors)
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(vector_cache, "atomic_write", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/vectors/"):
+        cached_vectors("model", TEXTS, Computed())
 
 
 def test_another_model_or_order_is_not_answered_from_the_cache():
