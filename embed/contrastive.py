@@ -139,7 +139,11 @@ class Objective:
     ) -> Tensor:
         """(N, d) unit vectors of all texts of all ranks → 0-dim mean loss."""
         config = self.config
-        temperature = log_temperature.exp().clamp(min=LOWEST_TEMPERATURE)
+        if config.learn_temperature:
+            # The gradient passes the bound, or a temperature that came below it would never move again.
+            bounded = log_temperature.detach().clamp(min=math.log(LOWEST_TEMPERATURE))
+            log_temperature = log_temperature + (bounded - log_temperature.detach())
+        temperature = log_temperature.exp()
         dimensions = [*(k for k in config.matryoshka if k < vectors.shape[1]), vectors.shape[1]]
         shares = [1 / len(dimensions)] * len(dimensions)
         loss = vectors.new_zeros(())

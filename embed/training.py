@@ -124,7 +124,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     objective = Objective(config)
     evaluate_vectors = evaluator(
         dev_sets,
-        list(weights) if len(dev_sets) == len(sets) else [1.0] * len(dev_sets),
+        [1.0] * len(dev_sets) if config.dev_data else list(weights),
         config.batch_size,
         objective,
         collator(ALONE),
