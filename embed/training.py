@@ -239,6 +239,8 @@ def load_trained(trainee: Trainee, path: Path, config: TrainEmbedderConfig) -> N
     Raises:
         InputError: if they are of another shape than the configuration asks for.
     """
+    if not (path / "training.safetensors").is_file():
+        raise InputError(f"{path} is a checkpoint of another kind of training; choose another out_dir.")
     state, mine = load_file(path / "training.safetensors"), trainee.state_dict()
     saved = {f"network.{name}": w for name, w in load_network(path).state_dict().items()}
     if config.trainable == "lora":  # the model's files have the updates added up, so the GPT is init_from's

@@ -382,6 +382,17 @@ def test_a_checkpoint_of_another_configuration_is_refused(config, folder, keys):
     assert newest(config).name == "step-1"
 
 
+def test_a_checkpoint_of_pretraining_is_refused(config):
+    train_embedder(config)
+    (newest(config) / "training.safetensors").unlink()  # which no other training writes
+    manifest = newest(config) / "state.json"
+    state = json.loads(manifest.read_text())
+    del state["manifest"]["training.safetensors"]
+    manifest.write_text(json.dumps(state))
+    with pytest.raises(InputError, match="a checkpoint of another kind of training; choose another out_dir"):
+        train_embedder(config)
+
+
 def test_updates_of_another_model_are_refused(config, folder, tmp_path):
     other = save_model(tmp_path / "other", "qwen3")
     config = replace(config, trainable="lora", max_iters=1)
