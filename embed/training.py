@@ -1,7 +1,7 @@
 """Training an embedder: data, a teacher, a network and the training loop, put together."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embed.adapters import choose_trainable, merge_lora, plain_shell
-from embed.batches import Collator, MixedBatches, Role
+from embed.batches import Collator, MixedBatches, Role, TaskData
 from embed.config import EmbedderConfig, Pooling
 from embed.contrastive import EmbeddingLoss, LanguageModel, Objective, Trainee
 from embed.development import evaluator
@@ -28,6 +28,7 @@ from gpt_core.device import Numerics, choose_numerics, use_tf32
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
 from gpt_core.hub import resolve
+from gpt_core.loader import Batches
 from gpt_core.model import GPT
 from gpt_core.pretrain import evaluator as lm_evaluator
 from gpt_core.ranks import ALONE, Ranks, join
@@ -81,36 +82,12 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
 
     sets, dev_sets = open_data(config)
     lm = open_lm(config, tokenizer, ranks) if config.lm_data_dir is not None else None
-    collate = collator(ranks)
-    weights = config.weights or [len(data.examples) for data in sets]
-    identity: dict[str, Any] = {
-        "trainable": config.trainable,
-        "max_tokens": config.train_tokens or config.max_tokens,
-    }
-    if config.trainable == "lora":
-        identity["init_from"] = config.init_from  # checkpoints hold only what was added to it
-    batches = MixedBatches(
-        sets,
-        weights,
-        config.batch_size,
-        config.seed,
-        collate,
-        None if lm is None else lm[0],
-        identity,
-    )
+    weights = list(config.weights) or [float(len(data.examples)) for data in sets]
+    batches = mix(config, sets, weights, collator(ranks), None if lm is None else lm[0])
     teacher_dimension = attach_vectors(config, [*sets, *dev_sets], ranks)
 
-    use_tf32(config.tf32)
-    recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
-    width, n_tokens = network.gpt.config.n_embd, TOKENS_PER_FORWARD[ranks.device.type]
-    numerics = ranks.on_main(
-        lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
-    )
-    # What auto takes on a GPU without bfloat16; but the loss runs its own backward, unscaled.
-    if numerics.dtype == "float16":
-        numerics = replace(numerics, dtype="float32")
-    torch.set_num_threads(numerics.threads)
-
+    n_tokens = TOKENS_PER_FORWARD[ranks.device.type]
+    numerics = agree_on_numerics(config, ranks, network.gpt.config.n_embd, n_tokens, resume)
     torch.manual_seed(config.seed)  # again: what rank 0 did alone may have drawn numbers
     trainee = Trainee(network, config.temperature, config.learn_temperature, teacher_dimension)
     choose_trainable(network, config)
@@ -124,7 +101,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     objective = Objective(config)
     evaluate_vectors = evaluator(
         dev_sets,
-        [1.0] * len(dev_sets) if config.dev_data else list(weights),
+        [1.0] * len(dev_sets) if config.dev_data else weights,
         config.batch_size,
         objective,
         collator(ALONE),
@@ -231,6 +208,39 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
     tokenizer = Tokenizer.from_pretrained(model_folder(folder))
     pad_token_id(tokenizer)  # which must be there for a checkpoint: said now, not after a thousand steps
     return Network(gpt, pooling, dense), settings, tokenizer, fresh
+
+
+def mix(
+    config: TrainEmbedderConfig,
+    sets: Sequence[TaskData],
+    weights: Sequence[float],
+    collate: Collator,
+    lm: Batches | None,
+) -> MixedBatches:
+    """The stream of batches, which knows what must be the same for a run to go on."""
+    identity: dict[str, Any] = {
+        "trainable": config.trainable,
+        "max_tokens": config.train_tokens or config.max_tokens,
+    }
+    if config.trainable == "lora":
+        identity["init_from"] = config.init_from  # checkpoints hold only what was added to it
+    return MixedBatches(sets, weights, config.batch_size, config.seed, collate, lm, identity)
+
+
+def agree_on_numerics(
+    config: TrainEmbedderConfig, ranks: Ranks, width: int, n_tokens: int, resume: Path | None
+) -> Numerics:
+    """Number format and threads, as rank 0 measures them; set for this process."""
+    use_tf32(config.tf32)
+    recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
+    numerics = ranks.on_main(
+        lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
+    )
+    # What auto takes on a GPU without bfloat16; but the loss runs its own backward, unscaled.
+    if numerics.dtype == "float16":
+        numerics = replace(numerics, dtype="float32")
+    torch.set_num_threads(numerics.threads)
+    return numerics
 
 
 def load_trained(trainee: Trainee, path: Path, config: TrainEmbedderConfig) -> None:
