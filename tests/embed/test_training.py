@@ -383,12 +383,13 @@ def test_a_checkpoint_of_another_configuration_is_refused(config, folder, keys):
 
 
 def test_a_checkpoint_of_pretraining_is_refused(config):
-    train_embedder(config)
-    (newest(config) / "training.safetensors").unlink()  # which no other training writes
-    manifest = newest(config) / "state.json"
+    train_embedder(replace(config, max_iters=1))
+    saved = newest(config)
+    (saved / "training.safetensors").unlink()  # which no other training writes
+    manifest = saved / "state.json"
     state = json.loads(manifest.read_text())
     del state["manifest"]["training.safetensors"]
-    manifest.write_text(json.dumps(state))
+    manifest.write_text(json.dumps(state | {"checksum": checkpoint._checksum(state)}))
     with pytest.raises(InputError, match="a checkpoint of another kind of training; choose another out_dir"):
         train_embedder(config)
 
