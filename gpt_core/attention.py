@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from gpt_core.cache import CacheRows
 from gpt_core.config import GPTConfig
@@ -104,6 +105,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     Returns:
         (B, n_head, T, head_dim).
     """
+    if has_torch_function((q, k, v)):  # somebody watches, such as `gpt_core.probes.Maxima`
+        return handle_torch_function(attend, (q, k, v), q, k, v, mask, dropout_share)
     # What torch's fused kernel does slowly on a CPU: all in 16 bits, and dropout in any number of them.
     slow = v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
     if slow and mask is None and not torch.is_grad_enabled() and not dropout_share:

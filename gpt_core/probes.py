@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gpt_core.attention import attend
 from gpt_core.optim import is_block_matrix
 
 
@@ -25,7 +25,7 @@ class Maxima(TorchFunctionMode):
         maxima.figures()
 
     Args:
-        model: a GPT, or whatever else has a list `blocks`.
+        model: a GPT, or whatever else has a list `blocks` that call `attend`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,9 +55,12 @@ class Maxima(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.scaled_dot_product_attention and self._layer is not None:
-            with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
-                self._logits.setdefault(self._layer, []).append(largest_logit(*args, **(kwargs or {})))
+        if func is attend and self._layer is not None:
+            q, k, v, mask = args[:4]
+            with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+                self._logits.setdefault(self._layer, []).append(
+                    largest_logit(q, k, v, mask, is_causal=mask is None)
+                )
         return func(*args, **(kwargs or {}))
 
     def activations(self) -> list[float]:

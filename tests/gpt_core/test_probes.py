@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from gpt_core.attention import rotate
+from gpt_core.attention import attend, rotate
 from gpt_core.config import GPTConfig
 from gpt_core.model import GPT
 from gpt_core.probes import Maxima, largest_logit, update_to_weight
@@ -100,26 +99,21 @@ def test_tokens_that_may_not_look_at_each_other_do_not_count() -> None:
 
 
 @torch.no_grad()
-def test_a_logit_is_exact_under_autocast() -> None:
+def test_a_logit_is_exact_under_autocast(monkeypatch) -> None:
     model, ids = model_and_ids(QWEN3)
     seen: list[float] = []
-    attention = F.scaled_dot_product_attention
 
-    def spy(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> Tensor:
+    def spy(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
         scores = q[:1].double() @ k[:1].double().repeat_interleave(2, dim=1).mT / math.sqrt(8)
-        seen.append(
-            scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -math.inf).max().item()
-        )
-        return attention(q, k, v, **kwargs)
+        future = ~torch.ones_like(scores, dtype=torch.bool).tril()
+        seen.append(scores.masked_fill(future, -math.inf).max().item())
+        return attend(q, k, *rest)
 
     with torch.autocast("cpu", torch.bfloat16):
         with Maxima(model) as maxima:
             model(ids)
-        F.scaled_dot_product_attention = spy
-        try:
-            model(ids)
-        finally:
-            F.scaled_dot_product_attention = attention
+        monkeypatch.setattr("gpt_core.attention.attend", spy)
+        model(ids)
     assert maxima.attention_logits() == pytest.approx(seen, rel=1e-6)
 
 
