@@ -106,9 +106,10 @@ class Reranker:
             raise InputError("documents is one string; expected a list of them.")
         if top_k is not None and top_k < 0:
             raise InputError(f"top_k is {top_k}; expected at least 0.")
-        scores = self.score([query] * len(documents), documents)
-        order = sorted(range(len(documents)), key=lambda i: -scores[i])
-        return [(i, scores[i]) for i in order[:top_k]]
+        different = list(dict.fromkeys(documents))  # equal ones must score the same to the last bit
+        scores = dict(zip(different, self.score([query] * len(different), different), strict=True))
+        order = sorted(range(len(documents)), key=lambda i: -scores[documents[i]])
+        return [(i, scores[documents[i]]) for i in order[:top_k]]
 
     @torch.inference_mode()
     def score(self, queries: Sequence[str], documents: Sequence[str], progress: bool = False) -> list[float]:
