@@ -24,7 +24,8 @@ class GPTConfig:
     n_inner: int = 2048  # width of the MLP
     position: Literal["rope", "learned"] = "rope"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    mlp: Literal["swiglu", "gelu"] = "swiglu"  # gelu: the tanh approximation, as GPT-2
+    # gelu: the tanh approximation, as GPT-2; gelu_erf: exact, as nanoGPT
+    mlp: Literal["swiglu", "gelu", "gelu_erf"] = "swiglu"
     attn_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = True  # RMSNorm over each head's query and key, before the rotation
@@ -96,7 +97,7 @@ class GPTConfig:
             InputError: if none does, so that nobody saves a model that others would misread.
         """
         graph = (self.position, self.norm, self.mlp)
-        if graph == ("learned", "layernorm", "gelu"):
+        if graph in (("learned", "layernorm", "gelu"), ("learned", "layernorm", "gelu_erf")):
             fits = self.attn_bias and self.mlp_bias and not self.qk_norm and self.n_kv_head == self.n_head
             if fits and self.head_dim * self.n_head == self.n_embd:
                 return "gpt2"
@@ -143,7 +144,7 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
         "pad_id": raw.get("pad_token_id"),
     }
     if family == "gpt2":
-        _expect(raw, "activation_function", ("gelu_new", "gelu_pytorch_tanh"), default="gelu_new")
+        _expect(raw, "activation_function", ("gelu_new", "gelu_pytorch_tanh", "gelu"), default="gelu_new")
         _expect(raw, "scale_attn_weights", (True,), default=True)
         _expect(raw, "scale_attn_by_inverse_layer_idx", (False,), default=False)
         return GPTConfig.gpt2(
@@ -155,6 +156,7 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
             norm_eps=raw.get("layer_norm_epsilon", 1e-5),
             tie_embeddings=raw.get("tie_word_embeddings", True),
             dropout=raw.get("resid_pdrop", 0.0),
+            mlp="gelu_erf" if raw.get("activation_function") == "gelu" else "gelu",
             **common,
         )
     _expect(raw, "hidden_act", ("silu",), default="silu")
@@ -212,7 +214,7 @@ def to_hf(config: GPTConfig) -> dict[str, Any]:
             "n_head": config.n_head,
             "n_embd": config.n_embd,
             "n_inner": config.n_inner,
-            "activation_function": "gelu_new",
+            "activation_function": "gelu" if config.mlp == "gelu_erf" else "gelu_new",
             "layer_norm_epsilon": config.norm_eps,
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,

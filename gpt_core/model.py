@@ -41,11 +41,12 @@ class GPTOutput(NamedTuple):
 
 
 class MLP(nn.Module):
-    """GPT-2's two layers with GELU (tanh form), or SwiGLU: down(silu(gate(x)) · up(x))."""
+    """GPT-2's two layers with GELU (tanh form, or exact), or SwiGLU: down(silu(gate(x)) · up(x))."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.gelu_form: Literal["none", "tanh"] = "none" if config.mlp == "gelu_erf" else "tanh"
         self.gate: nn.Linear | None = None
         if config.mlp == "swiglu":
             self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
@@ -54,7 +55,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
         if self.gate is None:
-            return self.down(F.gelu(self.up(x), approximate="tanh"))
+            return self.down(F.gelu(self.up(x), approximate=self.gelu_form))
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 

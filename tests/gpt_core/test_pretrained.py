@@ -22,6 +22,7 @@ MODELS = {
     "gpt2": lambda: transformers.GPT2Config(**GPT2),
     "gpt2-untied": lambda: transformers.GPT2Config(**GPT2, tie_word_embeddings=False),
     "gpt2-wide": lambda: transformers.GPT2Config(**GPT2, n_inner=100),
+    "gpt2-erf": lambda: transformers.GPT2Config(**GPT2, activation_function="gelu"),
     "llama-gqa": lambda: transformers.LlamaConfig(**ROTARY),
     "llama-mha-bias-tied": lambda: transformers.LlamaConfig(
         **ROTARY | {"num_key_value_heads": 4}, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
