@@ -1,46 +1,247 @@
-"""Checkpoints that are pickles: nothing in one is ever executed, only tensors and plain containers come out."""
+"""Checkpoints of the projects that people come from: nanoGPT's `ckpt.pt` and small-gpt's `.pth`.
+
+nanoGPT (https://github.com/karpathy/nanoGPT) and small-gpt (https://github.com/CJL196/small-gpt) compute GPT-2's graph
+with the exact GELU. Where they leave biases out, ours are zero, which is the same function and opens everywhere.
+"""
 
 import re
-import warnings
-import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import tiktoken
 import torch
+from tokenizers import Tokenizer as RustTokenizer
 from torch import Tensor
 
+from gpt_core.characters import character_backend
+from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
+from gpt_core.gpt2_bpe import gpt2_tiktoken
+from gpt_core.pickles import are_tensors, read_plain_pickle, read_torch
+
+GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and nanoGPT's, which is padded to a multiple of 64
+
+# Their names → ours. nanoGPT has q, k and v in one matrix, `attn.c_attn`.
+TOP = {"transformer.wte": "wte", "transformer.wpe": "wpe", "transformer.ln_f": "norm", "lm_head": "head"}
+NANOGPT_BLOCK = {
+    "ln_1": "norm1",
+    "attn.c_proj": "attn.o",
+    "ln_2": "norm2",
+    "mlp.c_fc": "mlp.up",
+    "mlp.c_proj": "mlp.down",
+}
+SMALL_GPT_BLOCK = {
+    "ln1": "norm1",
+    "attention.W_q": "attn.q",
+    "attention.W_k": "attn.k",
+    "attention.W_v": "attn.v",
+    "attention.out_net": "attn.o",
+    "ln2": "norm2",
+    "ffn.dense1": "mlp.up",
+    "ffn.out_net": "mlp.down",
+}
+SMALL_GPT_SEP, SMALL_GPT_PAD = 1, 2  # the end of a turn, and of a dialogue
+MASKS = (".attn.bias", ".attention.attention.mask")  # buffers that hold the causal mask
+
+# small-gpt speaks in dialogues of one line a turn; it was never taught what a system prompt is
+SMALL_GPT_CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ raise_exception('small-gpt knows no system prompt') }}{% endif %}"
+    "{{ m['content'] | replace('\\n', ' ') + '\\n' }}{% endfor %}"
+)
 
 
-def read_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `pytorch_model.bin`, under the names that the file gives them.
-
-    Tensors of today's file format are mapped into memory, not copied.
+def checkpoint_in(folder: Path) -> Path | None:
+    """nanoGPT's `ckpt.pt` in `folder`, else small-gpt's one `.pth`, else None.
 
     Raises:
-        InputError: for a file that is damaged, holds anything but tensors, or would run code if it were let.
+        InputError: if there are several `.pth`, and so no telling which is meant.
     """
-    content = _unpickle(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    if (folder / "ckpt.pt").exists():
+        return folder / "ckpt.pt"
+    files = sorted(folder.glob("*.pth"))
+    if len(files) > 1:
+        names = ", ".join(f.name for f in files)
+        raise InputError(f"{folder} holds several .pth files ({names}); give each a folder of its own.")
+    return files[0] if files else None
+
+
+def read_checkpoint(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Read a checkpoint that nanoGPT or small-gpt wrote.
+
+    Returns:
+        The shape, and the weights under our names.
+
+    Raises:
+        InputError: for a damaged file, one of another project, or a shape that is none.
+    """
+    content = _open(path)
+    if "model_args" in content:
+        weights, shape, block = content["model"], content["model_args"], NANOGPT_BLOCK
+    else:
+        weights, shape, block = content["state_dict"], content, SMALL_GPT_BLOCK
+    sizes = {
+        name: _size(shape, name, path) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+    }
+    state = _our_names(weights, block)
+    if shape.get("bias", True) is False:
+        _add_zero_biases(state)
+    head, embedding = state.get("head.weight"), state.get("wte.weight")
+    if head is not None and len(head) != sizes["vocab_size"]:
+        raise InputError(
+            f"{path} has a head of {len(head)} outputs for {sizes['vocab_size']} tokens; that is a classifier, and "
+            "only language models open here."
+        )
+    tied = head is None or (embedding is not None and torch.equal(head.float(), embedding.float()))
+    if tied:
+        state.pop("head.weight", None)
+    special: dict[str, Any] = {}
+    if shape is content:
+        special = {"eos_id": (SMALL_GPT_SEP, SMALL_GPT_PAD), "pad_id": SMALL_GPT_PAD}
+    elif _speaks_gpt2(path, sizes["vocab_size"]):
+        special = dict.fromkeys(("bos_id", "eos_id"), gpt2_tiktoken().eot_token)
+    dropout = shape.get("dropout", 0.0)
+    config = GPTConfig.gpt2(
+        **sizes,
+        mlp="gelu_erf",
+        tie_embeddings=tied,
+        dropout=dropout if isinstance(dropout, float) else 0.0,
+        **special,
+    )
+    return config, state
+
+
+def read_checkpoint_tokenizer(
+    path: Path,
+) -> tuple[RustTokenizer | tiktoken.Encoding, dict[str, int | None], str | None]:
+    """The tokenizer of a checkpoint that nanoGPT or small-gpt wrote, from what lies beside it.
+
+    nanoGPT: the characters of `meta.pkl`, or GPT-2's BPE where there is none and the vocabulary has its size.
+    small-gpt: the characters of the text that it was trained on, commonest first, in a file of the name that the
+    checkpoint gives (`train.txt`). A line break is its `<sep>`, which ends a turn; `<pad>` ends a dialogue.
+
+    Returns:
+        The tokenizer, the ids of bos, eos and pad, and the chat template.
+
+    Raises:
+        InputError: for a file that is missing, damaged or of another model.
+    """
+    content = _open(path)
+    ids: dict[str, int | None] = dict.fromkeys(("bos", "eos", "pad"))
+    if "model_args" not in content:
+        ids |= {"eos": SMALL_GPT_PAD, "pad": SMALL_GPT_PAD}
+        return character_backend(_small_gpt_vocabulary(path, content), "<unk>"), ids, SMALL_GPT_CHAT
+    n_tokens = _size(content["model_args"], "vocab_size", path)
+    if _speaks_gpt2(path, n_tokens):
+        gpt2 = gpt2_tiktoken()
+        return gpt2, ids | {"bos": gpt2.eot_token, "eos": gpt2.eot_token}, None
+    return character_backend(_nanogpt_vocabulary(path, content, n_tokens)), ids, None
+
+
+def _open(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, known to be nanoGPT's (it has "model_args") or small-gpt's."""
+    content = read_torch(path)
+    if isinstance(content, dict):
+        if isinstance(content.get("model_args"), dict) and are_tensors(content.get("model")):
+            return content
+        if "n_layer" in content and are_tensors(content.get("state_dict")):
+            return {name: value for name, value in content.items() if name != "model_args"}
+    raise InputError(
+        f"{path} is no checkpoint of nanoGPT (model, model_args) nor of small-gpt (state_dict, n_layer, …)."
+    )
+
+
+def _size(shape: dict[str, Any], name: str, path: Path) -> int:
+    value = shape.get(name)
+    if type(value) is not int or value < 1:
+        raise InputError(f"{path} has {name} = {value!r}; expected a whole number of at least 1.")
+    return value
+
+
+def _our_names(weights: dict[str, Tensor], block: dict[str, str]) -> dict[str, Tensor]:
+    """Rename the weights, split nanoGPT's fused matrix, and drop what is no weight."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        name = name.removeprefix("_orig_mod.")  # torch.compile's
+        if name.endswith(MASKS) or tensor.dim() == 0:
+            continue
+        stem, _, kind = name.rpartition(".")  # kind: weight or bias
+        if not stem.startswith("transformer.h."):
+            state[f"{TOP.get(stem, stem)}.{kind}"] = tensor
+            continue
+        layer, _, part = stem.removeprefix("transformer.h.").partition(".")
+        if part == "attn.c_attn":
+            for third, ours in zip(tensor.chunk(3), ("q", "k", "v"), strict=False):
+                state[f"blocks.{layer}.attn.{ours}.{kind}"] = third
+        else:
+            state[f"blocks.{layer}.{block.get(part, part)}.{kind}"] = tensor
+    return state
+
+
+def _add_zero_biases(state: dict[str, Tensor]) -> None:
+    """For a graph without biases: what it leaves out is zero in ours."""
+    for name, weight in list(state.items()):
+        stem = name.removesuffix(".weight")
+        if stem.startswith(("blocks.", "norm")) and stem != name:
+            state.setdefault(f"{stem}.bias", torch.zeros(len(weight)))
+
+
+def _speaks_gpt2(path: Path, n_tokens: int) -> bool:
+    """Whether nanoGPT's checkpoint `path` has GPT-2's BPE: its size, and no other vocabulary beside it."""
+    other = any(path.with_name(name).exists() for name in ("meta.pkl", "tokenizer.json"))
+    return n_tokens in GPT2_VOCABULARIES and not other
+
+
+def _nanogpt_vocabulary(path: Path, content: dict[str, Any], n_tokens: int) -> dict[str, int]:
+    """Ids of the characters in the `meta.pkl` beside nanoGPT's checkpoint `path`."""
+    meta_path = path.with_name("meta.pkl")
+    if not meta_path.exists():
+        settings = content.get("config")
+        name = settings.get("dataset") if isinstance(settings, dict) else None
+        raise InputError(
+            f"{path.parent} lacks the vocabulary of its {n_tokens} tokens; put the meta.pkl of nanoGPT's data folder "
+            f"{f'({name}) ' if isinstance(name, str) else ''}beside {path.name}."
+        )
+    meta = read_plain_pickle(meta_path)
+    vocab = meta.get("stoi") if isinstance(meta, dict) else None
+    if (
+        not isinstance(vocab, dict)
+        or not all(isinstance(c, str) and len(c) == 1 and type(i) is int for c, i in vocab.items())
+        or sorted(vocab.values()) != list(range(len(vocab)))
     ):
-        raise InputError(f"{path} is not a table of named tensors; expected the weights of a model alone.")
-    return dict(content)
+        raise InputError(f"{meta_path} has no table `stoi` from characters to the ids 0, 1, 2, ….")
+    if len(vocab) != n_tokens:
+        raise InputError(
+            f"{meta_path} has {len(vocab)} characters, but {path.name} has {n_tokens} tokens; it belongs to other data."
+        )
+    return vocab
 
 
-def _unpickle(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, if it is made of tensors and plain values."""
+def _small_gpt_vocabulary(path: Path, content: dict[str, Any]) -> dict[str, int]:
+    """Ids of the tokens of small-gpt's checkpoint `path`, counted as it counts them in the text beside it."""
+    n_tokens = _size(content, "vocab_size", path)
+    named = content.get("dataset")
+    name = re.split(r"[/\\]", named)[-1] if isinstance(named, str) else ""
+    text_path = path.parent / (name or "train.txt")
+    if not text_path.is_file():
+        raise InputError(
+            f"{path.parent} lacks {text_path.name}, the text that {path.name} was trained on and that its vocabulary "
+            "is counted in; put it there."
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of doubts that end in an error or in nothing
-            # torch wrote bare pickles before 1.6; only its zip files can be mapped
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # a torn pickle can lead torch's reader into any error there is
-        if named := re.search(r"GLOBAL (\S+)", str(error)):
-            raise InputError(
-                f"{path} refers to {named[1]}, which is neither a tensor nor a plain value; a pickle is never "
-                "executed here, so ask its author for the weights as safetensors."
-            ) from error
-        raise InputError(f"{path} is damaged, or no file of torch.save; copy or fetch it again.") from error
+        text = text_path.read_text(encoding="utf-8")  # a line break of any system becomes "\n", as there
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{text_path} is not UTF-8 at byte {error.start}; convert it to UTF-8 first."
+        ) from error
+    # Dialogues are parted by an empty line, which is no token. Equal counts stay in the order of first appearance.
+    counts = Counter(text.replace("\n\n", ""))
+    counts.pop("\n", None)
+    tokens = ["<unk>", "\n", "<pad>", *(character for character, _ in counts.most_common())]
+    if len(tokens) > n_tokens:
+        raise InputError(
+            f"{text_path} makes a vocabulary of {len(tokens)} tokens, but {path.name} has {n_tokens}; it was trained "
+            "on another text."
+        )
+    return {token: i for i, token in enumerate(tokens)}
