@@ -39,7 +39,19 @@ SPLITS = {
     "llama-bpe": CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # gguf.TokenType
+SCHEMES = ("gpt-2", "smollm", *SPLITS)
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
+
+
+def pre_tokenizer(scheme: str) -> pre_tokenizers.PreTokenizer:
+    """How text is cut before byte-pair merging under one of SCHEMES."""
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=scheme not in SPLITS)
+    if scheme in SPLITS:
+        split = pre_tokenizers.Split(Regex(SPLITS[scheme]), behavior="isolated")
+        return pre_tokenizers.Sequence([split, by_bytes])
+    if scheme == "smollm":
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
+    return by_bytes
 
 
 def _open(path: Path) -> gguf.GGUFReader:
@@ -119,8 +131,11 @@ def _config(arch: str, fields: _Fields, tied: bool) -> GPTConfig:
 
     n_embd, n_head = need("embedding_length"), need("attention.head_count")
     vocab_size = len(fields.fields["tokenizer.ggml.tokens"].data)
-    ids = {f"{name}_id": i for name, i in fields.special_ids().items()}
-    common: dict[str, Any] = ids | {
+    ids: dict[str, Any] = {f"{name}_id": i for name, i in fields.special_ids().items()}
+    turn = fields.get("tokenizer.ggml.eot_token_id")  # a second token that ends a text: the end of a turn
+    if turn is not None and ids["eos_id"] not in (None, turn):
+        ids["eos_id"] = (ids["eos_id"], turn)
+    common = ids | {
         "vocab_size": vocab_size, "block_size": need("context_length"), "n_layer": need("block_count"),
         "n_head": n_head, "n_embd": n_embd, "n_inner": need("feed_forward_length"), "tie_embeddings": tied,
     }  # fmt: skip
@@ -159,25 +174,16 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
         raise InputError(f"{path} has a tokenizer of kind {kind!r}; expected gpt2, which is byte-level BPE.")
     tokens = fields.need("tokenizer.ggml.tokens")
     merges = [tuple(m.split(" ", 1)) for m in fields.need("tokenizer.ggml.merges")]
-    tokenizer = RustTokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in SPLITS)
-    if pre in ("default", "gpt-2"):
-        tokenizer.pre_tokenizer = by_bytes
-    elif pre == "smollm":
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), by_bytes]
-        )
-    elif pre in SPLITS:
-        split = pre_tokenizers.Split(Regex(SPLITS[pre]), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, by_bytes])
-    else:
-        raise InputError(
-            f"{path} cuts text by {pre!r}; expected default, gpt-2, smollm, {' or '.join(SPLITS)}."
-        )
+    types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if pre not in ("default", *SCHEMES):
+        raise InputError(f"{path} cuts text by {pre!r}; expected default, {' or '.join(SCHEMES)}.")
+    # an unused token stands for a row of the model's matrix that no text comes to
+    vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
+    tokenizer = RustTokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
+    tokenizer.pre_tokenizer = pre_tokenizer("gpt-2" if pre == "default" else pre)
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     for special in (True, False):
         wanted = CONTROL if special else USER_DEFINED
         added = [

@@ -293,13 +293,15 @@ class Tokenizer:
         added = (t.content for t in self._backend.get_added_tokens_decoder().values() if t.special)
         return sorted(added, key=len, reverse=True)
 
+    @property
+    def rust(self) -> RustTokenizer:
+        """The same tokenizer in the library `tokenizers`, whose files others open."""
+        return gpt2_rust() if isinstance(self._backend, tiktoken.Encoding) else self._backend
+
     @cached_property
     def fingerprint(self) -> str:
         """Sha256 over the vocabulary and the ids of a probing text: the same for the same tokenizer in any file."""
-        if isinstance(self._backend, tiktoken.Encoding):
-            vocab = gpt2_rust().get_vocab()
-        else:
-            vocab = self._backend.get_vocab()
+        vocab = self.rust.get_vocab()
         try:
             probe = self.encode(PROBE)
         except InputError:  # a character vocabulary has no rules beside its characters
@@ -311,14 +313,13 @@ class Tokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        backend = gpt2_rust() if isinstance(self._backend, tiktoken.Encoding) else self._backend
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         for name, i in (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id)):
             if i is not None:
                 settings[f"{name}_token"] = self.decode([i])
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
-        atomic_write(folder / "tokenizer.json", backend.to_str(pretty=True))
+        atomic_write(folder / "tokenizer.json", self.rust.to_str(pretty=True))
         atomic_write(
             folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         )
