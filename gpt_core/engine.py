@@ -158,7 +158,8 @@ class Engine:
                 "needs at least 1: shorten the prompt."
             )
         detokenizer = Detokenizer(self.tokenizer.decode, params.stop, prompt=ids[-8:])
-        request = Request(ids, params, on_text, min(params.max_new_tokens, room), detokenizer)
+        n_new = room if params.max_new_tokens is None else min(params.max_new_tokens, room)
+        request = Request(ids, params, on_text, n_new, detokenizer)
         with self._lock:
             self._requests.append(request)
         return request

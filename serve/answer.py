@@ -21,7 +21,8 @@ from serve.attribution import AnswerSentence, attribute
 # Room for two passages of the default 256 tokens with their titles. A small model answers worse the more passages it is
 # given, even if the right one is among them (docs/log.md, 2026-11-22), and one waits longer for its first word.
 PASSAGE_TOKENS = 560
-GREEDY = SamplingParams(max_new_tokens=96, temperature=0.0, stop=("\nQuestion:",))
+ANSWER_TOKENS = 96
+GREEDY = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop=("\nQuestion:",))
 
 SYSTEM = "You are a helpful assistant that answers questions about a text."
 REQUEST = "According to the text: {question} Answer in a complete sentence."
@@ -99,7 +100,8 @@ def answer(
     hits = retrieve(question, index, k=k, mode=mode, filter=filter)
     if not hits:
         return ground(question, "", hits, None, None)
-    prompt = build_prompt(question, hits, engine.tokenizer, engine.context, params.max_new_tokens)
+    n_kept = params.max_new_tokens or ANSWER_TOKENS
+    prompt = build_prompt(question, hits, engine.tokenizer, engine.context, n_kept)
     request = engine.submit(prompt.token_ids, params, on_text)
     engine.run()
     if request.error is not None:
