@@ -18,9 +18,9 @@ from embed.pairs import Columns, Example, read_examples
 from gpt_core.device import DeviceName
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_open
+from gpt_core.hf_config import FAMILIES
 from gpt_core.hub import gguf_in, resolve
 
-FAMILIES = ("gpt2", "llama", "qwen3")  # models that our encoder runs; others are sentence-transformers'
 BLOCK_SCORES = 2**24  # queries times texts that are scored at once: 64 MiB
 
 Sampling = Literal["top", "random"]
@@ -275,7 +275,9 @@ def _is_gpt(folder: Path) -> bool:
     if not config.is_file():
         return gguf_in(folder) is not None
     try:
-        return json.loads(config.read_text(encoding="utf-8"))["model_type"] in FAMILIES
+        return (
+            json.loads(config.read_text(encoding="utf-8"))["model_type"] in FAMILIES
+        )  # others are sentence-transformers'
     except (ValueError, KeyError, TypeError):
         return True  # our reader of such files says what is wrong with it
 

@@ -19,6 +19,7 @@ from gpt_core.config import GPTConfig
 from gpt_core.dropout import dropout
 
 SHORT = 512  # tokens up to which two plain products beat the fused kernel where that is slow
+FEW = 16  # queries up to which two plain products beat the fused kernel on a CPU
 BLOCK = 64  # queries that are attended from at a time where the fused kernel is slow and nothing is kept for a backward
 
 
@@ -65,10 +66,12 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.dropout = config.dropout
-        self.q = nn.Linear(config.n_embd, config.n_head * config.head_dim, bias=config.attn_bias)
-        self.k = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.attn_bias)
-        self.v = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.attn_bias)
-        self.o = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.attn_bias)
+        self.scaled = config.scale_attention
+        bias = config.attn_bias is True
+        self.q = nn.Linear(config.n_embd, config.n_head * config.head_dim, bias=bias)
+        self.k = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=bias)
+        self.v = nn.Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=bias)
+        self.o = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.attn_bias is not False)
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
 
@@ -86,6 +89,8 @@ class Attention(nn.Module):
         v = self.v(x).view(heads).transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
+        if not self.scaled:
+            q = q * math.sqrt(self.head_dim)  # what `attend` divides by
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, n_kv_head, past + T, head_dim)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
@@ -107,6 +112,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     """
     if has_torch_function((q, k, v)):  # somebody watches, such as `gpt_core.probes.Maxima`
         return handle_torch_function(attend, (q, k, v), q, k, v, mask, dropout_share)
+    if k.dtype != q.dtype:  # a cache in another number format
+        return attend(q.type_as(k), k, v, mask, dropout_share).type_as(q)
+    if mask is not None and q.shape[2] <= FEW and v.device.type == "cpu" and not dropout_share:
+        return attend_from_few(q, k, v, mask)
     # What torch's fused kernel does slowly on a CPU: all in 16 bits, and dropout in any number of them.
     slow = v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
     if slow and mask is None and not torch.is_grad_enabled() and not dropout_share:
@@ -118,6 +127,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout_share, enable_gqa=gqa
     )
+
+
+def attend_from_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention from few queries to many keys, as in decoding; shapes as in `attend`.
+
+    The heads of a group share their keys, so they are rows of one product: the keys are read once, never repeated.
+    """
+    n_rows, n_head, n_tokens, head_dim = q.shape
+    n_kv_head, n_keys = k.shape[1:3]
+    q = (q / math.sqrt(head_dim)).reshape(n_rows, n_kv_head, -1, head_dim)  # (B, n_kv_head, group · T, head_dim)
+    logits = (q @ k.mT).view(n_rows, n_head, n_tokens, n_keys)
+    weights = logits.masked_fill_(~mask, -math.inf).softmax(dim=-1)
+    return (weights.view(n_rows, n_kv_head, -1, n_keys) @ v).view(n_rows, n_head, n_tokens, head_dim)
 
 
 def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout_share: float) -> Tensor:

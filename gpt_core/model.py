@@ -1,7 +1,8 @@
-"""The GPT: one readable graph that is exactly GPT-2, exactly Llama and exactly Qwen3 by configuration.
+"""The GPT: one readable graph that is exactly GPT-2, GPT-Neo, Llama or Qwen3 by configuration.
 
-References: GPT-2 (Radford et al. 2019) and its best-known short form, nanoGPT; SwiGLU (Shazeer 2020). Attention, norms
-and rotary positions are in attention.py.
+References: GPT-2 (Radford et al. 2019) and its best-known short form, nanoGPT; GPT-Neo (Black et al. 2021), whose
+windows are Longformer's (Beltagy et al. 2020); SwiGLU (Shazeer 2020). Attention, norms and rotary positions are in
+attention.py.
 
 B is the number of rows, T of tokens in a row, C the width n_embd, V the vocabulary.
 """
@@ -20,6 +21,7 @@ from gpt_core.attention import Attention, Rope, make_norm
 from gpt_core.cache import CacheRows
 from gpt_core.config import GPTConfig
 from gpt_core.dropout import Dropout
+from gpt_core.masks import segment_mask, segment_positions, window_mask
 
 LOSS_CHUNK = 2**25  # logits that exist at a time while the loss is computed: 128 MiB in float32
 
@@ -51,6 +53,7 @@ class MLP(nn.Module):
         if config.mlp == "swiglu":
             self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
         self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
+        self.gate_up: nn.Module | None = None  # both in one, in `gpt_core.inference`
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -169,14 +172,20 @@ class GPT(nn.Module):
             positions = segment_positions(segments) if positions is None else positions
         if positions is None:
             positions = torch.arange(n_tokens, device=ids.device)
+        near = mask  # of the layers with a window
+        if self.config.window is not None:
+            places, n_seen = torch.arange(n_tokens, device=ids.device), n_tokens
+            if cache is not None:  # padding may lie behind all there is: it looks at what the last one does
+                places, n_seen = cache.positions.clamp(max=cache.end - 1), cache.end
+            near = window_mask(mask, places, n_seen, self.config.window)
 
         x = self.wte(ids)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(positions)
         rope = self.rope(positions) if self.rope is not None else None
         x = self.drop(x)
-        for block in self.blocks[:layer]:
-            x = block(x, rope, mask, cache)
+        for i, block in enumerate(self.blocks[:layer]):
+            x = block(x, rope, near if i in self.config.window_layers else mask, cache)
         if cache is not None:
             cache.finish()
         if layer is not None:
@@ -234,17 +243,3 @@ class GPT(nn.Module):
         from gpt_core.pretrained import save
 
         save(self, Path(folder), weights)
-
-
-def segment_mask(segments: Tensor) -> Tensor:
-    """(B, 1, T, T) bool from segments (B, T): who may look at whom."""
-    same = segments[:, :, None] == segments[:, None, :]
-    return same.tril().unsqueeze(1)  # padding sees padding, never nothing
-
-
-def segment_positions(segments: Tensor) -> Tensor:
-    """(B, T) places from segments (B, T): each token's distance from where its run of equal numbers begins."""
-    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    begins = torch.ones_like(segments, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return index - torch.where(begins, index, 0).cummax(dim=1).values

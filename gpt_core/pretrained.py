@@ -1,7 +1,4 @@
-"""Model folders: Hugging Face's layout both ways, and GGUF in.
-
-Our parameters have one set of names for all families; the tables below say what Hugging Face calls them.
-"""
+"""Model folders: Hugging Face's layout both ways, and GGUF in."""
 
 import json
 from pathlib import Path
@@ -12,40 +9,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt_core.attention import Rope
-from gpt_core.config import GPTConfig, from_hf, to_hf
+from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write, fsync_path
+from gpt_core.foreign import checkpoint_in, read_checkpoint
 from gpt_core.gguf_file import read_gguf
+from gpt_core.hf_config import from_hf, to_hf
 from gpt_core.hub import gguf_in, resolve
 from gpt_core.model import GPT
-
-# Llama and Qwen3, per block and outside the blocks
-ROTARY_BLOCK = {
-    "norm1": "input_layernorm",
-    "attn.q": "self_attn.q_proj",
-    "attn.k": "self_attn.k_proj",
-    "attn.v": "self_attn.v_proj",
-    "attn.o": "self_attn.o_proj",
-    "attn.q_norm": "self_attn.q_norm",
-    "attn.k_norm": "self_attn.k_norm",
-    "norm2": "post_attention_layernorm",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-}
-ROTARY_TOP = {"wte": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-# GPT-2: q, k and v are one matrix, and every matrix of a block is a "Conv1D", stored transposed
-GPT2_BLOCK = {
-    "norm1": "ln_1",
-    "attn.q": "attn.c_attn",
-    "attn.k": "attn.c_attn",
-    "attn.v": "attn.c_attn",
-    "attn.o": "attn.c_proj",
-    "norm2": "ln_2",
-    "mlp.up": "mlp.c_fc",
-    "mlp.down": "mlp.c_proj",
-}
-GPT2_TOP = {"wte": "transformer.wte", "wpe": "transformer.wpe", "norm": "transformer.ln_f", "head": "lm_head"}
+from gpt_core.weight_names import from_hf_names, to_hf_names
 
 
 def load(name_or_folder: str | Path) -> GPT:
@@ -54,12 +26,18 @@ def load(name_or_folder: str | Path) -> GPT:
     if (folder / "config.json").exists():
         config = _read_config(folder / "config.json")
         model = _empty(config)
-        state = _from_hf_names(_read_tensors(folder), model)
+        state = from_hf_names(_read_tensors(folder), model)
     elif gguf := gguf_in(folder):
         config, state = read_gguf(gguf)
         model = _empty(config)
+    elif checkpoint := checkpoint_in(folder):
+        config, state = read_checkpoint(checkpoint)
+        model = _empty(config)
     else:
-        raise InputError(f"{folder} is not a model folder: it has neither config.json nor a .gguf file.")
+        raise InputError(
+            f"{folder} is not a model folder: it has no config.json, no .gguf file, no ckpt.pt of nanoGPT and no .pth "
+            "of small-gpt."
+        )
     _assign(model, state, folder)
     return model.eval()
 
@@ -67,7 +45,7 @@ def load(name_or_folder: str | Path) -> GPT:
 def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None) -> None:
     """Write `model` as a Hugging Face folder; see `GPT.save_pretrained`."""
     raw = to_hf(model.config)
-    state = _to_hf_names(model, model.state_dict() if weights is None else weights)
+    state = to_hf_names(model, model.state_dict() if weights is None else weights)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors.tmp"
     try:
@@ -139,62 +117,3 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise InputError(f"{file} is damaged ({error}); copy or fetch it again.") from error
     return state
-
-
-def _names(model: GPT) -> dict[str, str]:
-    """Our parameter names → Hugging Face's, for this model's family."""
-    gpt2 = model.config.model_type == "gpt2"
-    block, top = (GPT2_BLOCK, GPT2_TOP) if gpt2 else (ROTARY_BLOCK, ROTARY_TOP)
-    names = {}
-    for ours in model.state_dict():
-        path, _, kind = ours.rpartition(".")  # kind: weight or bias
-        if path.startswith("blocks."):
-            _, layer, part = path.split(".", 2)
-            prefix = f"transformer.h.{layer}" if gpt2 else f"model.layers.{layer}"
-            names[ours] = f"{prefix}.{block[part]}.{kind}"
-        else:
-            names[ours] = f"{top[path]}.{kind}"
-    return names
-
-
-def _is_conv1d(name: str) -> bool:
-    return ".c_" in name and name.endswith(".weight")
-
-
-def _from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
-    """Rename what a Hugging Face file holds, split GPT-2's fused matrix, and drop what is no weight."""
-    if model.config.model_type == "gpt2":
-        # both key styles: with the language model's prefix "transformer.", and the bare model's without
-        raw = {
-            k if k.startswith(("transformer.", "lm_head")) else f"transformer.{k}": v for k, v in raw.items()
-        }
-        # old files carry the causal mask as a buffer
-        raw = {k: v for k, v in raw.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
-    else:  # the bare model, as sentence-transformers saves it, has no prefix "model."
-        raw = {k if k.startswith(("model.", "lm_head")) else f"model.{k}": v for k, v in raw.items()}
-    if model.head is None:
-        raw.pop("lm_head.weight", None)  # a tied head that was written twice
-    state: dict[str, Tensor] = {}
-    used = set()
-    for ours, theirs in _names(model).items():
-        if theirs not in raw:
-            continue
-        used.add(theirs)
-        tensor = raw[theirs].t() if _is_conv1d(theirs) else raw[theirs]
-        if ".c_attn." in theirs:
-            part = ("q", "k", "v").index(ours.split(".")[-2])
-            tensor = tensor.chunk(3)[part]
-        state[ours] = tensor.contiguous()
-    state |= {name: raw[name] for name in raw.keys() - used if not name.endswith("rotary_emb.inv_freq")}
-    return state
-
-
-def _to_hf_names(model: GPT, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_from_hf_names`."""
-    parts: dict[str, list[Tensor]] = {}
-    for ours, theirs in _names(model).items():
-        parts.setdefault(theirs, []).append(state[ours])  # q, k, v meet in this order
-    return {
-        name: (torch.cat(ts).t() if _is_conv1d(name) else torch.cat(ts)).contiguous()
-        for name, ts in parts.items()
-    }

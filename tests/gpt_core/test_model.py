@@ -1,4 +1,6 @@
-"""The GPT's contract: padding, packing, cache, layers, loss. Parity with transformers is in test_pretrained.py."""
+"""The GPT's contract: padding, packing, cache, layers, loss. Parity with transformers is in test_families.py."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ QWEN3 = GPTConfig(
     vocab_size=97, block_size=48, n_layer=3, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_inner=48
 )
 GPT2 = GPTConfig.gpt2(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32)
+NEO = replace(GPT2, attn_bias="output", scale_attention=False, window=5, window_layers=(0, 2))
 SHAPES = pytest.mark.parametrize("config", [QWEN3, GPT2], ids=["qwen3", "gpt2"])
 
 
@@ -25,7 +28,7 @@ def make(config, dtype=torch.float64):
     return model
 
 
-@pytest.fixture(scope="module", params=[QWEN3, GPT2], ids=["qwen3", "gpt2"])
+@pytest.fixture(scope="module", params=[QWEN3, GPT2, NEO], ids=["qwen3", "gpt2", "neo"])
 def model(request):
     return make(request.param)
 
@@ -163,5 +166,11 @@ def test_numbers_that_do_not_fit_together():
         GPTConfig(n_layer=0)
     with pytest.raises(InputError, match="multiple of n_head"):
         GPTConfig.gpt2(n_embd=100, n_head=12)
+    for window in ({"window": 4}, {"window_layers": (0,)}, {"window": 0, "window_layers": (0,)}):
+        with pytest.raises(InputError, match="expected both, the window of at least 1 token, or neither"):
+            GPTConfig(**window)
+    for layers in ((1, 0), (12,), (0, 0)):
+        with pytest.raises(InputError, match="expected ascending layers from 0 to 11"):
+            GPTConfig(window=4, window_layers=layers)
     with pytest.raises(InputError, match="No Hugging Face family"):
         _ = GPTConfig(norm="layernorm").model_type

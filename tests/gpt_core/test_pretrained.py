@@ -1,70 +1,13 @@
-"""Model folders: exact parity with transformers on random weights, both ways, and what is refused."""
+"""Model folders: what is written, what is read and what is refused. Parity is in test_families.py."""
 
 import json
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from gpt_core import GPT, GPTConfig, InputError
-from gpt_core.config import from_hf, to_hf
-
-TINY = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80}
-ROTARY = TINY | {
-    "vocab_size": 101,
-    "max_position_embeddings": 64,
-    "num_key_value_heads": 2,
-    "rope_theta": 5000.0,
-}
-GPT2 = {"vocab_size": 101, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
-MODELS = {
-    "gpt2": lambda: transformers.GPT2Config(**GPT2),
-    "gpt2-untied": lambda: transformers.GPT2Config(**GPT2, tie_word_embeddings=False),
-    "gpt2-wide": lambda: transformers.GPT2Config(**GPT2, n_inner=100),
-    "gpt2-erf": lambda: transformers.GPT2Config(**GPT2, activation_function="gelu"),
-    "llama-gqa": lambda: transformers.LlamaConfig(**ROTARY),
-    "llama-mha-bias-tied": lambda: transformers.LlamaConfig(
-        **ROTARY | {"num_key_value_heads": 4}, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
-    ),
-    "qwen3": lambda: transformers.Qwen3Config(**ROTARY, head_dim=16),
-    "qwen3-tied-bias": lambda: transformers.Qwen3Config(
-        **ROTARY, head_dim=12, tie_word_embeddings=True, attention_bias=True
-    ),
-}
-
-
-@pytest.fixture(params=MODELS)
-def theirs(request):
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(MODELS[request.param]()).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return model
-
-
-@torch.no_grad()
-def test_logits_and_hidden_states_equal_transformers_both_ways(theirs, tmp_path):
-    ids = torch.randint(0, 101, (2, 64))
-    expected = theirs(ids, output_hidden_states=True)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = GPT.from_pretrained(tmp_path / "theirs")
-    out = ours(ids)
-    assert (out.logits - expected.logits).abs().max() < 1e-4
-    assert (out.hidden - expected.hidden_states[-1]).abs().max() < 1e-4
-    for layer in range(3):
-        assert (ours(ids, layer=layer).hidden - expected.hidden_states[layer]).abs().max() < 1e-4
-
-    ours.save_pretrained(tmp_path / "ours")
-    back, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "ours", output_loading_info=True, dtype=torch.float32
-    )
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert type(back) is type(theirs)
-    assert (back.eval()(ids).logits - expected.logits).abs().max() < 1e-6
-    assert ours.config == GPT.from_pretrained(tmp_path / "ours").config
+from gpt_core.hf_config import from_hf, to_hf
 
 
 def test_a_new_model_survives_its_folder(tmp_path):
@@ -124,7 +67,7 @@ def test_shards_are_read_and_a_missing_one_is_said(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "model_type 'bert'; expected gpt2, llama or qwen3"),
+        ({"model_type": "bert"}, "model_type 'bert'; expected gpt2, gpt_neo, llama or qwen3"),
         ({"activation_function": "relu"}, "activation_function = 'relu'; this GPT computes only 'gelu_new'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ({"n_embd": "16"}, "has n_embd = '16'; expected a whole number of at least 1"),
@@ -143,7 +86,7 @@ def test_configs_that_we_cannot_represent(folder, changes, message):
         GPT.from_pretrained(folder)
 
 
-def test_rope_scaling_and_sliding_windows_are_refused():
+def test_rope_scaling_is_refused():
     llama = to_hf(GPTConfig(qk_norm=False))
     with pytest.raises(InputError, match="rope_type = 'llama3'"):
         from_hf(llama | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}})
@@ -151,8 +94,52 @@ def test_rope_scaling_and_sliding_windows_are_refused():
         from_hf(llama | {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}})
     with pytest.raises(InputError, match="rope_scaling = 'linear'; expected an object"):
         from_hf(llama | {"rope_scaling": "linear"})
-    with pytest.raises(InputError, match="use_sliding_window = True"):
-        from_hf(to_hf(GPTConfig()) | {"use_sliding_window": True})
+
+
+NEO = GPTConfig.gpt2(
+    vocab_size=70, n_layer=4, n_head=2, n_embd=16, attn_bias="output", scale_attention=False, window=8,
+    window_layers=(1, 3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_types": [[["global", "local"], 3]]}, "attention_types for 6 layers but num_layers = 4"),
+        (
+            {"attention_types": [[["global", "sparse"], 2]]},
+            r"attention_types = \[\[\['global', 'sparse'\], 2\]\]",
+        ),
+        ({"attention_types": [["global", "local"]]}, 'expected patterns of "global" and "local"'),
+        ({"attention_types": [4]}, r"attention_types = \[4\]; expected patterns"),
+        ({"attention_types": "global"}, "attention_types = 'global'; expected a list"),
+        ({"window_size": 0}, "window_size = 0; expected a whole number of at least 1"),
+        ({"num_heads": 3}, "n_embd is 16; GPT-2 needs a multiple of n_head, which is 3"),
+        ({"activation_function": "relu"}, "activation_function = 'relu'"),
+    ],
+)
+def test_values_of_gpt_neo_that_we_do_not_compute(changes, message):
+    assert from_hf(to_hf(NEO)) == NEO
+    with pytest.raises(InputError, match=message):
+        from_hf(to_hf(NEO) | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'; this GPT computes only 'silu' or 'swish'"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types = .*for each of 4 layers"),
+        ({"layer_types": ["chunked_attention"] * 4}, r"layer_types = \['chunked_attention'"),
+        ({"use_sliding_window": "yes"}, "use_sliding_window = 'yes'; expected true or false"),
+        ({"sliding_window": 0.5}, "sliding_window = 0.5; expected a whole number"),
+    ],
+)
+def test_values_of_qwen3_that_we_do_not_compute(changes, message):
+    qwen3 = GPTConfig(n_layer=4, window=16, window_layers=(2, 3))
+    assert from_hf(to_hf(qwen3)) == qwen3
+    assert from_hf(to_hf(qwen3) | {"use_sliding_window": False}) == GPTConfig(n_layer=4)
+    with pytest.raises(InputError, match=message):
+        from_hf(to_hf(qwen3) | changes)
 
 
 def test_damaged_and_missing_files(folder):

@@ -1,0 +1,255 @@
+"""Hugging Face's `config.json`, both ways: the shapes of GPT-2, GPT-Neo, Llama and Qwen3."""
+
+from typing import Any
+
+from gpt_core.config import GPTConfig
+from gpt_core.errors import InputError
+
+FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3")  # the model_type of what this GPT computes
+
+# The keys that hold a size, another number, a switch, a list, an object
+SIZES = {
+    *("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner", "max_position_embeddings"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim"),
+    *("intermediate_size", "num_layers", "num_heads", "window_size", "sliding_window"),
+}
+NUMBERS = {
+    *("layer_norm_epsilon", "rms_norm_eps", "rope_theta", "resid_pdrop", "attention_dropout"),
+    *("resid_dropout", "max_window_layers"),
+}
+SWITCHES = {
+    *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "scale_attn_weights"),
+    "scale_attn_by_inverse_layer_idx",
+}
+LISTS = {"attention_types", "layer_types"}
+OBJECTS = {"rope_parameters", "rope_scaling"}
+# Hugging Face's activation_function → ours
+GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
+
+
+def from_hf(raw: dict[str, Any]) -> GPTConfig:
+    """Read the content of a Hugging Face `config.json`.
+
+    Raises:
+        InputError: for a family, or a value of a key, that this GPT does not compute.
+        KeyError: for a key that is missing.
+    """
+    if not isinstance(raw, dict):
+        raise InputError(f"config.json holds a {type(raw).__name__}; expected an object.")
+    raw = {key: value for key, value in raw.items() if value is not None}
+    _check_types(raw)
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(f"config.json has model_type {family!r}; expected {_either(FAMILIES)}.")
+    eos = raw.get("eos_token_id")
+    common: dict[str, Any] = {
+        "vocab_size": raw["vocab_size"],
+        "bos_id": raw.get("bos_token_id"),
+        "eos_id": tuple(eos) if isinstance(eos, list) else eos,
+        "pad_id": raw.get("pad_token_id"),
+    }
+    if family in ("llama", "qwen3"):
+        return _from_rotary(raw, common)
+    common["mlp"] = GELU[_expect(raw, "activation_function", tuple(GELU), default="gelu_new")]
+    return _from_gpt2(raw, common) if family == "gpt2" else _from_gpt_neo(raw, common)
+
+
+def _from_gpt2(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
+    _expect(raw, "scale_attn_by_inverse_layer_idx", (False,), default=False)
+    return GPTConfig.gpt2(
+        block_size=raw["n_positions"],
+        n_layer=raw["n_layer"],
+        n_head=raw["n_head"],
+        n_embd=raw["n_embd"],
+        n_inner=raw.get("n_inner") or 4 * raw["n_embd"],
+        norm_eps=raw.get("layer_norm_epsilon", 1e-5),
+        scale_attention=raw.get("scale_attn_weights", True),
+        tie_embeddings=raw.get("tie_word_embeddings", True),
+        dropout=raw.get("resid_pdrop", 0.0),
+        **common,
+    )
+
+
+def _from_gpt_neo(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
+    n_layer = raw["num_layers"]
+    kinds = _attention_kinds(raw.get("attention_types", [[["global", "local"], 12]]))
+    if len(kinds) != n_layer:
+        raise InputError(
+            f"config.json has attention_types for {len(kinds)} layers but num_layers = {n_layer}; expected as many."
+        )
+    local = tuple(layer for layer, kind in enumerate(kinds) if kind == "local")
+    return GPTConfig.gpt2(
+        block_size=raw["max_position_embeddings"],
+        n_layer=n_layer,
+        n_head=raw["num_heads"],
+        n_embd=raw["hidden_size"],
+        n_inner=raw.get("intermediate_size") or 4 * raw["hidden_size"],
+        attn_bias="output",
+        scale_attention=False,
+        window=raw.get("window_size", 256) if local else None,
+        window_layers=local,
+        norm_eps=raw.get("layer_norm_epsilon", 1e-5),
+        tie_embeddings=raw.get("tie_word_embeddings", True),
+        dropout=raw.get("resid_dropout", 0.0),
+        **common,
+    )
+
+
+def _attention_kinds(types: list[Any]) -> list[str]:
+    """GPT-Neo's [[["global", "local"], 12]], written out: a kind for each layer."""
+    try:
+        kinds = [kind for pattern, times in types for _ in range(times) for kind in pattern]
+    except (TypeError, ValueError):
+        kinds = [""]
+    if not set(kinds) <= {"global", "local"}:
+        raise InputError(
+            f'config.json has attention_types = {types!r}; expected patterns of "global" and "local", each with how '
+            'often it comes, such as [[["global", "local"], 12]].'
+        )
+    return kinds
+
+
+def _from_rotary(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
+    """Llama and Qwen3."""
+    _expect(raw, "hidden_act", ("silu", "swish"), default="silu")
+    # transformers 5 keeps the rotary settings in `rope_parameters`, before it in `rope_theta` and `rope_scaling`
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    _expect(rope, "rope_type", ("default",), default=rope.get("type", "default"))
+    n_layer, n_head = raw["num_hidden_layers"], raw["num_attention_heads"]
+    near = _sliding_layers(raw, n_layer) if raw["model_type"] == "qwen3" else ()
+    return GPTConfig(
+        block_size=raw["max_position_embeddings"],
+        n_layer=n_layer,
+        n_head=n_head,
+        n_kv_head=raw.get("num_key_value_heads") or n_head,
+        n_embd=raw["hidden_size"],
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // n_head,
+        n_inner=raw["intermediate_size"],
+        attn_bias=raw.get("attention_bias", False),
+        mlp_bias=raw["model_type"] == "llama" and raw.get("mlp_bias", False),
+        qk_norm=raw["model_type"] == "qwen3",
+        window=raw["sliding_window"] if near else None,
+        window_layers=near,
+        tie_embeddings=raw.get("tie_word_embeddings", False),
+        rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10000.0)),
+        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        dropout=raw.get("attention_dropout", 0.0),
+        **common,
+    )
+
+
+def _sliding_layers(raw: dict[str, Any], n_layer: int) -> tuple[int, ...]:
+    """Qwen3's layers with a window: named one by one, or from `max_window_layers` on."""
+    if not raw.get("use_sliding_window", False):
+        return ()
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        return tuple(range(raw.get("max_window_layers", 28), n_layer))
+    if len(kinds) != n_layer or not set(map(str, kinds)) <= {"full_attention", "sliding_attention"}:
+        raise InputError(
+            f"config.json has layer_types = {kinds!r}; expected full_attention or sliding_attention for each of "
+            f"{n_layer} layers."
+        )
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+
+
+def _check_types(raw: dict[str, Any]) -> None:
+    for key, value in raw.items():
+        if key in SIZES and (type(value) is not int or value < 1):
+            raise InputError(f"config.json has {key} = {value!r}; expected a whole number of at least 1.")
+        for keys, kinds, words in (
+            (NUMBERS, (int, float), "a number"),
+            (SWITCHES, (bool,), "true or false"),
+            (LISTS, (list,), "a list"),
+            (OBJECTS, (dict,), "an object"),
+        ):
+            if key in keys and type(value) not in kinds:
+                raise InputError(f"config.json has {key} = {value!r}; expected {words}.")
+
+
+def to_hf(config: GPTConfig) -> dict[str, Any]:
+    """The content of a Hugging Face `config.json` that describes `config`; the inverse of `from_hf`.
+
+    Raises:
+        InputError: if no family of Hugging Face computes this graph.
+    """
+    family = config.model_type
+    common: dict[str, Any] = {
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": list(config.eos_id) if isinstance(config.eos_id, tuple) else config.eos_id,
+        "pad_token_id": config.pad_id,
+        "tie_word_embeddings": config.tie_embeddings,
+        "dtype": "float32",
+    }
+    if family == "gpt2":
+        return common | {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_positions": config.block_size,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_embd": config.n_embd,
+            "n_inner": config.n_inner,
+            "activation_function": "gelu" if config.mlp == "gelu_erf" else "gelu_new",
+            "scale_attn_weights": config.scale_attention,
+            "layer_norm_epsilon": config.norm_eps,
+            "resid_pdrop": config.dropout,
+            "embd_pdrop": config.dropout,
+            "attn_pdrop": config.dropout,
+        }
+    if family == "gpt_neo":
+        kinds = ["local" if i in config.window_layers else "global" for i in range(config.n_layer)]
+        return common | {
+            "architectures": ["GPTNeoForCausalLM"],
+            "max_position_embeddings": config.block_size,
+            "num_layers": config.n_layer,
+            "num_heads": config.n_head,
+            "hidden_size": config.n_embd,
+            "intermediate_size": config.n_inner,
+            "attention_types": [[kinds, 1]],
+            "window_size": config.window or 256,
+            "activation_function": "gelu" if config.mlp == "gelu_erf" else "gelu_new",
+            "layer_norm_epsilon": config.norm_eps,
+            "resid_dropout": config.dropout,
+            "embed_dropout": config.dropout,
+            "attention_dropout": config.dropout,
+        }
+    raw = common | {
+        "architectures": ["LlamaForCausalLM" if family == "llama" else "Qwen3ForCausalLM"],
+        "max_position_embeddings": config.block_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "hidden_size": config.n_embd,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.n_inner,
+        "hidden_act": "silu",
+        "attention_bias": config.attn_bias,
+        "mlp_bias": config.mlp_bias,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,
+        "attention_dropout": config.dropout,
+    }
+    if config.window_layers:
+        kinds = [
+            "sliding_attention" if i in config.window_layers else "full_attention"
+            for i in range(config.n_layer)
+        ]
+        raw |= {"use_sliding_window": True, "sliding_window": config.window, "layer_types": kinds}
+        raw["max_window_layers"] = config.window_layers[0]
+    return raw
+
+
+def _expect(raw: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any) -> Any:
+    """The value of `key`, which must be one of `allowed`."""
+    value = raw.get(key, default)
+    if value not in allowed:
+        wanted = " or ".join(repr(a) for a in allowed)
+        raise InputError(f"config.json has {key} = {value!r}; this GPT computes only {wanted}.")
+    return value
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,0 +1,133 @@
+"""What Hugging Face calls the weights of each family. Ours have one set of names for all of them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gpt_core.model import GPT
+
+
+class Names(NamedTuple):
+    """One family's names.
+
+    Attributes:
+        base: what the language model puts before the names of the bare model.
+        blocks: the list of blocks, without `base`.
+        block: parts of a block, ours → theirs.
+        top: parts outside the blocks, without `base`, but for the head, which is the language model's own.
+    """
+
+    base: str
+    blocks: str
+    block: dict[str, str]
+    top: dict[str, str]
+
+
+ROTARY = Names(
+    "model.",
+    "layers",
+    {
+        "norm1": "input_layernorm",
+        "attn.q": "self_attn.q_proj",
+        "attn.k": "self_attn.k_proj",
+        "attn.v": "self_attn.v_proj",
+        "attn.o": "self_attn.o_proj",
+        "attn.q_norm": "self_attn.q_norm",
+        "attn.k_norm": "self_attn.k_norm",
+        "norm2": "post_attention_layernorm",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    },
+    {"wte": "embed_tokens", "norm": "norm"},
+)
+# q, k and v are one matrix, and every matrix of a block is a "Conv1D", stored transposed
+GPT2 = Names(
+    "transformer.",
+    "h",
+    {
+        "norm1": "ln_1",
+        "attn.q": "attn.c_attn",
+        "attn.k": "attn.c_attn",
+        "attn.v": "attn.c_attn",
+        "attn.o": "attn.c_proj",
+        "norm2": "ln_2",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    },
+    {"wte": "wte", "wpe": "wpe", "norm": "ln_f"},
+)
+GPT_NEO = GPT2._replace(
+    block=GPT2.block
+    | {
+        "attn.q": "attn.attention.q_proj",
+        "attn.k": "attn.attention.k_proj",
+        "attn.v": "attn.attention.v_proj",
+        "attn.o": "attn.attention.out_proj",
+    },
+)
+FAMILIES = {"gpt2": GPT2, "gpt_neo": GPT_NEO, "llama": ROTARY, "qwen3": ROTARY}
+HEAD = "lm_head"
+# What files hold that is no weight: rotary frequencies, and causal masks as old files of GPT-2 and GPT-Neo carry them
+BUFFERS = (
+    ".rotary_emb.inv_freq",
+    *(".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias"),
+)
+
+
+def hf_names(model: GPT) -> dict[str, str]:
+    """Our parameter names → Hugging Face's, for this model's family."""
+    family = FAMILIES[model.config.model_type]
+    names = {}
+    for ours in model.state_dict():
+        path, _, kind = ours.rpartition(".")  # kind: weight or bias
+        if path.startswith("blocks."):
+            _, layer, part = path.split(".", 2)
+            names[ours] = f"{family.base}{family.blocks}.{layer}.{family.block[part]}.{kind}"
+        elif path == "head":
+            names[ours] = f"{HEAD}.{kind}"
+        else:
+            names[ours] = f"{family.base}{family.top[path]}.{kind}"
+    return names
+
+
+def from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
+    """Rename what a Hugging Face file holds, split GPT-2's fused matrix, and drop what is no weight.
+
+    The names may be the language model's or the bare model's, as sentence-transformers saves it: without the prefix.
+    What has no place in `model` keeps its name.
+    """
+    base, conv1d = FAMILIES[model.config.model_type].base, model.config.model_type == "gpt2"
+    raw = {
+        k if k.startswith((base, HEAD)) else base + k: v for k, v in raw.items() if not k.endswith(BUFFERS)
+    }
+    if model.head is None:
+        raw.pop(f"{HEAD}.weight", None)  # a tied head that was written twice
+    state: dict[str, Tensor] = {}
+    used = set()
+    for ours, theirs in hf_names(model).items():
+        if theirs not in raw:
+            continue
+        used.add(theirs)
+        tensor = raw[theirs].t() if conv1d and _is_conv1d(theirs) else raw[theirs]
+        if ".c_attn." in theirs:
+            tensor = tensor.chunk(3)[("q", "k", "v").index(ours.split(".")[-2])]
+        state[ours] = tensor.contiguous()
+    return state | {name: raw[name] for name in raw.keys() - used}
+
+
+def to_hf_names(model: GPT, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_hf_names`, for a `state_dict` of `model`."""
+    conv1d = model.config.model_type == "gpt2"
+    parts: dict[str, list[Tensor]] = {}
+    for ours, theirs in hf_names(model).items():
+        parts.setdefault(theirs, []).append(state[ours])  # q, k, v meet in this order
+    return {
+        name: (torch.cat(ts).t() if conv1d and _is_conv1d(name) else torch.cat(ts)).contiguous()
+        for name, ts in parts.items()
+    }
+
+
+def _is_conv1d(name: str) -> bool:
+    return ".c_" in name and name.endswith(".weight")

@@ -1,0 +1,117 @@
+"""Every family that we read, on random weights: transformers' logits and states, both ways, and through a cache."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from gpt_core import GPT, Cache
+
+N_TOKENS = 64  # more than any window here
+GPT2 = {"vocab_size": 101, "n_positions": N_TOKENS, "n_embd": 48, "n_layer": 3, "n_head": 4}
+NEO = {
+    "vocab_size": 101, "max_position_embeddings": N_TOKENS, "hidden_size": 48, "num_layers": 3, "num_heads": 4,
+    "attention_types": [[["global", "local"], 1], [["local"], 1]], "window_size": 7,
+}  # fmt: skip
+ROTARY = {
+    "vocab_size": 101, "max_position_embeddings": N_TOKENS, "hidden_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 80, "rope_theta": 5000.0,
+}  # fmt: skip
+WINDOWS = {"use_sliding_window": True, "sliding_window": 5}
+MODELS = {
+    "gpt2": lambda: transformers.GPT2Config(**GPT2),
+    "gpt2-untied": lambda: transformers.GPT2Config(**GPT2, tie_word_embeddings=False),
+    "gpt2-wide": lambda: transformers.GPT2Config(**GPT2, n_inner=100),
+    "gpt2-exact-gelu": lambda: transformers.GPT2Config(**GPT2, activation_function="gelu"),
+    "gpt2-unscaled": lambda: transformers.GPT2Config(**GPT2, scale_attn_weights=False),
+    "neo": lambda: transformers.GPTNeoConfig(**NEO),
+    "neo-global": lambda: transformers.GPTNeoConfig(**NEO | {"attention_types": [[["global"], 3]]}),
+    "neo-untied-wide": lambda: transformers.GPTNeoConfig(
+        **NEO, tie_word_embeddings=False, intermediate_size=100, activation_function="gelu"
+    ),
+    "llama-gqa": lambda: transformers.LlamaConfig(**ROTARY),
+    "llama-mqa-wide-heads": lambda: transformers.LlamaConfig(**ROTARY | {"num_key_value_heads": 1}, head_dim=20),
+    "llama-mha-bias-tied": lambda: transformers.LlamaConfig(
+        **ROTARY | {"num_key_value_heads": 4}, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(**ROTARY, head_dim=16),
+    "qwen3-tied-bias": lambda: transformers.Qwen3Config(
+        **ROTARY, head_dim=12, tie_word_embeddings=True, attention_bias=True
+    ),
+    "qwen3-windows-from-layer-1": lambda: transformers.Qwen3Config(
+        **ROTARY, **WINDOWS, head_dim=16, max_window_layers=1
+    ),
+    "qwen3-window-in-layer-1": lambda: transformers.Qwen3Config(
+        **ROTARY, **WINDOWS, head_dim=16, layer_types=["full_attention", "sliding_attention", "full_attention"]
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def theirs(request):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(MODELS[request.param]()).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # livelier than the initialisation, so that mistakes show
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ours(theirs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("theirs")
+    theirs.save_pretrained(folder)
+    return GPT.from_pretrained(folder)
+
+
+def some_ids(n_rows=2):
+    return torch.randint(0, 101, (n_rows, N_TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_logits_and_hidden_states_equal_transformers_both_ways(theirs, ours, tmp_path):
+    ids = some_ids()
+    expected = theirs(ids, output_hidden_states=True)
+    out = ours(ids)
+    assert (out.logits - expected.logits).abs().max() < 1e-4
+    assert (out.hidden - expected.hidden_states[-1]).abs().max() < 1e-4
+    for layer in range(3):
+        assert (ours(ids, layer=layer).hidden - expected.hidden_states[layer]).abs().max() < 1e-4
+
+    ours.save_pretrained(tmp_path)
+    back, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, dtype=torch.float32
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert type(back) is type(theirs)
+    assert torch.equal(back.eval()(ids).logits, expected.logits)
+    assert ours.config == GPT.from_pretrained(tmp_path).config
+
+
+@torch.no_grad()
+def test_a_cache_changes_nothing(ours):
+    """Two rows, the second a third as long, fed in chunks of every size: their logits are those of one pass."""
+    ids = some_ids()
+    expected = ours(ids).logits
+    cache = Cache(ours.config, 3)
+    fed = [0, 0]
+    for n in (9, 1, 1, 2, 20, 1, 30):
+        n_new = [n, -(-n // 3)]
+        rows = torch.stack([F.pad(ids[b, fed[b] : fed[b] + n_new[b]], (0, n - n_new[b])) for b in range(2)])
+        logits = ours(rows, cache=cache.rows([2, 0], n_new)).logits
+        assert logits.isfinite().all()
+        for b in range(2):
+            new = expected[b, fed[b] : fed[b] + n_new[b]]
+            assert (logits[b, : n_new[b]] - new).abs().max() < 1e-4
+            fed[b] += n_new[b]
+
+
+@torch.no_grad()
+def test_texts_that_share_a_row_do_not_see_each_other(ours):
+    a, b = some_ids()[0, :21], some_ids()[1, :34]
+    row = F.pad(torch.cat([a, b]), (5, 4))[None]
+    segments = torch.tensor([[-1] * 5 + [0] * 21 + [1] * 34 + [-1] * 4])
+    logits = ours(row, segments=segments).logits[0]
+    assert (logits[5:26] - ours(a[None]).logits[0]).abs().max() < 1e-4
+    assert (logits[26:60] - ours(b[None]).logits[0]).abs().max() < 1e-4
