@@ -102,7 +102,7 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         raise InputError(
             f"{path} scales its rotary positions ({scaling}); this GPT computes plain RoPE only."
         )
-    config = _config(arch, fields, tied="output.weight" not in tensors)
+    config = _config(arch, fields, set(tensors))
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         # dequantize gives (out, in) as torch has it
@@ -125,7 +125,7 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return config, state
 
 
-def _config(arch: str, fields: _Fields, tied: bool) -> GPTConfig:
+def _config(arch: str, fields: _Fields, tensors: set[str]) -> GPTConfig:
     def need(key: str) -> Any:
         return fields.need(f"{arch}.{key}")
 
@@ -137,7 +137,7 @@ def _config(arch: str, fields: _Fields, tied: bool) -> GPTConfig:
         ids["eos_id"] = (ids["eos_id"], turn)
     common = ids | {
         "vocab_size": vocab_size, "block_size": need("context_length"), "n_layer": need("block_count"),
-        "n_head": n_head, "n_embd": n_embd, "n_inner": need("feed_forward_length"), "tie_embeddings": tied,
+        "n_head": n_head, "n_embd": n_embd, "n_inner": need("feed_forward_length"), "tie_embeddings": "output.weight" not in tensors,
     }  # fmt: skip
     if arch == "gpt2":
         return GPTConfig.gpt2(**common, norm_eps=need("attention.layer_norm_epsilon"))
@@ -145,6 +145,8 @@ def _config(arch: str, fields: _Fields, tied: bool) -> GPTConfig:
         **common,
         n_kv_head=fields.get(f"{arch}.attention.head_count_kv", n_head),
         head_dim=fields.get(f"{arch}.attention.key_length", n_embd // n_head),
+        attn_bias="blk.0.attn_q.bias" in tensors,
+        mlp_bias="blk.0.ffn_up.bias" in tensors,
         qk_norm=arch == "qwen3",
         rope_theta=fields.get(f"{arch}.rope.freq_base", 10000.0),
         norm_eps=need("attention.layer_norm_rms_epsilon"),
