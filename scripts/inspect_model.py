@@ -1,0 +1,12 @@
+"""Shapes, parameter counts, positions, attention and the next token of a model."""
+
+from gpt_core.doors import open_door
+from gpt_core.inspect_model import inspect_model
+
+
+def main() -> None:
+    open_door(inspect_model)
+
+
+if __name__ == "__main__":
+    main()

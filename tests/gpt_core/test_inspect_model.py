@@ -1,0 +1,153 @@
+"""What inspect_model says and draws, against transformers and against what is really allocated."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gpt_core.cache import Cache
+from gpt_core.errors import InputError
+from gpt_core.inspect_model import inspect_model, memory_lines, next_tokens, parameter_lines, prompt_labels
+from gpt_core.inspect_plots import attention_maps, drawable
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+from tests.tiny_models import GRAPHS, save_model
+
+ROOT = Path(__file__).parents[2]
+GPT2 = Tokenizer.from_pretrained("gpt2")
+
+
+@pytest.fixture(scope="module", params=["qwen3", "gpt2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+def test_attention_and_next_tokens_are_those_of_transformers(folder: Path) -> None:
+    model = GPT.from_pretrained(folder)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)  # farther from uniform
+    model.save_pretrained(folder)
+    reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    for n_tokens in (1, 7, 45):  # shorter and longer than a head is wide
+        ids = torch.arange(n_tokens) * 7 % 320
+        with torch.no_grad():
+            out = reference(ids[None], output_attentions=True)
+        maps = attention_maps(model, ids.tolist())
+        assert torch.allclose(maps, torch.cat(out.attentions), atol=1e-5)
+        probabilities = out.logits[0, -1, :300].softmax(-1)
+        best, entropy = next_tokens(model, ids.tolist(), 5, n_tokens=300)
+        assert [p for _, p in best] == pytest.approx(probabilities.topk(5).values.tolist(), rel=1e-4)
+        assert [i for i, _ in best] == probabilities.topk(5).indices.tolist()
+        assert entropy == pytest.approx(-(probabilities * probabilities.log2()).sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("graph", ["qwen3", "gpt2"])
+def test_every_parameter_is_counted_once(graph: str, tied: bool) -> None:
+    model = GPT(type(GRAPHS[graph])(**(vars(GRAPHS[graph]) | {"tie_embeddings": tied})))
+    lines = parameter_lines(model)
+    counts = [int(line.rsplit(maxsplit=2)[-2].replace(",", "")) for line in lines[1:]]
+    total = sum(p.numel() for p in model.parameters())
+    rows, kinds = counts[:-5], counts[-5:-1]
+    assert counts[-1] == sum(rows) == sum(kinds) == total
+    assert ("(and head)" in "\n".join(lines)) == tied
+    assert len(rows) == len({re.sub(r"\.\d+\.", ".", name) for name, _ in model.named_parameters()})
+
+
+def test_memory_is_what_is_allocated() -> None:
+    model = GPT(GRAPHS["qwen3"]).bfloat16()
+    cache = Cache(model.config, n_slots=1, dtype=torch.bfloat16)
+    weights = sum(p.nbytes for p in model.parameters())
+    (line,) = [line for line in memory_lines(model) if line.startswith("bfloat16")]
+    assert f"{weights / 1024:.4g} KiB" in line
+    assert line.endswith(f"{(cache.k.nbytes + cache.v.nbytes) / 1024:.4g} KiB")
+
+
+def test_the_door_writes_pictures_of_any_text(tmp_path: Path) -> None:
+    """As a process in which a warning, such as for a character that no font holds, is an error."""
+    folder = save_model(tmp_path / "gpt2", "gpt2")
+    (tmp_path / "prompt.txt").write_text("$x^2$ 知之 🙂 \x1b[31m ᚠ\n")
+    command = [sys.executable, "-W", "error", "scripts/inspect_model.py", "--model", folder, "--top", "500"]
+    command += ["--prompt", f"FILE:{tmp_path / 'prompt.txt'}", "--out", tmp_path / "out" / "pictures"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    pictures = {"attention.png", "attention_layer_1.png", "next_token.png", "positions.png"}
+    assert {p.name for p in (tmp_path / "out" / "pictures").iterdir()} == pictures
+    for name in pictures:
+        content = (tmp_path / "out" / "pictures" / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert int.from_bytes(content[16:20]) > 300  # pixels wide
+    shares = [float(share) for share in re.findall(r"^ +([\d.]+)%  ", done.stdout, re.MULTILINE)]
+    assert len(shares) == Tokenizer.from_pretrained(folder).vocab_size  # there are no 500
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=2)
+
+
+def test_what_is_not_drawn_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect_model(model=str(folder), prompt="know " * 300, out=str(tmp_path), layer=2)
+    n_tokens = len(Tokenizer.from_pretrained(folder).encode("know " * 300))
+    assert f"show the first 256 of {n_tokens} tokens" in capsys.readouterr().out
+    assert (tmp_path / "attention_layer_2.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top": 0}, "^top is 0"),
+        ({"layer": 3}, "^layer is 3; this model has layers 0 to 2"),
+        ({"layer": -1}, "^layer is -1"),
+        ({"prompt": ""}, "^The prompt has 0 tokens"),
+        ({"prompt": "know " * 5000}, "^The prompt has 5002 tokens; expected 1 to the model's 512"),
+        ({"prompt": "x" * 100_000}, "^The prompt has 100000 characters"),
+        ({"prompt": "FILE:absent.txt"}, r"^There is no file absent\.txt"),
+        ({"out": "x"}, "no learned positions to draw; give a --prompt"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = save_model(tmp_path / "qwen3", "qwen3")
+    with pytest.raises(InputError, match=message):
+        inspect_model(model=str(folder), **options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_matplotlib_there_are_figures_but_no_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    inspect_model(model=str(folder), prompt="know")
+    assert "entropy" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"matplotlib is not installed; .*zhizhi\[train\]"):
+        inspect_model(model=str(folder), prompt="know", out=str(tmp_path))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_parts_of_a_character_are_named_by_it() -> None:
+    text = "a 知🙂"
+    ids = GPT2.encode(text)
+    labels = prompt_labels(GPT2, text, ids)
+    assert len(labels) == len(ids) == 6
+    assert labels[0] == "'a'"
+    assert [label[-2:] for label in labels[1:4]] == ["/1", "/2", "/3"]
+    assert "知" in labels[2]
+    with_special = prompt_labels(GPT2, text, [GPT2.eos_id or 0, *ids, 167])
+    assert with_special == ["'<|endoftext|>'", *labels, "#167"]
+
+
+def test_a_label_holds_nothing_that_is_drawn_as_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, _ = drawable(["' a'", "\U0001d7d8\U0003fffe", "x" * 30])
+    assert labels[0] == "' a'"
+    assert labels[1].endswith("\\U0003fffe")
+    assert len(labels[2]) < 20
+    assert labels[2].endswith("…")
+    monkeypatch.setattr("gpt_core.inspect_plots.CHINESE", ())  # a machine without such a font
+    assert drawable(["知"]) == (["\\u77e5"], ["DejaVu Sans"])
