@@ -3,9 +3,11 @@
 A process that was started alone is one rank of one, and nothing here touches the network then.
 """
 
+import gc
 import os
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,8 +154,24 @@ def join(device: DeviceName) -> Iterator[Ranks]:
                 number["LOCAL_WORLD_SIZE"],
                 place,
             )
+    except BaseException as error:
+        clear_frames(error)
+        raise
     finally:
+        # DDP's reducer must not be the last to hold the group: it would join gloo's threads without letting go of
+        # Python's lock, for which they may wait to free the tensors of the last message (torch 2.13).
+        gc.collect()
         dist.destroy_process_group()
+
+
+def clear_frames(error: BaseException) -> None:
+    """Let go of the local variables of all functions that `error`, and what it came of, has ended."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
 
 
 @contextmanager

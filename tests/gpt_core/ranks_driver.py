@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 
 import torch
 import torch._dynamo  # optimizers import it at their first step: once here, not in every child
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from gpt_core import pretrain
+from gpt_core import pretrain, ranks
 from gpt_core.doors import open_door
 from gpt_core.pretrain_config import PretrainConfig
 
@@ -180,6 +182,33 @@ def refused(data: str, out: str) -> Any:
         "does not divide": run_ranks(2, settings(data, f"{out}/b", batch_size=9)),
         "alone": run_ranks(1, settings(data, f"{out}/c", parallel="fsdp2")),
     }
+
+
+def failed(data: str, out: str) -> Any:
+    """Whether DDP is still there when `join` has ended by an error, and another one that came of it is at hand."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(s.getsockname()[1])
+    left = []
+
+    def fail() -> None:
+        model = DistributedDataParallel(torch.nn.Linear(2, 2))
+        left.append(weakref.ref(model))
+        try:
+            model(torch.ones(3))
+        except RuntimeError as error:
+            raise ValueError("of another kind") from error
+
+    try:
+        with ranks.join("cpu"):
+            fail()
+    except ValueError as error:
+        return {
+            "left": left[0]() is not None,
+            "said": str(error),
+            "group": torch.distributed.is_initialized(),
+        }
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ def test_sigterm_to_one_rank_saves_one_step_and_ends_all(data_dir: Path, tmp_pat
     assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / found["checkpoints"][0]
 
 
+def test_ranks_let_go_of_ddp_before_they_part(data_dir: Path, tmp_path: Path) -> None:
+    """If the reducer were the last to hold gloo's group, its end could wait for ever for Python's lock."""
+    found, said = drive("failed", data_dir, tmp_path)
+    assert found == {"left": False, "said": "of another kind", "group": False}, said
+
+
 def test_bad_input_ends_every_rank_with_one_line(data_dir: Path, tmp_path: Path) -> None:
     found, said = drive("refused", data_dir, tmp_path)
     assert found == {"torn": [1, 1], "does not divide": [1, 1], "alone": [1]}
