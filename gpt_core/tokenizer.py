@@ -133,6 +133,20 @@ class Tokenizer:
             return self._backend.encode_ordinary(text)
         return self.encode_batch([text], add_special_tokens)[0]
 
+    def encode_trusted(self, text: str) -> list[int]:
+        """`encode` with special tokens around the text, and those that it spells out read as such.
+
+        Only for what the person at the keyboard wrote as a prompt, never for the text of others.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        _check_unicode(text)
+        try:
+            return self._encode_template(text, add_special_tokens=True)
+        except Exception as error:  # `tokenizers` raises bare Exception for a token out of vocabulary
+            raise self._unknown_character([text], error) from error
+
     def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
         """`encode` of each text, on all processors."""
         for text in texts:
@@ -274,10 +288,10 @@ class Tokenizer:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InputError(f"The model's chat template does not take these messages: {error}") from error
 
-    def _encode_template(self, text: str) -> list[int]:
+    def _encode_template(self, text: str, add_special_tokens: bool = False) -> list[int]:
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.encode(text, allowed_special="all")
-        return self._template_backend.encode(text, add_special_tokens=False).ids
+        return self._template_backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     @cached_property
     def _template_backend(self) -> RustTokenizer:
