@@ -2,6 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+# So many U+FFFD at the end may still become characters. One character has at most four bytes, but a decoder that falls
+# back on bytes (Llama's) turns the whole run of them, with the characters before, into U+FFFD while one is incomplete.
+UNDECIDED = 16
+
 
 class Detokenizer:
     """Gives out text as soon as it is certain, and no sooner.
@@ -23,27 +27,34 @@ class Detokenizer:
         self.stopped = False  # a stop string was met; nothing comes after it
         self._decode = decode
         self._stop = stop
-        self._window = list(prompt)  # what was read last, then what is not decided yet
+        # The prompt's last tokens may begin inside a character, which such a decoder would never get over.
+        cuts = (list(prompt[i:]) for i in range(4))
+        whole = (cut for cut in cuts if not decode(cut).startswith("\ufffd"))
+        self._window = next(whole, list(prompt))  # what was read last, then what is not decided yet
         self._n_read = len(self._window)
         self._read = decode(self._window)
+        self._n_given = 0  # characters of what is not decided yet that were certain all the same
         self._held = ""  # may be the beginning of a stop string
 
     def push(self, token: int) -> str:
         """Take one more token; return the text that is certain now, often ""."""
         self._window.append(token)
         text = self._unread()
-        if not text or text.endswith("\ufffd"):
-            return ""
-        self._window = self._window[self._n_read :]
-        self._n_read = len(self._window)
-        self._read = self._decode(self._window)
-        return self._until_stop(text)
+        n_undecided = min(len(text) - len(text.rstrip("\ufffd")), UNDECIDED)
+        certain = text[self._n_given : len(text) - n_undecided]
+        self._n_given += len(certain)
+        if text and not n_undecided:
+            self._window = self._window[self._n_read :]
+            self._n_read = len(self._window)
+            self._read = self._decode(self._window)
+            self._n_given = 0
+        return self._until_stop(certain) if certain else ""
 
     def flush(self) -> str:
         """Return what was held back; to be called once, when no token follows."""
         if self.stopped:
             return ""
-        text = self._until_stop(self._unread())
+        text = self._until_stop(self._unread()[self._n_given :])
         return text + self._held
 
     def _unread(self) -> str:

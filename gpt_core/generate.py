@@ -1,7 +1,8 @@
 """`generate`: text in, text out."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal, TypedDict, Unpack, overload
 
 from gpt_core.engine import Engine
@@ -11,17 +12,22 @@ from gpt_core.sampling import SamplingParams
 from gpt_core.tokenizer import Tokenizer
 
 MAX_RUNNING = 8  # prompts that share a forward
+NEW_TOKENS = 256  # where nobody says how many
 
 
 class Sampling(TypedDict, total=False):
     """The keywords of `generate` that do not change what it returns, for the type checker."""
 
-    max_new_tokens: int
+    max_new_tokens: int | None
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    repetition_penalty: float
+    logit_bias: Mapping[int, float]
     stop: str | Sequence[str]
     seed: int | None
+    overflow: Literal["error", "slide"]
 
 
 @overload
@@ -51,12 +57,16 @@ def generate(
     tokenizer: Tokenizer,
     prompt: str | list[str],
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    logit_bias: Mapping[int, float] = MappingProxyType({}),
     stop: str | Sequence[str] = (),
     seed: int | None = None,
+    overflow: Literal["error", "slide"] = "error",
     stream: bool = False,
 ) -> str | list[str] | Generator[str, None, None]:
     """Continue a prompt, or several at once; the prompt is no part of what comes back.
@@ -65,39 +75,62 @@ def generate(
         model: is put into evaluation mode.
         tokenizer: the model's own.
         prompt: a text, or a list of texts of any lengths.
-        max_new_tokens: stop after this many tokens, or where the context ends.
+        max_new_tokens: stop after this many tokens, or at the model's end-of-text token. None: after 256, or where
+            the context ends.
         temperature: 0 takes the best token always; above 1 is more varied, below 1 less.
         top_k: draw from the k best tokens only; 0 is off.
         top_p: draw from the fewest best tokens that hold this share of the probability; 1 is off.
+        min_p: drop the tokens that are less probable than min_p times the best one; 0 is off.
+        repetition_penalty: above 1, tokens that the prompt and the text hold become less likely; 1 is off.
+        logit_bias: token id → what is added to its logit.
         stop: strings that end the text and are no part of it.
         seed: makes the text reproducible; prompt i of a list draws with seed + i.
+        overflow: what becomes of a prompt and `max_new_tokens` that the context cannot hold together: "error", or
+            "slide", as nanoGPT's sample.py: whenever the context is full, the text goes on from its second half.
         stream: give a generator of pieces of text, as soon as they are certain; closing it stops the work.
 
     Returns:
         The text for a text, a list of texts for a list, a generator with `stream`.
 
     Raises:
-        InputError: for an empty prompt, one that fills the context, a list with `stream`, or a value out of
-            its range.
+        InputError: for an empty prompt, one that fills the context or leaves no room in it for `max_new_tokens`, a
+            list with `stream`, or a value out of its range.
     """
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, stop, seed)
+    params = SamplingParams(
+        1 if max_new_tokens is None else max_new_tokens,  # checked here, set for each prompt below
+        temperature,
+        top_k,
+        top_p,
+        stop,
+        seed,
+        min_p,
+        repetition_penalty,
+        logit_bias,
+        overflow=overflow,
+    )
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if stream and not isinstance(prompt, str):
         raise InputError(f"stream takes one prompt, not a list of {len(prompt)}; use an Engine for several.")
     if not prompts:
         return []
     ids = tokenizer.encode_batch(prompts, add_special_tokens=True)
-    longest = max(map(len, ids)) + max_new_tokens  # no more cache than that
-    context = min(longest, model.config.block_size)
-    engine = Engine(model, tokenizer, max_running=min(len(ids), MAX_RUNNING), context=context)
-    if stream:
-        return engine.stream(ids[0], params)
-
-    requests = [
-        engine.submit(prompt_ids, params if seed is None else replace(params, seed=seed + i))
+    block_size = model.config.block_size
+    every = [
+        replace(
+            params,
+            max_new_tokens=max_new_tokens or min(NEW_TOKENS, max(1, block_size - len(prompt_ids))),
+            seed=None if seed is None else seed + i,
+        )
         for i, prompt_ids in enumerate(ids)
     ]
+    longest = max(len(prompt_ids) + (p.max_new_tokens or 0) for prompt_ids, p in zip(ids, every, strict=True))
+    context = min(longest, block_size)  # no more cache than that
+    engine = Engine(model, tokenizer, max_running=min(len(ids), MAX_RUNNING), context=context)
+    if stream:
+        return engine.stream(ids[0], every[0])
+
+    requests = [engine.submit(prompt_ids, p) for prompt_ids, p in zip(ids, every, strict=True)]
     engine.run()
     for request in requests:
         if request.error is not None:

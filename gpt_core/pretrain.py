@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gpt_core import checkpoint
 from gpt_core.config import GPTConfig
-from gpt_core.device import Numerics, choose_numerics, use_tf32
+from gpt_core.device import Numerics
 from gpt_core.errors import InputError
 from gpt_core.flops import flops_per_token
 from gpt_core.generate import generate
@@ -26,7 +26,7 @@ from gpt_core.ranks import ALONE, Ranks, join
 from gpt_core.shards import Shard, check_tokenizer, open_split
 from gpt_core.shortage import shortage_named
 from gpt_core.tokenizer import Tokenizer
-from gpt_core.train import train
+from gpt_core.train import agree_on_numerics, train
 
 FIRST_LOSS_TOLERANCE = 0.5  # nats: how far an untrained model's loss may lie from that of a uniform guess
 FIRST_LOSS_TOKENS = 2**11  # to measure it on
@@ -87,14 +87,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     )
     ranks.on_main(lambda: verify(splits, tokenizer.vocab_size))
 
-    use_tf32(config.tf32)
-    recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
     n_tokens = block_size * (config.micro_batch_size or config.batch_size // ranks.world_size)
-    width, n_local = model.config.n_embd, ranks.local_world_size
-    numerics = ranks.on_main(
-        lambda: choose_numerics(config, ranks.device, n_local, width, n_tokens, recorded)
-    )
-    torch.set_num_threads(numerics.threads)
+    numerics = agree_on_numerics(config, ranks, model.config.n_embd, n_tokens, resume)
     if config.parallel == "ddp":
         model.to(ranks.device)
     evaluate = evaluator(validation, ranks, numerics)
@@ -117,7 +111,14 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
 
     def sample(model: nn.Module) -> str:
         assert isinstance(model, GPT)
-        text = generate(model, tokenizer, config.sample_prompt, max_new_tokens=config.sample_tokens, seed=0)
+        text = generate(
+            model,
+            tokenizer,
+            config.sample_prompt,
+            max_new_tokens=config.sample_tokens,
+            seed=0,
+            overflow="slide",
+        )
         return config.sample_prompt + str(text)
 
     with closing(batches), ExitStack() as held:

@@ -58,6 +58,49 @@ def test_an_unfinished_character_still_comes_at_the_end():
     assert "\ufffd" not in "".join(pieces[:-1])
 
 
+UNICODE = st.one_of(
+    st.text(alphabet="ab知之🙂\u200d👩👧🏽🇨🇳é\ufffd\n", max_size=30),
+    st.text(max_size=30),
+    st.sampled_from([POEM, "👨‍👩‍👧‍👦" * 3, "e\u0301\u0301 नमस्ते 👩🏽‍🚀"]),
+)
+
+
+def in_bytes(data, cuts):
+    """`data` cut into tokens wherever `cuts` say, inside characters as well: the tokens' ids and their decoder."""
+    edges = [0, *sorted(c for c in cuts if c < len(data)), len(data)]
+    tokens = [data[a:b] for a, b in pairwise(edges)]
+    return list(range(len(tokens))), lambda ids: b"".join(tokens[i] for i in ids).decode(errors="replace")
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(text=UNICODE, cuts=st.sets(st.integers(1, 150)))
+def test_text_cut_at_any_bytes_streams_as_it_reads_at_once(text, cuts):
+    ids, decode = in_bytes(text.encode(), cuts)
+    detokenizer = Detokenizer(decode)
+    given = ""
+    for n, token in enumerate(ids, start=1):
+        given += detokenizer.push(token)
+        assert text.startswith(given)  # never half a character
+        if "\ufffd" not in text:
+            assert given == decode(ids[:n]).rstrip("\ufffd")  # and every whole one at once
+    assert given + detokenizer.flush() == text
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(data=st.binary(max_size=80), cuts=st.sets(st.integers(1, 80)))
+@example(data=b"\x80" * 60 + b"\xf0\x9f\x99\x82", cuts=set(range(80)) - {0})
+def test_bytes_that_are_no_text_stream_as_they_decode_at_once(data, cuts):
+    ids, decode = in_bytes(data, cuts)
+    pieces, _ = pieces_of(ids, decode=decode)
+    assert "".join(pieces) == data.decode(errors="replace")
+
+
+def test_bytes_that_never_become_text_do_not_dam_the_stream():
+    pieces, _ = pieces_of(list(range(200)), decode=lambda ids: "\ufffd" * len(ids))
+    assert all(len("".join(pieces[: n + 1])) >= n - 16 for n in range(200))
+    assert "".join(pieces) == "\ufffd" * 200
+
+
 def first_stop(text, stop):
     """The definition, character by character: the text before the first stop string to be completed."""
     for end in range(1, len(text) + 1):
@@ -83,6 +126,24 @@ def test_stop_strings_are_cut_by_definition_however_the_text_is_cut_into_tokens(
 
     pieces, stopped = pieces_of(GPT2.encode(text), stop)
     assert ("".join(pieces), stopped) == first_stop(text, stop)
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(data=st.data(), text=UNICODE, cuts=st.sets(st.integers(1, 150)))
+def test_no_part_of_a_stop_string_leaks_however_its_bytes_are_cut(data, text, cuts):
+    begin = data.draw(st.integers(0, len(text)))
+    inside = text[begin : begin + data.draw(st.integers(1, 6))]
+    stop = [s for s in (inside, data.draw(st.text(alphabet="知🙂\u200da", min_size=1, max_size=3))) if s]
+    expected, stopped = first_stop(text, stop)
+    ids, decode = in_bytes(text.encode(), cuts)
+    detokenizer = Detokenizer(decode, stop)
+    given = ""
+    for token in ids:
+        given += detokenizer.push(token)
+        assert expected.startswith(given)
+        if detokenizer.stopped:
+            break
+    assert (given + detokenizer.flush(), detokenizer.stopped) == (expected, stopped)
 
 
 def test_text_that_only_began_like_a_stop_string_is_given_out():
@@ -123,3 +184,22 @@ def test_the_space_before_a_word_survives(sentencepiece):
     assert pieces == ["hello", "", " world", ""]
     continued = Detokenizer(sentencepiece, prompt=[0])
     assert continued.push(1) == " world"
+
+
+def test_a_decoder_that_falls_back_on_bytes_gives_whole_characters():
+    """As Llama's: a run of byte tokens is U+FFFD for each, the complete characters' too, while one is incomplete."""
+    decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+
+    def decode(ids):
+        return decoder.decode([f"<0x{i:02X}>" for i in ids])
+
+    text = "知之为知之👩‍👩‍👧🙂🙂🙂é不知"
+    ids = list(text.encode())
+    assert decode(ids[:8]) == "\ufffd" * 8
+    for n_prompt in (0, 9):  # the text may begin inside a run
+        detokenizer = Detokenizer(decode, prompt=ids[max(0, n_prompt - 8) : n_prompt])
+        given = ""
+        for n, token in enumerate(ids[n_prompt:], start=n_prompt + 1):
+            given += detokenizer.push(token)
+            assert given == bytes(ids[n_prompt:n]).decode(errors="ignore")
+        assert detokenizer.flush() == ""

@@ -61,6 +61,35 @@ def test_equal_prompts_of_a_list_differ(reciter):
     assert a != b
 
 
+def test_every_keyword_reaches_the_draw(reciter):
+    options = {"temperature": 5.0, "max_new_tokens": 12, "seed": 1}
+    by_heart = generate(reciter, GPT2, "知", temperature=0, max_new_tokens=12)
+    assert generate(reciter, GPT2, "知", **options) != by_heart
+    for narrow in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):
+        assert generate(reciter, GPT2, "知", **(options | narrow)) == by_heart
+    banned = GPT2.encode("之")[0]
+    text = generate(reciter, GPT2, "知", temperature=0, max_new_tokens=12, logit_bias={banned: -1e9})
+    assert banned not in GPT2.encode(text)
+
+
+def test_without_a_number_of_tokens_the_text_ends_with_the_context(reciter):
+    options = {"temperature": 5.0, "logit_bias": {GPT2.eos_id: -1e9}, "seed": 1}
+    prompts = ["知之", "a b c d"]
+    for prompt, text in zip(prompts, generate(reciter, GPT2, prompts, **options), strict=True):
+        room = 80 - len(GPT2.encode(prompt))
+        (alone,) = generate(reciter, GPT2, [prompt], **(options | {"seed": 1 + prompts.index(prompt)}))
+        assert (
+            text
+            == alone
+            == generate(
+                reciter,
+                GPT2,
+                prompt,
+                **(options | {"seed": 1 + prompts.index(prompt), "max_new_tokens": room}),
+            )
+        )
+
+
 def test_closing_a_stream_early_cancels_its_request(reciter):
     engine = Engine(reciter, GPT2, max_running=1)
     stream = engine.stream("知", SamplingParams(temperature=0, max_new_tokens=70))
@@ -104,6 +133,10 @@ def test_what_a_model_raises_reaches_the_caller(reciter):
         ("知 " * 80, {}, "context holds 80"),
         ("知", {"temperature": -1}, "^temperature is -1"),
         ("知", {"stop": [""]}, "^stop is "),
+        ("知", {"max_new_tokens": 0}, "^max_new_tokens is 0"),
+        ("知", {"min_p": 2}, "^min_p is 2"),
+        ("知", {"repetition_penalty": 0}, "^repetition_penalty is 0"),
+        ("知", {"overflow": "cut"}, "^overflow is 'cut'"),
         (["a", "b"], {"stream": True}, "list of 2"),
         ("", {"stream": True}, "empty"),  # at once, not at the first piece
     ],
