@@ -17,6 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from gpt_core.cache import CacheRows
 from gpt_core.config import GPTConfig
 from gpt_core.dropout import dropout
+from gpt_core.rope_scaling import frequencies
 
 SHORT = 512  # tokens up to which two plain products beat the fused kernel where that is slow
 FEW = 16  # queries up to which two plain products beat the fused kernel on a CPU
@@ -24,14 +25,15 @@ BLOCK = 64  # queries that are attended from at a time where the fused kernel is
 
 
 class Rope(nn.Module):
-    """Rotary positions: each pair (x_i, x_{i + head_dim/2}) turns by position · theta^(-2i/head_dim)."""
+    """Rotary positions: each pair (x_i, x_{i + head_dim/2}) turns by position · theta^(-2i/head_dim), or as scaled."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-        angles = torch.outer(torch.arange(config.block_size).float(), config.rope_theta**-pairs)
-        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)  # (block_size, head_dim)
-        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
+        turns, loudness = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        angles = torch.outer(torch.arange(config.block_size).float(), turns)
+        # (block_size, head_dim) each
+        self.register_buffer("cos", angles.cos().repeat(1, 2) * loudness, persistent=False)
+        self.register_buffer("sin", angles.sin().repeat(1, 2) * loudness, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine for `positions` (B, T) or (T,), shaped to broadcast over heads: (…, 1, T, head_dim)."""

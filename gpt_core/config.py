@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt_core.errors import InputError
+from gpt_core.rope_scaling import RopeScaling
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class GPTConfig:
     window_layers: tuple[int, ...] = ()  # layers with that window, counted from 0
     tie_embeddings: bool = True
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     dropout: float = 0.0
     bos_id: int | None = None

@@ -4,6 +4,7 @@ from typing import Any
 
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
+from gpt_core.hf_rope import rope_from_hf, rope_to_hf
 
 FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3")  # the model_type of what this GPT computes
 
@@ -112,10 +113,8 @@ def _attention_kinds(types: list[Any]) -> list[str]:
 def _from_rotary(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
     """Llama and Qwen3."""
     _expect(raw, "hidden_act", ("silu", "swish"), default="silu")
-    # transformers 5 keeps the rotary settings in `rope_parameters`, before it in `rope_theta` and `rope_scaling`
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    _expect(rope, "rope_type", ("default",), default=rope.get("type", "default"))
     n_layer, n_head = raw["num_hidden_layers"], raw["num_attention_heads"]
+    rope_theta, rope_scaling = rope_from_hf(raw)
     near = _sliding_layers(raw, n_layer) if raw["model_type"] == "qwen3" else ()
     return GPTConfig(
         block_size=raw["max_position_embeddings"],
@@ -131,7 +130,8 @@ def _from_rotary(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
         window=raw["sliding_window"] if near else None,
         window_layers=near,
         tie_embeddings=raw.get("tie_word_embeddings", False),
-        rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10000.0)),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         dropout=raw.get("attention_dropout", 0.0),
         **common,
@@ -228,10 +228,9 @@ def to_hf(config: GPTConfig) -> dict[str, Any]:
         "attention_bias": config.attn_bias,
         "mlp_bias": config.mlp_bias,
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,
         "attention_dropout": config.dropout,
     }
+    raw |= rope_to_hf(config.rope_theta, config.rope_scaling, config.block_size)
     if config.window_layers:
         kinds = [
             "sliding_attention" if i in config.window_layers else "full_attention"

@@ -7,6 +7,12 @@ import transformers
 
 from gpt_core import GPT, Cache
 
+
+def rotary(family, rope_parameters, **more):
+    kind = getattr(transformers, f"{family}Config")
+    return kind(**ROPE | {"head_dim": 12} | more, rope_parameters=rope_parameters)
+
+
 N_TOKENS = 64  # more than any window here
 GPT2 = {"vocab_size": 101, "n_positions": N_TOKENS, "n_embd": 48, "n_layer": 3, "n_head": 4}
 NEO = {
@@ -17,6 +23,9 @@ ROTARY = {
     "vocab_size": 101, "max_position_embeddings": N_TOKENS, "hidden_size": 48, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 80, "rope_theta": 5000.0,
 }  # fmt: skip
+ROPE = {key: value for key, value in ROTARY.items() if key != "rope_theta"}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 5}
 MODELS = {
     "gpt2": lambda: transformers.GPT2Config(**GPT2),
@@ -43,6 +52,26 @@ MODELS = {
     ),
     "qwen3-window-in-layer-1": lambda: transformers.Qwen3Config(
         **ROTARY, **WINDOWS, head_dim=16, layer_types=["full_attention", "sliding_attention", "full_attention"]
+    ),
+    "llama-linear": lambda: rotary("Llama", {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e3}),
+    "llama-linear-old-spelling": lambda: transformers.LlamaConfig(
+        **ROTARY, rope_scaling={"type": "linear", "factor": 2.5}
+    ),
+    "llama-dynamic": lambda: rotary("Llama", {"rope_type": "dynamic", "factor": 2.0}),
+    "llama-llama3": lambda: rotary("Llama", LLAMA3 | {"rope_theta": 5e5, "original_max_position_embeddings": 32}),
+    "llama-llama3-old-spelling": lambda: transformers.LlamaConfig(
+        **ROTARY, rope_scaling=LLAMA3 | {"original_max_position_embeddings": 16}
+    ),
+    "llama-longrope": lambda: rotary(
+        "Llama", {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 32}
+        | {"short_factor": [1, 1.1, 1.5, 2, 3, 4], "long_factor": [1, 1.1, 1.5, 2, 3, 4]},
+    ),
+    "llama-yarn-ramp-and-mscale": lambda: rotary(
+        "Llama", YARN | {"beta_fast": 4, "beta_slow": 0.5, "mscale": 1.2, "mscale_all_dim": 0.8, "truncate": False}
+    ),
+    "qwen3-yarn": lambda: rotary("Qwen3", YARN | {"rope_theta": 1e6}),
+    "qwen3-yarn-loud-windows": lambda: rotary(
+        "Qwen3", YARN | {"attention_factor": 1.3}, **WINDOWS, max_window_layers=1
     ),
 }  # fmt: skip
 

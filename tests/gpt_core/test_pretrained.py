@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt_core import GPT, GPTConfig, InputError
 from gpt_core.hf_config import from_hf, to_hf
+from gpt_core.rope_scaling import RopeScaling
 
 
 def test_a_new_model_survives_its_folder(tmp_path):
@@ -86,14 +87,54 @@ def test_configs_that_we_cannot_represent(folder, changes, message):
         GPT.from_pretrained(folder)
 
 
-def test_rope_scaling_is_refused():
-    llama = to_hf(GPTConfig(qk_norm=False))
-    with pytest.raises(InputError, match="rope_type = 'llama3'"):
-        from_hf(llama | {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}})
-    with pytest.raises(InputError, match="rope_type = 'linear'"):
-        from_hf(llama | {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}})
-    with pytest.raises(InputError, match="rope_scaling = 'linear'; expected an object"):
-        from_hf(llama | {"rope_scaling": "linear"})
+ORIGINAL = "original_max_position_embeddings"
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "axial"}, "rope_scaling of type 'axial'; this GPT computes default, linear"),
+        ({"type": "linear"}, "factor = None in rope_scaling; expected a number"),
+        ({"type": "linear", "factor": 0}, "factor = 0,.*expected numbers above 0"),
+        ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor = None in rope_scaling"),
+        (
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 1},
+            "low_freq_factor = 4 and high_freq_factor = 1; expected the first above 0 and below the second",
+        ),
+        ({"rope_type": "yarn", "factor": "4"}, "factor = '4' in rope_scaling; expected a number"),
+        ({"rope_type": "yarn", "truncate": 1}, "truncate = 1 in rope_scaling; expected true or false"),
+        ({"rope_type": "yarn", ORIGINAL: 0}, f"{ORIGINAL} = 0; expected a whole number"),
+        (
+            {"rope_type": "default", "mrope_section": [1]},
+            r"mrope_section = \[1\] in rope_scaling; this GPT does not",
+        ),
+        (
+            {"rope_type": "default", "partial_rotary_factor": 0.5},
+            "partial_rotary_factor = 0.5; this GPT turns whole",
+        ),
+        (
+            {"rope_type": "longrope", ORIGINAL: 16, "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
+            "long_factor is not its short_factor",
+        ),
+        (
+            {"rope_type": "longrope", "short_factor": 1, "long_factor": 1},
+            "short_factor = 1 in rope_scaling; expected",
+        ),
+        ("linear", "rope_scaling = 'linear'; expected an object"),
+    ],
+)
+def test_rope_scaling_that_we_do_not_compute(rope, message):
+    with pytest.raises(InputError, match=message):
+        from_hf(to_hf(GPTConfig(qk_norm=False)) | {"rope_scaling": rope})
+
+
+def test_a_part_of_a_head_that_turns_is_refused_and_so_are_too_few_factors():
+    with pytest.raises(InputError, match=r"partial_rotary_factor = 0\.25"):
+        from_hf(to_hf(GPTConfig()) | {"partial_rotary_factor": 0.25})
+    with pytest.raises(
+        InputError, match="RoPE scaling has 3 factors; expected one for each pair of a head, 32"
+    ):
+        GPT(GPTConfig(n_layer=1, rope_scaling=RopeScaling("longrope", factors=(1.0, 2.0, 3.0))))
 
 
 NEO = GPTConfig.gpt2(
