@@ -2,25 +2,25 @@
 
 import hashlib
 import json
+import re
 import secrets
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import tiktoken
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
-from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models
 
+from gpt_core.characters import character_backend
+from gpt_core.chat_template import render
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
-from gpt_core.gguf_file import read_gguf_tokenizer
 from gpt_core.gpt2_bpe import gpt2_rust, gpt2_tiktoken
-from gpt_core.hub import gguf_in, resolve
+from gpt_core.hub import resolve
+from gpt_core.tokenizer_files import read_tokenizer
 
 # a text on which tokenizers with the same vocabulary but other rules for cutting it come apart
 PROBE = "It's 2026, we'll see:\n\n  x_1 += 3.14159  # naïve café — 知之为知之 🙂🏽\t\r\n"
@@ -72,44 +72,8 @@ class Tokenizer:
         if str(name_or_folder) == "gpt2":
             gpt2 = gpt2_tiktoken()
             return cls(gpt2, bos_id=gpt2.eot_token, eos_id=gpt2.eot_token)
-        folder = resolve(name_or_folder)
-        if (folder / "tokenizer.json").exists():
-            return cls._from_json(folder)
-        if gguf := gguf_in(folder):
-            backend, ids, template = read_gguf_tokenizer(gguf)
-            return cls(
-                backend, bos_id=ids["bos"], eos_id=ids["eos"], pad_id=ids["pad"], chat_template=template
-            )
-        raise InputError(
-            f"{folder} has no tokenizer.json and no GGUF file; put the model's tokenizer.json there."
-        )
-
-    @classmethod
-    def _from_json(cls, folder: Path) -> "Tokenizer":
-        path = folder / "tokenizer.json"
-        try:
-            backend = RustTokenizer.from_str(path.read_text(encoding="utf-8"))
-            settings: dict[str, Any] = {}
-            if (folder / "tokenizer_config.json").exists():
-                settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        except Exception as error:  # `tokenizers` raises bare Exception for a damaged file
-            raise InputError(f"{path} is not a tokenizer that can be read: {error}") from error
-
-        def special_id(name: str) -> int | None:
-            token = settings.get(f"{name}_token")
-            token = token["content"] if isinstance(token, dict) else token
-            return None if token is None else backend.token_to_id(token)
-
-        template = settings.get("chat_template")
-        if (folder / "chat_template.jinja").exists():
-            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        return cls(
-            backend,
-            bos_id=special_id("bos"),
-            eos_id=special_id("eos"),
-            pad_id=special_id("pad"),
-            chat_template=template if isinstance(template, str) else None,
-        )
+        backend, ids, template = read_tokenizer(resolve(name_or_folder))
+        return cls(backend, bos_id=ids["bos"], eos_id=ids["eos"], pad_id=ids["pad"], chat_template=template)
 
     @classmethod
     def from_characters(cls, text: str) -> "Tokenizer":
@@ -117,10 +81,7 @@ class Tokenizer:
         if not text:
             raise InputError("A character vocabulary needs a text with at least one character.")
         vocab = {character: i for i, character in enumerate(sorted(set(text)))}
-        backend = RustTokenizer(models.WordLevel(vocab, unk_token=_UNKNOWN))
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-        backend.decoder = decoders.Fuse()
-        return cls(backend)
+        return cls(character_backend(vocab))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`; `add_special_tokens` adds what the model wants around a text (bos, eos).
@@ -231,62 +192,38 @@ class Tokenizer:
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a conversation, rendered by the model's template and ready for the assistant's turn.
 
-        The template may be a stranger's: it runs in Jinja's sandbox. Special tokens come from the template alone;
-        one that is spelled out in a message stays text.
+        The template may be a stranger's: it runs in a sandbox, and within limits (`chat_template.render`). Special
+        tokens come from the template alone; one that is spelled out in a message stays text.
 
         Args:
             messages: `{"role": "system" | "user" | "assistant", "content": …}`, oldest first.
 
         Raises:
-            InputError: if there is no template, or it fails or refuses the messages.
+            InputError: if there is no template, or it fails, refuses the messages, or tries to leave its sandbox.
         """
         if self.chat_template is None:
             raise InputError("This model has no chat template; it completes text but was not taught to chat.")
         # Only special tokens that are spelled out in a message need care: each is swapped for a nonce before the
         # rendering and put back as text after it. All else is tokenised in one piece, as the model was trained.
-        for message in messages:
-            _check_unicode(message["content"])
         nonce = secrets.token_hex(8)
-        swapped: dict[str, str] = {}
-        for i, token in enumerate(self._special_tokens):
-            if any(token in m["content"] for m in messages):
-                swapped[f"\ue000{nonce}:{i}\ue001"] = token
+        marks = {token: f"\ue000{nonce}:{i}\ue001" for i, token in enumerate(self._special_tokens)}
+        tokens = {mark: token for token, mark in marks.items()}
+        spelled = re.compile("|".join(map(re.escape, marks)) or "(?!)")  # (?!) matches nothing
         hidden = []
         for message in messages:
-            content = message["content"]
-            for mark, token in swapped.items():
-                content = content.replace(token, mark)
-            hidden.append(message | {"content": content})
-        rendered = self._render(hidden)
+            for text in message.values():
+                _check_unicode(text)
+            hidden.append({k: spelled.sub(lambda m: marks[m[0]], text) for k, text in message.items()})
+        named = (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id))
+        special = {name: self.decode([i]) for name, i in named if i is not None}
+        rendered = render(self.chat_template, hidden, special)
+        _check_unicode(rendered)
 
         ids: list[int] = []
-        while rendered:
-            at = {rendered.find(mark): mark for mark in swapped if mark in rendered}
-            cut = min(at, default=len(rendered))
-            ids += self._encode_template(rendered[:cut])
-            if cut < len(rendered):
-                ids += self.encode(swapped[at[cut]])
-                cut += len(at[cut])
-            rendered = rendered[cut:]
+        pieces = re.split(f"({'|'.join(tokens) or '(?!)'})", rendered)
+        for i, piece in enumerate(pieces):  # every other one is a mark
+            ids += self.encode(tokens[piece]) if i % 2 else self._encode_template(piece)
         return ids
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        def refuse(reason: str) -> None:
-            raise jinja2.TemplateError(reason)
-
-        assert self.chat_template is not None
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-        special = {
-            f"{name}_token": "" if i is None else self.decode([i])
-            for name, i in (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id))
-        }
-        try:
-            template = environment.from_string(self.chat_template)
-            return template.render(messages=messages, add_generation_prompt=True, **special)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise InputError(f"The model's chat template does not take these messages: {error}") from error
 
     def _encode_template(self, text: str, add_special_tokens: bool = False) -> list[int]:
         if isinstance(self._backend, tiktoken.Encoding):
@@ -347,9 +284,6 @@ class Tokenizer:
                     f"{self.vocab_size}; leave it out, or use a byte-level tokenizer such as gpt2."
                 )
         return InputError(f"The tokenizer does not take this text: {error}")
-
-
-_UNKNOWN = "\x00unknown"  # in no vocabulary, so that an unknown character is an error and not a silent token
 
 
 def _check_unicode(text: str) -> None:

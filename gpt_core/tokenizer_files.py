@@ -1,0 +1,155 @@
+"""The tokenizer of a model folder, whatever files it comes in."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tiktoken
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as RustTokenizer
+
+from gpt_core.chat_template import default_template
+from gpt_core.errors import InputError
+from gpt_core.foreign import checkpoint_in, read_checkpoint_tokenizer
+from gpt_core.gguf_file import read_gguf_tokenizer
+from gpt_core.hub import gguf_in
+
+GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class TokenizerParts(NamedTuple):
+    """What a folder says about its tokenizer.
+
+    Attributes:
+        backend: the tokenizer in one of our two libraries.
+        ids: of "bos", "eos" and "pad", None where there is none.
+        chat_template: Jinja source, or None.
+    """
+
+    backend: RustTokenizer | tiktoken.Encoding
+    ids: dict[str, int | None]
+    chat_template: str | None
+
+
+def read_tokenizer(folder: Path) -> TokenizerParts:
+    """Read `tokenizer.json`, a GGUF file, what lies beside a foreign checkpoint, or `vocab.json` with `merges.txt`.
+
+    Raises:
+        InputError: if there is none of them, or one that cannot be read.
+    """
+    if (folder / "tokenizer.json").exists():
+        return _read_hf(folder, _read_backend(folder / "tokenizer.json"))
+    if gguf := gguf_in(folder):
+        return TokenizerParts(*read_gguf_tokenizer(gguf))
+    if checkpoint := checkpoint_in(folder):
+        return TokenizerParts(*read_checkpoint_tokenizer(checkpoint))
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return _read_hf(folder, _read_merges(folder))
+    raise InputError(
+        f"{folder} has no tokenizer: no tokenizer.json, no vocab.json with merges.txt and no .gguf file; put the "
+        "model's tokenizer.json there."
+    )
+
+
+def _read_hf(folder: Path, backend: RustTokenizer) -> TokenizerParts:
+    settings = _settings(folder)
+    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    ids: dict[str, int | None] = {}
+    for name in ("bos", "eos", "pad"):
+        if f"{name}_token" in settings:
+            token = _text(settings[f"{name}_token"])
+            ids[name] = None if token is None else backend.token_to_id(token)
+        else:  # GPT-2's own files name no special tokens, only its config does
+            token_id = config.get(f"{name}_token_id")
+            ids[name] = token_id if type(token_id) is int and backend.id_to_token(token_id) else None
+    template = default_template(settings.get("chat_template"))
+    if (folder / "chat_template.jinja").exists():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return TokenizerParts(backend, ids, template)
+
+
+def _read_backend(path: Path) -> RustTokenizer:
+    try:
+        return RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # `tokenizers` raises bare Exception for a damaged file
+        raise InputError(f"{path} is not a tokenizer that can be read: {error}") from error
+
+
+def _read_merges(folder: Path) -> RustTokenizer:
+    """GPT-2's kind of byte-level BPE from `vocab.json` and `merges.txt`, as transformers makes it."""
+    settings = _settings(folder)
+    kind = settings.get("tokenizer_class", GPT2_CLASSES[0])
+    if kind not in GPT2_CLASSES:
+        raise InputError(
+            f"{folder} has vocab.json and merges.txt of a {kind}, which cut text in other ways than GPT2Tokenizer; put "
+            "the model's tokenizer.json there."
+        )
+    try:
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # as above
+        raise InputError(f"{folder} has a vocab.json or merges.txt that cannot be read: {error}") from error
+    backend = RustTokenizer(model)
+    space = settings.get("add_prefix_space", False) is True
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    backend.decoder = decoders.ByteLevel()
+    special = {name: text for name in NAMED if (text := _text(settings.get(name))) is not None}
+    _add_tokens(backend, folder, settings, set(special.values()))
+    bos, eos = (special.get(name) if settings.get(f"add_{name}") is True else None for name in NAMED[:2])
+    if bos or eos:
+        ends = [token for token in (bos, eos) if token]
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
+            special_tokens=[(token, backend.token_to_id(token)) for token in ends],
+        )
+    return backend
+
+
+def _add_tokens(backend: RustTokenizer, folder: Path, settings: dict[str, Any], special: set[str]) -> None:
+    """Add the tokens beside the merges: those that the files give ids to, then the special ones that remain."""
+    added: dict[int, AddedToken] = {}
+    path = folder / "added_tokens.json"
+    if isinstance(table := settings.get("added_tokens_decoder"), dict):
+        path = folder / "tokenizer_config.json"
+        for i, token in table.items():
+            if (text := _text(token)) is not None and i.isdecimal():
+                flags = {
+                    k: v for k, v in token.items() if k in ("lstrip", "rstrip", "single_word", "normalized")
+                }
+                added[int(i)] = AddedToken(text, special=token.get("special", False), **flags)
+    elif path.exists():
+        for text, i in _read_json(path).items():
+            added[i] = AddedToken(text, special=text in special, normalized=text not in special)
+    for i, token in sorted(added.items()):
+        backend.add_tokens([token])
+        if backend.token_to_id(token.content) != i:
+            raise InputError(
+                f"{path} gives {token.content!r} the id {i}, which leaves a gap or is another token's."
+            )
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in sorted(special)])
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, with the special tokens that older folders keep in `special_tokens_map.json`."""
+    settings: dict[str, Any] = {}
+    if (folder / "tokenizer_config.json").exists():
+        settings = _read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings and (folder / "special_tokens_map.json").exists():
+        settings |= _read_json(folder / "special_tokens_map.json")
+    return settings
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}; expected an object.")
+    return content
+
+
+def _text(token: Any) -> str | None:
+    """A token as the files write it, alone or as an object with its flags."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
