@@ -14,7 +14,7 @@ from embed.maps import Vectors
 from embed.pairs import Example
 from gpt_core.errors import InputError
 from gpt_core.loader import Batches
-from gpt_core.permutation import permute
+from gpt_core.permutation import endless_order
 
 Role = Literal["query", "document"]  # which prompt goes before a text
 RoleText = tuple[Role, str]
@@ -290,12 +290,8 @@ class MixedBatches:
 
     def _places(self, turn: int, nth: int) -> list[tuple[int, int]]:
         """Examples and epochs of a set's `nth` batch, from 0."""
-        n = len(self.sets[turn].examples)
-        epochs, places = np.divmod(np.arange(nth * self.batch_size, (nth + 1) * self.batch_size), n)
-        indices = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            indices[chosen] = permute(places[chosen], n, self.seed + turn, int(epoch))
+        positions = np.arange(nth * self.batch_size, (nth + 1) * self.batch_size)
+        indices, epochs = endless_order(positions, len(self.sets[turn].examples), self.seed + turn)
         return list(zip(indices.tolist(), epochs.tolist(), strict=True))
 
     def describe(self, step: int) -> str:

@@ -72,11 +72,11 @@ def without_near_duplicates(
     """
     sources = list(sources)
     eval_texts = list(dict.fromkeys(chain.from_iterable(map(read_texts, sources))))
-    texts = list(dict.fromkeys(chain.from_iterable(map(_texts, examples))))
+    texts = list(dict.fromkeys(text for example in examples for text in example.texts))
     found = {texts[train]: eval_texts[text] for train, text, _ in near_duplicates(texts, eval_texts)}
-    kept = [example for example in examples if not any(text in found for text in _texts(example))]
+    kept = [example for example in examples if not any(text in found for text in example.texts)]
     if len(kept) < len(examples):
-        first = next(text for example in examples for text in _texts(example) if text in found)
+        first = next(text for example in examples for text in example.texts if text in found)
         print(
             f"{name}: {len(examples) - len(kept):,} of {len(examples):,} examples left out, of which a text nearly "
             f"equals one of {', '.join(map(str, sources))}; the first: {first[:60]!r}, there {found[first][:60]!r}",
@@ -100,11 +100,7 @@ def read_texts(source: str | Path) -> list[str]:
     """
     if is_beir(Path(source)):
         return [*read_corpus(source).values(), *read_queries(source).values()]
-    return list(chain.from_iterable(map(_texts, read_examples(source))))
-
-
-def _texts(example: Example) -> Iterator[str]:
-    return chain([example.query], example.positives, example.negatives)
+    return [text for example in read_examples(source) for text in example.texts]
 
 
 def _matches(

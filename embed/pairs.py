@@ -35,6 +35,11 @@ class Example:
     positives: tuple[str, ...] = ()
     negatives: tuple[str, ...] = ()
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All of them: the query, the positives, the negatives."""
+        return self.query, *self.positives, *self.negatives
+
 
 @dataclass(frozen=True)
 class Columns:

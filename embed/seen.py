@@ -9,11 +9,11 @@ from embed.pairs import read_examples
 
 def training_texts(sources: Sequence[str]) -> list[str]:
     """All different texts of training data, as `embed.pairs.read_examples` reads them."""
-    texts: dict[str, None] = {}
-    for source in sources:
-        for example in read_examples(source):
-            texts |= dict.fromkeys((example.query, *example.positives, *example.negatives))
-    return list(texts)
+    return list(
+        dict.fromkeys(
+            text for source in sources for example in read_examples(source) for text in example.texts
+        )
+    )
 
 
 def count_seen(what: str, texts: Sequence[str], training: Sequence[str]) -> int:

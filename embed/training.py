@@ -24,7 +24,7 @@ from embed.network import Dense, Network
 from embed.training_config import TrainEmbedderConfig
 from embed.training_data import attach_vectors, open_data, open_lm
 from gpt_core import checkpoint
-from gpt_core.device import Numerics, choose_numerics, use_tf32
+from gpt_core.device import Numerics
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
 from gpt_core.hub import resolve
@@ -34,7 +34,7 @@ from gpt_core.pretrain import evaluator as lm_evaluator
 from gpt_core.ranks import ALONE, Ranks, join
 from gpt_core.shortage import shortage_named
 from gpt_core.tokenizer import Tokenizer
-from gpt_core.train import train
+from gpt_core.train import agree_on_numerics, train
 
 # Of a forward, padding included. Smaller ones waste time between kernels; a CPU's larger tensors are mapped anew each
 # time: three times slower at 16384 tokens of SmolLM2's width.
@@ -88,6 +88,9 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
 
     n_tokens = TOKENS_PER_FORWARD[ranks.device.type]
     numerics = agree_on_numerics(config, ranks, network.gpt.config.n_embd, n_tokens, resume)
+    # What auto takes on a GPU without bfloat16; but the loss runs its own backward, unscaled.
+    if numerics.dtype == "float16":
+        numerics = replace(numerics, dtype="float32")
     torch.manual_seed(config.seed)  # again: what rank 0 did alone may have drawn numbers
     trainee = Trainee(network, config.temperature, config.learn_temperature, teacher_dimension)
     choose_trainable(network, config)
@@ -225,22 +228,6 @@ def mix(
     if config.trainable == "lora":
         identity["init_from"] = config.init_from  # checkpoints hold only what was added to it
     return MixedBatches(sets, weights, config.batch_size, config.seed, collate, lm, identity)
-
-
-def agree_on_numerics(
-    config: TrainEmbedderConfig, ranks: Ranks, width: int, n_tokens: int, resume: Path | None
-) -> Numerics:
-    """Number format and threads, as rank 0 measures them; set for this process."""
-    use_tf32(config.tf32)
-    recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
-    numerics = ranks.on_main(
-        lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
-    )
-    # What auto takes on a GPU without bfloat16; but the loss runs its own backward, unscaled.
-    if numerics.dtype == "float16":
-        numerics = replace(numerics, dtype="float32")
-    torch.set_num_threads(numerics.threads)
-    return numerics
 
 
 def load_trained(trainee: Trainee, path: Path, config: TrainEmbedderConfig) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_core.errors import InputError
-from gpt_core.permutation import permute
+from gpt_core.permutation import endless_order
 from gpt_core.shards import Shard
 
 IGNORED = -100  # a target that does not count
@@ -269,13 +269,8 @@ class Batches:
         return size // unit * unit
 
     def order(self, positions: NDArray) -> NDArray:
-        """The windows at these positions of the endless stream; each epoch is a permutation of its own."""
-        epochs, places = np.divmod(positions, len(self.windows))
-        indices = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            indices[chosen] = permute(places[chosen], len(self.windows), self.seed, int(epoch))
-        return indices
+        """The windows at these positions of the endless stream."""
+        return endless_order(positions, len(self.windows), self.seed)[0]
 
     def describe(self, step: int) -> str:
         """Which windows a step, the `step`-th from 1, saw over all ranks, for a message about it.

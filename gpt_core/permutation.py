@@ -6,6 +6,25 @@ from numpy.typing import NDArray
 FEISTEL_ROUNDS = 6
 
 
+def endless_order(positions: NDArray, n: int, seed: int) -> tuple[NDArray, NDArray]:
+    """Which of `n` things stand at these positions of an endless stream; each epoch is a permutation of its own.
+
+    Args:
+        positions: (k,) int64, from 0.
+        n: things in an epoch.
+        seed: of all permutations.
+
+    Returns:
+        (k,) numbers of the things, and (k,) the epochs that the positions lie in, from 0.
+    """
+    epochs, places = np.divmod(positions, n)
+    indices = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        indices[chosen] = permute(places[chosen], n, seed, int(epoch))
+    return indices, epochs
+
+
 def permute(places: NDArray, n: int, seed: int, epoch: int) -> NDArray:
     """Where a pseudo-random permutation of range(n) sends `places`: a Feistel cipher with cycle walking.
 

@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from gpt_core import checkpoint
-from gpt_core.device import Numerics
+from gpt_core.device import Numerics, choose_numerics, use_tf32
 from gpt_core.errors import InputError
 from gpt_core.flops import peak_flops
 from gpt_core.interrupt import StopSignal, act
@@ -200,3 +200,27 @@ def not_finite(batches: TrainBatches, bad: int, step: int, loss: float, out_dir:
         f"{batches.describe(bad)}; the loss is {loss} now. Training stops, and the checkpoints in {out_dir} are "
         "untouched: lower the learning rate, or look at that text, and run again."
     )
+
+
+def agree_on_numerics(
+    config: TrainConfig, ranks: Ranks, width: int, n_tokens: int, resume: Path | None
+) -> Numerics:
+    """Number format, threads and compilation as rank 0 finds them best; the threads are set for this process.
+
+    Args:
+        config: what it leaves open is decided, first as in `resume`, a checkpoint, if that is given.
+        ranks: all of them take the same.
+        width: of the model, n_embd.
+        n_tokens: tokens in one forward.
+        resume: the checkpoint that the run goes on from.
+
+    Raises:
+        InputError: for float16 without a GPU.
+    """
+    use_tf32(config.tf32)
+    recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
+    numerics = ranks.on_main(
+        lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
+    )
+    torch.set_num_threads(numerics.threads)
+    return numerics
