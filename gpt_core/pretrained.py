@@ -17,6 +17,7 @@ from gpt_core.gguf_file import read_gguf
 from gpt_core.hf_config import from_hf, to_hf
 from gpt_core.hub import gguf_in, resolve
 from gpt_core.model import GPT
+from gpt_core.pickles import read_bin
 from gpt_core.weight_names import from_hf_names, to_hf_names
 
 
@@ -44,8 +45,9 @@ def load(name_or_folder: str | Path) -> GPT:
 
 def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None) -> None:
     """Write `model` as a Hugging Face folder; see `GPT.save_pretrained`."""
-    raw = to_hf(model.config)
-    state = to_hf_names(model, model.state_dict() if weights is None else weights)
+    weights = model.state_dict() if weights is None else weights
+    raw = to_hf(model.config) | {"dtype": str(weights["wte.weight"].dtype).removeprefix("torch.")}
+    state = to_hf_names(model, weights)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors.tmp"
     try:
@@ -98,22 +100,40 @@ def _read_config(path: Path) -> GPTConfig:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, or of the shards that its index file names."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").exists():
-        files = [folder / "model.safetensors"]
-    elif index.exists():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    else:
-        raise InputError(f"{folder} has a config.json but no model.safetensors; put the weights beside it.")
-    state: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            state |= load_file(file)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{file} is missing; {index.name} names it. Copy the whole folder again."
-            ) from error
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged ({error}); copy or fetch it again.") from error
-    return state
+    """All weights of a Hugging Face folder: of one file or of its shards, safetensors before pickles."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return _read_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if not index.exists():
+            continue
+        state: dict[str, Tensor] = {}
+        for file in _shards(index):
+            if not file.exists():
+                raise InputError(f"{file} is missing; {index.name} names it. Copy the whole folder again.")
+            state |= _read_file(file)
+        return state
+    raise InputError(
+        f"{folder} has a config.json but no model.safetensors and no pytorch_model.bin; put the weights beside it."
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all of them beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is no index of weights ({error!r}); copy or fetch it again.") from error
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"{index} names the file {name!r}; expected names of files beside it.")
+    return [index.parent / name for name in names]
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".bin":
+        return read_bin(file)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise InputError(f"{file} is damaged ({error}); copy or fetch it again.") from error

@@ -48,20 +48,56 @@ def test_the_bare_models_keys_and_old_mask_buffers_are_read(folder):
     assert all(torch.equal(expected[k], again[k]) for k in expected)
 
 
-def test_shards_are_read_and_a_missing_one_is_said(folder):
-    state = load_file(folder / "model.safetensors")
-    names = sorted(state)
-    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, keys in halves.items():
-        save_file({k: state[k] for k in keys}, folder / file)
-    where = {k: file for file, keys in halves.items() for k in keys}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+@pytest.mark.parametrize(
+    ("write", "name"), [(save_file, "model.safetensors"), (torch.save, "pytorch_model.bin")]
+)
+def test_shards_are_read_and_a_missing_one_is_said(folder, write, name):
     whole = GPT.from_pretrained(folder).state_dict()
+    state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
+    names = sorted(state)
+    suffix = name.rpartition(".")[2]
+    halves = {f"a.{suffix}": names[::2], f"b.{suffix}": names[1::2]}
+    for file, keys in halves.items():
+        write({k: state[k] for k in keys}, folder / file)
+    where = {k: file for file, keys in halves.items() for k in keys}
+    index = folder / f"{name}.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
     sharded = GPT.from_pretrained(folder).state_dict()
     assert all(torch.equal(whole[k], sharded[k]) for k in whole)
-    (folder / "b.safetensors").unlink()
-    with pytest.raises(InputError, match=r"b\.safetensors is missing"):
+    (folder / f"b.{suffix}").unlink()
+    with pytest.raises(InputError, match=rf"b\.{suffix} is missing; {name}.index.json names it"):
+        GPT.from_pretrained(folder)
+    for content, message in (
+        ("{", "is no index of weights"),
+        ('{"weight_map": []}', "is no index of weights"),
+        (
+            '{"weight_map": {"wte": "../a.bin"}}',
+            r"names the file '\.\./a\.bin'; expected names of files beside it",
+        ),
+    ):
+        index.write_text(content)
+        with pytest.raises(InputError, match=message):
+            GPT.from_pretrained(folder)
+
+
+def test_a_pickle_is_read_where_there_is_nothing_better_in_any_number_format(folder):
+    expected = GPT.from_pretrained(folder).state_dict()
+    state = load_file(folder / "model.safetensors")
+    half = {k: v.to(torch.float16 if "wte" in k else torch.bfloat16) for k, v in state.items()}
+    torch.save({k: torch.zeros_like(v) for k, v in state.items()}, folder / "pytorch_model.bin")
+    again = GPT.from_pretrained(folder).state_dict()  # the pickle is not even looked at
+    assert all(torch.equal(expected[k], again[k]) for k in expected)
+    (folder / "model.safetensors").unlink()
+    torch.save(
+        half | {"transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32).bool()}, folder / "pytorch_model.bin"
+    )
+    again = GPT.from_pretrained(folder).state_dict()
+    for name in expected:
+        assert again[name].dtype == torch.float32
+        torch.testing.assert_close(again[name], expected[name], rtol=1e-2, atol=1e-6)
+    (folder / "pytorch_model.bin").write_bytes((folder / "pytorch_model.bin").read_bytes()[:999])
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is damaged"):
         GPT.from_pretrained(folder)
 
 
@@ -189,7 +225,7 @@ def test_damaged_and_missing_files(folder):
     with pytest.raises(InputError, match="is damaged"):
         GPT.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"no model\.safetensors"):
+    with pytest.raises(InputError, match=r"no model\.safetensors and no pytorch_model\.bin"):
         GPT.from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json"):
