@@ -11,34 +11,72 @@ from embed.config import EmbedderConfig
 from embed.folder import beyond_sentence_transformers, load_network, model_folder, save_embedder
 from embed.network import Network
 from gpt_core.errors import InputError
+from gpt_core.export import export_gguf, export_hf
 from gpt_core.files import atomic_folder, refuse_used
 from gpt_core.hub import resolve
 from gpt_core.tokenizer import Tokenizer
 
+Dtype = Literal["float32", "bfloat16", "float16", "q8_0"]
 
-def export_model(out: str, /, *, model: str, to: Literal["sentence-transformers"]) -> None:
-    """Write a model as another tool opens it, without code of ours.
 
-    sentence-transformers gives the same vectors (cosine above 0.9999) for queries and documents, and so does what
-    builds on it, mteb among them. An embedder that pools a lower layer through the final norm becomes a model of so
-    many layers. A plain GPT becomes the embedder that it is here, the weighted mean of its last layer.
+def export_model(
+    out: str, /, *, model: str, to: Literal["hf", "gguf", "sentence-transformers"], dtype: Dtype | None = None
+) -> None:
+    """Write a model as other tools open it, without code of ours.
+
+    hf: a Hugging Face folder, for transformers, vLLM and what builds on them: the same logits and token ids.
+
+    gguf: one file with the tokenizer and the chat template in it, for llama.cpp, Ollama, LM Studio: GPT-2, Llama and
+    Qwen3 shapes, byte-level BPE.
+
+    sentence-transformers: the same vectors (cosine above 0.9999) for queries and documents, there and in what builds
+    on it, mteb among them. An embedder that pools a lower layer through the final norm becomes a model of so many
+    layers. A plain GPT becomes the embedder that it is here, the weighted mean of its last layer.
+
+    Of an embedder, hf and gguf take the language model alone. A README.md beside the model says what it is.
 
     Args:
         out: the folder to make; it must not exist or be empty.
         model: a model or embedder folder, a run's out_dir, or a known name.
-        to: the tool.
+        to: the tools.
+        dtype: of the weights. hf: float32 (default), bfloat16 or float16; gguf: float16 (default), or q8_0, which is
+            half as large; sentence-transformers: float32.
     """
     target = Path(out)
     refuse_used(target)
     folder = resolve(model)
+    if to == "hf" and dtype != "q8_0":
+        export_hf(model_folder(folder), target, dtype or "float32")
+        print(f'{target}: AutoModelForCausalLM.from_pretrained("{target}") opens it')
+    elif to == "gguf" and dtype in (None, "float16", "q8_0"):
+        file = export_gguf(model_folder(folder), target, "q8_0" if dtype == "q8_0" else "float16")
+        print(f"{file}: {file.stat().st_size / 2**20:,.0f} MiB, for llama.cpp")
+    elif to == "sentence-transformers" and dtype in (None, "float32"):
+        export_embedder(folder, target, model)
+    else:
+        wanted = {"hf": "float32, bfloat16 or float16", "gguf": "float16 or q8_0"}.get(to, "float32")
+        raise InputError(f"--to {to} has no dtype {dtype}; expected {wanted}.")
+
+
+def export_embedder(folder: Path, target: Path, model: str) -> None:
+    """Write what `folder` holds as sentence-transformers opens it.
+
+    Args:
+        folder: an embedder's or a model's.
+        target: the folder to make.
+        model: what the user calls it.
+
+    Raises:
+        InputError: for a pooling that sentence-transformers has no words for.
+    """
     config = EmbedderConfig.load(folder)
     tokenizer = Tokenizer.from_pretrained(model_folder(folder))
     network = load_network(folder, config)
     network, config = truncated(network, config)
     if reason := beyond_sentence_transformers(network.pooling, network.gpt.config):
         raise InputError(
-            f"{model} cannot be exported to {to}: {reason}, for which there are no words there. Train it as an "
-            "embedder, or write other settings into its embedder.json."
+            f"{model} cannot be exported to sentence-transformers: {reason}, for which there are no words there. Train "
+            "it as an embedder, or write other settings into its embedder.json."
         )
     if config.corpus_map != "none":
         print(

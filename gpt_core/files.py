@@ -81,7 +81,7 @@ def refuse_used(folder: Path) -> None:
         InputError: if there is something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} already holds something; remove it or give another --out.")
+        raise InputError(f"{folder} already holds something; remove it or name another folder.")
 
 
 def sha256_file(path: str | Path) -> str:

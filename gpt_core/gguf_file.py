@@ -137,7 +137,8 @@ def _config(arch: str, fields: _Fields, tensors: set[str]) -> GPTConfig:
         ids["eos_id"] = (ids["eos_id"], turn)
     common = ids | {
         "vocab_size": vocab_size, "block_size": need("context_length"), "n_layer": need("block_count"),
-        "n_head": n_head, "n_embd": n_embd, "n_inner": need("feed_forward_length"), "tie_embeddings": "output.weight" not in tensors,
+        "n_head": n_head, "n_embd": n_embd, "n_inner": need("feed_forward_length"),
+        "tie_embeddings": "output.weight" not in tensors,
     }  # fmt: skip
     if arch == "gpt2":
         return GPTConfig.gpt2(**common, norm_eps=need("attention.layer_norm_epsilon"))
@@ -209,10 +210,7 @@ def _add_ends(
         if fields.get(f"tokenizer.ggml.add_{name}_token", False) and (i := ids[name]) is not None
     }
     if ends:
-        single = (
-            [tokens[ends["bos"]]] * ("bos" in ends)
-            + ["$A"]
-            + [tokens[i] for n, i in ends.items() if n == "eos"]
-        )
+        before, behind = ([tokens[ends[name]]] if name in ends else [] for name in ("bos", "eos"))
+        single = [*before, "$A", *behind]
         special = [(tokens[i], i) for i in ends.values()]
         tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)

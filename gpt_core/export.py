@@ -1,0 +1,104 @@
+"""A model as other tools open it: a Hugging Face folder, or one GGUF file."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+
+from gpt_core.config import GPTConfig
+from gpt_core.errors import InputError
+from gpt_core.files import atomic_folder, atomic_write
+from gpt_core.gguf_write import GGUFDtype, check_graph, write_gguf
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+
+HFDtype = Literal["float32", "bfloat16", "float16"]
+
+
+def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32") -> None:
+    """Write a model folder as transformers and vLLM open it: model, tokenizer, chat template, generation settings.
+
+    Args:
+        folder: a model folder.
+        target: the folder to make.
+        dtype: of the weights; float32 keeps them as they are.
+
+    Raises:
+        InputError: for a model without a tokenizer, or one that no Hugging Face family computes.
+        OSError: if the disk does not take it; nothing is left then.
+    """
+    model, tokenizer = load(folder)
+    weights = {name: w.to(getattr(torch, dtype)) for name, w in model.state_dict().items()}
+    for name, w in weights.items():
+        if not w.isfinite().all():
+            raise InputError(
+                f"{name} has values beyond {dtype}'s range; export with --dtype bfloat16 or float32."
+            )
+    with atomic_folder(target) as scratch:
+        try:
+            model.save_pretrained(scratch, weights)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{target} could not be written: {error}") from error
+        tokenizer.save(scratch)
+        settings = json.loads((scratch / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings["model_max_length"] = model.config.block_size
+        _write_json(scratch / "tokenizer_config.json", settings)
+        _write_json(scratch / "generation_config.json", generation_settings(model.config))
+
+
+def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16") -> Path:
+    """Write a model folder as one GGUF file, named after `target`, with the tokenizer in it.
+
+    Args:
+        folder: a model folder.
+        target: the folder to make for it.
+        dtype: of the matrices.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: for a model without a tokenizer, or a graph or tokenizer that llama.cpp does not compute.
+        OSError: if the disk does not take it; nothing is left then.
+    """
+    model, tokenizer = load(folder)
+    check_graph(model.config)
+    file = f"{target.name}-{'Q8_0' if dtype == 'q8_0' else 'F16'}.gguf"
+    with atomic_folder(target) as scratch:
+        kept = write_gguf(scratch / file, model, tokenizer, dtype, name=target.name)
+    if model.config.mlp == "gelu_erf":
+        print(
+            "llama.cpp computes GELU in its tanh form, which is within 5e-4 of this model's exact one",
+            file=sys.stderr,
+        )
+    if kept:
+        print(
+            f"{len(kept)} matrices stayed float16, first {kept[0]}: their rows are no multiple of 32 long, which q8_0 "
+            "wants",
+            file=sys.stderr,
+        )
+    return target / file
+
+
+def load(folder: Path) -> tuple[GPT, Tokenizer]:
+    """The model and the tokenizer of a folder, the model's special ids completed by the tokenizer's."""
+    model, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
+    ids = {name: getattr(model.config, name) for name in ("bos_id", "eos_id", "pad_id")}
+    ids = {name: getattr(tokenizer, name) if i is None else i for name, i in ids.items()}
+    model.config = replace(model.config, **ids)
+    return model, tokenizer
+
+
+def generation_settings(config: GPTConfig) -> dict[str, object]:
+    """What transformers reads from `generation_config.json`: the ids that begin, end and pad a text."""
+    eos = list(config.eos_ids) if len(config.eos_ids) > 1 else next(iter(config.eos_ids), None)
+    ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
+    return {name: i for name, i in ids.items() if i is not None}
+
+
+def _write_json(path: Path, values: object) -> None:
+    atomic_write(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

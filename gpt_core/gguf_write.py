@@ -1,0 +1,290 @@
+"""A GPT and its tokenizer as one GGUF file, which llama.cpp and all that builds on it open.
+
+Names, layouts and number formats follow llama.cpp's conversion scripts and
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; gguf_file.py reads the same files back.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Format
+from gguf import LlamaFileType, TokenType
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, pre_tokenizers
+from torch import Tensor
+
+from gpt_core.config import GPTConfig
+from gpt_core.errors import InputError
+from gpt_core.gguf_file import BLOCK, SCHEMES, TOP, pre_tokenizer
+from gpt_core.model import GPT
+from gpt_core.tokenizer import Tokenizer
+
+GGUFDtype = Literal["float16", "q8_0"]
+FAMILIES = ("gpt2", "llama", "qwen3")
+BLOCK_NAMES = {ours: theirs for theirs, ours in BLOCK.items()}
+TOP_NAMES = {ours: theirs for theirs, ours in TOP.items()}
+Q8_0_BLOCK = 32  # numbers that share a scale; a row must be a multiple
+
+
+def write_gguf(
+    path: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    dtype: GGUFDtype,
+    *,
+    name: str,
+    licence: str | None = None,
+) -> list[str]:
+    """Write a GGUF file.
+
+    Matrices take `dtype`; norms, biases and position embeddings are float32, as llama.cpp wants them.
+
+    Args:
+        path: the file; half of it is left when the disk is full, so write where it can be thrown away.
+        model: the GPT, in float32.
+        tokenizer: its tokenizer.
+        dtype: of the matrices: float16, or q8_0, 8-bit numbers of which 32 in a row share a float16 scale.
+        name: what the file calls the model.
+        licence: the weights' licence, as an SPDX identifier in lower case.
+
+    Returns:
+        The matrices that stayed float16 because their rows are no multiple of 32 long.
+
+    Raises:
+        InputError: for a graph or a tokenizer that llama.cpp does not compute, or weights beyond float16's range.
+        OSError: if the disk does not take it.
+    """
+    config = model.config
+    check_graph(config)
+    writer = gguf.GGUFWriter(path, config.model_type)
+    try:
+        writer.add_type("model")
+        writer.add_name(name)
+        if licence is not None:
+            writer.add_license(licence)
+        _add_shape(writer, config)
+        add_tokenizer(writer, tokenizer, config)
+        q8_0 = dtype == "q8_0"
+        writer.add_file_type(LlamaFileType.MOSTLY_Q8_0 if q8_0 else LlamaFileType.MOSTLY_F16)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        tensors = {name: (value, _format(name, value, q8_0)) for name, value in _tensors(model).items()}
+        for tensor, (value, form) in tensors.items():
+            n_bytes = math.prod(gguf.quant_shape_to_byte_shape(value.shape, form))
+            writer.add_tensor_info(tensor, value.shape, np.dtype(np.float32), n_bytes, raw_dtype=form)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        # Its own write_tensors_to_file holds all in memory and does not notice a full disk.
+        assert writer.fout is not None
+        file = writer.fout[0]
+        writer.write_padding(file, file.tell())
+        for tensor, (value, form) in tensors.items():
+            data = _converted(tensor, value, form).tobytes()
+            file.write(data)
+            writer.write_padding(file, len(data))
+    finally:
+        writer.close()
+    return [name for name, (value, form) in tensors.items() if q8_0 and form == Format.F16]
+
+
+def check_graph(config: GPTConfig) -> None:
+    """Make sure that llama.cpp computes this graph.
+
+    Raises:
+        InputError: naming what it does not.
+    """
+    family = config.model_type
+    reason = ""
+    if family not in FAMILIES:
+        reason = f"the family {family}"
+    elif family == "qwen3" and config.attn_bias:
+        reason = "Qwen3 with biases in attention (attn_bias)"
+    elif config.window_layers:
+        reason = f"{family} with windows of attention (window_layers)"
+    elif not config.scale_attention:
+        reason = f"{family} without scaled attention (scale_attention)"
+    if reason:
+        raise InputError(f"llama.cpp does not compute {reason}; export the model with --to hf.")
+
+
+def _add_shape(writer: gguf.GGUFWriter, config: GPTConfig) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.block_size)
+    writer.add_block_count(config.n_layer)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.n_inner)
+    writer.add_head_count(config.n_head)
+    if config.model_type == "gpt2":
+        writer.add_layer_norm_eps(config.norm_eps)
+        return
+    writer.add_head_count_kv(config.n_kv_head)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+
+
+def _tensors(model: GPT) -> dict[str, Tensor]:
+    """Names and values (out, in) as the file has them, in the order of the model."""
+    config = model.config
+    state = model.state_dict()
+    found: dict[str, Tensor] = {}
+    for ours, value in state.items():
+        path, _, kind = ours.rpartition(".")
+        if not path.startswith("blocks."):
+            found[f"{TOP_NAMES[path]}.{kind}"] = value
+            continue
+        _, layer, part = path.split(".", 2)
+        if config.model_type == "gpt2" and part in ("attn.q", "attn.k", "attn.v"):  # one matrix there
+            parts = [state[f"blocks.{layer}.attn.{name}.{kind}"] for name in "qkv"]
+            found[f"blk.{layer}.attn_qkv.{kind}"] = torch.cat(parts)
+            continue
+        if config.model_type == "llama" and part in ("attn.q", "attn.k"):
+            value = _permute(value, config.n_head if part == "attn.q" else config.n_kv_head)
+        found[f"blk.{layer}.{BLOCK_NAMES[part]}.{kind}"] = value
+    return found
+
+
+def _permute(weight: Tensor, n_head: int) -> Tensor:
+    """We turn (x_i, x_i+half), llama.cpp neighbouring pairs (x_2i, x_2i+1): reorder the rows of each head."""
+    out, *rest = weight.shape
+    return weight.view(n_head, 2, out // n_head // 2, *rest).transpose(1, 2).reshape(weight.shape)
+
+
+def _format(name: str, value: Tensor, q8_0: bool) -> Format:
+    if value.dim() == 1 or name.startswith("position_embd"):
+        return Format.F32
+    return Format.Q8_0 if q8_0 and value.shape[-1] % Q8_0_BLOCK == 0 else Format.F16
+
+
+def _converted(name: str, value: Tensor, form: Format) -> NDArray[Any]:
+    values = np.ascontiguousarray(value.detach().float().cpu().numpy())
+    largest = float(np.abs(values).max(initial=0.0))
+    bound = 65504.0 * (127 if form == Format.Q8_0 else 1)  # the largest float16, which a Q8_0 scale is, too
+    if form != Format.F32 and not largest <= bound:
+        raise InputError(
+            f"{name} holds {largest:.3g}, beyond what {form.name} can hold; export with --to hf --dtype float32."
+        )
+    return gguf.quants.quantize(values, form)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConfig) -> None:
+    """Add a byte-level BPE, its special tokens and its chat template.
+
+    Rows of the model's matrix without a token get names such as [PAD50257], as llama.cpp's converter gives them.
+
+    Raises:
+        InputError: for another kind of tokenizer, a way to cut text that llama.cpp has no name for, a vocabulary
+            larger than the model's, or none that ends a text.
+    """
+    backend = tokenizer.rust
+    content = json.loads(backend.to_str())
+    scheme = scheme_of(content)
+    texts = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
+    if max(texts) >= config.vocab_size:
+        raise InputError(
+            f"The tokenizer has {max(texts) + 1} tokens, the model rows for {config.vocab_size}; they do not belong "
+            "together."
+        )
+    added = backend.get_added_tokens_decoder()
+    tokens, types = [], []
+    for i in range(config.vocab_size):
+        if i in texts:
+            kind = TokenType.NORMAL
+            if i in added:
+                kind = TokenType.CONTROL if added[i].special else TokenType.USER_DEFINED
+        else:
+            kind = TokenType.UNUSED
+        tokens.append(texts.get(i, f"[PAD{i}]"))
+        types.append(kind)
+    if len(set(tokens)) < len(tokens):
+        raise InputError(
+            "The tokenizer has a token of the form [PAD…] that stands for text; export with --to hf."
+        )
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")  # byte-level BPE, whoever trained it
+    writer.add_tokenizer_pre(scheme)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    _add_special_ids(writer, tokenizer, config)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _add_special_ids(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConfig) -> None:
+    eos_ids = [i for i in (tokenizer.eos_id, *config.eos_ids) if i is not None]
+    if not eos_ids:
+        raise InputError(
+            "The tokenizer names no token that ends a text, and llama.cpp would take token 11 for it; name one as "
+            "eos_token in its tokenizer_config.json."
+        )
+    bos_id, pad_id = (
+        next((i for i in ids if i is not None), None)
+        for ids in ((tokenizer.bos_id, config.bos_id), (tokenizer.pad_id, config.pad_id))
+    )
+    eos_id = eos_ids[0]
+    writer.add_eos_token_id(eos_id)
+    writer.add_bos_token_id(eos_id if bos_id is None else bos_id)  # without one llama.cpp takes 11, again
+    if pad_id is not None:
+        writer.add_pad_token_id(pad_id)
+    for turn in eos_ids[1:]:
+        if turn != eos_id:
+            writer.add_eot_token_id(turn)
+            break
+    plain, whole = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+    for before in (False, True):
+        for behind in (False, True):
+            if whole == [bos_id] * before + plain + [eos_id] * behind:
+                writer.add_add_bos_token(before)
+                writer.add_add_eos_token(behind)
+                return
+    raise InputError(
+        "The tokenizer puts other tokens around a text than its begin and end token; export with --to hf."
+    )
+
+
+def scheme_of(content: dict[str, Any]) -> str:
+    """llama.cpp's name for how a tokenizer cuts text, from the content of its tokenizer.json.
+
+    Raises:
+        InputError: for what is no byte-level BPE, or one that cuts text in a way without a name.
+    """
+    bpe = content["model"]
+    if bpe["type"] != "BPE":
+        raise InputError(f"A vocabulary of kind {bpe['type']} has no place in GGUF; export with --to hf.")
+    ours = _comparable(content["pre_tokenizer"])
+    scheme = next((s for s in SCHEMES if _comparable(_as_json(pre_tokenizer(s))) == ours), None)
+    plain = not any(
+        bpe.get(key)
+        for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout", "byte_fallback")
+    )
+    whole = set(pre_tokenizers.ByteLevel.alphabet()) <= set(bpe["vocab"])
+    normal = content["normalizer"] is None or (scheme == "qwen2" and content["normalizer"] == {"type": "NFC"})
+    same_merging = bool(bpe.get("ignore_merges")) == (scheme == "llama-bpe")
+    if scheme is None or not (plain and whole and normal and same_merging):
+        raise InputError(
+            f"The tokenizer cuts or merges text in a way that llama.cpp has no name for (it has {', '.join(SCHEMES)}); "
+            "export with --to hf."
+        )
+    return scheme
+
+
+def _as_json(way: pre_tokenizers.PreTokenizer) -> Any:
+    backend = RustTokenizer(models.BPE())
+    backend.pre_tokenizer = way
+    return json.loads(backend.to_str())["pre_tokenizer"]
+
+
+def _comparable(value: Any) -> Any:
+    """Without `trim_offsets`, which moves no token."""
+    if isinstance(value, dict):
+        return {key: _comparable(v) for key, v in value.items() if key != "trim_offsets"}
+    return [_comparable(v) for v in value] if isinstance(value, list) else value
