@@ -20,7 +20,7 @@ from gpt_core.dropout import dropout
 from gpt_core.rope_scaling import frequencies
 
 SHORT = 512  # tokens up to which two plain products beat the fused kernel where that is slow
-FEW = 16  # queries up to which two plain products beat the fused kernel on a CPU
+FEW = 16  # new tokens up to which two plain products beat the fused kernel on a CPU
 BLOCK = 64  # queries that are attended from at a time where the fused kernel is slow and nothing is kept for a backward
 
 
@@ -76,6 +76,8 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.attn_bias is not False)
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        self.qkv: nn.Module | None = None  # the three in one, in `gpt_core.inference`
+        self.n_heads = (config.n_head, config.n_kv_head, config.n_kv_head)
 
     def forward(
         self,
@@ -84,18 +86,24 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: CacheRows | None,
     ) -> Tensor:
-        """(B, T, C) → (B, T, C). `mask` is True where a token may look; None means plainly causal."""
+        """(B, T, C) → (B, T, C). `mask` is as for `attend`."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = self.q_norm(self.q(x).view(heads)).transpose(1, 2)  # (B, n_head, T, head_dim)
-        k = self.k_norm(self.k(x).view(heads)).transpose(1, 2)  # (B, n_kv_head, T, head_dim)
-        v = self.v(x).view(heads).transpose(1, 2)
+        if self.qkv is None:
+            q, k, v = self.q(x).view(heads), self.k(x).view(heads), self.v(x).view(heads)
+        else:
+            q, k, v = self.qkv(x).view(heads).split(self.n_heads, dim=2)
+        q = self.q_norm(q).transpose(1, 2)  # (B, n_head, T, head_dim)
+        k = self.k_norm(k).transpose(1, 2)  # (B, n_kv_head, T, head_dim)
+        v = v.transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         if not self.scaled:
             q = q * math.sqrt(self.head_dim)  # what `attend` divides by
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, n_kv_head, past + T, head_dim)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        if cache is None:
+            y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        else:
+            cache.extend(self.layer, k, v)
+            y = attend_cached(q, k, v, mask, cache, self.layer)
         return self.o(y.transpose(1, 2).flatten(2))
 
 
@@ -106,7 +114,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
         q: (B, n_head, T, head_dim).
         k: (B, n_kv_head, S, head_dim), S ≥ T.
         v: like k.
-        mask: bool, broadcast to (B, n_head, T, S), True where a token may look; None: plainly causal, S = T.
+        mask: broadcast to (B, n_head, T, S), bool, True where a token may look, or what is added to q·kᵀ/√head_dim;
+            None: plainly causal, S = T.
         dropout_share: of the attention weights.
 
     Returns:
@@ -116,8 +125,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
         return handle_torch_function(attend, (q, k, v), q, k, v, mask, dropout_share)
     if k.dtype != q.dtype:  # a cache in another number format
         return attend(q.type_as(k), k, v, mask, dropout_share).type_as(q)
-    if mask is not None and q.shape[2] <= FEW and v.device.type == "cpu" and not dropout_share:
-        return attend_from_few(q, k, v, mask)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.type_as(q)
     # What torch's fused kernel does slowly on a CPU: all in 16 bits, and dropout in any number of them.
     slow = v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
     if slow and mask is None and not torch.is_grad_enabled() and not dropout_share:
@@ -131,17 +140,50 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     )
 
 
-def attend_from_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention from few queries to many keys, as in decoding; shapes as in `attend`.
+def attend_cached(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache: CacheRows, layer: int
+) -> Tensor:
+    """`attend` of new tokens to themselves and to what the cache holds before them.
+
+    Args:
+        q: (B, n_head, T, head_dim).
+        k: (B, n_kv_head, T, head_dim), of the new tokens; the cache has been extended by them.
+        v: like k.
+        mask: as for `attend`, S up to the end of the longest row.
+        cache: the rows.
+        layer: which.
+
+    Returns:
+        (B, n_head, T, head_dim).
+    """
+    if cache.mask is None:  # every row begins here: the new keys are all there are
+        return attend(q, k, v, mask, 0.0)
+    n_tokens = q.shape[2]
+    if q.device.type != "cpu" or n_tokens > FEW:
+        return attend(q, *cache.all_rows(layer), mask, 0.0)
+    # Row by row a CPU is as fast as with all in one, and no row pays for the length of another.
+    all_seen = n_tokens == 1 and mask is cache.mask
+    rows = []
+    for b, end in enumerate(cache.ends):
+        seen = None if mask is None or all_seen else mask[b : b + 1, ..., :end]
+        rows.append(attend_from_few(q[b : b + 1], *cache.one_row(layer, b), seen))
+    return torch.cat(rows)
+
+
+def attend_from_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention from few queries to many keys in the number format of these; shapes as in `attend`, None sees all.
 
     The heads of a group share their keys, so they are rows of one product: the keys are read once, never repeated.
     """
     n_rows, n_head, n_tokens, head_dim = q.shape
     n_kv_head, n_keys = k.shape[1:3]
-    q = (q / math.sqrt(head_dim)).reshape(n_rows, n_kv_head, -1, head_dim)  # (B, n_kv_head, group · T, head_dim)
-    logits = (q @ k.mT).view(n_rows, n_head, n_tokens, n_keys)
-    weights = logits.masked_fill_(~mask, -math.inf).softmax(dim=-1)
-    return (weights.view(n_rows, n_kv_head, -1, n_keys) @ v).view(n_rows, n_head, n_tokens, head_dim)
+    scaled = q.type_as(k) / math.sqrt(head_dim)
+    # (B, n_kv_head, group · T, head_dim) · (B, n_kv_head, head_dim, S)
+    logits = (scaled.reshape(n_rows, n_kv_head, -1, head_dim) @ k.mT).view(n_rows, n_head, n_tokens, n_keys)
+    if mask is not None:
+        logits = logits.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+    weights = logits.softmax(dim=-1).view(n_rows, n_kv_head, -1, n_keys)
+    return (weights @ v).view(n_rows, n_head, n_tokens, head_dim).type_as(q)
 
 
 def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout_share: float) -> Tensor:

@@ -15,7 +15,8 @@ class Cache:
         config: the shape of the GPT whose keys and values it holds.
         n_slots: how many texts fit side by side.
         device: where the memory lies.
-        dtype: of the keys and values; the model's own, or decoding is not exact.
+        dtype: of the keys and values, in which a cached token is attended to. Float32 beside a model in 16 bits is
+            faster on a CPU, whose products of few rows are slow in 16 bits.
         length: tokens per slot, the model's `block_size` if None.
     """
 
@@ -31,14 +32,28 @@ class Cache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(n_slots, dtype=torch.long)  # on the CPU: the engine reads it at every step
+        self.reach = [0] * n_slots  # tokens up to which a slot was written, by a forward that failed, too
         self.length: int = shape[3]
 
     def free(self, slot: int) -> None:
-        """Forget what `slot` holds. It is zeroed, since a NaN that stayed would reach the next text: 0 · NaN is NaN."""
-        used = int(self.lengths[slot])
+        """Forget what `slot` holds."""
+        self.cut(slot, 0)
+
+    def cut(self, slot: int, length: int) -> None:
+        """Forget what `slot` holds beyond its first `length` tokens.
+
+        It is zeroed, since a NaN that stayed would reach the next text: 0 · NaN is NaN.
+        """
         for store in (self.k, self.v):
-            store[:, slot, :, :used].zero_()
-        self.lengths[slot] = 0
+            store[:, slot, :, length : self.reach[slot]].zero_()
+        self.lengths[slot] = self.reach[slot] = length
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let `target` hold the first `length` tokens of `source`, and nothing else."""
+        self.free(target)
+        for store in (self.k, self.v):
+            store[:, target, :, :length] = store[:, source, :, :length]
+        self.lengths[target] = self.reach[target] = length
 
     def rows(self, slots: list[int], n_new: list[int] | None = None) -> "CacheRows":
         """Choose which slots the rows of the next forward continue.
@@ -81,18 +96,26 @@ class CacheRows:
         if n_tokens != self.end or bool(self.start.any()):
             seen = torch.arange(self.end, device=device)
             self.mask = (seen <= self.positions[:, :, None]).unsqueeze(1)  # (B, 1, T, end)
-        first = self.slots[0]
-        run = self.slots == list(range(first, first + n_rows))
-        self.select = slice(first, first + n_rows) if run else torch.tensor(self.slots, device=device)
+        self.ends = (self.start + self.n_real).tolist()
+        for slot, end in zip(self.slots, self.ends, strict=True):
+            self.cache.reach[slot] = max(self.cache.reach[slot], end)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values (B, n_kv_head, T, head_dim); return all up to the longest row."""
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Store the new keys and values (B, n_kv_head, T, head_dim)."""
         for store, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
-            store[self.slot, :, self.place] = new[self.row, :, self.step]
-        # a run of slots is a view; any other choice is a copy
-        return self.cache.k[layer, self.select, :, : self.end], self.cache.v[
-            layer, self.select, :, : self.end
-        ]
+            store[self.slot, :, self.place] = new[self.row, :, self.step].type_as(store)
+
+    def one_row(self, layer: int, b: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of row b, (1, n_kv_head, its end, head_dim) each."""
+        slot, end = self.slots[b], self.ends[b]
+        return self.cache.k[layer, slot : slot + 1, :, :end], self.cache.v[layer, slot : slot + 1, :, :end]
+
+    def all_rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of all rows up to the longest one's end, (B, n_kv_head, end, head_dim) each."""
+        first, n = self.slots[0], len(self.slots)
+        run = self.slots == list(range(first, first + n))  # a view then; any other choice is a copy
+        select = slice(first, first + n) if run else self.slots
+        return self.cache.k[layer, select, :, : self.end], self.cache.v[layer, select, :, : self.end]
 
     def finish(self) -> None:
         """Count the new tokens; called after the last layer, so a forward that fails leaves the slots as they were."""

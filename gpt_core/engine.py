@@ -1,8 +1,9 @@
 """The generation engine: many requests share one model, and none of them notices the others.
 
-Continuous batching after Orca (Yu et al. 2022): between any two steps a request may join, leave or be
-cancelled. A prompt is read in chunks, so that a long one does not keep the others waiting (Sarathi, Agrawal
-et al. 2023).
+Continuous batching after Orca (Yu et al. 2022): between any two steps a request may join, leave or be cancelled. A
+prompt is read in chunks, so that a long one does not keep the others waiting (Sarathi, Agrawal et al. 2023); what it
+shares with an earlier text is not read again (slots.py). A step may give a request several tokens, where the first of
+them confirm what was guessed (lookup.py).
 """
 
 import threading
@@ -18,66 +19,12 @@ from gpt_core.cache import Cache
 from gpt_core.detokenizer import Detokenizer
 from gpt_core.errors import InputError
 from gpt_core.model import GPT
-from gpt_core.sampling import SamplingParams, sample
+from gpt_core.request import NO_SLOT, Request
+from gpt_core.sampling import SamplingParams, check_vocabulary, sample, token_logprobs
+from gpt_core.slots import Slots, n_shared
 from gpt_core.tokenizer import Tokenizer
 
-
-class Request:
-    """A prompt on its way through the engine; made by `Engine.submit`.
-
-    Attributes:
-        params: how to continue the prompt.
-        token_ids: the tokens so far, with the end-of-text token or those of the stop string that ended them.
-        finish_reason: "stop" (end-of-text token or stop string), "length" (max_new_tokens or end of context),
-            "cancelled", or None: not finished, or failed.
-        error: what was raised by the model or by `on_text`, if that ended the request.
-    """
-
-    def __init__(
-        self,
-        prompt_ids: list[int],
-        params: SamplingParams,
-        on_text: Callable[[str], None] | None,
-        max_new_tokens: int,
-        detokenizer: Detokenizer,
-    ) -> None:
-        self.params = params
-        self.token_ids: list[int] = []
-        self.finish_reason: Literal["stop", "length", "cancelled"] | None = None
-        self.error: Exception | None = None
-        # what follows is the engine's
-        self.prompt_ids = prompt_ids
-        self.on_text = on_text
-        self.max_new_tokens = max_new_tokens  # as far as the context reaches
-        self.detokenizer = detokenizer
-        self.generator = torch.Generator()  # its own: the draws of one request never move those of another
-        if params.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(params.seed)
-        self.slot: int | None = None  # in the cache; None while waiting and when done
-        self.cancelled = False
-        self.pieces: list[str] = []
-        self.finished = threading.Event()
-
-    @property
-    def text(self) -> str:
-        """The text so far, exactly as `on_text` got it."""
-        return "".join(self.pieces)
-
-    @property
-    def n_prompt(self) -> int:
-        """Tokens in the prompt."""
-        return len(self.prompt_ids)
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will come: finished, cancelled or failed."""
-        return self.finished.is_set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Block until done, while another thread steps the engine; False after `timeout` seconds."""
-        return self.finished.wait(timeout)
+SHORT_STEP = 16  # tokens in all rows of a step up to which it takes hardly longer than with one
 
 
 class Engine:
@@ -89,12 +36,14 @@ class Engine:
         model: is put into evaluation mode.
         tokenizer: the model's own.
         max_running: requests that share a step, each with a slot in the cache; further ones wait their turn.
-        prefill_chunk: tokens of a prompt that are read in one step.
+        prefill_chunk: tokens of prompts that are read in one step.
         context: tokens per request, prompt and answer together; the model's block_size if None. The cache
             takes 2 · n_layer · n_kv_head · head_dim numbers per token and slot.
+        draft: tokens of a request that are guessed in one step where its text repeats itself (prompt lookup); what
+            comes out is the same. 0 guesses none.
 
     Raises:
-        InputError: for a max_running, prefill_chunk or context that is out of range.
+        InputError: for a max_running, prefill_chunk, context or draft that is out of range.
     """
 
     def __init__(
@@ -104,6 +53,7 @@ class Engine:
         max_running: int = 8,
         prefill_chunk: int = 512,
         context: int | None = None,
+        draft: int = 8,
     ) -> None:
         block_size = model.config.block_size
         self.context = block_size if context is None else context
@@ -113,15 +63,18 @@ class Engine:
             raise InputError(f"prefill_chunk is {prefill_chunk}; expected at least 1 token.")
         if not 1 <= self.context <= block_size:
             raise InputError(f"context is {self.context}; expected 1 to the model's {block_size} tokens.")
+        if draft < 0:
+            raise InputError(f"draft is {draft}; expected 0 (none) or how many tokens to guess in a step.")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
+        self.draft = draft
         self.eos_ids = {*model.config.eos_ids, tokenizer.eos_id} - {None}
         # Vocabularies are padded to round sizes; what the tokenizer cannot decode must not be drawn.
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
-        dtype = model.wte.weight.dtype
+        dtype = torch.float32 if model.device.type == "cpu" else model.dtype  # see `Cache`
         self.cache = Cache(model.config, max_running, device=model.device, dtype=dtype, length=self.context)
-        self._free = list(range(max_running))[::-1]  # slots; the lowest is taken first
+        self.slots = Slots(self.cache)
         self._requests: list[Request] = []  # running and waiting, in the order of arrival
         self._lock = threading.Lock()  # guards the list
 
@@ -140,7 +93,8 @@ class Engine:
                 nothing of a stop string. What it raises ends this request only.
 
         Raises:
-            InputError: if the prompt is empty, holds ids that the model does not know, or fills the context.
+            InputError: if the prompt is empty, holds ids that the model does not know, or does not fit the context
+                together with what `params` asks for; if `params` names tokens that are none.
         """
         params = params or SamplingParams()
         if isinstance(prompt, str):
@@ -151,15 +105,15 @@ class Engine:
         last = self.model.config.vocab_size - 1
         if not 0 <= min(ids) <= max(ids) <= last:
             raise InputError(f"The prompt has token ids from {min(ids)} to {max(ids)}; expected 0 to {last}.")
+        check_vocabulary(params, self.n_tokens)
         room = self.context - len(ids)
-        if room < 1:
+        if params.overflow == "error" and room < (params.max_new_tokens or 1):
             raise InputError(
-                f"The prompt has {len(ids)} tokens; the context holds {self.context} and the answer "
-                "needs at least 1: shorten the prompt."
+                f"The prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}; the context holds "
+                f"{self.context} in all: shorten the prompt or ask for fewer."
             )
         detokenizer = Detokenizer(self.tokenizer.decode, params.stop, prompt=ids[-8:])
-        n_new = room if params.max_new_tokens is None else min(params.max_new_tokens, room)
-        request = Request(ids, params, on_text, n_new, detokenizer)
+        request = Request(ids, params, on_text, params.max_new_tokens or room, detokenizer)
         with self._lock:
             self._requests.append(request)
         return request
@@ -204,7 +158,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Admit waiting requests, read at most one chunk of a prompt, give every running request one token.
+        """Admit waiting requests, read a chunk of prompts, give every running request one token or more.
 
         Returns:
             Whether a request is left.
@@ -214,54 +168,110 @@ class Engine:
         for request in requests:
             if request.cancelled:
                 self._finish(request, "cancelled")
-            elif request.slot is None and self._free:
-                request.slot = self._free.pop()
-        running = [r for r in requests if r.slot is not None]
-        reading = next((r for r in running if not r.token_ids), None)
-        if reading is not None:
-            self._prefill(reading)
-        writing = [r for r in running if r.token_ids and not r.done]
-        if writing:
-            # in the order of their slots: an unbroken run of slots is read where it lies, without a copy
-            self._decode(sorted(writing, key=lambda r: r.slot or 0))
-
+        self._admit([r for r in requests if r.slot == NO_SLOT and not r.done], requests)
+        running = [r for r in requests if r.slot != NO_SLOT]
+        self._read([r for r in running if r.unread])
+        # in the order of their slots: on a GPU an unbroken run of slots is read where it lies, without a copy
+        self._write(sorted((r for r in running if not r.unread and not r.done), key=lambda r: r.slot))
         with self._lock:
             self._requests = [r for r in self._requests if not r.done]
             return bool(self._requests)
 
-    def _prefill(self, request: Request) -> None:
-        """Read the next chunk of the prompt; the last chunk gives the first token."""
-        with self._ending([request]):
-            begin = int(self.cache.lengths[request.slot])
-            end = min(begin + self.prefill_chunk, request.n_prompt)
-            hidden = self._forward([request], [request.prompt_ids[begin:end]])
-            if end == request.n_prompt:
-                self._extend(request, self._logits(hidden)[0])
+    def _admit(self, waiting: list[Request], requests: list[Request]) -> None:
+        """Give slots to waiting requests, in the order of arrival."""
+        for request in waiting:
+            if not self.slots.any_idle:
+                break
+            ids = request.window(self.context)
+            reading = [r for r in requests if r.unread]
+            soon = max((n_shared(ids, r.window(self.context)) for r in reading), default=0)
+            if soon > max(self.slots.n_held(ids), 1):
+                continue  # another is about to read the same beginning: it is read once, and this one waits for it
+            request.slot = self.slots.take(ids)
+            request.n_reused = len(self.slots.ids[request.slot])
+            request.unread = ids[request.n_reused :]
 
-    def _decode(self, requests: list[Request]) -> None:
-        """One forward over the last token of every request."""
+    def _read(self, requests: list[Request]) -> None:
+        """Read the next chunk of the first prompt, and of others beside it as far as the chunk has room."""
+        chosen: list[Request] = []
+        width = 0
+        for request in requests:
+            wider = max(width, min(len(request.unread), self.prefill_chunk))
+            if wider * (len(chosen) + 1) <= self.prefill_chunk:
+                chosen, width = [*chosen, request], wider
+        if not chosen:
+            return
+        with self._ending(chosen):
+            chunks = [r.unread[: self.prefill_chunk] for r in chosen]
+            hidden = self._forward(chosen, chunks)
+            last = [len(chunk) - 1 for chunk in chunks]
+            logits = self._logits(hidden[range(len(chosen)), last])
+            for request, chunk, row in zip(chosen, chunks, logits, strict=True):
+                del request.unread[: len(chunk)]
+                if not request.unread:
+                    self._extend(request, row)
+
+    def _write(self, requests: list[Request]) -> None:
+        """One forward over the last token of every request, and over what is guessed to follow it."""
+        for request in requests:
+            if len(self.slots.ids[request.slot]) == self.context:  # overflow is "slide"
+                self.slots.cut(request.slot, 0)
+                request.unread = request.window(self.context)
+        requests = [r for r in requests if not r.unread]
+        if not requests:
+            return
+        n_guesses = min(self.draft, SHORT_STEP // len(requests) - 1)
+        guesses = [self._guess(r, n_guesses) if n_guesses > 0 else [] for r in requests]
         with self._ending(requests):
-            logits = self._logits(self._forward(requests, [r.token_ids[-1:] for r in requests]))
-            for request, row in zip(requests, logits, strict=True):
-                self._extend(request, row)
+            ids = [[r.token_ids[-1], *guess] for r, guess in zip(requests, guesses, strict=True)]
+            rows = self._logits(self._forward(requests, ids))
+            for request, guess, logits in zip(requests, guesses, rows, strict=True):
+                self._check(request, guess, logits)
+
+    def _guess(self, request: Request, n: int) -> list[int]:
+        """Up to `n` tokens that may follow, as many as the request may still write and the context still holds."""
+        room = self.context - len(self.slots.ids[request.slot]) - 1
+        return request.guess(min(n, room, request.max_new_tokens - len(request.token_ids) - 1))
+
+    def _check(self, request: Request, guess: list[int], logits: Tensor) -> None:
+        """Draw tokens from logits (1 + n guesses, V) as long as they are the guessed ones; forget the other guesses."""
+        n_before = len(self.slots.ids[request.slot]) - len(guess)
+        for i, row in enumerate(logits[: len(guess) + 1]):
+            self._extend(request, row)
+            if request.done:
+                return
+            if i < len(guess) and request.token_ids[-1] != guess[i]:
+                self.slots.cut(request.slot, n_before + i)
+                return
 
     def _forward(self, requests: list[Request], ids: list[list[int]]) -> Tensor:
-        """Continue the slots of `requests` by `ids` (B, T); return the states of the last tokens (B, C)."""
-        rows = self.cache.rows([r.slot for r in requests if r.slot is not None])
-        return self.model(torch.tensor(ids, device=self.model.device), cache=rows, logits=False).hidden[:, -1]
+        """Continue the slots of `requests` by rows of `ids`, padded to T; their last states (B, T, C)."""
+        slots = [r.slot for r in requests]
+        n_new = [len(row) for row in ids]
+        padded = [row + [0] * (max(n_new) - len(row)) for row in ids]
+        rows = self.cache.rows(slots, n_new)
+        hidden = self.model(torch.tensor(padded, device=self.model.device), cache=rows, logits=False).hidden
+        for slot, new in zip(slots, ids, strict=True):
+            self.slots.ids[slot] += new
+        return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """(B, C) → (B, V), on the CPU: there a seed draws the same tokens whatever device computes."""
-        return self.model.logits(hidden)[:, : self.n_tokens].float().cpu()
+        """(…, C) → (…, V), on the CPU: there a seed draws the same tokens whatever device computes."""
+        return self.model.logits(hidden)[..., : self.n_tokens].float().cpu()
 
     def _extend(self, request: Request, logits: Tensor) -> None:
         """Draw the next token from logits (V,), hand out its text, finish the request if it is the last."""
         with self._ending([request]):
-            token = sample(logits, request.params, request.generator)
-            request.token_ids.append(token)
+            params = request.params
+            history = request.prompt_ids + request.token_ids if params.repetition_penalty != 1 else ()
+            token = sample(logits, params, request.generator, history)
+            if params.logprobs is not None:
+                request.logprobs.append(token_logprobs(logits, token, params.logprobs))
+            request.push(token)
             ended = token in self.eos_ids
+            full = len(request.token_ids) >= request.max_new_tokens
             text = "" if ended else request.detokenizer.push(token)
-            if ended or len(request.token_ids) >= request.max_new_tokens:
+            if ended or full:
                 text += request.detokenizer.flush()
             if text:
                 request.pieces.append(text)
@@ -269,7 +279,7 @@ class Engine:
                     request.on_text(text)
             if ended or request.detokenizer.stopped:
                 self._finish(request, "stop")
-            elif len(request.token_ids) >= request.max_new_tokens:
+            elif full:
                 self._finish(request, "length")
 
     @contextmanager
@@ -279,6 +289,8 @@ class Engine:
             yield
         except Exception as error:  # anything: a callback is foreign code, and nothing is swallowed
             for request in requests:
+                if request.slot != NO_SLOT:
+                    self.slots.cut(request.slot, 0)  # who knows what a forward that failed has left there
                 self._finish(request, error=error)
 
     def _finish(
@@ -287,9 +299,9 @@ class Engine:
         reason: Literal["stop", "length", "cancelled"] | None = None,
         error: Exception | None = None,
     ) -> None:
-        if request.slot is not None:
-            self.cache.free(request.slot)
-            self._free.append(request.slot)
-            request.slot = None
+        if request.slot != NO_SLOT:
+            self.slots.give_back(request.slot)
+            request.slot = NO_SLOT
+        request.unread = []
         request.finish_reason, request.error = reason, error
         request.finished.set()

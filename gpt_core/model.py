@@ -21,7 +21,7 @@ from gpt_core.attention import Attention, Rope, make_norm
 from gpt_core.cache import CacheRows
 from gpt_core.config import GPTConfig
 from gpt_core.dropout import Dropout
-from gpt_core.masks import segment_mask, segment_positions, window_mask
+from gpt_core.masks import Alibi, segment_mask, segment_positions, window_mask
 
 LOSS_CHUNK = 2**25  # logits that exist at a time while the loss is computed: 128 MiB in float32
 
@@ -57,6 +57,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
+        if self.gate_up is not None:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)
+            return self.down(F.silu(gate) * up)
         if self.gate is None:
             return self.down(F.gelu(self.up(x), approximate=self.gelu_form))
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -100,14 +103,17 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe: nn.Embedding | None = None
         self.rope: Rope | None = None
+        self.alibi: Alibi | None = None
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        else:
+        elif config.position == "rope":
             self.rope = Rope(config)
+        else:
+            self.alibi = Alibi(config)
         self.drop = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config, config.n_embd)
-        self.head: nn.Linear | None = None  # None: the token embeddings are the head, too
+        self.head: nn.Module | None = None  # None: the token embeddings are the head, too
         if not config.tie_embeddings:
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if not self.wte.weight.is_meta:  # a shell for loaded weights, where drawing none takes seconds
@@ -127,6 +133,11 @@ class GPT(nn.Module):
         """Where the weights lie."""
         return self.wte.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what flows between the blocks."""
+        return next(self.norm.parameters()).dtype
+
     def forward(
         self,
         ids: Tensor,
@@ -143,7 +154,8 @@ class GPT(nn.Module):
             ids: (B, T) int64 token ids.
             targets: (B, T) int64, already shifted: targets[b, t] is what should follow ids[b, t]; -100 does not
                 count. The output then carries `loss_sum` and `n_targets`; the logits for it live a chunk at a time.
-            positions: (B, T) int64; by default the place of each token in its segment, after the cached tokens.
+            positions: (B, T) int64; by default the place of each token in its segment, after the cached tokens. ALiBi
+                has none: it goes by how far apart tokens lie in their row.
             segments: (B, T) int64; a token attends to the earlier tokens of its row that carry the same number, so
                 several texts share a row. A negative number marks padding, on either side. Not with a cache.
             cache: the slots that the rows continue, from `Cache.rows`; without it the rows begin here. Right-pad
@@ -172,12 +184,18 @@ class GPT(nn.Module):
             positions = segment_positions(segments) if positions is None else positions
         if positions is None:
             positions = torch.arange(n_tokens, device=ids.device)
-        near = mask  # of the layers with a window
-        if self.config.window is not None:
+        near = mask  # for the layers with a window
+        if self.alibi is not None or self.config.window is not None:
             places, n_seen = torch.arange(n_tokens, device=ids.device), n_tokens
-            if cache is not None:  # padding may lie behind all there is: it looks at what the last one does
-                places, n_seen = cache.positions.clamp(max=cache.end - 1), cache.end
-            near = window_mask(mask, places, n_seen, self.config.window)
+            if cache is not None:
+                # Padding may lie behind all that its row has: it looks at what the last token does.
+                last = (cache.start + cache.n_real - 1).to(ids.device)
+                places, n_seen = cache.positions.minimum(last[:, None]), cache.end
+            if self.config.window is not None:
+                near = window_mask(mask, places, n_seen, self.config.window)
+                near = near if self.alibi is None else self.alibi(near, places, n_seen)
+            if self.alibi is not None:
+                mask = self.alibi(mask, places, n_seen)
 
         x = self.wte(ids)  # (B, T, C)
         if self.wpe is not None:
@@ -201,7 +219,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (…, V) of final states (…, C)."""
-        return F.linear(hidden, self.wte.weight if self.head is None else self.head.weight)
+        return F.linear(hidden, self.wte.weight) if self.head is None else self.head(hidden)
 
     def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum of cross-entropies over N tokens, their logits (N, V) never all alive: backward makes them again."""

@@ -18,7 +18,7 @@ def test_a_model_that_overflows_fails_the_request_instead_of_inventing_tokens():
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
     engine = Engine(model, CHARACTERS)
-    request = engine.submit("AB", SamplingParams(temperature=0))
+    request = engine.submit("AB", SamplingParams(temperature=0, max_new_tokens=5))
     engine.run()
     assert isinstance(request.error, FloatingPointError)
 
@@ -40,7 +40,9 @@ def test_a_bad_prompt_is_refused_at_once(prompt, message):
     assert not engine.step()  # nothing was queued
 
 
-@pytest.mark.parametrize("setting", [{"max_running": 0}, {"prefill_chunk": 0}, {"context": BLOCK + 1}])
+@pytest.mark.parametrize(
+    "setting", [{"max_running": 0}, {"prefill_chunk": 0}, {"context": BLOCK + 1}, {"draft": -1}]
+)
 def test_a_bad_engine_is_refused(setting):
     with pytest.raises(InputError, match=f"^{next(iter(setting))} is "):
         Engine(GPT(SHAPE), CHARACTERS, **setting)

@@ -1,0 +1,104 @@
+"""A model made ready to generate: the number format that is fastest on this machine, and products merged.
+
+What comes out computes the same graph, but is for generating only: its weights can be neither trained nor saved.
+"""
+
+import statistics
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from gpt_core.device import GAIN, DeviceName, pick_device, wall_seconds
+from gpt_core.errors import InputError
+from gpt_core.int8 import to_int8
+from gpt_core.model import GPT, Block
+
+InferenceDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+
+def load_for_inference(
+    name_or_folder: str | Path, dtype: InferenceDtype = "auto", device: DeviceName = "auto"
+) -> GPT:
+    """Load a model to generate with.
+
+    Args:
+        name_or_folder: as for `GPT.from_pretrained`.
+        dtype: of the weights and of what flows between the layers. int8: weights of 8 bits, the rest in bfloat16.
+            auto: bfloat16 on GPUs that have it, and on a CPU where a step with it is faster, which is measured; else
+            float32. 8 bits are never chosen, since they change the model.
+        device: auto is cuda, else mps, else cpu.
+
+    Raises:
+        InputError: as `GPT.from_pretrained` and `pick_device`; for a dtype of another name, and for float16 on a CPU.
+    """
+    if dtype not in get_args(InferenceDtype):
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(InferenceDtype))}.")
+    place = pick_device(device)
+    if dtype == "float16" and place.type == "cpu":
+        raise InputError(
+            "dtype is float16, which is slow and coarse on a CPU; use bfloat16, float32 or int8."
+        )
+    return prepare(GPT.from_pretrained(name_or_folder).to(place), dtype)
+
+
+def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
+    """Change `model`, in place, into one that generates fast; see `load_for_inference`."""
+    model = model.requires_grad_(False).eval()
+    if dtype == "auto":
+        dtype = _fastest(model)
+    model = model.to(torch.bfloat16 if dtype == "int8" else getattr(torch, dtype))
+    merge(model)
+    return to_int8(model) if dtype == "int8" else model
+
+
+def merge(model: GPT) -> None:
+    """Make one product of q, k and v, and one of the MLP's gate and up: fewer, larger reads of memory."""
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        attn, mlp = block.attn, block.mlp
+        attn.qkv = _stacked(attn.q, attn.k, attn.v)
+        del attn.q, attn.k, attn.v
+        if mlp.gate is not None:
+            mlp.gate_up = _stacked(mlp.gate, mlp.up)
+            del mlp.gate, mlp.up
+
+
+def _stacked(*layers: nn.Linear) -> nn.Linear:
+    """One linear layer that gives what `layers` give, side by side."""
+    weight = torch.cat([layer.weight for layer in layers])
+    merged = nn.Linear(weight.shape[1], weight.shape[0], bias=layers[0].bias is not None, device="meta")
+    merged.weight = nn.Parameter(weight, requires_grad=False)
+    if layers[0].bias is not None:
+        merged.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
+    return merged
+
+
+def _fastest(model: GPT) -> Literal["float32", "bfloat16"]:
+    """bfloat16 on a GPU that has it, and on a CPU whose decoding it speeds up by more than noise does."""
+    if model.device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if model.device.type != "cpu":
+        return "float32"
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    layer = block.mlp.down
+    # Several copies, so that the weights come from memory, as in decoding, and not from the processor's cache.
+    copies = max(1, min(2**26 // layer.weight.nbytes, 64))
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = layer.weight.to(dtype).repeat(copies, 1, 1)
+        x = torch.ones(1, weights.shape[2], dtype=dtype)
+        seconds[dtype] = _step_seconds(x, weights)
+    return "bfloat16" if seconds[torch.float32] > GAIN * seconds[torch.bfloat16] else "float32"
+
+
+@torch.inference_mode()
+def _step_seconds(x: Tensor, weights: Tensor) -> float:
+    def step() -> None:
+        for weight in weights:
+            nn.functional.linear(x, weight)
+
+    return statistics.median(wall_seconds(step, x.device) for _ in range(5))

@@ -1,0 +1,83 @@
+"""Weights in 8 bits, for decoding, whose speed is that of reading the weights.
+
+Each row of a matrix becomes whole numbers from -127 to 127 and one scale; what flows between the layers stays in 16 or
+32 bits (weight-only quantisation, as LLM.int8() without outliers, Dettmers et al. 2022, and gpt-fast).
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt_core.model import GPT
+
+MANY = 32  # rows of input from which on widening the weights first is faster on a CPU
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weight (out, in) is int8 with a scale for each row.
+
+    Args:
+        weight: (out, in) int8, from `quantize`.
+        scale: (out,) of the dtype that the layer computes in.
+        bias: (out,) or None.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        rows = x.flatten(0, -2)
+        if len(rows) < MANY and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)  # reads 8 bits, computes in more
+        else:
+            y = F.linear(rows, self.weight.to(x.dtype)) * self.scale
+        y = y.unflatten(0, x.shape[:-1])
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Embedding(nn.Module):
+    """Token embeddings out of int8 rows with a scale each; arguments as for `Int8Linear`."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.weight: Tensor
+        self.scale: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 → (B, T, C)."""
+        return self.weight[ids].to(self.scale.dtype) * self.scale[ids, None]
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest int8 rows (out, in) to `weight`, and their scales (out,) in its dtype."""
+    scale = weight.float().abs().amax(dim=1).div(127).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = scale.to(weight.dtype).float()  # rounded first, so that the rows fit the scale that is kept
+    return weight.float().div(scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale.to(weight.dtype)
+
+
+def to_int8(model: GPT) -> GPT:
+    """Give `model`, in place, 8-bit linear layers, token embeddings and head; norms, biases and positions stay."""
+    for block in model.blocks:
+        for module in block.modules():
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    bias = None if child.bias is None else child.bias.detach()
+                    setattr(module, name, Int8Linear(*quantize(child.weight.detach()), bias))
+    rows = quantize(model.wte.weight.detach())
+    if isinstance(model.head, nn.Linear):
+        head = quantize(model.head.weight.detach())
+    else:
+        head = rows
+    model.add_module("wte", Int8Embedding(*rows))
+    model.head = Int8Linear(*head)
+    return model
