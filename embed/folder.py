@@ -91,6 +91,8 @@ def save_embedder(
 
 def beyond_sentence_transformers(pooling: Pooling, config: GPTConfig) -> str:
     """What of a pooling sentence-transformers cannot do with a whole model of this shape, in words; "" if nothing."""
+    if config.position == "alibi":
+        return "its positions are ALiBi's, which no format of other tools has"
     if pooling.skip_first:
         return "the first token is left out (pooling.skip_first)"
     if pooling.unit_tokens:

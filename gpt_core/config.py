@@ -23,7 +23,7 @@ class GPTConfig:
     n_embd: int = 768
     head_dim: int = 64
     n_inner: int = 2048  # width of the MLP
-    position: Literal["rope", "learned"] = "rope"
+    position: Literal["rope", "learned", "alibi"] = "rope"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     # gelu: the tanh approximation, as GPT-2; gelu_erf: exact, as nanoGPT
     mlp: Literal["swiglu", "gelu", "gelu_erf"] = "swiglu"
@@ -63,6 +63,8 @@ class GPTConfig:
             raise InputError(
                 f"head_dim is {self.head_dim}; rotary positions turn pairs and need an even number."
             )
+        if self.rope_scaling is not None and self.position != "rope":
+            raise InputError(f"position is {self.position}; only rotary positions can have a rope_scaling.")
         if (self.window is None) != (not self.window_layers) or (self.window is not None and self.window < 1):
             raise InputError(
                 f"window is {self.window} and window_layers is {self.window_layers}; expected both, the window of at "
@@ -109,9 +111,13 @@ class GPTConfig:
     def model_type(self) -> str:
         """The Hugging Face family that computes exactly this graph: "gpt2", "gpt_neo", "llama" or "qwen3".
 
+        Any graph with ALiBi is "zhizhi", a family of our own, which other tools refuse by its name.
+
         Raises:
             InputError: if none does, so that nobody saves a model that others would misread.
         """
+        if self.position == "alibi":
+            return "zhizhi"
         graph = (self.position, self.norm, "gelu" if self.mlp == "gelu_erf" else self.mlp)
         if graph == ("learned", "layernorm", "gelu"):
             whole_heads = self.n_kv_head == self.n_head and self.head_dim * self.n_head == self.n_embd

@@ -85,8 +85,16 @@ def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16") -> Pat
 
 
 def load(folder: Path) -> tuple[GPT, Tokenizer]:
-    """The model and the tokenizer of a folder, the model's special ids completed by the tokenizer's."""
+    """The model and the tokenizer of a folder, the model's special ids completed by the tokenizer's.
+
+    Raises:
+        InputError: for a model without a tokenizer, or one with ALiBi, which no format of other tools has.
+    """
     model, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
+    if model.config.position == "alibi":
+        raise InputError(
+            f"{folder} has ALiBi positions, which no format of other tools has; use the model from here."
+        )
     ids = {name: getattr(model.config, name) for name in ("bos_id", "eos_id", "pad_id")}
     ids = {name: getattr(tokenizer, name) if i is None else i for name, i in ids.items()}
     model.config = replace(model.config, **ids)

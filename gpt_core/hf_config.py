@@ -1,12 +1,17 @@
-"""Hugging Face's `config.json`, both ways: the shapes of GPT-2, GPT-Neo, Llama and Qwen3."""
+"""Hugging Face's `config.json`, both ways: the shapes of GPT-2, GPT-Neo, Llama and Qwen3.
 
+Models with ALiBi, which none of these families has, are in the same file under our own names, as model_type "zhizhi":
+this package reads it, and other tools refuse what they do not know.
+"""
+
+from dataclasses import asdict, fields
 from typing import Any
 
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.hf_rope import rope_from_hf, rope_to_hf
 
-FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3")  # the model_type of what this GPT computes
+FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3", "zhizhi")  # the model_type of what this GPT computes
 
 # The keys that hold a size, another number, a switch, a list, an object
 SIZES = {
@@ -42,6 +47,8 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise InputError(f"config.json has model_type {family!r}; expected {_either(FAMILIES)}.")
+    if family == "zhizhi":
+        return _from_own(raw)
     eos = raw.get("eos_token_id")
     common: dict[str, Any] = {
         "vocab_size": raw["vocab_size"],
@@ -153,6 +160,27 @@ def _sliding_layers(raw: dict[str, Any], n_layer: int) -> tuple[int, ...]:
     return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
+def _from_own(raw: dict[str, Any]) -> GPTConfig:
+    apart = ("model_type", "architectures", "dtype")
+    shape: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in raw.items()
+        if key not in apart
+    }
+    known = {field.name for field in fields(GPTConfig)}
+    if unknown := sorted(shape.keys() - known):
+        raise InputError(f"config.json has the key {unknown[0]}, which models of zhizhi do not have.")
+    try:
+        config = GPTConfig(**shape)
+    except TypeError as error:
+        raise InputError(f"config.json does not describe a model of zhizhi: {error}.") from error
+    if config.position != "alibi":
+        raise InputError(
+            f"config.json has position = {config.position!r}; models of zhizhi have only 'alibi'."
+        )
+    return config
+
+
 def _check_types(raw: dict[str, Any]) -> None:
     for key, value in raw.items():
         if key in SIZES and (type(value) is not int or value < 1):
@@ -174,6 +202,8 @@ def to_hf(config: GPTConfig) -> dict[str, Any]:
         InputError: if no family of Hugging Face computes this graph.
     """
     family = config.model_type
+    if family == "zhizhi":
+        return {"model_type": family, "architectures": ["GPT"], "dtype": "float32"} | asdict(config)
     common: dict[str, Any] = {
         "model_type": family,
         "vocab_size": config.vocab_size,

@@ -26,6 +26,9 @@ class PretrainConfig(TrainConfig):
     """From scratch: GPT-2's initial weights, or with those zero that add to the residual stream."""
     graph: Literal["qwen3", "llama", "gpt2"] | None = None
     """Whose architecture, and so whose file format. None: qwen3."""
+    position: Literal["alibi"] | None = None
+    """alibi: distances instead of positions (Press et al. 2022), in a format that only this package opens. None: the
+    graph's own, learned for gpt2, else rotary."""
     n_layer: int | None = None
     """Blocks. None: 12."""
     n_head: int | None = None
@@ -103,6 +106,8 @@ class PretrainConfig(TrainConfig):
             "dropout": self.dropout,
             "tie_embeddings": self.tie_embeddings is not False,
         }
+        if self.position is not None:
+            shape["position"] = self.position
         if tokenizer is not None:
             shape |= {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
         if self.graph == "gpt2":
@@ -124,7 +129,7 @@ class PretrainConfig(TrainConfig):
             InputError: naming the key and both values.
         """
         given = {"graph": theirs.model_type, "block_size": theirs.block_size}
-        for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings"):
+        for name in ("position", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings"):
             given[name] = getattr(theirs, name)
         for name, value in given.items():
             asked = getattr(self, name)

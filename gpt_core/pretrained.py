@@ -16,6 +16,7 @@ from gpt_core.foreign import checkpoint_in, read_checkpoint
 from gpt_core.gguf_file import read_gguf
 from gpt_core.hf_config import from_hf, to_hf
 from gpt_core.hub import gguf_in, resolve
+from gpt_core.masks import Alibi
 from gpt_core.model import GPT
 from gpt_core.pickles import read_bin
 from gpt_core.weight_names import from_hf_names, to_hf_names
@@ -61,11 +62,13 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None) -> None:
 
 
 def _empty(config: GPTConfig) -> GPT:
-    """A GPT without memory for its weights; only the rotary tables, which no file holds, are real."""
+    """A GPT without memory for its weights; only the tables for positions, which no file holds, are real."""
     with torch.device("meta"):
         model = GPT(config)
     if model.rope is not None:
         model.rope = Rope(config)
+    if model.alibi is not None:
+        model.alibi = Alibi(config)
     return model
 
 

@@ -77,7 +77,9 @@ BUFFERS = (
 
 
 def hf_names(model: GPT) -> dict[str, str]:
-    """Our parameter names → Hugging Face's, for this model's family."""
+    """Our parameter names → Hugging Face's, for this model's family; our own family has our names."""
+    if model.config.model_type == "zhizhi":
+        return {name: name for name in model.state_dict()}
     family = FAMILIES[model.config.model_type]
     names = {}
     for ours in model.state_dict():
@@ -98,6 +100,8 @@ def from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
     The names may be the language model's or the bare model's, as sentence-transformers saves it: without the prefix.
     What has no place in `model` keeps its name.
     """
+    if model.config.model_type == "zhizhi":
+        return raw
     base, conv1d = FAMILIES[model.config.model_type].base, model.config.model_type == "gpt2"
     raw = {
         k if k.startswith((base, HEAD)) else base + k: v for k, v in raw.items() if not k.endswith(BUFFERS)

@@ -7,14 +7,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from gpt_core import GPT, Cache, GPTConfig, InputError
 from gpt_core import model as model_module
+from gpt_core.masks import alibi_slopes
 
 QWEN3 = GPTConfig(
     vocab_size=97, block_size=48, n_layer=3, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_inner=48
 )
 GPT2 = GPTConfig.gpt2(vocab_size=97, block_size=48, n_layer=3, n_head=4, n_embd=32)
+ALIBI = replace(QWEN3, position="alibi", n_head=6, n_kv_head=3, window=9, window_layers=(1,))
 NEO = replace(GPT2, attn_bias="output", scale_attention=False, window=5, window_layers=(0, 2))
 SHAPES = pytest.mark.parametrize("config", [QWEN3, GPT2], ids=["qwen3", "gpt2"])
 
@@ -28,7 +31,7 @@ def make(config, dtype=torch.float64):
     return model
 
 
-@pytest.fixture(scope="module", params=[QWEN3, GPT2, NEO], ids=["qwen3", "gpt2", "neo"])
+@pytest.fixture(scope="module", params=[QWEN3, GPT2, NEO, ALIBI], ids=["qwen3", "gpt2", "neo", "alibi"])
 def model(request):
     return make(request.param)
 
@@ -142,6 +145,33 @@ def test_no_targets_no_loss(config):
     out = make(config)(text(5)[None], targets=torch.full((1, 5), -100))
     assert out.loss_sum == 0
     assert out.n_targets == 0
+
+
+@torch.no_grad()
+def test_alibi_is_the_papers_formula():
+    config = replace(ALIBI, n_layer=1, window=None, window_layers=())
+    model = make(config)
+    attn, ids = model.blocks[0].attn, text(20)[None]
+    x = model.blocks[0].norm1(model.wte(ids))
+    q, k, v = (part(x).view(1, 20, -1, 8).transpose(1, 2) for part in (attn.q, attn.k, attn.v))
+    q, k, v = attn.q_norm(q), attn.k_norm(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    out = torch.zeros(1, 6, 20, 8, dtype=torch.float64)
+    slopes = [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]  # of four heads, then every second one of eight
+    for head, slope in enumerate(slopes):
+        for i in range(20):
+            logits = torch.stack(
+                [q[0, head, i] @ k[0, head, j] / 8**0.5 - slope * (i - j) for j in range(i + 1)]
+            )
+            out[0, head, i] = logits.softmax(0) @ v[0, head, : i + 1]
+    expected = model.wte(ids) + attn.o(out.transpose(1, 2).flatten(2))
+    expected = expected + model.blocks[0].mlp(model.blocks[0].norm2(expected))
+    torch.testing.assert_close(model(ids, layer=1).hidden, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("n_head", [1, 2, 3, 8, 12, 15, 20])
+def test_alibi_slopes_are_those_of_bloom(n_head):
+    expected = build_alibi_tensor(torch.ones(1, 2), n_head, torch.float32)[:, 0, 1]
+    torch.testing.assert_close(alibi_slopes(n_head), expected)
 
 
 def test_initialisation_is_gpt2s():

@@ -82,17 +82,33 @@ def test_a_run_learns_and_leaves_a_model_folder(run_dir: Path, data_dir: Path) -
     assert min(losses) == pytest.approx(total / (len(ids) - 1), abs=1e-5)
 
 
-@pytest.mark.parametrize("graph", ["qwen3", "llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("graph", "position", "model_type"),
+    [
+        ("qwen3", None, "qwen3"),
+        ("llama", None, "llama"),
+        ("gpt2", None, "gpt2"),
+        ("qwen3", "alibi", "zhizhi"),
+    ],
+)
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_every_graph_trains_and_resumes_from_its_own_folder(
-    data_dir: Path, tmp_path: Path, graph: Any, tie_embeddings: bool, capsys: pytest.CaptureFixture[str]
+    data_dir: Path,
+    tmp_path: Path,
+    graph: Any,
+    position: Any,
+    model_type: str,
+    tie_embeddings: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = tiny(data_dir, tmp_path, graph=graph, tie_embeddings=tie_embeddings, max_iters=2)
+    settings = tiny(
+        data_dir, tmp_path, graph=graph, position=position, tie_embeddings=tie_embeddings, max_iters=2
+    )
     pretrain(settings)
     figures = pretrain(replace(settings, max_iters=3))
     assert "resuming" in capsys.readouterr().out
     model = GPT.from_pretrained(tmp_path)
-    assert model.config.model_type == graph
+    assert model.config.model_type == model_type
     assert evaluator(Windows(open_split(data_dir, "val"), 16))(model)["val_loss"] == pytest.approx(
         figures["val_loss"], abs=1e-6
     )

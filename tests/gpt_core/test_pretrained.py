@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from gpt_core import GPT, GPTConfig, InputError
@@ -23,6 +24,29 @@ def test_a_new_model_survives_its_folder(tmp_path):
             assert b.requires_grad
         assert not list(tmp_path.glob(".*"))
         assert from_hf(to_hf(config)) == config
+
+
+def test_a_model_with_alibi_survives_its_folder_and_others_refuse_it(tmp_path):
+    config = GPTConfig.gpt2(
+        vocab_size=70, block_size=32, n_layer=2, n_head=2, n_embd=16, position="alibi", window=8, window_layers=(1,),
+        eos_id=(1, 2),
+    )  # fmt: skip
+    model = GPT(config).eval()
+    model.save_pretrained(tmp_path)
+    again = GPT.from_pretrained(tmp_path)
+    assert again.config == config
+    ids = torch.randint(0, 70, (1, 32))
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    with pytest.raises(ValueError, match="model type `zhizhi`"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    for changes, message in (
+        ({"position": "rope"}, "position = 'rope'; models of zhizhi have only 'alibi'"),
+        ({"n_heads": 3}, "has the key n_heads, which models of zhizhi do not have"),
+        ({"dropout": "none"}, "does not describe a model of zhizhi"),
+        ({"n_kv_head": 5}, "n_kv_head is 5; it must divide n_head"),
+    ):
+        with pytest.raises(InputError, match=message):
+            from_hf(to_hf(config) | changes)
 
 
 @pytest.fixture
@@ -104,7 +128,7 @@ def test_a_pickle_is_read_where_there_is_nothing_better_in_any_number_format(fol
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "model_type 'bert'; expected gpt2, gpt_neo, llama or qwen3"),
+        ({"model_type": "bert"}, "model_type 'bert'; expected gpt2, gpt_neo, llama, qwen3 or zhizhi"),
         ({"activation_function": "relu"}, "activation_function = 'relu'; this GPT computes only 'gelu_new'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ({"n_embd": "16"}, "has n_embd = '16'; expected a whole number of at least 1"),
