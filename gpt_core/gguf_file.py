@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
+from gpt_core.gguf_rope import read_scaling
 
 BLOCK = {
     "attn_norm": "norm1",
@@ -89,7 +90,7 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         The shape, and float32 weights under our names.
 
     Raises:
-        InputError: for a torn file, another architecture, or RoPE scaling, which this GPT does not compute.
+        InputError: for a torn file, another architecture, or a RoPE scaling that this GPT does not compute.
     """
     reader = _open(path)
     fields = _Fields(reader, path)
@@ -97,12 +98,9 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     if arch not in ("gpt2", "llama", "qwen3"):
         raise InputError(f"{path} has architecture {arch!r}; expected gpt2, llama or qwen3.")
     tensors = {t.name: t for t in reader.tensors}
-    scaling = fields.get(f"{arch}.rope.scaling.type", "none")
-    if scaling != "none" or "rope_freqs.weight" in tensors:
-        raise InputError(
-            f"{path} scales its rotary positions ({scaling}); this GPT computes plain RoPE only."
-        )
-    config = _config(arch, fields, set(tensors))
+    slow = tensors.pop("rope_freqs.weight", None)
+    factors = None if slow is None else torch.from_numpy(np.array(slow.data, dtype=np.float32))
+    config = _config(arch, fields, set(tensors), factors)
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         # dequantize gives (out, in) as torch has it
@@ -125,7 +123,7 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return config, state
 
 
-def _config(arch: str, fields: _Fields, tensors: set[str]) -> GPTConfig:
+def _config(arch: str, fields: _Fields, tensors: set[str], factors: Tensor | None) -> GPTConfig:
     def need(key: str) -> Any:
         return fields.need(f"{arch}.{key}")
 
@@ -142,6 +140,7 @@ def _config(arch: str, fields: _Fields, tensors: set[str]) -> GPTConfig:
     }  # fmt: skip
     if arch == "gpt2":
         return GPTConfig.gpt2(**common, norm_eps=need("attention.layer_norm_epsilon"))
+    scaling = {key: fields.get(key) for key in fields.fields if ".rope.scaling." in key or "context" in key}
     return GPTConfig(
         **common,
         n_kv_head=fields.get(f"{arch}.attention.head_count_kv", n_head),
@@ -150,6 +149,7 @@ def _config(arch: str, fields: _Fields, tensors: set[str]) -> GPTConfig:
         mlp_bias="blk.0.ffn_up.bias" in tensors,
         qk_norm=arch == "qwen3",
         rope_theta=fields.get(f"{arch}.rope.freq_base", 10000.0),
+        rope_scaling=read_scaling(arch, scaling, factors, fields.path),
         norm_eps=need("attention.layer_norm_rms_epsilon"),
     )
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.gguf_file import BLOCK, SCHEMES, TOP, pre_tokenizer
+from gpt_core.gguf_rope import add_scaling, scaling_refusal
 from gpt_core.model import GPT
 from gpt_core.tokenizer import Tokenizer
 
@@ -68,12 +69,13 @@ def write_gguf(
         writer.add_name(name)
         if licence is not None:
             writer.add_license(licence)
-        _add_shape(writer, config)
+        factors = _add_shape(writer, config)
         add_tokenizer(writer, tokenizer, config)
         q8_0 = dtype == "q8_0"
         writer.add_file_type(LlamaFileType.MOSTLY_Q8_0 if q8_0 else LlamaFileType.MOSTLY_F16)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        tensors = {name: (value, _format(name, value, q8_0)) for name, value in _tensors(model).items()}
+        values = _tensors(model) | ({} if factors is None else {"rope_freqs.weight": factors})
+        tensors = {name: (value, _format(name, value, q8_0)) for name, value in values.items()}
         for tensor, (value, form) in tensors.items():
             n_bytes = math.prod(gguf.quant_shape_to_byte_shape(value.shape, form))
             writer.add_tensor_info(tensor, value.shape, np.dtype(np.float32), n_bytes, raw_dtype=form)
@@ -109,11 +111,14 @@ def check_graph(config: GPTConfig) -> None:
         reason = f"{family} with windows of attention (window_layers)"
     elif not config.scale_attention:
         reason = f"{family} without scaled attention (scale_attention)"
+    else:
+        reason = scaling_refusal(config)
     if reason:
         raise InputError(f"llama.cpp does not compute {reason}; export the model with --to hf.")
 
 
-def _add_shape(writer: gguf.GGUFWriter, config: GPTConfig) -> None:
+def _add_shape(writer: gguf.GGUFWriter, config: GPTConfig) -> Tensor | None:
+    """Add the shape; what is returned belongs into the tensor rope_freqs.weight."""
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.block_size)
     writer.add_block_count(config.n_layer)
@@ -122,13 +127,14 @@ def _add_shape(writer: gguf.GGUFWriter, config: GPTConfig) -> None:
     writer.add_head_count(config.n_head)
     if config.model_type == "gpt2":
         writer.add_layer_norm_eps(config.norm_eps)
-        return
+        return None
     writer.add_head_count_kv(config.n_kv_head)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
+    return add_scaling(writer, config)
 
 
 def _tensors(model: GPT) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Exported models: transformers and our own GGUF reader find the same logits and the same token ids in them."""
 
 import json
+import math
 import resource
 import signal
 from dataclasses import replace
@@ -16,15 +17,23 @@ from tokenizers import Tokenizer as RustTokenizer
 from gpt_core import GPT, GPTConfig, InputError, Tokenizer
 from gpt_core.export import export_gguf, export_hf
 from gpt_core.gguf_file import SCHEMES, pre_tokenizer
+from gpt_core.gguf_rope import read_scaling
+from gpt_core.rope_scaling import RopeScaling
 from tests.tiny_models import save_model
 
 SHAPE = {"vocab_size": 384, "block_size": 64, "n_layer": 2, "n_head": 4, "n_embd": 32, "eos_id": 1}
 ROTARY = SHAPE | {"n_kv_head": 2, "head_dim": 16, "n_inner": 64}
+YARN = RopeScaling("yarn", 4.0, 16, attention_factor=0.1 * math.log(4.0) + 1)
 CONFIGS = {
     "gpt2": GPTConfig.gpt2(**SHAPE),
     "gpt2-untied": GPTConfig.gpt2(**SHAPE, tie_embeddings=False, n_inner=48),
     "llama": GPTConfig(**ROTARY, qk_norm=False, rope_theta=5e4, tie_embeddings=False),
     "llama-bias": GPTConfig(**ROTARY, qk_norm=False, attn_bias=True, mlp_bias=True),
+    "llama3-scaling": GPTConfig(
+        **ROTARY, qk_norm=False, rope_scaling=RopeScaling("llama3", 8.0, 16, low_freq_factor=1.0)
+    ),
+    "linear-scaling": GPTConfig(**ROTARY, rope_scaling=RopeScaling("linear", 3.0)),
+    "yarn": GPTConfig(**ROTARY, rope_scaling=YARN),
     "qwen3": GPTConfig(**ROTARY),
 }
 ONLY_HF = {
@@ -33,6 +42,8 @@ ONLY_HF = {
         **SHAPE, attn_bias="output", scale_attention=False, window=8, window_layers=(1,)
     ),
     "qwen3-bias": GPTConfig(**ROTARY, attn_bias=True),
+    "qwen3-llama3": GPTConfig(**ROTARY, rope_scaling=RopeScaling("llama3", 8.0, 16)),
+    "loud-yarn": GPTConfig(**ROTARY, rope_scaling=replace(YARN, attention_factor=2.0)),
 }
 NASTY = [
     "It's 2026, we'll see: 12345678 DON'T don’t 3.14159",
@@ -132,7 +143,11 @@ def test_our_reader_finds_the_same_model_in_the_gguf_file(name, tmp_path, capsys
     back, their_tokenizer = GPT.from_pretrained(file.parent), Tokenizer.from_pretrained(file.parent)
     ids = torch.randint(0, 384, (2, 64))
     assert (back(ids).logits - ours(ids).logits).abs().max() < 1e-5
-    expected = replace(ours.config, norm_eps=back.config.norm_eps, bos_id=1, pad_id=0)
+    same = {"norm_eps": back.config.norm_eps, "bos_id": 1, "pad_id": 0}
+    if name == "llama3-scaling":  # a number for each pair
+        assert back.config.rope_scaling.kind == "longrope"
+        same["rope_scaling"] = back.config.rope_scaling
+    expected = replace(ours.config, **same)
     assert back.config == expected
     assert back.config.norm_eps == pytest.approx(ours.config.norm_eps)
     assert their_tokenizer.fingerprint == tokenizer.fingerprint
@@ -201,6 +216,15 @@ def test_gpt2s_own_tokenizer_comes_back(tmp_path):
     assert back.eos_id == tokenizer.eos_id == 50256
 
 
+def test_scalings_that_llama_cpp_does_not_have(tmp_path):
+    kind = {"qwen3.rope.scaling.type": "longrope"}
+    with pytest.raises(InputError, match="scales its rotary positions by 'longrope'; expected none, linear"):
+        read_scaling("qwen3", kind, None, tmp_path)
+    kind = {"llama.rope.scaling.type": "yarn", "llama.context_length": 64}
+    with pytest.raises(InputError, match="by 'yarn' and by rope_freqs"):
+        read_scaling("llama", kind, torch.ones(8), tmp_path)
+
+
 def broken(backend: RustTokenizer, how: str) -> Tokenizer:
     """A tokenizer that llama.cpp does not have."""
     eos = 0
@@ -242,10 +266,19 @@ def test_tokenizers_that_gguf_cannot_hold(how, said, tmp_path):
 
 def test_graphs_and_folders_that_cannot_be_exported(tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
-    for name, said in (("gpt-neo", "the family gpt_neo"), ("qwen3-bias", r"biases in attention")):
+    for name, said in (
+        ("gpt-neo", "the family gpt_neo"),
+        ("qwen3-bias", "biases in attention"),
+        ("qwen3-llama3", "kind llama3 in qwen3"),
+        ("loud-yarn", "YaRN with other numbers"),
+    ):
         random_model(ONLY_HF[name]).save_pretrained(folder)
         with pytest.raises(InputError, match=f"llama.cpp does not compute .*{said}.*--to hf"):
             export_gguf(folder, tmp_path / "out")
+    random_model(replace(CONFIGS["qwen3"], position="alibi")).save_pretrained(folder)
+    for export in (export_hf, export_gguf):
+        with pytest.raises(InputError, match="has ALiBi positions, which no format of other tools has"):
+            export(folder, tmp_path / "out")
     random_model(replace(CONFIGS["gpt2"], vocab_size=256)).save_pretrained(folder)
     with pytest.raises(InputError, match="tokenizer has 320 tokens, the model rows for 256"):
         export_gguf(folder, tmp_path / "out")

@@ -122,9 +122,6 @@ def test_bad_files(tmp_path):
     write(path, model, "gpt2", kind="llama")
     with pytest.raises(InputError, match="kind 'llama'; expected gpt2"):
         Tokenizer.from_pretrained(tmp_path)
-    write(path, model, "gpt2", gpt2__rope__scaling__type="yarn")
-    with pytest.raises(InputError, match="yarn"):
-        GPT.from_pretrained(tmp_path)
     (tmp_path / "second.gguf").write_bytes(b"")
     with pytest.raises(InputError, match="several GGUF files"):
         GPT.from_pretrained(tmp_path)
