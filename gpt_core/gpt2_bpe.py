@@ -11,19 +11,20 @@ from tokenizers import Tokenizer as RustTokenizer
 ASSETS = Path(__file__).parent / "assets" / "gpt2"
 GPT2_EOS = "<|endoftext|>"
 GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+# GPT-2 writes each byte as one visible character: a printable one as itself, the others from U+0100 on.
+BYTE_OF = {chr(b): b for b in _PRINTABLE} | {
+    chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in _PRINTABLE)
+}
 
 
 @lru_cache(maxsize=1)
 def gpt2_tiktoken() -> tiktoken.Encoding:
     """GPT-2's BPE from the files that ship with the package; tiktoken's own way downloads them."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    # GPT-2 writes each byte as one visible character: a printable one as itself, the others from U+0100 on
-    others = [b for b in range(256) if b not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
     ids: dict[str, int] = json.loads((ASSETS / "encoder.json").read_text(encoding="utf-8"))
     eos = ids.pop(GPT2_EOS)
     # an id is the rank of the merge that made its token, which is what tiktoken merges by
-    ranks = {bytes(byte_of[c] for c in token): i for token, i in ids.items()}
+    ranks = {bytes(BYTE_OF[c] for c in token): i for token, i in ids.items()}
     return tiktoken.Encoding(
         "gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={GPT2_EOS: eos}
     )

@@ -139,9 +139,10 @@ def build_prompt(
     Raises:
         InputError: if the question leaves no room for a passage.
     """
-    n_around = len(_render(question, [], tokenizer))
-    room = min(PASSAGE_TOKENS, context - n_around - max_new_tokens)
-    if room < 1:
+    ids = _render(question, [], tokenizer)
+    n_around = len(ids)
+    limit = min(n_around + PASSAGE_TOKENS, context - max_new_tokens)
+    if limit <= n_around:
         raise InputError(
             f"The question takes {n_around} tokens of a context of {context}, of which {max_new_tokens} are kept for "
             "the answer; ask a shorter question."
@@ -150,13 +151,16 @@ def build_prompt(
     n_cut = 0
     for hit in hits:
         text = f"{hit.title}\n{hit.text}\n\n"
-        starts = [start for start, _ in tokenizer.encode_with_offsets(text)[1]]
-        if len(starts) > room and texts:
+        longer = _render(question, [*texts, text], tokenizer)
+        if len(longer) > limit and texts:
             break
-        n_cut = max(0, len(starts) - room)
-        texts.append(text[: starts[room]] if n_cut else text)
-        room = max(0, room - len(starts))
-    return Prompt(_render(question, texts, tokenizer), len(texts), n_cut)
+        starts = [start for start, _ in tokenizer.encode_with_offsets(text)[1]]
+        while len(longer) > limit:  # again if the tokens come out otherwise where the text is cut
+            n_cut += len(longer) - limit
+            text = text[: starts[max(0, len(starts) - n_cut)]]
+            longer = _render(question, [text], tokenizer)
+        texts, ids = [*texts, text], longer
+    return Prompt(ids, len(texts), n_cut)
 
 
 def _render(question: str, texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:

@@ -14,7 +14,7 @@ from starlette.types import Scope
 from gpt_core.engine import Engine
 from gpt_core.errors import InputError
 from index import Index
-from serve import openai, routes
+from serve import completions, openai, routes
 from serve.http import BodyLimit, add_error_handlers
 from serve.schemas import ErrorResponse
 from serve.service import Service, ServiceDep
@@ -44,7 +44,7 @@ def create_app(
     Args:
         index: with its encoder.
         engine: nobody else may step it.
-        generator_name: what /v1/chat/completions calls the generator.
+        generator_name: what /v1/completions and /v1/chat/completions call the generator.
         embedder_name: what /v1/embeddings calls the embedder; the encoder's own name if None.
         max_requests: how many may generate or wait to, and how many searches may; further ones get 503.
 
@@ -64,7 +64,7 @@ def create_loading_app() -> FastAPI:
     """The service before its models are there: all but the page is unavailable until `app.state.service` is set."""
     app = FastAPI(
         title="zhizhi",
-        summary="Search, cited answers, and OpenAI's embeddings and chat.",
+        summary="Search, cited answers, and OpenAI's embeddings, completions and chat.",
         version=_version(),
         docs_url=None,  # FastAPI's own pages load their scripts from a CDN
         redoc_url=None,
@@ -79,6 +79,7 @@ def create_loading_app() -> FastAPI:
     app.add_middleware(BodyLimit)
     app.include_router(routes.router)
     app.include_router(openai.router)
+    app.include_router(completions.router)
 
     @app.get("/livez", tags=["health"])
     async def livez() -> dict[str, str]:

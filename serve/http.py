@@ -19,7 +19,7 @@ T = TypeVar("T")
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
 MAX_BODY = 16 * 2**20  # bytes: more text than one request may reasonably hold
 # OpenAI answers 400 where FastAPI and we answer 422.
-OPENAI_PATHS = ("/v1/chat/completions", "/v1/embeddings")
+OPENAI_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
 
 
 def envelope(message: str, type: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -1,20 +1,15 @@
-"""OpenAI's endpoints, so that its clients and everything built on them work unchanged."""
+"""OpenAI's models and embeddings, so that its clients and everything built on them work unchanged."""
 
 import base64
-import time
-import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from embed import Encoder
 from gpt_core.errors import InputError
-from gpt_core.sampling import SamplingParams
-from serve.http import EventStream, event, until_disconnect
-from serve.schemas import ChatRequest, EmbeddingsRequest
+from serve.http import until_disconnect
+from serve.schemas import EmbeddingsRequest
 from serve.service import Service, ServiceDep
-from serve.worker import TokenStream
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"])
 TEXTS_PER_CALL = 32  # other searches get their turn between two calls
@@ -76,66 +71,3 @@ def _check_input(body: EmbeddingsRequest, encoder: Encoder) -> tuple[list[str], 
                 f"input[{i}] has {length} tokens; the embedder reads {encoder.max_tokens}: split the text."
             )
     return texts, sum(lengths)
-
-
-@router.post("/chat/completions")
-async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Any:
-    """The generator as it is, without retrieval; with `"stream": true` OpenAI's chunks."""
-    service.check_model(body.model, service.generator_name)
-    engine = service.engine
-    params = SamplingParams(
-        max_new_tokens=body.max_completion_tokens or body.max_tokens or engine.context,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        seed=body.seed,
-    )
-    prompt = await until_disconnect(request, service.search.run(engine.tokenizer.chat, _messages(body)))
-    stream = service.generate(prompt, params)
-    if body.stream:
-        return EventStream(_chunks(body, stream), stream.close)
-    try:
-        text = await until_disconnect(request, stream.finish())
-    finally:
-        stream.close()
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": None}
-    choice["finish_reason"] = stream.request.finish_reason
-    return {**_head(body, "chat.completion"), "choices": [choice], "usage": _usage(stream)}
-
-
-async def _chunks(body: ChatRequest, stream: TokenStream) -> AsyncIterator[str]:
-    head = _head(body, "chat.completion.chunk")
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    extra = {"usage": None} if with_usage else {}
-
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return event({**head, "choices": [choice], **extra})
-
-    yield chunk({"role": "assistant", "content": ""})
-    async for piece in stream:
-        yield chunk({"content": piece})
-    yield chunk({}, stream.request.finish_reason)
-    if with_usage:
-        yield event({**head, "choices": [], "usage": _usage(stream)})
-    yield event("[DONE]")
-
-
-def _head(body: ChatRequest, kind: str) -> dict[str, Any]:
-    name = f"chatcmpl-{uuid.uuid4().hex}"
-    return {"id": name, "object": kind, "created": int(time.time()), "model": body.model}
-
-
-def _usage(stream: TokenStream) -> dict[str, int]:
-    n_prompt, n_new = stream.request.n_prompt, len(stream.request.token_ids)
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
-
-
-def _messages(body: ChatRequest) -> list[dict[str, str]]:
-    """As the chat template takes them: text content, and OpenAI's newer name for "system" back."""
-    messages = []
-    for message in body.messages:
-        content = message.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        messages.append({"role": message.role.replace("developer", "system"), "content": text})
-    return messages

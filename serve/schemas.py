@@ -1,13 +1,16 @@
-"""What comes over the wire: our own search and answer, and OpenAI's embeddings and chat.
+"""What comes over the wire: our own search and answer, and OpenAI's embeddings, completions and chat.
 
 An unknown key is an error everywhere. Of OpenAI's parameters, those that would change the result and are not supported
 are taken only with the value that changes nothing, and those that only label a request are taken and left alone.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gpt_core.errors import InputError
+from gpt_core.sampling import SamplingParams
 from index.index import Mode
 
 Text = Annotated[str, Field(max_length=100_000)]
@@ -77,31 +80,85 @@ class ResponseFormat(_Request):
     type: Literal["text"]
 
 
-class ChatRequest(_Request):
-    """OpenAI's chat completion."""
+class _GenerationRequest(_Request):
+    """What OpenAI's completions and chat have in common, and vLLM's names for what OpenAI has not."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    n: int = Field(1, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
     seed: int | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
     # no effect at these values, not supported at others
-    n: Literal[1] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
-    logit_bias: dict[str, Literal[0]] | None = None
-    logprobs: Literal[False] | None = None
+    # labels
+    user: str | None = None
+
+    def params(self) -> SamplingParams:
+        """The first choice's; without a number of tokens, text is generated as far as the context reaches."""
+        return SamplingParams(
+            max_new_tokens=self.max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=self.top_k,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            seed=self.seed,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self.logit_bias or {},
+        )
+
+
+class CompletionRequest(_GenerationRequest):
+    """OpenAI's completion: text, token ids, or a list of either, to be continued as they are."""
+
+    prompt: Text | Annotated[list[Text] | list[int] | list[list[int]], Field(min_length=1)]
+    logprobs: int | None = Field(None, ge=0, le=20)
+    # no effect at these values, not supported at others
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None
+
+    def params(self) -> SamplingParams:
+        """With the log-probabilities asked for."""
+        return replace(super().params(), logprobs=self.logprobs)
+
+
+class ChatRequest(_GenerationRequest):
+    """OpenAI's chat completion."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    # no effect at these values, not supported at others
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     response_format: ResponseFormat | None = None
     # labels
-    user: str | None = None
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
+
+    def params(self) -> SamplingParams:
+        """With the log-probabilities asked for, and the newer name of `max_tokens`.
+
+        Raises:
+            InputError: for top_logprobs without logprobs.
+        """
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InputError(f"top_logprobs is {self.top_logprobs} without logprobs; set logprobs to true.")
+        return replace(
+            super().params(),
+            max_new_tokens=self.max_completion_tokens or self.max_tokens,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
 
 
 class ErrorBody(BaseModel):

@@ -1,6 +1,7 @@
 """What a running server holds: the index, the generator on its worker, and the thread that encodes and searches."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from fastapi import Depends, Request
 
 from embed import Encoder
 from gpt_core.engine import Engine
+from gpt_core.errors import InputError
 from gpt_core.sampling import SamplingParams
 from index import Index
 from serve.errors import NotFoundError, UnavailableError
@@ -47,6 +49,26 @@ class Service:
     def generate(self, prompt: list[int], params: SamplingParams) -> TokenStream:
         """Have the worker continue `prompt`; see `TokenStream` for what is raised."""
         return TokenStream(self.worker, prompt, params)
+
+    def generate_all(self, jobs: Sequence[tuple[list[int], SamplingParams]]) -> list[TokenStream]:
+        """`generate` for several at once: all of them, or none.
+
+        Raises:
+            InputError: also if they are more than this server ever takes.
+        """
+        if len(jobs) > self.max_requests:
+            raise InputError(
+                f"The request asks for {len(jobs)} texts; this server generates up to {self.max_requests} at a time."
+            )
+        streams: list[TokenStream] = []
+        try:
+            for prompt, params in jobs:
+                streams.append(self.generate(prompt, params))
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        return streams
 
     def check_model(self, asked: str, served: str) -> None:
         """Raise NotFoundError unless `asked` is the model that does this here."""

@@ -7,7 +7,7 @@ settings per thread, and slow each other down when several threads do.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -154,6 +154,31 @@ class TokenStream:
     def close(self) -> None:
         """Cancel the request if it still runs."""
         self._worker.cancel(self.request)
+
+
+async def merged(streams: Sequence[TokenStream]) -> AsyncIterator[tuple[int, str | None]]:
+    """The pieces of several streams as they come, each with its stream's place; None at the end of each.
+
+    Raises:
+        GenerationError, UnavailableError: as a `TokenStream` does.
+    """
+
+    async def following(pieces: AsyncIterator[str]) -> str | None:
+        return await anext(pieces, None)
+
+    iterators = [aiter(stream) for stream in streams]
+    awaited = {asyncio.create_task(following(pieces)): place for place, pieces in enumerate(iterators)}
+    try:
+        while awaited:
+            done, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=awaited.__getitem__):
+                place, piece = awaited.pop(task), task.result()
+                yield place, piece
+                if piece is not None:
+                    awaited[asyncio.create_task(following(iterators[place]))] = place
+    finally:
+        for task in awaited:
+            task.cancel()
 
 
 class SearchThread:

@@ -67,8 +67,21 @@ def test_a_hit_too_long_by_itself_is_cut_and_counted(tokenizer):
     long = hit("word " * 3000)
     prompt = build_prompt("Why?", [long, hit("short")], tokenizer, 4096, 96)
     assert prompt.n_hits == 1
-    assert prompt.n_cut == len(tokenizer.encode(f"T\n{long.text}\n\n")) - PASSAGE_TOKENS
+    n_around = len(build_prompt("Why?", [], tokenizer, 4096, 96).token_ids)
+    assert 0 <= n_around + PASSAGE_TOKENS - len(prompt.token_ids) <= 2
+    n_words = 3000 - tokenizer.decode(prompt.token_ids).count("word")
+    assert n_words <= prompt.n_cut <= n_words + 2  # and the white space behind it
     assert ground("Why?", "Words.", [long], prompt, "stop").n_prompt_cut == prompt.n_cut
+
+
+@pytest.mark.parametrize("context", range(300, 340))
+def test_prompt_and_answer_always_fit_the_context(tokenizer, context):
+    hits = [
+        hit("word " * n + end, name=f"{n}") for n, end in ((97, "."), (50, "\n\n"), (40, "北京 "), (300, "?"))
+    ]
+    for hits_there in (hits, hits[::-1]):
+        prompt = build_prompt(" Why?", hits_there, tokenizer, context, 96)
+        assert context - 200 < len(prompt.token_ids) + 96 <= context
 
 
 def test_a_model_without_a_chat_template_continues_text(tokenizer, monkeypatch):

@@ -191,7 +191,7 @@ def test_pages_load_nothing_from_elsewhere(serve, client):
         assert "https://" not in response.text
         assert "innerHTML" not in response.text
     paths = client.get(f"{url}/openapi.json").json()["paths"]
-    assert set(paths) >= {"/v1/search", "/v1/answer", "/v1/embeddings", "/v1/chat/completions", "/readyz"}
+    assert set(paths) >= {"/v1/search", "/v1/answer", "/v1/completions", "/v1/chat/completions", "/readyz"}
 
 
 def test_two_clients_at_once_get_what_each_gets_alone(serve):

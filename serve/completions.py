@@ -1,0 +1,144 @@
+"""OpenAI's completions and chat: the generator as it is, without retrieval."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from gpt_core.sampling import SamplingParams
+from gpt_core.tokenizer import Tokenizer
+from serve.http import EventStream, event, until_disconnect
+from serve.logprobs import LogprobsOf
+from serve.schemas import ChatRequest, CompletionRequest
+from serve.service import Service, ServiceDep
+from serve.worker import TokenStream, merged
+
+router = APIRouter(prefix="/v1", tags=["OpenAI's"])
+
+
+@router.post("/completions")
+async def completions(body: CompletionRequest, request: Request, service: ServiceDep) -> Any:
+    """Text that continues a prompt, or each of several; with `"stream": true` OpenAI's chunks."""
+    service.check_model(body.model, service.generator_name)
+    reading = service.search.run(_prompts, body, service.engine.tokenizer)
+    return await _respond(body, request, service, await until_disconnect(request, reading))
+
+
+@router.post("/chat/completions")
+async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Any:
+    """The assistant's next turn; with `"stream": true` OpenAI's chunks."""
+    service.check_model(body.model, service.generator_name)
+    reading = service.search.run(service.engine.tokenizer.chat, _messages(body))
+    return await _respond(body, request, service, [await until_disconnect(request, reading)])
+
+
+def _prompts(body: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
+    given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    if isinstance(given[0], int):
+        given = [given]
+    return [p if isinstance(p, list) else tokenizer.encode(p, add_special_tokens=True) for p in given]
+
+
+def _messages(body: ChatRequest) -> list[dict[str, str]]:
+    """As the chat template takes them: text content, and OpenAI's newer name for "system" back."""
+    messages = []
+    for message in body.messages:
+        content = message.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        messages.append({"role": message.role.replace("developer", "system"), "content": text})
+    return messages
+
+
+async def _respond(
+    body: CompletionRequest | ChatRequest, request: Request, service: Service, prompts: list[list[int]]
+) -> Any:
+    """Continue each prompt n times; choice i draws with seed + i."""
+    params = body.params()
+    jobs: list[tuple[list[int], SamplingParams]] = []
+    for prompt in prompts:
+        for _ in range(body.n):
+            seed = None if params.seed is None else params.seed + len(jobs)
+            jobs.append((prompt, replace(params, seed=seed)))
+    streams = service.generate_all(jobs)
+    logprobs = [LogprobsOf(service.engine, stream.request) for stream in streams]
+    writing = Writing(body, streams, logprobs)
+    if body.stream:
+        return EventStream(writing.chunks(), writing.close)
+    try:
+        await until_disconnect(request, asyncio.gather(*(stream.finish() for stream in streams)))
+    finally:
+        writing.close()
+    return writing.whole()
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The choices of one response on their way: `n` for each prompt, those of a prompt side by side."""
+
+    body: CompletionRequest | ChatRequest
+    streams: list[TokenStream]
+    logprobs: list[LogprobsOf]
+
+    def whole(self) -> dict[str, Any]:
+        """The response without streaming, once all is written."""
+        choices = []
+        for i, stream in enumerate(self.streams):
+            text = stream.request.text
+            content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
+            choices.append(self._choice(i, content, stream.request.finish_reason))
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        return {**self._head(kind), "choices": choices, "usage": self._usage()}
+
+    async def chunks(self) -> AsyncIterator[str]:
+        """The response as server-sent events: what each choice gets, as it comes."""
+        head = self._head("chat.completion.chunk" if self._is_chat else "text_completion")
+        options = self.body.stream_options
+        with_usage = options is not None and options.include_usage
+        extra = {"usage": None} if with_usage else {}
+        if self._is_chat:
+            for i in range(len(self.streams)):
+                first = {"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+                yield event({**head, "choices": [{**first, "finish_reason": None}], **extra})
+        async for i, piece in merged(self.streams):
+            if self._is_chat:
+                content: dict[str, Any] = {"delta": {} if piece is None else {"content": piece}}
+            else:
+                content = {"text": piece or ""}
+            finish_reason = self.streams[i].request.finish_reason if piece is None else None
+            yield event({**head, "choices": [self._choice(i, content, finish_reason)], **extra})
+        if with_usage:
+            yield event({**head, "choices": [], "usage": self._usage()})
+        yield event("[DONE]")
+
+    def close(self) -> None:
+        """Stop writing."""
+        for stream in self.streams:
+            stream.close()
+
+    @property
+    def _is_chat(self) -> bool:
+        return isinstance(self.body, ChatRequest)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        name = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        return {"id": name, "object": kind, "created": int(time.time()), "model": self.body.model}
+
+    def _choice(self, i: int, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+        logprobs = self.logprobs[i].chat() if self._is_chat else self.logprobs[i].completion()
+        return {"index": i, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _usage(self) -> dict[str, Any]:
+        """A prompt is counted once, however many choices continue it."""
+        firsts = [stream.request for stream in self.streams[:: self.body.n]]
+        n_prompt = sum(request.n_prompt for request in firsts)
+        n_new = sum(len(stream.request.token_ids) for stream in self.streams)
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_new,
+            "total_tokens": n_prompt + n_new,
+            "prompt_tokens_details": {"cached_tokens": sum(request.n_reused for request in firsts)},
+        }

@@ -1,0 +1,399 @@
+"""Completions and chat with OpenAI's own client, over a socket."""
+
+import math
+
+import httpx
+import openai
+import pytest
+import torch
+
+from tests.serve.conftest import random_gpt, speaker
+
+SAYS = " It became optional in October 2024."
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def api(serve):
+    """A client of a generator that says `SAYS` after "assistant:"."""
+    url, _ = serve(SAYS)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
+        yield api
+
+
+@pytest.fixture
+def model():
+    """A generator of random weights: it writes anything, also parts of characters."""
+    return random_gpt()
+
+
+@pytest.fixture
+def wild(serve, model):
+    """A client of it."""
+    url, _ = serve(model, max_requests=12)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
+        yield api
+
+
+def chat(api, **options):
+    return api.chat.completions.create(**({"model": "tiny-gpt", "messages": HELLO} | options))
+
+
+def complete(api, prompt="assistant:", **options):
+    return api.completions.create(model="tiny-gpt", prompt=prompt, **options)
+
+
+# --- chat ---
+
+
+def test_chat_plain(api, tokenizer):
+    response = chat(api, temperature=0)
+    (choice,) = response.choices
+    assert choice.message.role == "assistant"
+    assert choice.message.content == SAYS
+    assert choice.finish_reason == "stop"
+    assert response.usage.prompt_tokens == len(tokenizer.chat(HELLO))
+    assert response.usage.completion_tokens == len(tokenizer.encode(SAYS)) + 1  # and the end-of-text token
+    parts = [
+        {
+            "role": "developer",
+            "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}],
+        }
+    ]
+    as_parts = api.chat.completions.create(model="tiny-gpt", messages=parts + HELLO, temperature=0)
+    as_system = [{"role": "system", "content": "Be brief."}]
+    assert as_parts.usage.prompt_tokens == len(tokenizer.chat(as_system + HELLO))
+
+
+def test_chat_stream(api):
+    stream = api.chat.completions.create(
+        model="tiny-gpt",
+        messages=HELLO,
+        temperature=0,
+        max_completion_tokens=4,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    first, *middle, last, usage = list(stream)
+    assert first.choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content for chunk in middle) == " It became optional in"
+    assert last.choices[0].finish_reason == "length"
+    assert all(chunk.choices[0].finish_reason is None for chunk in middle)
+    assert usage.choices == []
+    assert usage.usage.completion_tokens == 4
+    assert len({chunk.id for chunk in [first, *middle, last, usage]}) == 1
+
+
+def test_chat_stops_at_a_stop_string_without_it(api):
+    response = api.chat.completions.create(
+        model="tiny-gpt", messages=HELLO, temperature=0, stop=["in Oct", "zzz"]
+    )
+    assert response.choices[0].message.content == " It became optional "
+    assert response.choices[0].finish_reason == "stop"
+
+
+def test_chat_seed_gives_the_same_text_again(serve):
+    url, _ = serve(random_gpt())
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as api:
+
+        def text(seed):
+            options = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 12, "seed": seed}
+            response = api.chat.completions.create(model="tiny-gpt", messages=HELLO, **options)
+            return response.choices[0].message.content
+
+        assert text(1) == text(1) != text(2)
+
+
+# --- completions ---
+
+
+def test_completion_of_text_and_of_token_ids(api, tokenizer):
+    ids = tokenizer.encode("assistant:")
+    for prompt in ("assistant:", ids, [ids], ["assistant:"]):
+        response = complete(api, prompt, temperature=0)
+        (choice,) = response.choices
+        assert (response.object, choice.text, choice.finish_reason) == ("text_completion", SAYS, "stop")
+        assert choice.logprobs is None
+        assert response.usage.prompt_tokens == len(ids)
+        assert (
+            response.usage.completion_tokens == len(tokenizer.encode(SAYS)) + 1
+        )  # and the end-of-text token
+        assert response.usage.total_tokens == len(ids) + len(tokenizer.encode(SAYS)) + 1
+
+
+def test_special_tokens_in_a_prompt_stay_text(api, tokenizer):
+    text = "a <|endoftext|> b"
+    assert complete(api, text, max_tokens=1).usage.prompt_tokens == len(tokenizer.encode(text)) > 5
+
+
+def test_completion_stream(api, tokenizer):
+    options = {"temperature": 0, "max_tokens": 4, "stream": True}
+    *pieces, usage = complete(api, **options, stream_options={"include_usage": True})
+    assert "".join(p.choices[0].text for p in pieces) == " It became optional in"
+    assert [p.choices[0].finish_reason for p in pieces] == [None] * 4 + ["length"]
+    assert (usage.choices, usage.usage.completion_tokens) == ([], 4)
+    assert all(p.usage is None for p in pieces)
+    assert len({p.id for p in [*pieces, usage]}) == 1
+    assert {p.object for p in pieces} == {"text_completion"}
+    assert complete(api, temperature=0, stop="Oct").choices[0].text == " It became optional in "
+
+
+def test_without_max_tokens_the_context_is_the_end(serve, tokenizer):
+    url, _ = serve(speaker(tokenizer, " on and", for_ever=True), context=100)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as api:
+        for response in (complete(api, temperature=0), chat(api, temperature=0)):
+            assert response.choices[0].finish_reason == "length"
+            assert response.usage.total_tokens == 100
+        n_prompt = response.usage.prompt_tokens
+        fits = chat(api, temperature=0, max_tokens=100 - n_prompt)
+        assert fits.usage.total_tokens == 100
+        with pytest.raises(openai.BadRequestError, match=f"{n_prompt} tokens.* context holds 100"):
+            chat(api, max_tokens=101 - n_prompt)
+
+
+# --- several choices ---
+
+
+def texts(response):
+    return [choice.text if hasattr(choice, "text") else choice.message.content for choice in response.choices]
+
+
+def streamed(chunks):
+    """Texts by index, and the reasons why they ended."""
+    written, reasons = {}, {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            piece = choice.text if hasattr(choice, "text") else choice.delta.content
+            assert choice.index not in reasons  # nothing after the end
+            written[choice.index] = written.get(choice.index, "") + (piece or "")
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+    assert written.keys() == reasons.keys()
+    return [written[i] for i in sorted(written)], [reasons[i] for i in sorted(reasons)]
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+def test_choices_are_what_their_seeds_give_alone(wild, ask):
+    options = {"temperature": 1.0, "max_tokens": 9}
+    together = ask(wild, n=6, seed=5, **options)
+    assert [choice.index for choice in together.choices] == list(range(6))
+    alone = [texts(ask(wild, seed=5 + i, **options))[0] for i in range(6)]
+    assert texts(together) == alone
+    assert len(set(alone)) == 6
+    one = ask(wild, seed=5, **options)
+    assert together.usage.prompt_tokens == one.usage.prompt_tokens  # counted once
+    assert together.usage.completion_tokens == 6 * 9
+    assert streamed(ask(wild, n=6, seed=5, stream=True, **options)) == (alone, ["length"] * 6)
+
+
+def test_choices_of_several_prompts_stand_side_by_side(wild, tokenizer):
+    prompts = ["a cat", "the lock"]
+    options = {"temperature": 0, "max_tokens": 7}
+    alone = [complete(wild, prompt, **options) for prompt in prompts]
+    for given in (prompts, [tokenizer.encode(prompt) for prompt in prompts]):
+        together = complete(wild, given, n=2, **options)
+        expected = [texts(alone[0])[0]] * 2 + [texts(alone[1])[0]] * 2
+        assert texts(together) == expected
+        assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
+        assert streamed(complete(wild, given, n=2, stream=True, **options))[0] == expected
+    assert texts(alone[0]) != texts(alone[1])
+
+
+def test_more_choices_than_the_server_ever_takes_are_refused(wild):
+    with pytest.raises(openai.BadRequestError, match="asks for 13 texts; this server generates up to 12"):
+        chat(wild, n=13)
+    with pytest.raises(openai.BadRequestError, match="asks for 14 texts"):
+        complete(wild, ["x"] * 7, n=2)
+
+
+def test_a_prompt_that_was_read_before_is_not_read_again(wild):
+    prompt = "the interpreter lock became optional " * 8
+    first = complete(wild, prompt, max_tokens=3).usage
+    again = complete(wild, prompt, max_tokens=3, n=3).usage
+    assert first.prompt_tokens_details.cached_tokens == 0
+    assert 0.8 * again.prompt_tokens < again.prompt_tokens_details.cached_tokens < again.prompt_tokens
+    assert first.prompt_tokens == again.prompt_tokens
+
+
+# --- sampling ---
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+def test_every_parameter_reaches_the_draw(wild, ask, tokenizer):
+    def text(**options):
+        return texts(ask(wild, **({"max_tokens": 8, "seed": 1} | options)))[0]
+
+    greedy = text(temperature=0)
+    hot = text(temperature=3.0)
+    assert hot != greedy
+    assert text(temperature=3.0, top_p=1e-6) == greedy
+    for extra in ({"top_k": 1}, {"min_p": 1.0}):
+        assert text(temperature=3.0, extra_body=extra) == greedy
+    assert text(temperature=3.0, logit_bias={"31": 100}) == tokenizer.decode([31]) * 8
+    pair = {"logit_bias": {"31": 2, "32": 1.9}, "extra_body": {"repetition_penalty": 100.0}}
+    assert text(temperature=0, **pair).startswith(
+        tokenizer.decode([31, 32])
+    )  # 31 is divided once it stands there
+    assert text(temperature=0, stop=[tokenizer.decode([31])], logit_bias={"31": 100}) == ""
+
+
+# --- log-probabilities ---
+
+# Writes the three tokens of 知 in any order among others: parts of characters that may or may not become whole.
+BROKEN = {"temperature": 1.0, "seed": 3, "max_tokens": 40, "logit_bias": {"163": 9, "253": 9, "98": 9}}
+
+
+def reference(model, prompt, new, n):
+    """The log-probabilities of each new token and of the n best in its place, from one forward over all."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1]
+    every = logits.float().log_softmax(-1)
+    return every[range(len(new)), new].tolist(), every.topk(n).values.tolist()
+
+
+def written(content):
+    return b"".join(bytes(one.bytes) for one in content).decode(errors="replace")
+
+
+def test_chat_logprobs(wild, model, tokenizer):
+    options = {**BROKEN, "logprobs": True}
+    choice = chat(wild, top_logprobs=4, **options).choices[0]
+    content = choice.logprobs.content
+    assert written(content) == choice.message.content
+    assert any("\ufffd" in one.token for one in content)  # parts of characters have their bytes
+    ids = [tokenizer._backend.encode_single_token(bytes(one.bytes)) for one in content]
+    own, best = reference(model, tokenizer.chat(HELLO), ids, 4)
+    assert [one.logprob for one in content] == pytest.approx(own, abs=1e-3)
+    for one, expected in zip(content, best, strict=True):
+        assert [top.logprob for top in one.top_logprobs] == pytest.approx(expected, abs=1e-3)
+    none = chat(wild, **options).choices[0]
+    assert [one.top_logprobs for one in none.logprobs.content] == [[]] * 40
+    assert none.message.content == choice.message.content
+    chunks = list(chat(wild, top_logprobs=4, stream=True, **options))
+    parts = [c.choices[0].logprobs.content for c in chunks if c.choices[0].logprobs]
+    pieces = [one for part in parts for one in part]
+    assert [one.bytes for one in pieces] == [one.bytes for one in content]
+    for one, other in zip(pieces, content, strict=True):
+        for ours, theirs in zip([one, *one.top_logprobs], [other, *other.top_logprobs], strict=True):
+            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+def test_completion_logprobs(wild, model, tokenizer):
+    options = BROKEN
+    choice = complete(wild, logprobs=2, **options).choices[0]
+    shape = choice.logprobs
+    assert (
+        len(shape.tokens)
+        == len(shape.token_logprobs)
+        == len(shape.top_logprobs)
+        == len(shape.text_offset)
+        == 40
+    )
+    assert any(token.startswith("bytes:\\x") for token in shape.tokens)
+    for i, (token, offset) in enumerate(zip(shape.tokens, shape.text_offset, strict=True)):
+        assert shape.top_logprobs[i][token] == shape.token_logprobs[i]
+        assert 2 <= len(shape.top_logprobs[i]) <= 3
+        if "\ufffd" not in choice.text[: offset + len(token)] and not token.startswith("bytes:"):
+            assert choice.text[offset : offset + len(token)] == token
+    again = complete(wild, logprobs=0, **options).choices[0].logprobs
+    assert again.token_logprobs == pytest.approx(shape.token_logprobs, abs=1e-4)
+    greedy = complete(wild, logprobs=0, temperature=0, max_tokens=5).choices[0].logprobs
+    assert all(
+        list(top.values()) == [p] for top, p in zip(greedy.top_logprobs, greedy.token_logprobs, strict=True)
+    )
+    chunks = list(complete(wild, logprobs=2, stream=True, **options))
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        pieces = [x for c in chunks for x in getattr(c.choices[0].logprobs, name)]
+        expected = getattr(shape, name)
+        assert pieces == (pytest.approx(expected, abs=1e-4) if name == "token_logprobs" else expected)
+
+
+def test_logprobs_leave_out_the_end_of_text_and_are_json(api, tokenizer):
+    choice = chat(api, temperature=0, logprobs=True, top_logprobs=3).choices[0]
+    assert choice.message.content == SAYS
+    assert [one.token for one in choice.logprobs.content] == [
+        tokenizer.decode([i]) for i in tokenizer.encode(SAYS)
+    ]
+    assert all(math.isfinite(top.logprob) for one in choice.logprobs.content for top in one.top_logprobs)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param", "says"),
+    [
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "should be 0"),
+        ({"frequency_penalty": -1}, "frequency_penalty", "should be 0"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"stop": ""}, None, "stop"),
+        ({"stop": [3]}, "stop", "valid string"),
+        ({"seed": -1}, None, "seed is -1"),
+        ({"logit_bias": {"50257": 1}}, None, "logit_bias names token 50257; expected ids from 0 to 50256"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "integer"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "less than or equal to 100"),
+        ({"extra_body": {"top_k": -1}}, "top_k", "greater than or equal to 0"),
+        ({"extra_body": {"min_p": 1.5}}, "min_p", "less than or equal to 1"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "greater than 0"),
+        ({"extra_body": {"beam_width": 3}}, "beam_width", "not permitted"),
+    ],
+)
+@pytest.mark.parametrize("ask", [chat, complete])
+def test_what_is_wrong_is_400_and_named(api, ask, arguments, param, says):
+    with pytest.raises(openai.BadRequestError, match=says) as raised:
+        ask(api, **arguments)
+    assert raised.value.type == "invalid_request_error"
+    assert raised.value.param == param or (param and raised.value.param.startswith(f"{param}."))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs is 2 without logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "role"),
+        ({"messages": [{"role": "user", "content": "word " * 9000}]}, "9.* tokens.*the context holds 4096"),
+    ],
+)
+def test_chat_errors_are_400(api, arguments, says):
+    with pytest.raises(openai.BadRequestError, match=says):
+        chat(api, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": []}, "at least 1 item"),
+        ({"prompt": ["x", ""]}, "prompt is empty"),
+        ({"prompt": [[1], []]}, "prompt is empty"),
+        ({"prompt": [1, 99999999]}, "token ids from 1 to 99999999; expected 0 to 50256"),
+        ({"prompt": "word " * 9000}, "tokens.*the context holds 4096"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"echo": True}, "echo"),
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+    ],
+)
+def test_completion_errors_are_400(api, arguments, says):
+    with pytest.raises(openai.BadRequestError, match=says):
+        complete(api, **arguments)
+
+
+def test_an_unknown_model_is_404(api):
+    with pytest.raises(openai.NotFoundError, match="gpt-5"):
+        api.completions.create(model="gpt-5", prompt="x")
+
+
+def test_half_a_surrogate_pair_is_refused(serve):
+    url, _ = serve(SAYS)
+    body = '{"model": "tiny-gpt", "prompt": "\\ud800"}'
+    response = httpx.post(f"{url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert "unicode" in response.json()["error"]["message"]
