@@ -12,6 +12,7 @@ from gpt_core.chat_template import default_template
 from gpt_core.errors import InputError
 from gpt_core.foreign import checkpoint_in, read_checkpoint_tokenizer
 from gpt_core.gguf_file import read_gguf_tokenizer
+from gpt_core.gpt2_bpe import GPT2_EOS
 from gpt_core.hub import gguf_in
 
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
@@ -39,28 +40,28 @@ def read_tokenizer(folder: Path) -> TokenizerParts:
         InputError: if there is none of them, or one that cannot be read.
     """
     if (folder / "tokenizer.json").exists():
-        return _read_hf(folder, _read_backend(folder / "tokenizer.json"))
+        return _read_hf(folder, _settings(folder), _read_backend(folder / "tokenizer.json"))
     if gguf := gguf_in(folder):
         return TokenizerParts(*read_gguf_tokenizer(gguf))
     if checkpoint := checkpoint_in(folder):
         return TokenizerParts(*read_checkpoint_tokenizer(checkpoint))
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return _read_hf(folder, _read_merges(folder))
+        settings = dict.fromkeys(NAMED[:3], GPT2_EOS) | _settings(folder)
+        return _read_hf(folder, settings, _read_merges(folder, settings))
     raise InputError(
         f"{folder} has no tokenizer: no tokenizer.json, no vocab.json with merges.txt and no .gguf file; put the "
         "model's tokenizer.json there."
     )
 
 
-def _read_hf(folder: Path, backend: RustTokenizer) -> TokenizerParts:
-    settings = _settings(folder)
+def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> TokenizerParts:
     config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     ids: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad"):
         if f"{name}_token" in settings:
             token = _text(settings[f"{name}_token"])
             ids[name] = None if token is None else backend.token_to_id(token)
-        else:  # GPT-2's own files name no special tokens, only its config does
+        else:  # beside GPT-2's own tokenizer.json no file names its special tokens, only its config has their ids
             token_id = config.get(f"{name}_token_id")
             ids[name] = token_id if type(token_id) is int and backend.id_to_token(token_id) else None
     template = default_template(settings.get("chat_template"))
@@ -71,14 +72,16 @@ def _read_hf(folder: Path, backend: RustTokenizer) -> TokenizerParts:
 
 def _read_backend(path: Path) -> RustTokenizer:
     try:
-        return RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+        backend = RustTokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # `tokenizers` raises bare Exception for a damaged file
-        raise InputError(f"{path} is not a tokenizer that can be read: {error}") from error
+        raise InputError(f"{path} is not a tokenizer that can be read: {error}.") from error
+    if not backend.get_vocab():
+        raise InputError(f"{path} is not a tokenizer that can be read: it has no tokens.")
+    return backend
 
 
-def _read_merges(folder: Path) -> RustTokenizer:
+def _read_merges(folder: Path, settings: dict[str, Any]) -> RustTokenizer:
     """GPT-2's kind of byte-level BPE from `vocab.json` and `merges.txt`, as transformers makes it."""
-    settings = _settings(folder)
     kind = settings.get("tokenizer_class", GPT2_CLASSES[0])
     if kind not in GPT2_CLASSES:
         raise InputError(
