@@ -32,7 +32,7 @@ def read_prompt(text: str) -> str:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8 first.") from error
 
 
-def refuse_long(text: str, context: int) -> None:
+def refuse_long(text: str, context: int, what: str = "prompt") -> None:
     """Refuse a text that cannot fit a context of that many tokens, before its tokens are counted, which takes long.
 
     Raises:
@@ -40,5 +40,5 @@ def refuse_long(text: str, context: int) -> None:
     """
     if len(text) > context * LONGEST_TOKEN:
         raise InputError(
-            f"The prompt has {len(text)} characters; the context holds {context} tokens: shorten the prompt."
+            f"The {what} has {len(text)} characters; there is room for {context} tokens: shorten it."
         )

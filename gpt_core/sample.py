@@ -1,19 +1,20 @@
 """Text from a model, on the terminal."""
 
-import os
-import sys
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Literal
 
-import torch
-
-from gpt_core.device import DeviceName, pick_device
-from gpt_core.engine import Engine
+from gpt_core.device import DeviceName
+from gpt_core.doors import until_nobody_reads, write_text
+from gpt_core.engine import Engine, Request
 from gpt_core.errors import InputError
 from gpt_core.hub import resolve
-from gpt_core.model import GPT
+from gpt_core.inference import InferenceDtype, load_for_inference
+from gpt_core.prompts import read_prompt, refuse_long
 from gpt_core.sampling import SamplingParams
 from gpt_core.tokenizer import Tokenizer
+
+TOGETHER = 8  # samples that share a step
 
 
 def sample(
@@ -25,78 +26,96 @@ def sample(
     temperature: float = 0.8,
     top_k: int = 200,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: tuple[str, ...] = (),
     seed: int | None = None,
+    overflow: Literal["slide", "error"] = "slide",
+    special_tokens: bool = False,
     device: DeviceName = "auto",
+    dtype: InferenceDtype = "auto",
 ) -> None:
     """Continue a prompt, writing the text as it comes.
-
-    A text longer than the model's context goes on from the second half of the context.
 
     Args:
         model: a model folder, a run's out_dir (its best checkpoint, else its latest), or a known model.
         prompt: the beginning of the text, or FILE:path to read it from a file.
         num_samples: how many continuations to write, one after the other.
-        max_new_tokens: stop after this many tokens.
+        max_new_tokens: stop after this many tokens, or at the model's end-of-text token.
         temperature: 0 takes the best token always; above 1 is more varied, below 1 less.
         top_k: draw from the k best tokens only; 0 is off.
         top_p: draw from the fewest best tokens that hold this share of the probability; 1 is off.
-        seed: makes the texts reproducible; None draws others each time.
+        min_p: drop the tokens that are less probable than min_p times the best one; 0 is off.
+        repetition_penalty: above 1, tokens that the prompt and the text hold become less likely; 1 is off.
+        stop: strings that end the text and are no part of it.
+        seed: makes the texts reproducible: sample i, from 0, draws with seed + i; None draws others each time.
+        overflow: what becomes of a text longer than the model's context. slide: it goes on from the second half of the
+            context, as often as needed; error: it is refused.
+        special_tokens: read special tokens that the prompt spells out, such as <|endoftext|>, as what they stand for;
+            else they are text like any other.
         device: auto is cuda, else mps, else cpu.
+        dtype: of the weights; auto is the faster of bfloat16 and float32 on this machine. int8 is smaller and changes
+            the model slightly.
     """
     if num_samples < 1:
         raise InputError(f"num_samples is {num_samples}; expected at least 1.")
-    if prompt.startswith("FILE:"):
-        prompt = _read_prompt(Path(prompt.removeprefix("FILE:")))
-    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, seed=seed)
+    params = SamplingParams(
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        stop,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        overflow=overflow,
+    )
+    each = [replace(params, seed=None if seed is None else seed + i) for i in range(num_samples)]
+    text = read_prompt(prompt)
     folder = resolve(model)  # once: a run may write a better checkpoint meanwhile
     tokenizer = Tokenizer.from_pretrained(folder)
-    engine = Engine(GPT.from_pretrained(folder).to(pick_device(device)), tokenizer, max_running=1)
-    seeds = torch.Generator()
-    seeds.seed() if seed is None else seeds.manual_seed(seed)
-    try:
-        for i in range(num_samples):
-            if i:
-                print("---------------")
-            _write(engine, tokenizer, prompt, params, seeds)
-    except (
-        BrokenPipeError
-    ):  # `| head` has read enough; the null device takes what Python still flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    gpt = load_for_inference(folder, dtype, device)
+    refuse_long(text, gpt.config.block_size)
+    ids = (
+        tokenizer.encode_trusted(text) if special_tokens else tokenizer.encode(text, add_special_tokens=True)
+    )
+    if len(ids) > gpt.config.block_size:
+        raise InputError(
+            f"The prompt has {len(ids)} tokens; the model's context holds {gpt.config.block_size}: shorten the prompt."
+        )
+    context = min(len(ids) + max_new_tokens, gpt.config.block_size)  # no more cache than that
+    engine = Engine(gpt, tokenizer, max_running=min(num_samples, TOGETHER), context=context)
+    with until_nobody_reads():
+        _write(engine, text, ids, each)
 
 
-def _write(
-    engine: Engine, tokenizer: Tokenizer, prompt: str, params: SamplingParams, seeds: torch.Generator
-) -> None:
-    """Write one sample to stdout, in as many requests as contexts are needed."""
+def _write(engine: Engine, text: str, ids: list[int], each: list[SamplingParams]) -> None:
+    """Continue `text`, whose tokens are `ids`, once with each of the parameters; write one after the other."""
+    requests = [engine.submit(ids, params) for params in each]
+    for i, request in enumerate(requests):
+        write_text(f"---------------\n{text}" if i else text)
+        follow(engine, request)
+        write_text("\n")
 
-    def write(text: str) -> None:
-        # A context may end inside a character: its first bytes are dropped here and drawn again below.
-        print(text.rstrip("\ufffd"), end="", flush=True)
 
-    ids = tokenizer.encode(prompt, add_special_tokens=True)
-    left, unwritten = params.max_new_tokens, prompt
-    while left > 0:
-        seed = int(torch.randint(2**62, (), generator=seeds))
-        request = engine.submit(ids, replace(params, max_new_tokens=left, seed=seed), on_text=write)
-        print(unwritten, end="")  # not before the engine has taken it
-        unwritten = ""
-        engine.run()
-        if request.error is not None:
-            raise request.error
-        if request.finish_reason == "stop":
+def follow(engine: Engine, request: Request, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Step the engine until `request` is done, and write its text to stdout as it comes.
+
+    Args:
+        engine: that `request` was submitted to.
+        request: whose text is written.
+        stopped: asked before every step; True cancels the request.
+
+    Raises:
+        Exception: what ended the request, if the model failed.
+    """
+    n_written = 0
+    while True:
+        write_text(request.text[n_written:])
+        n_written = len(request.text)
+        if request.done:
             break
-        new = request.token_ids
-        while len(new) > 1 and tokenizer.decode(new).endswith("\ufffd"):
-            new = new[:-1]
-        left -= len(new)
-        ids = (ids + new)[-(engine.context + 1) // 2 :]
-    print()
-
-
-def _read_prompt(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {path} to read the prompt from.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8 first.") from error
+        if stopped():
+            engine.cancel(request)
+        engine.step()
+    if request.error is not None:
+        raise request.error

@@ -1,0 +1,124 @@
+"""The door that continues a prompt: several samples, files, pipes, and texts longer than the context."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_core.engine import Engine
+from gpt_core.errors import InputError
+from gpt_core.model import GPT
+from gpt_core.sample import sample
+from gpt_core.sampling import SamplingParams
+from gpt_core.tokenizer import Tokenizer
+from tests.tiny_models import save_model
+
+ROOT = Path(__file__).parents[2]
+CUT = "---------------\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "qwen3", "qwen3")
+
+
+@pytest.fixture
+def say(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(**options: Any) -> str:
+        given = {"model": str(folder), "prompt": "To know", "device": "cpu", "dtype": "float32"}
+        sample(**(given | options))
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_samples_that_are_drawn_together_are_those_drawn_alone(say: Any) -> None:
+    together = say(num_samples=11, seed=5, max_new_tokens=12).removesuffix("\n").split("\n" + CUT)
+    alone = [say(seed=5 + i, max_new_tokens=12).removesuffix("\n") for i in range(11)]
+    assert together == alone
+    assert len(set(alone)) == 11
+    assert all(text.startswith("To know") for text in alone)
+
+
+def test_every_way_to_draw_reaches_the_engine(say: Any, folder: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(folder)
+    engine = Engine(GPT.from_pretrained(folder), tokenizer)
+    params = {"temperature": 0.2, "top_k": 90, "top_p": 0.9, "min_p": 0.2, "repetition_penalty": 1.7}
+    stop = ("e", "o")
+    by_hand = engine.submit("To know", SamplingParams(60, stop=stop, seed=3, **params))
+    engine.run()
+    text = say(max_new_tokens=60, stop=stop, seed=3, **params)
+    assert text == f"To know{by_hand.text}\n"
+    for name, off in {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}.items():
+        assert say(max_new_tokens=60, stop=stop, seed=3, **(params | {name: off})) != text, name
+
+
+def test_a_text_longer_than_the_context_goes_on_or_is_refused(say: Any) -> None:
+    text = say(max_new_tokens=1300, temperature=1.0, top_k=0, seed=1, num_samples=2)
+    assert len(text.split(CUT)) == 2
+    with pytest.raises(InputError, match=r"512"):
+        say(max_new_tokens=1300, overflow="error")
+    with pytest.raises(InputError, match=r"^The prompt has .* tokens.* 512"):
+        say(prompt="know " * 600)
+
+
+def test_special_tokens_count_only_when_asked_for(folder: Path, say: Any) -> None:
+    tokenizer = Tokenizer.from_pretrained(folder)
+    greedy = {"temperature": 0.0, "max_new_tokens": 8}
+    engine = Engine(GPT.from_pretrained(folder), tokenizer)
+    for special in (False, True):
+        ids = [tokenizer.eos_id] if special else tokenizer.encode("<eos>")
+        expected = "".join(engine.stream(ids, SamplingParams(**greedy)))
+        assert say(prompt="<eos>", special_tokens=special, **greedy) == f"<eos>{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "^There is no file .*prompt.txt to read"),
+        (b"", "prompt.txt is empty"),
+        (b"caf\xe9", "prompt.txt is not UTF-8 at byte 3"),
+        (b"x" * 50_000_000, "^The prompt has 50000000 characters; there is room for 512 tokens"),
+        (b"\0" * (64 * 2**20 + 1), "prompt.txt holds more than 64 MiB"),
+    ],
+)
+def test_a_file_that_is_no_prompt(say: Any, tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "prompt.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        say(prompt=f"FILE:{tmp_path / 'prompt.txt'}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": ""}, "^The prompt is empty"),
+        ({"prompt": "\udc80"}, "lone surrogate"),
+        ({"num_samples": 0}, "^num_samples is 0"),
+        ({"temperature": -1.0}, "^temperature is -1"),
+        ({"stop": ("",)}, "^stop is"),
+        ({"seed": 2**63 - 1, "num_samples": 2}, f"^seed is {2**63}"),
+        ({"dtype": "float16"}, "^dtype is float16"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(
+    say: Any, capsys: pytest.CaptureFixture[str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        say(**options)
+    assert capsys.readouterr().out == ""
+
+
+def test_it_streams_into_a_pipe_that_closes(folder: Path) -> None:
+    """Thousands of samples would take minutes; whoever reads a hundred bytes waits for none of them."""
+    command = [sys.executable, "-W", "error", "scripts/sample.py", "--model", str(folder), "--device", "cpu"]
+    command += ["--max_new_tokens", "500", "--num_samples", "4000", "--prompt", "\x1b[31m know"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(100).startswith(b"\x1b[31m know")  # into a pipe as it is
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (0, b"")
