@@ -1,0 +1,12 @@
+"""Talk with a model."""
+
+from gpt_core.chat import chat
+from gpt_core.doors import open_door
+
+
+def main() -> None:
+    open_door(chat)
+
+
+if __name__ == "__main__":
+    main()
