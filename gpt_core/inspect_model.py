@@ -126,14 +126,18 @@ def _kind(name: str) -> str:
 
 
 def memory_lines(model: GPT) -> list[str]:
-    """What the weights and a text of the longest context take."""
-    config, n = model.config, sum(p.numel() for p in model.parameters())
+    """What the weights and a text of the longest context take, in each number format that `sample` and `chat` offer."""
+    config, parameters = model.config, dict(model.named_parameters())
+    n = sum(p.numel() for p in parameters.values())
+    # to_int8 gives matrices 8 bits and their rows a scale of 16; all else has 16
+    matrices = [p for name, p in parameters.items() if p.dim() == 2 and not name.startswith("wpe.")]
+    n_int8 = 2 * n - sum(p.numel() - 2 * len(p) for p in matrices)
     per_token = 2 * config.n_layer * config.n_kv_head * config.head_dim  # keys and values
     lines = [f"{'memory':<10}{'weights':>12}{'cache, one token':>20}{f'{config.block_size} tokens':>16}"]
-    for name, width in (("float32", 4), ("bfloat16", 2)):
+    for name, weights, width in (("float32", 4 * n, 4), ("bfloat16", 2 * n, 2), ("int8", n_int8, 2)):
         cache = width * per_token
         lines.append(
-            f"{name:<10}{_size(width * n):>12}{_size(cache):>20}{_size(cache * config.block_size):>16}"
+            f"{name:<10}{_size(weights):>12}{_size(cache):>20}{_size(cache * config.block_size):>16}"
         )
     return lines
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from gpt_core.cache import Cache
 from gpt_core.errors import InputError
+from gpt_core.inference import InferenceDtype, prepare
 from gpt_core.inspect_model import inspect_model, memory_lines, next_tokens, parameter_lines, prompt_labels
 from gpt_core.inspect_plots import attention_maps, drawable
 from gpt_core.model import GPT
@@ -50,7 +52,7 @@ def test_attention_and_next_tokens_are_those_of_transformers(folder: Path) -> No
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("graph", ["qwen3", "gpt2"])
 def test_every_parameter_is_counted_once(graph: str, tied: bool) -> None:
-    model = GPT(type(GRAPHS[graph])(**(vars(GRAPHS[graph]) | {"tie_embeddings": tied})))
+    model = GPT(replace(GRAPHS[graph], tie_embeddings=tied))
     lines = parameter_lines(model)
     counts = [int(line.rsplit(maxsplit=2)[-2].replace(",", "")) for line in lines[1:]]
     total = sum(p.numel() for p in model.parameters())
@@ -60,12 +62,17 @@ def test_every_parameter_is_counted_once(graph: str, tied: bool) -> None:
     assert len(rows) == len({re.sub(r"\.\d+\.", ".", name) for name, _ in model.named_parameters()})
 
 
-def test_memory_is_what_is_allocated() -> None:
-    model = GPT(GRAPHS["qwen3"]).bfloat16()
-    cache = Cache(model.config, n_slots=1, dtype=torch.bfloat16)
-    weights = sum(p.nbytes for p in model.parameters())
-    (line,) = [line for line in memory_lines(model) if line.startswith("bfloat16")]
-    assert f"{weights / 1024:.4g} KiB" in line
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("graph", ["qwen3", "gpt2"])
+def test_memory_is_what_is_allocated(graph: str, dtype: InferenceDtype, tied: bool) -> None:
+    model = GPT(replace(GRAPHS[graph], tie_embeddings=tied))
+    (line,) = [line for line in memory_lines(model) if line.startswith(dtype)]
+    prepare(model, dtype)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    weights = {t.data_ptr(): t.nbytes for name, t in tensors.items() if not name.startswith("rope.")}
+    cache = Cache(model.config, n_slots=1, dtype=torch.float32 if dtype == "float32" else torch.bfloat16)
+    assert f"{sum(weights.values()) / 1024:.4g} KiB" in line
     assert line.endswith(f"{(cache.k.nbytes + cache.v.nbytes) / 1024:.4g} KiB")
 
 
