@@ -1,9 +1,6 @@
 """Texts to unit vectors: prompts, length-sorted batches, early exit, pooling."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,10 +8,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from embed.config import EmbedderConfig
+from embed.fingerprint import files_sha256, fingerprint
 from embed.folder import load_network, model_folder
 from embed.maps import Vectors, unit_length
 from embed.network import Dense, Network
@@ -24,7 +22,6 @@ from embed.quantize import Precision, quantize_embeddings
 from gpt_core.cache import Cache
 from gpt_core.device import DeviceName, Numerics, pick_device
 from gpt_core.errors import InputError
-from gpt_core.files import sha256_file
 from gpt_core.hub import resolve
 from gpt_core.model import GPT
 from gpt_core.products import quick_products
@@ -119,16 +116,13 @@ class Encoder:
         config = EmbedderConfig.load(folder)
         network = load_network(folder, config).to(pick_device(device))
         place = model_folder(folder)
-        # a checkpoint has safetensors of its optimizer, too
-        files = sorted([*place.glob("model*.safetensors"), *place.glob("*.gguf")])
-        hashes = "".join(sha256_file(p) for p in files)
         return cls(
             network.gpt,
             Tokenizer.from_pretrained(place),
             config,
             dense=network.dense_layers,
             name=str(name_or_folder),
-            weights_sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+            weights_sha256=files_sha256(place),
             truncate_dim=truncate_dim,
             dtype=dtype,
         )
@@ -140,22 +134,15 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest over what decides a vector: weights, graph, tokenizer, pooling, prompts, longest input.
-
-        What came later enters where it differs from what was before, so older indexes still know their embedder.
-        """
-        weights = self._weights_sha256 or _tensors_sha256(self.model)
-        prompts = [self.config.query_prompt, self.config.document_prompt]
-        graph = asdict(replace(self.model.config, dropout=0.0, bos_id=None, eos_id=None, pad_id=None))
-        pooling, tokenizer = asdict(self.config.pooling), self.tokenizer.fingerprint
-        if not self.config.pooling.final_norm:
-            del pooling["final_norm"]
-        decides: list[Any] = [weights, graph, tokenizer, pooling, prompts, self.max_tokens]
-        for layer in self.network.dense_layers:
-            decides.append([layer.activation, _tensors_sha256(layer)])
-        if self.truncate_dim is not None:
-            decides.append({"truncate_dim": self.truncate_dim})
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        """Hex digest over what decides a vector; see `embed.fingerprint`."""
+        return fingerprint(
+            self._weights_sha256,
+            self.network,
+            self.tokenizer,
+            self.config,
+            self.max_tokens,
+            self.truncate_dim,
+        )
 
     def encode_query(self, texts: str | Sequence[str], **options: Any) -> NDArray[Any]:
         """`encode` with the prompt for queries."""
@@ -346,11 +333,3 @@ def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     whole = tokenizer.encode("a", add_special_tokens=True)
     begin = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
     return whole[:begin], whole[begin + len(plain) :]
-
-
-def _tensors_sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense as TheirDense
 from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
@@ -25,7 +26,12 @@ from gpt_core.model import GPT
 from gpt_core.tokenizer import Tokenizer
 from tests.tiny_models import GRAPHS, TEXTS, save_model
 
-SHAPES = GRAPHS | {"llama": replace(GRAPHS["qwen3"], qk_norm=False, tie_embeddings=False)}
+SHAPES = GRAPHS | {
+    "llama": replace(GRAPHS["qwen3"], qk_norm=False, tie_embeddings=False),
+    "gpt_neo": replace(
+        GRAPHS["gpt2"], attn_bias="output", scale_attention=False, window=6, window_layers=(1,)
+    ),
+}
 PROMPTS = {"query_prompt": "search for: ", "document_prompt": "text: "}
 QWEN_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
@@ -110,6 +116,49 @@ def test_opens_a_folder_like_qwen3_embedding(tmp_path):
     save_embedder(tmp_path / "right", load_network(tmp_path / "theirs"), ours.config, ours.tokenizer)
     assert_same_vectors(tmp_path / "right", theirs)
     assert SentenceTransformer(str(tmp_path / "right"), device="cpu").tokenizer.padding_side == "right"
+
+
+def test_opens_a_folder_like_sgpts(tmp_path):
+    """GPT-Neo without a language model's head, pickled with its causal masks; nothing is normalised there."""
+    folder = save_shape(tmp_path / "sgpt", "gpt_neo")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    pickled = {name.removeprefix("transformer."): w for name, w in weights.items()}
+    for layer in range(3):
+        pickled[f"h.{layer}.attn.attention.bias"] = torch.ones(1, 1, 512, 512, dtype=torch.uint8).tril()
+        pickled[f"h.{layer}.attn.attention.masked_bias"] = torch.tensor(-1e9)
+    torch.save(pickled, folder / "pytorch_model.bin")
+    modes = (
+        "cls_token",
+        "mean_tokens",
+        "max_tokens",
+        "mean_sqrt_len_tokens",
+        "weightedmean_tokens",
+        "lasttoken",
+    )
+    files = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ],
+        "1_Pooling/config.json": {"word_embedding_dimension": 32}
+        | {f"pooling_mode_{mode}": mode == "weightedmean_tokens" for mode in modes},
+        "sentence_bert_config.json": {"max_seq_length": 75, "do_lower_case": False},
+        "config_sentence_transformers.json": {"__version__": {"sentence_transformers": "2.1.0"}},
+        "config.json": json.loads((folder / "config.json").read_text())
+        | {"architectures": ["GPTNeoModel"], "attention_layers": ["global", "local", "global"]},
+    }
+    for name, values in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(values))
+    ours = assert_same_vectors(folder)
+    assert ours.config.pooling == Pooling("weightedmean")
+    assert ours.max_tokens == 75
+    assert ours.model.config.model_type == "gpt_neo"
+    other = torch.load(folder / "pytorch_model.bin")
+    other["wte.weight"][0] += 1
+    torch.save(other, folder / "pytorch_model.bin")
+    assert Encoder.from_pretrained(folder).fingerprint != ours.fingerprint
 
 
 def test_opens_an_old_folder_whose_model_lies_below(tmp_path):
