@@ -158,32 +158,30 @@ def attend_cached(
     """
     if cache.mask is None:  # every row begins here: the new keys are all there are
         return attend(q, k, v, mask, 0.0)
-    n_tokens = q.shape[2]
-    if q.device.type != "cpu" or n_tokens > FEW:
+    if q.device.type != "cpu" or q.shape[2] > FEW:
         return attend(q, *cache.all_rows(layer), mask, 0.0)
-    # Row by row a CPU is as fast as with all in one, and no row pays for the length of another.
-    all_seen = n_tokens == 1 and mask is cache.mask
-    rows = []
-    for b, end in enumerate(cache.ends):
-        seen = None if mask is None or all_seen else mask[b : b + 1, ..., :end]
-        rows.append(attend_from_few(q[b : b + 1], *cache.one_row(layer, b), seen))
-    return torch.cat(rows)
+    all_seen = q.shape[2] == 1 and mask is cache.mask
+    return attend_from_few(q, k.shape[1], cache, layer, None if all_seen else mask)
 
 
-def attend_from_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention from few queries to many keys in the number format of these; shapes as in `attend`, None sees all.
+def attend_from_few(q: Tensor, n_kv_head: int, cache: CacheRows, layer: int, mask: Tensor | None) -> Tensor:
+    """Attention from few new tokens to many cached ones on a CPU; `mask` as for `attend`, None sees all.
 
-    The heads of a group share their keys, so they are rows of one product: the keys are read once, never repeated.
+    Row by row it is as fast as with all in one, and no row pays for the length of another. The heads of a group share
+    their keys, so they are rows of one product: the keys are read once, never repeated.
     """
     n_rows, n_head, n_tokens, head_dim = q.shape
-    n_kv_head, n_keys = k.shape[1:3]
-    scaled = q.type_as(k) / math.sqrt(head_dim)
-    # (B, n_kv_head, group · T, head_dim) · (B, n_kv_head, head_dim, S)
-    logits = (scaled.reshape(n_rows, n_kv_head, -1, head_dim) @ k.mT).view(n_rows, n_head, n_tokens, n_keys)
-    if mask is not None:
-        logits = logits.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
-    weights = logits.softmax(dim=-1).view(n_rows, n_kv_head, -1, n_keys)
-    return (weights @ v).view(n_rows, n_head, n_tokens, head_dim).type_as(q)
+    grouped = (q.to(cache.dtype) / math.sqrt(head_dim)).reshape(n_rows, n_kv_head, -1, head_dim)
+    rows = []
+    for b, end in enumerate(cache.ends):
+        k, v = cache.one_row(layer, b)
+        logits = grouped[b] @ k.mT  # (n_kv_head, group · T, end)
+        if mask is not None:
+            logits, seen = logits.view(n_head, n_tokens, end), mask[b, ..., :end]
+            logits = logits.masked_fill(~seen, -math.inf) if seen.dtype == torch.bool else logits + seen
+            logits = logits.view(n_kv_head, -1, end)
+        rows.append(logits.softmax(dim=-1) @ v)
+    return torch.stack(rows).view(q.shape).type_as(q)
 
 
 def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout_share: float) -> Tensor:

@@ -73,6 +73,11 @@ class CacheRows:
     slots: list[int]
     n_new: list[int] | None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys and values."""
+        return self.cache.k.dtype
+
     def begin(self, n_rows: int, n_tokens: int) -> None:
         """Work out, once for all layers, where the new tokens go and what they may see."""
         device = self.cache.k.device
@@ -106,9 +111,9 @@ class CacheRows:
             store[self.slot, :, self.place] = new[self.row, :, self.step].type_as(store)
 
     def one_row(self, layer: int, b: int) -> tuple[Tensor, Tensor]:
-        """All keys and values of row b, (1, n_kv_head, its end, head_dim) each."""
+        """All keys and values of row b, (n_kv_head, its end, head_dim) each."""
         slot, end = self.slots[b], self.ends[b]
-        return self.cache.k[layer, slot : slot + 1, :, :end], self.cache.v[layer, slot : slot + 1, :, :end]
+        return self.cache.k[layer, slot, :, :end], self.cache.v[layer, slot, :, :end]
 
     def all_rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """The keys and values of all rows up to the longest one's end, (B, n_kv_head, end, head_dim) each."""
