@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_core import GPT, InputError, Tokenizer
 
+ROOT = Path(__file__).parents[2]
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 24}
 NANOGPT = {"ln1": "ln_1", "o": "attn.c_proj", "ln2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}
 SMALL_GPT = {
@@ -203,7 +205,7 @@ def test_sampling_from_a_foreign_checkpoint_through_the_door(nanogpt):
         "--seed",
         "1",
     ]
-    done = subprocess.run([*command, "--max_new_tokens", "8"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--max_new_tokens", "8"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("To be")
     assert set(done.stdout) <= set(TEXT)
