@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt_core.attention import Rope
+from gpt_core.card import Card, with_command, write_card
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write, fsync_path
@@ -44,9 +45,14 @@ def load(name_or_folder: str | Path) -> GPT:
     return model.eval()
 
 
-def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None) -> None:
+def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card | None) -> None:
     """Write `model` as a Hugging Face folder; see `GPT.save_pretrained`."""
     weights = model.state_dict() if weights is None else weights
+    if "blocks.0.attn.q.weight" not in weights:
+        raise InputError(
+            "This model was made ready for generating, its weights merged or in 8 bits; save the one that "
+            "GPT.from_pretrained gives."
+        )
     raw = to_hf(model.config) | {"dtype": str(weights["wte.weight"].dtype).removeprefix("torch.")}
     state = to_hf_names(model, weights)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +65,8 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     atomic_write(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+    n_parameters = sum(w.numel() for w in weights.values())
+    write_card(folder, with_command(card or Card()), model.config, n_parameters, raw["dtype"])
 
 
 def _empty(config: GPTConfig) -> GPT:

@@ -1,0 +1,104 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gpt_core.errors import InputError
+from gpt_core.hub import DEFAULT_MODEL
+from gpt_core.inference import load_for_inference, prepare
+from gpt_core.int8 import MANY, Int8Embedding, Int8Linear, quantize
+from gpt_core.sampling import SamplingParams
+from tests.gpt_core.test_engine import SHAPES, alone, prompt_of, tiny_gpt
+
+GREEDY = SamplingParams(max_new_tokens=8, temperature=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_merged_products_give_the_same_logits(shape):
+    model = tiny_gpt(shape)
+    ids = torch.randint(64, (3, 20))
+    expected = model(ids).logits
+    merged = prepare(copy.deepcopy(model), "float32")
+    torch.testing.assert_close(merged(ids).logits, expected, atol=2e-4, rtol=1e-5)
+    assert not any(p.requires_grad for p in merged.parameters())
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    scale=st.floats(1e-30, 1e30),
+    n_out=st.integers(1, 9),
+    n_in=st.integers(1, 9),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_eight_bits_are_the_nearest(scale, n_out, n_in, dtype):
+    weight = (torch.randn(n_out, n_in) * scale).to(dtype)
+    weight[0] = 0
+    rows, scales = quantize(weight)
+    assert rows.dtype == torch.int8
+    assert scales.dtype == dtype
+    error = (rows.float() * scales.float()[:, None] - weight.float()).abs()
+    # half a step, and a little more where a bfloat16 scale was rounded down and the largest number is clamped
+    assert (error <= scales.float()[:, None] * (0.501 if dtype == torch.float32 else 1.0)).all()
+
+
+@pytest.mark.parametrize("n_rows", [1, 5, MANY, 3 * MANY])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_of_eight_bits_computes_with_the_numbers_that_it_holds(n_rows, bias):
+    torch.manual_seed(0)
+    weight, shift = torch.randn(48, 64).bfloat16(), torch.randn(48).bfloat16() if bias else None
+    layer = Int8Linear(*quantize(weight), shift)
+    held = layer.weight.float() * layer.scale.float()[:, None]
+    x = torch.randn(2, n_rows, 64).bfloat16()
+    expected = nn.functional.linear(x.float(), held, None if shift is None else shift.float())
+    torch.testing.assert_close(layer(x).float(), expected, atol=0.2, rtol=2e-2)
+    held_by_embedding = Int8Embedding(layer.weight, layer.scale)(places := torch.tensor([[3, 0], [47, 3]]))
+    torch.testing.assert_close(held_by_embedding.float(), held[places], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "untied"])
+def test_a_model_in_eight_bits_is_nearly_the_same(shape):
+    model = tiny_gpt("qwen3", tie_embeddings=False) if shape == "untied" else tiny_gpt(shape)
+    for p in model.parameters():  # as tame as trained ones
+        if p.dim() >= 2:
+            nn.init.normal_(p, std=0.08)
+    ids = torch.randint(64, (4, 30))
+    expected = model(ids).logits.log_softmax(-1)
+    quantised = prepare(copy.deepcopy(model), "int8")
+    layers = [m for m in quantised.modules() if isinstance(m, nn.Linear)]
+    assert layers == []  # all of them, and the head
+    assert quantised.device.type == "cpu"
+    assert quantised.dtype == torch.bfloat16
+    got = quantised(ids).logits.float().log_softmax(-1)
+    divergence = (expected.exp() * (expected - got)).sum(-1)
+    assert divergence.max() < 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_text_continues_in_every_number_format(dtype):
+    model = prepare(tiny_gpt("qwen3"), dtype)
+    request = alone(model, prompt_of(40), GREEDY)
+    assert len(request.token_ids) == 8
+    assert request.token_ids == alone(model, prompt_of(40), GREEDY, draft=0).token_ids
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [("int4", "dtype is 'int4'; expected one of auto"), ("float16", "float16, which is slow")],
+)
+def test_a_format_that_is_none_is_refused(dtype, message):
+    with pytest.raises(InputError, match=message):
+        load_for_inference(DEFAULT_MODEL, dtype, "cpu")
+
+
+def test_auto_chooses_a_format_for_the_machine(tmp_path):
+    tiny_gpt("qwen3").save_pretrained(tmp_path)
+    assert load_for_inference(tmp_path, device="cpu").dtype in (torch.float32, torch.bfloat16)
+
+
+def test_what_was_made_for_generating_is_not_saved_as_a_model(tmp_path):
+    with pytest.raises(InputError, match="generating"):
+        prepare(tiny_gpt("qwen3"), "int8").save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt_core.cache import Cache
+from gpt_core.config import GPTConfig
+from gpt_core.model import GPT
+from gpt_core.slots import Slots, n_shared
+
+SHAPE = GPTConfig(
+    vocab_size=8, block_size=32, n_layer=2, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_inner=16
+)
+texts = st.lists(st.integers(0, 2), min_size=1, max_size=20)
+
+
+@settings(derandomize=True, deadline=None)
+@given(a=st.lists(st.integers(0, 1)), b=st.lists(st.integers(0, 1)), common=st.lists(st.integers(0, 1)))
+def test_how_many_first_tokens_two_texts_share(a, b, common):
+    a, b = common + a, common + b
+    different = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
+    assert n_shared(a, b) == min([*different, len(a), len(b)])
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return GPT(SHAPE).eval()
+
+
+def read(model, slots, slot, ids):
+    with torch.inference_mode():
+        model(torch.tensor([ids]), cache=slots.cache.rows([slot]), logits=False)
+    slots.ids[slot] += ids
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(events=st.lists(st.tuples(texts, st.integers(0, 2)), max_size=15))
+def test_a_slot_holds_the_states_of_its_text_however_it_came_by_them(events):
+    """Texts come and go in any order; what a slot was given of another text is what reading it gives."""
+    torch.manual_seed(0)
+    model = GPT(SHAPE).eval()
+    slots = Slots(Cache(SHAPE, 3))
+    running = []
+    for prompt, leaves in events:
+        if len(running) > leaves:
+            slots.give_back(running.pop(leaves))
+        if not slots.any_idle:
+            slots.give_back(running.pop(0))
+        best = slots.n_held(prompt[:-1])
+        untouched = {slot: list(slots.ids[slot]) for slot in running}
+        slot = slots.take(prompt)
+        assert slot not in running
+        assert slots.ids[slot] == prompt[:best]  # as much as any slot held, and its last token never
+        running.append(slot)
+        read(model, slots, slot, prompt[best:])
+        assert untouched == {s: slots.ids[s] for s in untouched}
+        for s in range(3):
+            fresh = Cache(SHAPE, 1)
+            assert slots.cache.lengths[s] == len(slots.ids[s])
+            if slots.ids[s]:
+                with torch.inference_mode():
+                    model(torch.tensor([slots.ids[s]]), cache=fresh.rows([0]), logits=False)
+            torch.testing.assert_close(slots.cache.k[:, s], fresh.k[:, 0], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(slots.cache.v[:, s], fresh.v[:, 0], atol=1e-6, rtol=1e-5)
+
+
+def test_the_text_unused_for_longest_makes_room_first(model):
+    slots = Slots(Cache(SHAPE, 3))
+    for prompt in ([1, 1, 1], [2, 2, 2], [3, 3, 3]):
+        slot = slots.take(prompt)
+        read(model, slots, slot, prompt)
+        slots.give_back(slot)
+    again = slots.take([1, 1, 1, 4])  # the oldest text is in use again,
+    slots.give_back(again)
+    slots.give_back(slots.take([5]))  # so this one goes where the second was
+    assert sorted(map(tuple, slots.ids)) == [(), (1, 1, 1), (3, 3, 3)]
+
+
+def test_one_slot_serves_a_conversation_without_copies(model):
+    slots = Slots(Cache(SHAPE, 1))
+    slot = slots.take([1, 2, 3])
+    read(model, slots, slot, [1, 2, 3])
+    slots.give_back(slot)
+    assert slots.take([1, 2, 3, 4, 5]) == slot
+    assert slots.ids == [[1, 2, 3]]
+    slots.give_back(slot)
+    slots.take([1, 7, 7])
+    assert slots.ids == [[1]]
+    assert not slots.cache.k[:, 0, :, 1:].any()  # the rest is forgotten, not only ignored
