@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from gpt_core.device import DeviceName, Numerics, pick_device
 from gpt_core.errors import InputError
+from gpt_core.inference import prepare
 from gpt_core.loader import EVAL_TOKENS, IGNORED, Windows
 from gpt_core.model import GPT
 from gpt_core.report import print_report
@@ -30,7 +31,7 @@ def evaluate_lm(
     data: str,
     split: str = "val",
     block_size: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32",
     device: DeviceName = "auto",
 ) -> None:
     """Score language models on a whole split of token shards: loss, perplexity, bits per byte.
@@ -46,7 +47,7 @@ def evaluate_lm(
         data: a folder with token shards, from scripts/prepare_data.py, made by the models' tokenizer.
         split: which of its splits, such as val or train.
         block_size: tokens in a window; if not given, each model's context.
-        dtype: of the matrix products.
+        dtype: of the matrix products; int8: weights of 8 bits, as `sample.py --dtype int8` uses them.
         device: auto: cuda, else mps, else cpu.
     """
     if not model:
@@ -67,7 +68,10 @@ def evaluate_lm(
         for shard in shards:
             shard.verify(min(tokenizer.vocab_size, gpt.config.vocab_size))
         windows = Windows(shards, block_size or gpt.config.block_size)
-        figures = score(gpt, windows, byte_lengths(tokenizer), dtype)
+        if dtype == "int8":
+            figures = score(prepare(gpt, "int8"), windows, byte_lengths(tokenizer))
+        else:
+            figures = score(gpt, windows, byte_lengths(tokenizer), dtype)
         row = {"dataset": Path(data).resolve().name, "split": split, "model": name}
         results.append(row | {"block_size": windows.block_size, "dtype": dtype} | figures)
     print_report(results, COLUMNS, _ratios(results))
@@ -82,7 +86,7 @@ def score(
         model: in evaluation mode.
         windows: what to predict.
         lengths: (V,) bytes that each token stands for.
-        dtype: "float32", or "bfloat16" for matrix products under autocast.
+        dtype: "float32" for the model's own, or "bfloat16" for matrix products under autocast.
     """
     loss_sum, n_targets, n_bytes = 0.0, 0, 0
     n_rows = max(1, EVAL_TOKENS // windows.block_size)

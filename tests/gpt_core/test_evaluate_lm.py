@@ -86,14 +86,17 @@ def test_every_token_is_predicted_once_as_transformers_does(
         }
 
 
-def test_another_split_and_bfloat16(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_split_and_other_number_formats(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {"model": [str(folder / "qwen3")], "data": str(folder / "data"), "split": "train"}
     (exact,) = report(capsys, **arguments)["results"]
     (rounded,) = report(capsys, **arguments, dtype="bfloat16")["results"]
     assert exact["split"] == "train"
     assert exact["tokens"] == sum(len(s.tokens) - 1 for s in open_split(folder / "data", "train"))
-    assert rounded["loss"] == pytest.approx(exact["loss"], abs=0.02)
-    assert rounded["loss"] != exact["loss"]
+    (quantised,) = report(capsys, **arguments, dtype="int8")["results"]
+    for row in (rounded, quantised):
+        assert row["loss"] == pytest.approx(exact["loss"], abs=0.02)
+        assert row["loss"] != exact["loss"]
+    assert rounded["loss"] != quantised["loss"]
 
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
