@@ -9,6 +9,7 @@ import tyro
 from gpt_core.doors import printable
 from gpt_core.errors import InputError
 from gpt_core.hub import DEFAULT_MODEL
+from gpt_core.inference import InferenceDtype
 from serve.answer import GREEDY, Answer, answer
 from serve.loading import load
 
@@ -20,6 +21,7 @@ def ask(
     index: str,
     embedder: str | None = None,
     generator: str = DEFAULT_MODEL,
+    dtype: InferenceDtype = "auto",
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5,
     max_tokens: int = 96,
 ) -> None:
@@ -30,6 +32,7 @@ def ask(
         index: the index's folder.
         embedder: model folder or known name; the one that the index was built with by default.
         generator: model folder or known name.
+        dtype: number format of the generator; auto is bfloat16 where that is faster, which is measured, else float32.
         k: passages to retrieve for each question.
         max_tokens: the longest answer, in tokens.
 
@@ -38,7 +41,7 @@ def ask(
     """
     if not questions or not all(question.strip() for question in questions):
         raise InputError("There is an empty question, or none; give one or more, each in quotes.")
-    opened, engine = load(index, embedder, generator, max_running=1)
+    opened, engine = load(index, embedder, generator, max_running=1, dtype=dtype)
     with opened:
         for question in questions:
             print(f"\n? {question}", flush=True)

@@ -3,7 +3,7 @@
 from gpt_core.engine import Engine
 from gpt_core.errors import InputError
 from gpt_core.hub import resolve
-from gpt_core.model import GPT
+from gpt_core.inference import InferenceDtype, load_for_inference
 from gpt_core.tokenizer import Tokenizer
 from index import Index
 
@@ -13,9 +13,17 @@ CONTEXT = (
 
 
 def load(
-    index: str, embedder: str | None, generator: str, max_running: int, context: int = CONTEXT
+    index: str,
+    embedder: str | None,
+    generator: str,
+    max_running: int,
+    context: int = CONTEXT,
+    dtype: InferenceDtype = "auto",
 ) -> tuple[Index, Engine]:
-    """Open what answering takes. A model that is both embedder and generator is loaded once.
+    """Open what answering takes.
+
+    A model that is both embedder and generator is loaded once if `dtype` is float32, in which embedders compute; else
+    twice, since what makes a model generate faster would change its vectors.
 
     Args:
         index: folder.
@@ -23,17 +31,19 @@ def load(
         generator: model folder or known name.
         max_running: answers that are generated at once, each with a slot in the cache.
         context: longest prompt and answer together, in tokens; no more than the model's own.
+        dtype: number format of the generator; see `load_for_inference`.
 
     Raises:
-        InputError: if anything is missing, or the index was built with another embedder.
+        InputError: if anything is missing, the index was built with another embedder, or there is no such dtype.
     """
     opened = Index.open(index, embedder)
     encoder = opened.encoder
     if encoder is None:
         raise InputError(f"{index} was built of ready vectors; questions need an index with an embedder.")
-    if resolve(generator) == resolve(embedder or opened.settings.embedder):
+    folder = resolve(generator)  # once: a run may write a better checkpoint meanwhile
+    if dtype == "float32" and folder == resolve(embedder or opened.settings.embedder):
         model, tokenizer = encoder.model, encoder.tokenizer
     else:
-        model, tokenizer = GPT.from_pretrained(generator), Tokenizer.from_pretrained(generator)
+        model, tokenizer = load_for_inference(folder, dtype), Tokenizer.from_pretrained(folder)
     context = min(context, model.config.block_size)
     return opened, Engine(model, tokenizer, max_running=max_running, context=context)

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from gpt_core.errors import InputError
 from gpt_core.hub import DEFAULT_MODEL
+from gpt_core.inference import InferenceDtype
 from serve.app import create_loading_app
 from serve.loading import CONTEXT, load
 from serve.service import Service
@@ -24,13 +25,14 @@ def run_server(
     index: str,
     embedder: str | None = None,
     generator: str = DEFAULT_MODEL,
+    dtype: InferenceDtype = "auto",
     host: str = "127.0.0.1",
     port: int = 8000,
     max_running: int = 4,
     max_requests: int = 64,
     context: int = CONTEXT,
 ) -> None:
-    """Serve search, cited answers, OpenAI's embeddings and chat, and a web page over HTTP.
+    """Serve search, cited answers, OpenAI's embeddings, completions and chat, and a web page over HTTP.
 
     There is no authentication: whoever reaches the port can search and generate.
 
@@ -38,6 +40,7 @@ def run_server(
         index: the index's folder.
         embedder: model folder or known name; the one that the index was built with by default.
         generator: model folder or known name.
+        dtype: number format of the generator; auto is bfloat16 where that is faster, which is measured, else float32.
         host: address to listen on; 0.0.0.0 for all.
         port: 0 for any free one.
         max_running: answers that are generated at once.
@@ -49,7 +52,7 @@ def run_server(
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
         def load_service(search: SearchThread) -> Service:
-            opened, engine = load(index, embedder, generator, max_running, context)
+            opened, engine = load(index, embedder, generator, max_running, context, dtype)
             return Service(
                 opened, engine, search, generator, embedder or opened.settings.embedder, max_requests
             )

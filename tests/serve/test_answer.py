@@ -1,14 +1,18 @@
 """Answers without HTTP, and the terminal door."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from embed import Encoder
 from gpt_core import InputError
 from gpt_core.engine import Engine
 from index import Document, Hit, Index
 from serve import create_app
-from serve.answer import NOT_FOUND, PASSAGE_TOKENS, answer, build_prompt, ground, retrieve
+from serve.answer import GREEDY, NOT_FOUND, PASSAGE_TOKENS, answer, build_prompt, ground, retrieve
 from serve.ask import ask, render
+from serve.loading import load
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker
 from tests.tiny_models import save_model
 
@@ -195,6 +199,28 @@ def test_render_numbers_sources_and_marks_what_has_none():
     assert NOT_FOUND in lost
     assert "Spain won." in lost
     assert "nearest: Mice\ufffd[2J (b)" in lost
+
+
+def test_the_generator_has_a_number_format_of_its_own(folders):
+    index, model = folders
+
+    def loaded(dtype):
+        opened, engine = load(index, None, model, max_running=1, dtype=dtype)
+        with opened:
+            vector = opened.encoder.encode_query("Why?")
+            found = answer(QUESTION, opened, engine, params=replace(GREEDY, max_new_tokens=4))
+        assert found.draft
+        return vector, engine.model, opened.encoder.model
+
+    vector, generator, embedder = loaded("float32")
+    assert generator is embedder  # one model in memory
+    for dtype in ("bfloat16", "int8", "auto"):
+        other, generator, embedder = loaded(dtype)
+        assert generator is not embedder
+        assert generator.dtype == torch.bfloat16 or dtype == "auto"
+        assert (other == vector).all()
+    with pytest.raises(InputError, match="float16"):
+        loaded("float16")
 
 
 @pytest.mark.network

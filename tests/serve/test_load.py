@@ -17,13 +17,14 @@ from serve.worker import SearchThread, Worker
 from tests.serve.conftest import QUESTION, serving, speaker, stop, wait_until
 
 CHAT = {"model": "tiny-gpt", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
-ANSWER = {"question": QUESTION, "max_tokens": 3500}
+COMPLETION = {"model": "tiny-gpt", "prompt": ["assistant:", "x assistant:"], "temperature": 0, "n": 2}
+ANSWER = {"question": QUESTION, "max_tokens": 30_000}
 
 
 @pytest.fixture
 def endless(tokenizer):
-    """A generator that ends only with its context."""
-    return speaker(tokenizer, " on and", for_ever=True)
+    """A generator that ends only with its context, which takes a minute (where nothing is guessed: draft=0)."""
+    return speaker(tokenizer, " on and", for_ever=True, block_size=2**15)
 
 
 def post(url, path, body):
@@ -37,9 +38,17 @@ def post(url, path, body):
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/answer", ANSWER)])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/chat/completions", CHAT | {"n": 3}),
+        ("/v1/completions", COMPLETION),
+        ("/v1/answer", ANSWER),
+    ],
+)
 def test_a_client_that_goes_away_cancels_its_request(serve, client, endless, path, body, stream):
-    url, app = serve(endless, max_running=1)
+    url, app = serve(endless, draft=0, max_running=1)
     service = app.state.service
     seen = []
     submit = service.engine.submit
@@ -47,16 +56,17 @@ def test_a_client_that_goes_away_cancels_its_request(serve, client, endless, pat
     connection = post(url, path, body | {"stream": stream})
     wait_until(lambda: seen and len(seen[0].token_ids) > 5)
     connection.close()
-    wait_until(lambda: seen[0].done)
-    assert seen[0].finish_reason == "cancelled"
-    assert len(seen[0].token_ids) < 3000
+    wait_until(lambda: all(request.done for request in seen))
+    assert len(seen) == body.get("n", 1) * (len(body["prompt"]) if "prompt" in body else 1)
+    assert {request.finish_reason for request in seen} == {"cancelled"}
+    assert max(len(request.token_ids) for request in seen) < 20_000
     # its place is free again
     short = CHAT | {"max_tokens": 3}
     assert client.post(f"{url}/v1/chat/completions", json=short).status_code == 200
 
 
 def test_one_more_than_fits_gets_503_and_when_to_come_back(serve, client, endless):
-    url, app = serve(endless, max_running=1, max_requests=2)
+    url, app = serve(endless, draft=0, max_running=1, max_requests=2)
     service = app.state.service
     with client.stream("POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as running:
         pieces = running.iter_raw()
@@ -73,6 +83,23 @@ def test_one_more_than_fits_gets_503_and_when_to_come_back(serve, client, endles
         waiting.close()
     wait_until(lambda: not service.worker._live)
     assert client.post(f"{url}/v1/chat/completions", json=CHAT | {"max_tokens": 2}).status_code == 200
+
+
+def test_choices_that_do_not_all_fit_are_refused_together(serve, client, endless):
+    url, app = serve(endless, draft=0, max_running=1, max_requests=3)
+    live = app.state.service.worker._live
+    with client.stream("POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as running:
+        pieces = running.iter_raw()
+        next(pieces)
+        for stream in (False, True):
+            refused = httpx.post(
+                f"{url}/v1/completions",
+                json=COMPLETION | {"n": 1, "stream": stream, "prompt": ["assistant:"] * 3},
+            )
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "overloaded"
+            wait_until(lambda: len(live) == 1)
+    wait_until(lambda: not live)
 
 
 def test_searches_are_bounded_and_never_hold_the_event_loop_up(serve, client, monkeypatch):
@@ -99,7 +126,7 @@ def test_searches_are_bounded_and_never_hold_the_event_loop_up(serve, client, mo
 
 def test_stopping_the_server_tells_the_answers_that_run(index, tokenizer, client, endless, monkeypatch):
     monkeypatch.setattr("serve.server.GRACE", 0.2)
-    app = create_app(index, Engine(endless, tokenizer), generator_name="tiny-gpt")
+    app = create_app(index, Engine(endless, tokenizer, draft=0), generator_name="tiny-gpt")
     with serving(app) as url, post(url, "/v1/chat/completions", CHAT | {"stream": True}) as connection:
         received = connection.recv(1000)
         assert b"200 OK" in received
@@ -135,7 +162,7 @@ def test_an_idle_worker_does_not_step(tokenizer, monkeypatch):
 
 
 def test_closing_a_worker_reports_every_request(tokenizer, endless):
-    worker = Worker(Engine(endless, tokenizer, max_running=1), max_requests=3)
+    worker = Worker(Engine(endless, tokenizer, draft=0, max_running=1), max_requests=3)
     worker.start()
     ended = [threading.Event() for _ in range(3)]
     prompt = tokenizer.encode("assistant:")

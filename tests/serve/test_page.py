@@ -99,10 +99,10 @@ def test_chinese_offsets_and_characters_beyond_utf16(page, serve, index):
 
 
 def test_stop_ends_the_request_and_says_that_nothing_was_checked(page, serve, tokenizer):
-    url, _ = serve(speaker(tokenizer, " on and", for_ever=True))
+    url, _ = serve(speaker(tokenizer, " on and", for_ever=True, block_size=2**15), draft=0)
     page.route(
         "**/v1/answer",
-        lambda route: route.continue_(post_data={"question": "Why?", "stream": True, "max_tokens": 3900}),
+        lambda route: route.continue_(post_data={"question": "Why?", "stream": True, "max_tokens": 30_000}),
     )
     page.goto(f"{url}/?q=Why?")
     expect(page.locator("#text")).to_contain_text("on and on and")
