@@ -72,6 +72,29 @@ def test_every_keyword_reaches_the_draw(reciter):
     assert banned not in GPT2.encode(text)
 
 
+def test_a_repetition_penalty_counts_the_prompt_and_the_text(reciter):
+    options = {"temperature": 0, "max_new_tokens": 12}
+    (prompt,) = set(GPT2.encode(" the"))
+    loud = {prompt: 50.0, 11: 40.0, 12: 30.0}  # would be said for ever
+    assert generate(reciter, GPT2, " the", logit_bias=loud, **options) == " the" * 12
+    text = generate(reciter, GPT2, " the", logit_bias=loud, repetition_penalty=100.0, **options)
+    assert text.startswith(GPT2.decode([11, 12]))  # " the" stands in the prompt, 11 in the text
+    assert " the" not in text
+
+
+def test_a_text_longer_than_the_context_slides_only_if_asked_to(reciter):
+    options = {"temperature": 5.0, "logit_bias": {GPT2.eos_id: -1e9}, "seed": 1}
+    with pytest.raises(InputError, match="context holds 80"):
+        generate(reciter, GPT2, "知", max_new_tokens=150, **options)
+    long = generate(reciter, GPT2, "知", max_new_tokens=150, overflow="slide", **options)
+    assert long == "".join(
+        generate(reciter, GPT2, "知", max_new_tokens=150, overflow="slide", stream=True, **options)
+    )
+    begin = generate(reciter, GPT2, "知", max_new_tokens=60, **options)
+    assert long.startswith(begin[:-1])  # the last character may be cut
+    assert len(GPT2.encode(long)) > 130
+
+
 def test_without_a_number_of_tokens_the_text_ends_with_the_context(reciter):
     options = {"temperature": 5.0, "logit_bias": {GPT2.eos_id: -1e9}, "seed": 1}
     prompts = ["知之", "a b c d"]
