@@ -13,7 +13,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -26,6 +25,7 @@ from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
 from gpt_core.model import GPT
 from gpt_core.tokenizer import Tokenizer
+from gpt_core.pickles import read_bin
 
 TORCH_CLASSES: dict[Activation, str] = {
     "identity": "torch.nn.modules.linear.Identity",
@@ -211,12 +211,10 @@ def _load_dense(place: Path) -> Dense:
         if (place / "model.safetensors").is_file():
             state = load_file(place / "model.safetensors")
         else:  # before version 2.3 or so
-            state = torch.load(place / "pytorch_model.bin", map_location="cpu", weights_only=True)
+            state = read_bin(place / "pytorch_model.bin")
         layer.load_state_dict({name: w.float() for name, w in state.items()})
-    except FileNotFoundError:
-        raise InputError(
-            f"{place} has neither model.safetensors nor pytorch_model.bin; copy it again."
-        ) from None
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{place} does not hold the weights of its config.json: {error}") from None
     return layer
+    if not any((place / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+        raise InputError(f"{place} has neither model.safetensors nor pytorch_model.bin; copy it again.")

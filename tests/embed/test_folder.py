@@ -198,6 +198,12 @@ def test_opens_an_old_folder_whose_model_lies_below(tmp_path):
         {f"linear.{k}": v for k, v in dense.state_dict().items()}, folder / "2_Dense/pytorch_model.bin"
     )
     assert Encoder.from_pretrained(folder).fingerprint != seen
+    torch.save({"linear.weight": dense}, folder / "2_Dense/pytorch_model.bin")
+    with pytest.raises(InputError, match=r"refers to torch\.nn\.modules\.linear\.Linear.* never executed"):
+        Encoder.from_pretrained(folder)
+    (folder / "2_Dense/pytorch_model.bin").unlink()
+    with pytest.raises(InputError, match=r"2_Dense has neither model\.safetensors nor pytorch_model\.bin"):
+        Encoder.from_pretrained(folder)
 
 
 def write_changed(folder: Path, name: str, **changes: object) -> None:
