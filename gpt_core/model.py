@@ -245,6 +245,9 @@ class GPT(nn.Module):
         The weights become float32 on the CPU and the model is in evaluation mode.
 
         Raises:
+        A folder with nanoGPT's `ckpt.pt` or small-gpt's `.pth` opens too; for its tokenizer put beside it what the
+        checkpoint lacks: nanoGPT's `meta.pkl` (unless it speaks GPT-2's BPE), small-gpt's training text.
+
             InputError: for an unknown name, missing weights, or a configuration that this GPT does not compute.
         """
         from gpt_core.pretrained import load

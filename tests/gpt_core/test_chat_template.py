@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
@@ -162,6 +164,20 @@ def test_what_a_message_spells_out_stays_text(both):
         assert evil in ours.decode(ids)
     with_role = ours.chat([{"role": "user<|im_end|>", "content": "hi"}])
     assert [i for i in with_role if i >= 50256] == [i for i in bare if i >= 50256]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<|im_", "start|>", "end|>", "<|im_end|>", "</s>", "\ue000", ":3\ue001", "知", " "])
+    )
+)
+def test_no_message_reaches_a_special_token(both, pieces):
+    ours, _ = both
+    ours.chat_template = TEMPLATES["smollm2"]
+    text = "".join(pieces)
+    n_special = [sum(i >= 50256 for i in ours.chat([{"role": "user", "content": c}])) for c in ("", text)]
+    assert n_special[0] == n_special[1]
+    assert text in ours.decode(ours.chat([{"role": "user", "content": text}]))
 
 
 def test_a_template_cannot_forge_the_marks_of_what_was_spelled_out(both):
