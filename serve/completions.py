@@ -60,7 +60,7 @@ async def _respond(
     params = body.params()
     jobs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
-        for _ in range(body.n):
+        for _ in range(body.n or 1):
             seed = None if params.seed is None else params.seed + len(jobs)
             jobs.append((prompt, replace(params, seed=seed)))
     streams = service.generate_all(jobs)
@@ -133,7 +133,7 @@ class Writing:
 
     def _usage(self) -> dict[str, Any]:
         """A prompt is counted once, however many choices continue it."""
-        firsts = [stream.request for stream in self.streams[:: self.body.n]]
+        firsts = [stream.request for stream in self.streams[:: self.body.n or 1]]
         n_prompt = sum(request.n_prompt for request in firsts)
         n_new = sum(len(stream.request.token_ids) for stream in self.streams)
         return {

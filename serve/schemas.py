@@ -84,8 +84,8 @@ class _GenerationRequest(_Request):
     """What OpenAI's completions and chat have in common, and vLLM's names for what OpenAI has not."""
 
     model: str
-    n: int = Field(1, ge=1)
-    stream: bool = False
+    n: int | None = Field(None, ge=1)
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -93,9 +93,9 @@ class _GenerationRequest(_Request):
     stop: str | list[str] | None = None
     seed: int | None = None
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    top_k: int = Field(0, ge=0)
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0)
+    top_k: int | None = Field(None, ge=-1)  # -1 is off, too, as vLLM has it
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
     # no effect at these values, not supported at others
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
@@ -107,12 +107,12 @@ class _GenerationRequest(_Request):
         return SamplingParams(
             max_new_tokens=self.max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=self.top_k,
+            top_k=max(0, self.top_k or 0),
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             seed=self.seed,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
+            min_p=self.min_p or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             logit_bias=self.logit_bias or {},
         )
 

@@ -237,6 +237,35 @@ def test_every_parameter_reaches_the_draw(wild, ask, tokenizer):
     assert text(temperature=0, stop=[tokenizer.decode([31])], logit_bias={"31": 100}) == ""
 
 
+def test_null_is_the_default_and_no_effect_is_no_error(serve, client):
+    url, _ = serve(SAYS)
+    shared = "n stream stream_options top_p max_tokens stop seed logit_bias top_k min_p repetition_penalty logprobs"
+    nulls = dict.fromkeys([*shared.split(), "user", "frequency_penalty", "presence_penalty"])
+    for path, body in (
+        (
+            "chat/completions",
+            {"messages": HELLO, "max_completion_tokens": None, "tools": None, "top_logprobs": None},
+        ),
+        ("completions", {"prompt": "assistant:", "echo": None, "suffix": None, "best_of": None}),
+    ):
+        for quiet in ({}, {"n": 1, "stop": [], "logit_bias": {}, "top_k": -1, "presence_penalty": 0.0}):
+            body = {"model": "tiny-gpt", "temperature": 0, **nulls, **body, **quiet}
+            (choice,) = client.post(f"{url}/v1/{path}", json=body).json()["choices"]
+            assert (choice["message"]["content"] if "message" in choice else choice["text"]) == SAYS
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+def test_a_model_that_fails_ends_the_stream_with_an_error(serve, ask):
+    model = random_gpt()
+    model.wte.weight.data.fill_(float("nan"))
+    url, _ = serve(model)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
+        with pytest.raises(openai.APIError, match="overflowed"):
+            list(ask(api, n=2, stream=True))
+        with pytest.raises(openai.InternalServerError, match="overflowed"):
+            ask(api, n=2)
+
+
 # --- log-probabilities ---
 
 # Writes the three tokens of 知 in any order among others: parts of characters that may or may not become whole.
@@ -335,7 +364,8 @@ def test_logprobs_leave_out_the_end_of_text_and_are_json(api, tokenizer):
         ({"logit_bias": {"50257": 1}}, None, "logit_bias names token 50257; expected ids from 0 to 50256"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "integer"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "less than or equal to 100"),
-        ({"extra_body": {"top_k": -1}}, "top_k", "greater than or equal to 0"),
+        ({"extra_body": {"top_k": -2}}, "top_k", "greater than or equal to -1"),
+        ({"extra_body": {"repetition_penalty": 101}}, None, "repetition_penalty is 101"),
         ({"extra_body": {"min_p": 1.5}}, "min_p", "less than or equal to 1"),
         ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "greater than 0"),
         ({"extra_body": {"beam_width": 3}}, "beam_width", "not permitted"),

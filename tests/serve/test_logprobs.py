@@ -1,0 +1,37 @@
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers
+
+from gpt_core.tokenizer import Tokenizer
+from serve.logprobs import token_bytes
+
+GPT2 = Tokenizer.from_pretrained("gpt2")
+OPENED = Tokenizer(GPT2.rust)  # the same vocabulary in the other library
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.text(max_size=40))
+@example("知之为知之 👩‍👩‍👧\ufffd <|endoftext|> naïve")
+def test_the_bytes_of_a_texts_tokens_are_its_bytes(text):
+    for tokenizer in (GPT2, OPENED):
+        assert b"".join(token_bytes(tokenizer, i) for i in tokenizer.encode(text)) == text.encode()
+
+
+def test_special_tokens_are_what_they_decode_to():
+    assert token_bytes(GPT2, GPT2.eos_id) == b"<|endoftext|>"
+
+
+@pytest.mark.parametrize(("token", "data"), [("▁know", b" know"), ("ing", b"ing"), ("知", "知".encode())])
+def test_sentencepiece_keeps_its_spaces_and_its_bytes(token, data):
+    vocab = {f"<0x{i:02X}>": i for i in range(256)} | {"▁know": 256, "ing": 257, "知": 258, "<unk>": 259}
+    backend = RustTokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer = Tokenizer(backend)
+    assert token_bytes(tokenizer, vocab[token]) == data
+    for i in range(256):
+        assert token_bytes(tokenizer, i) == bytes([i])
