@@ -4,6 +4,7 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 
 from gpt_core import conversation
@@ -93,6 +94,8 @@ def chat(
     talk.prompt(
         ""
     )  # refuses now what no message could change, such as a template that knows no system prompt
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 spoil their own line alone
     if sys.stdin.isatty():
         _note(f"{model}; /help lists the commands, Ctrl-D leaves")
     with until_nobody_reads():
@@ -128,13 +131,13 @@ def _talk(model: str, engine: Engine, talk: Conversation, params: SamplingParams
 def _answer(message: str, engine: Engine, talk: Conversation, params: SamplingParams) -> None:
     """Stream the answer to `message` and keep both; Ctrl-C ends it early."""
     n_forgotten = talk.n_forgotten
-    ids = talk.prompt(message)
-    if talk.n_forgotten > n_forgotten:
-        _note(
-            f"the context of {engine.context} tokens is full: of the conversation the oldest "
-            f"{2 * talk.n_forgotten} messages are not read any more"
-        )
     with StopSignal() as stop:
+        ids = talk.prompt(message)
+        if talk.n_forgotten > n_forgotten:
+            _note(
+                f"the context of {engine.context} tokens is full: of the conversation the oldest "
+                f"{2 * talk.n_forgotten} messages are not read any more"
+            )
         request = engine.submit(ids, params)
         follow(engine, request, lambda: stop.asked > 0)
         write_text("\n")
@@ -159,6 +162,8 @@ def _command(line: str, model: str, talk: Conversation) -> None:
         talk.reset()
         _note("the conversation begins anew")
     elif name == "/save" and argument.strip():
+        if path.exists():
+            conversation.load(path)  # nothing but a conversation is written over
         conversation.save(path, model, talk.messages)
         _note(f"saved {len(talk.messages)} messages to {path}")
     elif name == "/save":
