@@ -34,12 +34,12 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         if len(rows) < MANY and x.dtype == torch.bfloat16 and x.device.type == "cpu":
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale)  # reads 8 bits, computes in more
         else:
             y = F.linear(rows, self.weight.to(x.dtype)) * self.scale
-        y = y.unflatten(0, x.shape[:-1])
+        y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
