@@ -10,6 +10,7 @@ from torch import nn
 from embed.config import EmbedderConfig
 from embed.folder import beyond_sentence_transformers, load_network, model_folder, save_embedder
 from embed.network import Network
+from gpt_core.card import Card, derived
 from gpt_core.errors import InputError
 from gpt_core.export import export_gguf, export_hf
 from gpt_core.files import atomic_folder, refuse_used
@@ -45,26 +46,28 @@ def export_model(
     target = Path(out)
     refuse_used(target)
     folder = resolve(model)
+    card = derived(model, folder)
     if to == "hf" and dtype != "q8_0":
-        export_hf(model_folder(folder), target, dtype or "float32")
+        export_hf(model_folder(folder), target, dtype or "float32", card)
         print(f'{target}: AutoModelForCausalLM.from_pretrained("{target}") opens it')
     elif to == "gguf" and dtype in (None, "float16", "q8_0"):
-        file = export_gguf(model_folder(folder), target, "q8_0" if dtype == "q8_0" else "float16")
-        print(f"{file}: {file.stat().st_size / 2**20:,.0f} MiB, for llama.cpp")
+        file = export_gguf(model_folder(folder), target, "q8_0" if dtype == "q8_0" else "float16", card)
+        print(f"{file}: {file.stat().st_size / 2**20:,.1f} MiB, for llama.cpp")
     elif to == "sentence-transformers" and dtype in (None, "float32"):
-        export_embedder(folder, target, model)
+        export_embedder(folder, target, model, card)
     else:
         wanted = {"hf": "float32, bfloat16 or float16", "gguf": "float16 or q8_0"}.get(to, "float32")
         raise InputError(f"--to {to} has no dtype {dtype}; expected {wanted}.")
 
 
-def export_embedder(folder: Path, target: Path, model: str) -> None:
+def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
     """Write what `folder` holds as sentence-transformers opens it.
 
     Args:
         folder: an embedder's or a model's.
         target: the folder to make.
         model: what the user calls it.
+        card: what README.md is to say beside the shape.
 
     Raises:
         InputError: for a pooling that sentence-transformers has no words for.
@@ -85,7 +88,7 @@ def export_embedder(folder: Path, target: Path, model: str) -> None:
             file=sys.stderr,
         )
     with atomic_folder(target) as scratch:
-        save_embedder(scratch, network, config, tokenizer)
+        save_embedder(scratch, network, config, tokenizer, card=card)
     print(f'{target}: SentenceTransformer("{target}") gives vectors of {network.dimension} numbers')
 
 

@@ -20,12 +20,13 @@ from torch import Tensor
 from embed.config import EmbedderConfig, Pooling
 from embed.modules import read_json, read_modules
 from embed.network import Activation, Dense, Network
+from gpt_core.card import Card
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
 from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
 from gpt_core.pickles import read_bin
+from gpt_core.tokenizer import Tokenizer
 
 TORCH_CLASSES: dict[Activation, str] = {
     "identity": "torch.nn.modules.linear.Identity",
@@ -62,6 +63,7 @@ def save_embedder(
     config: EmbedderConfig,
     tokenizer: Tokenizer,
     weights: dict[str, Tensor] | None = None,
+    card: Card | None = None,
 ) -> None:
     """Write an embedder's folder; see the module's docstring for what is in it.
 
@@ -71,6 +73,7 @@ def save_embedder(
         config: its settings; the network's own pooling counts.
         tokenizer: the GPT's.
         weights: what `network.state_dict()` would give if this process held all of it, which a sharded one does not.
+        card: what its README.md is to say beside its shape.
     """
     folder = Path(folder)
     weights = network.state_dict() if weights is None else weights
@@ -78,7 +81,7 @@ def save_embedder(
     # The last to come, so that nothing half-written opens as whole.
     (folder / "modules.json").unlink(missing_ok=True)
     gpt_weights = {name.removeprefix("gpt."): w for name, w in weights.items() if name.startswith("gpt.")}
-    network.gpt.save_pretrained(folder, gpt_weights)
+    network.gpt.save_pretrained(folder, gpt_weights, embedder_card(card or Card(), network, config))
     max_tokens = min(config.max_tokens or network.gpt.config.block_size, network.gpt.config.block_size)
     _save_tokenizer(folder, tokenizer, max_tokens)
     for i, layer in enumerate(network.dense_layers):
@@ -87,6 +90,26 @@ def save_embedder(
     atomic_write(folder / "embedder.json", config.to_json())
     if not beyond_sentence_transformers(network.pooling, network.gpt.config):
         _save_modules(folder, network, config, max_tokens)
+
+
+def embedder_card(card: Card, network: Network, config: EmbedderConfig) -> Card:
+    """The card of a model with what is so of an embedder."""
+    pooling = network.pooling
+    rows = {
+        "numbers": network.dimension,
+        "pooling": pooling.mode if pooling.layer is None else f"{pooling.mode} after block {pooling.layer}",
+        "put before a query": f"`{json.dumps(config.query_prompt, ensure_ascii=False)}`",
+        "put before a document": f"`{json.dumps(config.document_prompt, ensure_ascii=False)}`",
+    }
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    head: dict[str, object] = {}
+    if not beyond_sentence_transformers(pooling, network.gpt.config):
+        head = {
+            "library_name": "sentence-transformers",
+            "pipeline_tag": "sentence-similarity",
+            "tags": ["zhizhi", network.gpt.config.model_type, "sentence-transformers", "feature-extraction"],
+        }
+    return replace(card, head=head | card.head, sections={"Vectors": table} | card.sections)
 
 
 def beyond_sentence_transformers(pooling: Pooling, config: GPTConfig) -> str:
@@ -207,6 +230,8 @@ def _load_dense(place: Path) -> Dense:
         )
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{place}/config.json does not describe a dense layer: {error!r}.") from None
+    if not any((place / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+        raise InputError(f"{place} has neither model.safetensors nor pytorch_model.bin; copy it again.")
     try:
         if (place / "model.safetensors").is_file():
             state = load_file(place / "model.safetensors")
@@ -216,5 +241,3 @@ def _load_dense(place: Path) -> Dense:
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{place} does not hold the weights of its config.json: {error}") from None
     return layer
-    if not any((place / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
-        raise InputError(f"{place} has neither model.safetensors nor pytorch_model.bin; copy it again.")

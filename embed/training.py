@@ -24,6 +24,7 @@ from embed.network import Dense, Network
 from embed.training_config import TrainEmbedderConfig
 from embed.training_data import attach_vectors, open_data, open_lm
 from gpt_core import checkpoint
+from gpt_core.card import trained
 from gpt_core.device import Numerics
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
@@ -120,9 +121,12 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
             figures["val_loss"] += config.lm_weight * figures["lm_loss"]
         return figures
 
+    texts = [f"`{data.name}`: {len(data.examples):,} examples" for data in sets]
+    card = ranks.on_main(lambda: trained(config, texts, config.init_from, resume))
+
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
         own = {name.removeprefix("network."): w for name, w in weights.items() if name.startswith("network.")}
-        save_embedder(folder, plain_shell(network), settings, tokenizer, merge_lora(own, config))
+        save_embedder(folder, plain_shell(network), settings, tokenizer, merge_lora(own, config), card)
         beside = {name: w for name, w in weights.items() if not in_the_model(name)}
         save_file(beside, folder / "training.safetensors")
 

@@ -4,6 +4,7 @@
       config.json, model.safetensors, tokenizer.json   a model folder that is usable alone
       optimizer.safetensors                            the optimizers' tensors, named optimizer:parameter:key
       state.json                                       step, data position, number formats, sha256 of every file
+      README.md                                        the model card, for people: anybody may write on in it
 
 There are no random states in it: what is random in a step follows from (seed, step, rank). Nor anything of one rank's
 alone, so any number of ranks can go on from it, however they share the model.
@@ -28,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gpt_core.card import README, add_progress
 from gpt_core.device import Numerics
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_folder, sha256_file
@@ -90,7 +92,8 @@ def save(
                 save_file(optimizer, folder / "optimizer.safetensors")
             except SafetensorError as error:  # what it makes of a full disk
                 raise OSError(f"The checkpoint {path} could not be written: {error}") from error
-            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            add_progress(folder, step, figures)
+            files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / README)
             state = {
                 "version": VERSION,
                 "step": step,

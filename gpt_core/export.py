@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 
+from gpt_core.card import Card, with_command, write_card
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_folder, atomic_write
@@ -19,13 +20,14 @@ from gpt_core.tokenizer import Tokenizer
 HFDtype = Literal["float32", "bfloat16", "float16"]
 
 
-def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32") -> None:
+def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32", card: Card | None = None) -> None:
     """Write a model folder as transformers and vLLM open it: model, tokenizer, chat template, generation settings.
 
     Args:
         folder: a model folder.
         target: the folder to make.
         dtype: of the weights; float32 keeps them as they are.
+        card: what README.md is to say beside the shape.
 
     Raises:
         InputError: for a model without a tokenizer, or one that no Hugging Face family computes.
@@ -40,7 +42,7 @@ def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32") -> None:
             )
     with atomic_folder(target) as scratch:
         try:
-            model.save_pretrained(scratch, weights)
+            model.save_pretrained(scratch, weights, card)
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"{target} could not be written: {error}") from error
         tokenizer.save(scratch)
@@ -50,13 +52,14 @@ def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32") -> None:
         _write_json(scratch / "generation_config.json", generation_settings(model.config))
 
 
-def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16") -> Path:
+def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16", card: Card | None = None) -> Path:
     """Write a model folder as one GGUF file, named after `target`, with the tokenizer in it.
 
     Args:
         folder: a model folder.
         target: the folder to make for it.
         dtype: of the matrices.
+        card: what README.md is to say beside the shape.
 
     Returns:
         The file.
@@ -69,7 +72,11 @@ def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16") -> Pat
     check_graph(model.config)
     file = f"{target.name}-{'Q8_0' if dtype == 'q8_0' else 'F16'}.gguf"
     with atomic_folder(target) as scratch:
-        kept = write_gguf(scratch / file, model, tokenizer, dtype, name=target.name)
+        card = with_command(card or Card())
+        kept = write_gguf(scratch / file, model, tokenizer, dtype, name=target.name, licence=card.licence)
+        head = {"library_name": "gguf", "tags": ["zhizhi", model.config.model_type, "gguf"]} | card.head
+        n_parameters = sum(p.numel() for p in model.parameters())
+        write_card(scratch, replace(card, head=head), model.config, n_parameters, dtype)
     if model.config.mlp == "gelu_erf":
         print(
             "llama.cpp computes GELU in its tanh form, which is within 5e-4 of this model's exact one",

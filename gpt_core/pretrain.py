@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt_core import checkpoint
+from gpt_core.card import Card, trained
 from gpt_core.config import GPTConfig
 from gpt_core.device import Numerics
 from gpt_core.errors import InputError
@@ -105,8 +106,10 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     if resume is None and config.init_from == "scratch":
         check_first_loss(model, training)
 
+    card = ranks.on_main(lambda: make_card(config, training, tokenizer, resume))
+
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
-        model.save_pretrained(folder, weights)
+        model.save_pretrained(folder, weights, card)
         tokenizer.save(folder)
 
     def sample(model: nn.Module) -> str:
@@ -173,6 +176,15 @@ def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | Non
     load_weights(model, saved, source)
     check_tokenizer_of(source, tokenizer)
     return model
+
+
+def make_card(config: PretrainConfig, training: Windows, tokenizer: Tokenizer, resume: Path | None) -> Card:
+    """What the model's card is to say beside its shape and its scores."""
+    data = [
+        f"`{config.data_dir}`: {training.n_targets:,} tokens to learn from, sha256 {training.checksum[:12]}",
+        f"tokenizer {tokenizer.fingerprint[:12]}, of {tokenizer.vocab_size:,} tokens",
+    ]
+    return trained(config, data, None if config.init_from == "scratch" else config.init_from, resume)
 
 
 def describe_run(

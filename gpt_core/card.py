@@ -1,0 +1,232 @@
+"""Model cards: the README.md beside a model that says what it is and how it was made.
+
+The head is Hugging Face's metadata for its hub; the idea is Mitchell et al. 2019, "Model Cards for Model Reporting". A
+card without our mark is somebody's own and stays as it is.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt_core.config import GPTConfig
+from gpt_core.files import atomic_write
+from gpt_core.hub import KNOWN, cache_dir, resolve
+
+README = "README.md"
+MARK = "<!-- written by zhizhi; without this line the card is yours and stays as you write it -->"
+LICENCE_KEYS = ("license", "license_name", "license_link")
+COMMANDS = "Made with"
+OWN_SECTIONS = ("Shape", "Licence")  # which follow from the model's own files
+DIAGNOSTICS = ("activation_max", "attention_logit_max", "update_to_weight")  # of a step, no scores of a model
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says.
+
+    Attributes:
+        head: Hugging Face's metadata: license, base_model, library_name, tags …
+        sections: Markdown by heading, in this order.
+        licence_text: what stands in the file LICENSE beside the model; None: there is no such file.
+    """
+
+    head: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, str] = field(default_factory=dict)
+    licence_text: str | None = None
+
+    @property
+    def licence(self) -> str | None:
+        """The licence of the weights as Hugging Face spells it, e.g. apache-2.0; None: nobody stated it."""
+        value = self.head.get("license")
+        return value if isinstance(value, str) else None
+
+
+def model_card(card: Card, config: GPTConfig, n_parameters: int, dtype: str) -> str:
+    """The text of a card for a model of this shape: `card`, with the shape in front and the licence behind."""
+    family = config.model_type
+    own = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["zhizhi", family]}
+    terms = f"Of the weights: {card.licence}." if card.licence else "Of the weights: not stated."
+    if card.licence_text is not None:
+        terms += " The file LICENSE has its text."
+    sections = {"Shape": shape_table(config, n_parameters, dtype)} | card.sections | {"Licence": terms}
+    return _text(Card(own | card.head, sections))
+
+
+def write_card(folder: Path, card: Card, config: GPTConfig, n_parameters: int, dtype: str) -> None:
+    """Write README.md, and LICENSE where there is one, unless somebody's own README.md stands there.
+
+    Args:
+        folder: the model's.
+        card: what else than the shape is known about it.
+        config: its shape.
+        n_parameters: how many numbers it has.
+        dtype: in what form.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    if _is_ours(folder):
+        atomic_write(folder / README, model_card(card, config, n_parameters, dtype))
+        if card.licence_text is not None:
+            atomic_write(folder / "LICENSE", card.licence_text)
+
+
+def add_progress(folder: Path, step: int, figures: dict[str, float]) -> None:
+    """Say in the card of a checkpoint, if it has one, how far the training was and what the evaluation said."""
+    if not (folder / README).is_file() or not _is_ours(folder):
+        return
+    card = read_card(folder)
+    training = f"After {step:,} steps.\n\n{card.sections.get('Training', '')}".strip()
+    scores = [
+        f"| {name} | {value:.4f} |" for name, value in figures.items() if not name.startswith(DIAGNOSTICS)
+    ]
+    found = card.sections | {"Training": training}
+    if scores:
+        found["Scores"] = "\n".join(["| evaluation | |", "|---|---|", *scores])
+    last = {name: found.pop(name) for name in (COMMANDS, "Licence") if name in found}
+    atomic_write(folder / README, _text(replace(card, sections=found | last)))
+
+
+def read_card(folder: Path) -> Card:
+    """The card in `folder`; of one that is not ours, the head alone. Empty where there is none that can be read."""
+    licence_text = None
+    for path in sorted(folder.glob("LICEN[CS]E*")):
+        licence_text = path.read_text(encoding="utf-8", errors="replace")
+        break
+    try:
+        text = (folder / README).read_text(encoding="utf-8")
+        _, raw, body = text.split("---\n", 2) if text.startswith("---\n") else ("", "", text)
+        head = yaml.safe_load(raw) or {}
+    except (FileNotFoundError, UnicodeDecodeError, ValueError, yaml.YAMLError):
+        return Card(licence_text=licence_text)
+    if not isinstance(head, dict):
+        head = {}
+    if MARK not in body:
+        return Card(head, licence_text=licence_text)
+    parts = [part.partition("\n") for part in body.split("\n## ")[1:]]
+    return Card(head, {title.strip(): content.strip() for title, _, content in parts}, licence_text)
+
+
+def derived(model: str, folder: Path) -> Card:
+    """What a model inherits from the one that it is made from: licence, base model, history.
+
+    Args:
+        model: the other one, as the user named it.
+        folder: where it is.
+
+    Returns:
+        A card without what is particular to the other one's files.
+    """
+    source = read_card(folder)
+    head = {key: source.head[key] for key in (*LICENCE_KEYS, "base_model") if key in source.head}
+    if model in KNOWN:
+        head = {"license": KNOWN[model].licence} | head | {"base_model": KNOWN[model].hub}
+    elif folder == cache_dir() / "models" / model:  # from the hub
+        head["base_model"] = model
+    if source.licence_text is not None:
+        head = {"license": "other", "license_link": "LICENSE"} | head
+    history = {name: text for name, text in source.sections.items() if name not in OWN_SECTIONS}
+    return Card(head, history, source.licence_text)
+
+
+def trained(config: Any, data: list[str], init_from: str | None, resume: Path | None) -> Card:
+    """The card of what a training makes.
+
+    Args:
+        config: the training's configuration, a dataclass instance.
+        data: what it learns from, a line each.
+        init_from: the model that it begins with, as the user named it; None: with none.
+        resume: the checkpoint that it goes on from.
+    """
+    start = Card()
+    if resume is not None:
+        start = derived(init_from or "", resume)
+    elif init_from is not None:
+        start = derived(init_from, resolve(init_from))
+    origin = "From random weights" if init_from is None else f"From `{init_from}`"
+    changed = {
+        f.name: getattr(config, f.name)
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) != f.default
+    }
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+    settings = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()
+    sections = {
+        "Data": "\n".join(f"- {line}" for line in data),
+        "Training": f"{origin}, with\n\n```yaml\n{settings}\n```",
+    }
+    if COMMANDS in start.sections:
+        sections[COMMANDS] = start.sections[COMMANDS]
+    return replace(start, sections=sections)
+
+
+def with_command(card: Card) -> Card:
+    """The card with the command that runs now behind those that made what it was made from."""
+    command = command_line()
+    before = card.sections.get(COMMANDS, "").removeprefix("```sh\n").removesuffix("\n```")
+    lines = before.splitlines()
+    if command is None or lines[-1:] == [command]:
+        return card
+    block = "\n".join(["```sh", *lines, command, "```"])
+    return replace(card, sections=card.sections | {COMMANDS: block})
+
+
+def command_line() -> str | None:
+    """The command line of the door that runs now, as it can be typed again; None outside our doors.
+
+    It holds what the user typed and nothing else: no folders of this machine, nothing of the environment.
+    """
+    door = Path(sys.argv[0])
+    if sys.argv[0].startswith("zhizhi "):
+        words = sys.argv[0].split()
+    elif door.parent.name == "scripts" and door.suffix == ".py":
+        launcher = "python"
+        if "LOCAL_RANK" in os.environ:
+            launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', '1')}"
+        words = [*launcher.split(), f"scripts/{door.name}"]
+    else:
+        return None
+    typed = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]
+    return " ".join([*words, *map(_quoted, typed)])
+
+
+def shape_table(config: GPTConfig, n_parameters: int, dtype: str) -> str:
+    """The shape of a model as a Markdown table."""
+    rows = {
+        "parameters": f"{n_parameters:,}, in {dtype}",
+        "architecture": config.model_type,
+        "layers": config.n_layer,
+        "width": config.n_embd,
+        "heads": f"{config.n_head} of {config.head_dim}, {config.n_kv_head} of keys and values",
+        "width of the MLP": config.n_inner,
+        "context": f"{config.block_size:,} tokens",
+        "vocabulary": f"{config.vocab_size:,}",
+        "output layer": "the token embeddings" if config.tie_embeddings else "its own",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, on one line; what has control characters in bash's way."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.encode("unicode_escape").decode().replace("'", "\\'")
+    return f"$'{escaped}'"
+
+
+def _text(card: Card) -> str:
+    head = yaml.safe_dump(card.head, sort_keys=False, allow_unicode=True)
+    sections = "\n\n".join(f"## {title}\n\n{content}" for title, content in card.sections.items())
+    return f"---\n{head}---\n{MARK}\n\n# A language model made with zhizhi\n\n{sections}\n"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether README.md may be written: there is none, or one that bears our mark."""
+    path = folder / README
+    return not path.exists() or MARK.encode() in path.read_bytes()
