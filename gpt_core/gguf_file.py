@@ -6,15 +6,13 @@ Tensor layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ll
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 from torch import Tensor
 
 from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
+from gpt_core.gguf_parse import GGUF
 from gpt_core.gguf_rope import read_scaling
 
 BLOCK = {
@@ -30,6 +28,7 @@ BLOCK = {
     "ffn_up": "mlp.up",
     "ffn_down": "mlp.down",
 }
+SLOW_PAIRS = "rope_freqs.weight"  # how many times as slow each rotary pair is
 TOP = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "norm", "output": "head"}
 
 # How text is cut before byte-pair merging, by the name that llama.cpp gives the scheme (`tokenizer.ggml.pre`)
@@ -55,34 +54,6 @@ def pre_tokenizer(scheme: str) -> pre_tokenizers.PreTokenizer:
     return by_bytes
 
 
-def _open(path: Path) -> gguf.GGUFReader:
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, OverflowError) as error:
-        raise InputError(f"{path} is not a whole GGUF file ({error}); copy or fetch it again.") from error
-
-
-class _Fields:
-    """The metadata of a GGUF file, by key."""
-
-    def __init__(self, reader: gguf.GGUFReader, path: Path) -> None:
-        self.fields = reader.fields
-        self.path = path
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.fields[key].contents() if key in self.fields else default
-
-    def need(self, key: str) -> Any:
-        if key not in self.fields:
-            raise InputError(f"{self.path} lacks the metadata key {key}; convert the model again.")
-        return self.fields[key].contents()
-
-    def special_ids(self) -> dict[str, int | None]:
-        """The ids of bos, eos and pad, None where the file names none."""
-        keys = {"bos": "bos", "eos": "eos", "pad": "padding"}
-        return {name: self.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-
-
 def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Read a GGUF file of architecture gpt2, llama or qwen3.
 
@@ -92,21 +63,16 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     Raises:
         InputError: for a torn file, another architecture, or a RoPE scaling that this GPT does not compute.
     """
-    reader = _open(path)
-    fields = _Fields(reader, path)
-    arch = fields.need("general.architecture")
+    file = GGUF(path)
+    arch = file.need("general.architecture")
     if arch not in ("gpt2", "llama", "qwen3"):
         raise InputError(f"{path} has architecture {arch!r}; expected gpt2, llama or qwen3.")
-    tensors = {t.name: t for t in reader.tensors}
-    slow = tensors.pop("rope_freqs.weight", None)
-    factors = None if slow is None else torch.from_numpy(np.array(slow.data, dtype=np.float32))
-    config = _config(arch, fields, set(tensors), factors)
+    config = _config(arch, file)
     state: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        # dequantize gives (out, in) as torch has it
-        value = torch.from_numpy(
-            np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        )
+    for name in file.places:
+        if name == SLOW_PAIRS:
+            continue
+        value = file.tensor(name)
         stem, _, kind = name.rpartition(".")
         if not stem.startswith("blk."):
             state[f"{TOP.get(stem, stem)}.{kind}"] = value
@@ -123,35 +89,58 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return config, state
 
 
-def _config(arch: str, fields: _Fields, tensors: set[str], factors: Tensor | None) -> GPTConfig:
-    def need(key: str) -> Any:
-        return fields.need(f"{arch}.{key}")
+def _config(arch: str, file: GGUF) -> GPTConfig:
+    def number(key: str, default: float | None, whole: bool = False) -> Any:
+        value = file.need(f"{arch}.{key}") if default is None else file.get(f"{arch}.{key}", default)
+        if type(value) not in ((int,) if whole else (int, float)) or value <= 0:
+            wanted = "a whole number of at least 1" if whole else "a number above 0"
+            raise InputError(f"{file.path} has {arch}.{key} = {value!r}; expected {wanted}.")
+        return value
 
-    n_embd, n_head = need("embedding_length"), need("attention.head_count")
-    vocab_size = len(fields.fields["tokenizer.ggml.tokens"].data)
-    ids: dict[str, Any] = {f"{name}_id": i for name, i in fields.special_ids().items()}
-    turn = fields.get("tokenizer.ggml.eot_token_id")  # a second token that ends a text: the end of a turn
+    def size(key: str, default: int | None = None) -> int:
+        return number(key, default, whole=True)
+
+    n_embd, n_head = size("embedding_length"), size("attention.head_count")
+    ids: dict[str, Any] = {f"{name}_id": i for name, i in _special_ids(file).items()}
+    turn = file.get("tokenizer.ggml.eot_token_id")  # a second token that ends a text: the end of a turn
     if turn is not None and ids["eos_id"] not in (None, turn):
         ids["eos_id"] = (ids["eos_id"], turn)
     common = ids | {
-        "vocab_size": vocab_size, "block_size": need("context_length"), "n_layer": need("block_count"),
-        "n_head": n_head, "n_embd": n_embd, "n_inner": need("feed_forward_length"),
-        "tie_embeddings": "output.weight" not in tensors,
+        "vocab_size": len(file.need("tokenizer.ggml.tokens")), "block_size": size("context_length"),
+        "n_layer": size("block_count"), "n_head": n_head, "n_embd": n_embd, "n_inner": size("feed_forward_length"),
+        "tie_embeddings": "output.weight" not in file.places,
     }  # fmt: skip
     if arch == "gpt2":
-        return GPTConfig.gpt2(**common, norm_eps=need("attention.layer_norm_epsilon"))
-    scaling = {key: fields.get(key) for key in fields.fields if ".rope.scaling." in key or "context" in key}
+        return GPTConfig.gpt2(**common, norm_eps=number("attention.layer_norm_epsilon", None))
+    head_dim = size("attention.key_length", n_embd // n_head)
+    if (turned := size("rope.dimension_count", head_dim)) != head_dim:
+        raise InputError(
+            f"{file.path} has {arch}.rope.dimension_count = {turned}; this GPT turns whole heads, {head_dim} wide."
+        )
+    slow = file.tensor(SLOW_PAIRS) if SLOW_PAIRS in file.places else None
     return GPTConfig(
         **common,
-        n_kv_head=fields.get(f"{arch}.attention.head_count_kv", n_head),
-        head_dim=fields.get(f"{arch}.attention.key_length", n_embd // n_head),
-        attn_bias="blk.0.attn_q.bias" in tensors,
-        mlp_bias="blk.0.ffn_up.bias" in tensors,
+        n_kv_head=size("attention.head_count_kv", n_head),
+        head_dim=head_dim,
+        attn_bias="blk.0.attn_q.bias" in file.places,
+        mlp_bias="blk.0.ffn_up.bias" in file.places,
         qk_norm=arch == "qwen3",
-        rope_theta=fields.get(f"{arch}.rope.freq_base", 10000.0),
-        rope_scaling=read_scaling(arch, scaling, factors, fields.path),
-        norm_eps=need("attention.layer_norm_rms_epsilon"),
+        rope_theta=number("rope.freq_base", 10000.0),
+        rope_scaling=read_scaling(arch, file.metadata, slow, file.path),
+        norm_eps=number("attention.layer_norm_rms_epsilon", None),
     )
+
+
+def _special_ids(file: GGUF) -> dict[str, int | None]:
+    """The ids of bos, eos and pad, None where the file names none."""
+    n_tokens, ids = len(file.need("tokenizer.ggml.tokens")), {}
+    for name, key in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
+        ids[name] = file.get(f"tokenizer.ggml.{key}_token_id")
+        if ids[name] is not None and ids[name] not in range(n_tokens):
+            raise InputError(
+                f"{file.path} has tokenizer.ggml.{key}_token_id = {ids[name]!r}; expected one of its {n_tokens} tokens."
+            )
+    return ids
 
 
 def _unpermute(weight: Tensor, n_head: int) -> Tensor:
@@ -171,18 +160,25 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
     Raises:
         InputError: for a vocabulary that is not byte-level BPE, or an unknown way of cutting text before the merges.
     """
-    fields = _Fields(_open(path), path)
-    kind, pre = fields.need("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+    file = GGUF(path)
+    kind, pre = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         raise InputError(f"{path} has a tokenizer of kind {kind!r}; expected gpt2, which is byte-level BPE.")
-    tokens = fields.need("tokenizer.ggml.tokens")
-    merges = [tuple(m.split(" ", 1)) for m in fields.need("tokenizer.ggml.merges")]
-    types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    tokens = file.need("tokenizer.ggml.tokens")
+    merges = [tuple(m.split(" ", 1)) for m in file.need("tokenizer.ggml.merges")]
+    types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if pre not in ("default", *SCHEMES):
         raise InputError(f"{path} cuts text by {pre!r}; expected default, {' or '.join(SCHEMES)}.")
     # an unused token stands for a row of the model's matrix that no text comes to
+    if len(types) != len(tokens):
+        raise InputError(
+            f"{path} has {len(tokens)} tokens but {len(types)} token types; convert the model again."
+        )
     vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
-    tokenizer = RustTokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
+    try:
+        tokenizer = RustTokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
+    except Exception as error:  # tokenizers has no narrower one
+        raise InputError(f"{path} has a vocabulary and merges that do not fit together: {error}.") from error
     tokenizer.pre_tokenizer = pre_tokenizer("gpt-2" if pre == "default" else pre)
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -195,19 +191,17 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
             if k == wanted
         ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
-    ids = fields.special_ids()
-    _add_ends(tokenizer, tokens, ids, fields)
-    return tokenizer, ids, fields.get("tokenizer.chat_template")
+    ids = _special_ids(file)
+    _add_ends(tokenizer, tokens, ids, file)
+    return tokenizer, ids, file.get("tokenizer.chat_template")
 
 
-def _add_ends(
-    tokenizer: RustTokenizer, tokens: list[str], ids: dict[str, int | None], fields: _Fields
-) -> None:
+def _add_ends(tokenizer: RustTokenizer, tokens: list[str], ids: dict[str, int | None], file: GGUF) -> None:
     """Where the file says so, `add_special_tokens` puts bos before a text and eos behind it."""
     ends: dict[str, int] = {
         name: i
         for name in ("bos", "eos")
-        if fields.get(f"tokenizer.ggml.add_{name}_token", False) and (i := ids[name]) is not None
+        if file.get(f"tokenizer.ggml.add_{name}_token", False) and (i := ids[name]) is not None
     }
     if ends:
         before, behind = ([tokens[ends[name]]] if name in ends else [] for name in ("bos", "eos"))

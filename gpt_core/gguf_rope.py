@@ -13,6 +13,12 @@ from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.rope_scaling import RopeScaling, frequencies
 
+# What else a file can say of its scaling, with the values that llama.cpp takes where it says nothing
+USUAL = {
+    "attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0,
+    "yarn_log_multiplier": 0.0,
+}  # fmt: skip
+
 
 def read_scaling(
     arch: str, metadata: dict[str, Any], factors: Tensor | None, path: Path
@@ -26,8 +32,15 @@ def read_scaling(
         path: the file, for messages.
 
     Raises:
-        InputError: for a kind that llama.cpp does not compute for these architectures, or two at once.
+        InputError: for a kind that llama.cpp does not compute for these architectures, or two at once, or a number that
+            this GPT does not compute.
     """
+    for name, usual in USUAL.items():
+        value = metadata.get(f"{arch}.rope.scaling.{name}", usual)
+        if value != usual:
+            raise InputError(
+                f"{path} has {arch}.rope.scaling.{name} = {value!r}; this GPT computes only {usual!r}."
+            )
     kind = metadata.get(f"{arch}.rope.scaling.type", "none")
     factor = metadata.get(f"{arch}.rope.scaling.factor", 1.0)
     if factors is not None and kind == "none":

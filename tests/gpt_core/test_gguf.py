@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from gguf.gguf_writer import GGUFValue
 
 from gpt_core import GPT, Engine, InputError, SamplingParams, Tokenizer
 from gpt_core.gpt2_bpe import ASSETS, gpt2_rust
@@ -51,7 +52,7 @@ def write(path, model, arch, pre="gpt-2", kind="gpt2", **more):
     w.add_token_merges(merges[: c.vocab_size - 256])
     w.add_eos_token_id(7)
     for key, value in more.items():
-        w.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.STRING)
+        w.kv_data[0][key.replace("__", ".")] = GGUFValue(value, gguf.GGUFValueType.get_type(value))
     for name, p in model.state_dict().items():
         if name == "lm_head.weight" and c.tie_word_embeddings:
             continue
@@ -125,6 +126,45 @@ def test_bad_files(tmp_path):
     (tmp_path / "second.gguf").write_bytes(b"")
     with pytest.raises(InputError, match="several GGUF files"):
         GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("general__architecture", "bert", "has architecture 'bert'; expected gpt2, llama or qwen3"),
+        (
+            "qwen3__embedding_length",
+            "32",
+            "qwen3.embedding_length = '32'; expected a whole number of at least 1",
+        ),
+        ("qwen3__block_count", 0, "qwen3.block_count = 0; expected a whole number of at least 1"),
+        ("qwen3__block_count", 3, "lacks 11 weights that its config asks for, first blocks.2"),
+        ("qwen3__attention__head_count_kv", [2, 2], r"head_count_kv = \[2, 2\]; expected a whole number"),
+        ("qwen3__rope__freq_base", -1.0, r"qwen3.rope.freq_base = -1.0; expected a number above 0"),
+        ("qwen3__rope__dimension_count", 8, "dimension_count = 8; this GPT turns whole heads, 16 wide"),
+        ("qwen3__rope__scaling__yarn_beta_fast", 16.0, "yarn_beta_fast = 16.0; this GPT computes only 32.0"),
+        ("qwen3__rope__scaling__type", "longrope", "scales its rotary positions by 'longrope'"),
+        ("tokenizer__ggml__eos_token_id", 300, "eos_token_id = 300; expected one of its 300 tokens"),
+    ],
+)
+def test_values_that_we_do_not_compute(tmp_path, key, value, said):
+    config = transformers.Qwen3Config(
+        **SHAPE, vocab_size=300, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    write(tmp_path / "model.gguf", random_model(config), "qwen3", **{key: value})
+    with pytest.raises(InputError, match=said):
+        GPT.from_pretrained(tmp_path)
+
+
+def test_a_vocabulary_that_does_not_fit_together(tmp_path):
+    path, model = tmp_path / "model.gguf", gpt2()
+    write(path, model, "gpt2", tokenizer__ggml__token_type=[1] * 5)
+    with pytest.raises(InputError, match="has 300 tokens but 5 token types"):
+        Tokenizer.from_pretrained(tmp_path)
+    write(path, model, "gpt2", tokenizer__ggml__merges=["no merge"])
+    with pytest.raises(InputError, match="a vocabulary and merges that do not fit together"):
+        Tokenizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.network
