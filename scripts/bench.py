@@ -2,6 +2,7 @@
 
 from embed.bench_encode import bench_encode
 from gpt_core.bench_attention import bench_attention
+from gpt_core.bench_generate import bench_generate
 from gpt_core.bench_learn import bench_learn
 from gpt_core.bench_train import bench_train
 from gpt_core.doors import open_door
@@ -9,7 +10,13 @@ from gpt_core.doors import open_door
 
 def main() -> None:
     open_door(
-        {"train": bench_train, "attention": bench_attention, "learn": bench_learn, "encode": bench_encode}
+        {
+            "train": bench_train,
+            "attention": bench_attention,
+            "learn": bench_learn,
+            "generate": bench_generate,
+            "encode": bench_encode,
+        }
     )
 
 

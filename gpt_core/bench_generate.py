@@ -1,0 +1,266 @@
+"""How fast a model writes: ours next to transformers, llama.cpp and what memory allows, and what each trick brings."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_core.bench_decode import llama_cpp, ours, read_bandwidth, transformers
+from gpt_core.bench_quality import predictions, read_ids, same_texts, same_tokens
+from gpt_core.bench_quotes import quotes, read_questions, summary
+from gpt_core.bench_train import in_own_process
+from gpt_core.device import DeviceName, available_cores, pick_device
+from gpt_core.errors import InputError
+from gpt_core.export import export_gguf, export_hf
+from gpt_core.extras import extra
+from gpt_core.hub import gguf_in, resolve
+from gpt_core.inference import InferenceDtype
+from gpt_core.model import GPT
+from gpt_core.report import print_report
+from gpt_core.tokenizer import Tokenizer
+
+COLUMNS = (
+    "system", "dtype", "prefill_per_s", "decode_per_s", "cpu_ms_per_token", "uncached_per_s", "concurrent_per_s",
+    "of_bandwidth", "perplexity", "same_next", "tokens_per_step",
+)  # fmt: skip
+OURS, PEER, LLAMA = "ours", "transformers", "llama.cpp"
+TOGETHER = 8  # requests at once
+MEDIANS = (
+    "prefill_per_s", "prefill_cpu_ms", "decode_per_s", "cpu_ms_per_token", "uncached_per_s", "concurrent_per_s",
+    "concurrent_cpu_ms",
+)  # fmt: skip
+SPEEDS = (
+    ("decode_per_s", "tokens/s"),
+    ("cpu_ms_per_token", "CPU-s/token"),
+    ("prefill_per_s", "prefill tokens/s"),
+)
+
+Systems = dict[tuple[str, str], Callable[[list[list[int]]], dict[str, Any]]]
+
+
+def bench_generate(
+    *,
+    model: str,
+    data: str,
+    llama_python: str | None = None,
+    squad: str | None = None,
+    dtypes: tuple[InferenceDtype, ...] = ("float32", "bfloat16", "int8"),
+    prompt_tokens: int = 512,
+    new_tokens: int = 128,
+    rounds: int = 3,
+    eval_tokens: int = 16384,
+    answers: int = 100,
+    draft: int = 8,
+    squad_dtype: InferenceDtype = "float32",
+    threads: int | None = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Time greedy decoding with the same weights: by our engine, by transformers' generate and by llama.cpp.
+
+    Each measurement is a process of its own, in turns, `rounds` times, on prompts that differ from round to round;
+    figures are medians over the rounds. No token ends a text, and nothing is guessed but with --squad. prefill_per_s:
+    tokens of the prompt a wall second; decode_per_s: tokens after it, the first not counted; cpu_ms_per_token: CPU time
+    of all threads for one of these, which other programs disturb less; uncached_per_s: each token by a forward over all
+    before it; concurrent_per_s: of eight requests together; of_bandwidth: the share of this machine's reading speed
+    (measured in the same run) at which the weights and the cache are read; perplexity and same_next: of the first
+    eval_tokens of data, in windows of 512, and how often the most probable token is that of the first of dtypes;
+    same_texts and same_for: the share of greedy texts that are that one's, and for how many tokens they are.
+    llama.cpp runs the model's own GGUF file if it is one, and its export as Q8_0 and F16. With --squad, answers that
+    quote passages are written with and without guessed tokens. Prints a table and ends with a line of JSON.
+
+    Args:
+        model: a model folder or known name.
+        data: a text: a file, a folder of files, or token shards of the model's tokenizer.
+        llama_python: a Python that has llama-cpp-python; if not given, llama.cpp is left out.
+        squad: SQuAD's JSON (.json, .json.gz), for answers that quote.
+        dtypes: number formats of ours; transformers takes those that it has.
+        prompt_tokens: length of a prompt.
+        new_tokens: tokens that are written after it.
+        rounds: measurements of each system.
+        eval_tokens: of data, to be predicted; 0: none.
+        answers: of squad, each over another passage.
+        draft: tokens that are guessed in a step there.
+        squad_dtype: number format there.
+        threads: CPU threads; None: all cores.
+        device: auto: cuda, else mps, else cpu.
+    """
+    counts = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds, "answers": answers}
+    for name, value in (counts | {"draft": draft, "threads": 1 if threads is None else threads}).items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; expected at least 1.")
+    if eval_tokens < 0:
+        raise InputError(f"eval_tokens is {eval_tokens}; expected at least 1, or 0 for none.")
+    if not dtypes:
+        raise InputError("dtypes names nothing; expected float32, bfloat16 or int8, or several.")
+    with extra("eval"):
+        import transformers  # noqa: F401  (here rather than in a process far away)
+    folder, place, n_threads = resolve(model), pick_device(device).type, threads or available_cores()
+    questions = [] if squad is None else read_questions(squad, answers)
+    block_size = GPT.from_pretrained(folder).config.block_size
+    if prompt_tokens + new_tokens + TOGETHER + 1 > block_size:
+        raise InputError(
+            f"prompt_tokens and new_tokens are {prompt_tokens} and {new_tokens}; the model's context of {block_size} "
+            f"holds {block_size - TOGETHER - 1} in all here."
+        )
+    ids = read_ids(data, model, Tokenizer.from_pretrained(folder), max(eval_tokens + 1, 2**16))
+    prompts = cut_prompts(ids, rounds, prompt_tokens, data)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        systems = _systems(folder, Path(scratch), dtypes, new_tokens, n_threads, place)
+        if llama_python is not None:
+            systems |= _llama(folder, Path(scratch), llama_python, new_tokens, n_threads)
+        runs: dict[tuple[str, str], list[dict[str, Any]]] = {name: [] for name in systems}
+        bandwidths: list[float] = []
+        for number in range(rounds):
+            bandwidths.append(in_own_process(read_bandwidth, n_threads, place))
+            for (system, dtype), run in systems.items():
+                say(f"round {number + 1} of {rounds}: {system}, {dtype}")
+                runs[system, dtype].append(run(prompts[number]))
+    rows = {name: _row(*name, measured, max(bandwidths)) for name, measured in runs.items()}
+    _add_texts(rows, runs, dtypes[0])
+    if eval_tokens:
+        _add_quality(rows, str(folder), dtypes, ids[: eval_tokens + 1], n_threads, place)
+    found, ratios = list(rows.values()), _ratios(rows, dtypes)
+    if questions:
+        say(f"{len(questions)} answers with and without guesses, {squad_dtype}")
+        told = in_own_process(quotes, str(folder), squad_dtype, questions, draft, n_threads, place)
+        quoted, brought = summary(told, draft, squad_dtype)
+        found, ratios = found + quoted, ratios | brought
+    if llama_python is None:
+        say("llama.cpp is left out; name a Python that has llama-cpp-python with --llama_python")
+    print_report(found, COLUMNS, ratios, ("transformers",))
+
+
+def cut_prompts(ids: list[int], rounds: int, size: int, data: str) -> list[list[list[int]]]:
+    """For each round, windows of a text: to warm up, to be read, to be continued alone, and together.
+
+    Raises:
+        InputError: if the text is so short that two of them would be the same.
+    """
+    n = TOGETHER + 3
+    stride = min(size, (len(ids) - size) // max(rounds * n - 1, 1))
+    if stride < 1:
+        raise InputError(
+            f"{data} has {len(ids)} tokens; expected at least {size + rounds * n - 1} for {rounds} rounds."
+        )
+    windows = [ids[i * stride : i * stride + size] for i in range(rounds * n)]
+    return [windows[i * n : (i + 1) * n] for i in range(rounds)]
+
+
+def say(what: str) -> None:
+    """Tell on standard error how far things are."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def _systems(
+    folder: Path, scratch: Path, dtypes: tuple[InferenceDtype, ...], n_new: int, threads: int, device: str
+) -> Systems:
+    """Ours in each number format, each after transformers in the same, if it has that."""
+
+    def own(dtype: InferenceDtype) -> Callable[[list[list[int]]], dict[str, Any]]:
+        return lambda prompts: in_own_process(ours, str(folder), dtype, prompts, n_new, threads, device)
+
+    def peer(dtype: str) -> Callable[[list[list[int]]], dict[str, Any]]:
+        return lambda prompts: in_own_process(
+            transformers, str(scratch / "hf"), dtype, [prompts[0], prompts[2]], n_new, threads, device
+        )
+
+    say("exporting the model for transformers")
+    export_hf(folder, scratch / "hf")
+    systems: Systems = {}
+    for dtype in dtypes:
+        if dtype not in ("int8", "auto"):
+            systems[PEER, dtype] = peer(dtype)
+        systems[OURS, dtype] = own(dtype)
+    return systems
+
+
+def _llama(folder: Path, scratch: Path, python: str, n_new: int, threads: int) -> Systems:
+    """llama.cpp on the model's own GGUF file, and on its exports."""
+
+    def peer(file: Path) -> Callable[[list[list[int]]], dict[str, Any]]:
+        return lambda prompts: llama_cpp(python, str(file), [prompts[0], prompts[2]], n_new, threads)
+
+    say("exporting the model for llama.cpp")
+    own = gguf_in(folder)
+    files = {} if own is None else {own.name: own}
+    with contextlib.redirect_stdout(sys.stderr):
+        files["Q8_0"] = export_gguf(folder, scratch / "q8_0", "q8_0")
+        files["F16"] = export_gguf(folder, scratch / "f16", "float16")
+    return {(LLAMA, name): peer(file) for name, file in files.items()}
+
+
+def _row(system: str, dtype: str, runs: list[dict[str, Any]], bandwidth: float) -> dict[str, Any]:
+    """The medians of a system's rounds, and what each round gave."""
+    row: dict[str, Any] = {"system": system, "dtype": dtype}
+    row |= {key: float(np.median([run[key] for run in runs])) for key in MEDIANS if key in runs[0]}
+    if "bytes_per_token" in runs[0]:
+        row["of_bandwidth"] = row["decode_per_s"] * runs[0]["bytes_per_token"] / bandwidth
+        row |= {"bandwidth_gb_per_s": bandwidth / 1e9, "mb_per_token": runs[0]["bytes_per_token"] / 1e6}
+    row |= {key: runs[0][key] for key in ("weights_mib", "memory_gib", "version") if key in runs[0]}
+    return row | {"rounds": [[run["decode_per_s"], run["cpu_ms_per_token"]] for run in runs]}
+
+
+def _add_texts(
+    rows: dict[tuple[str, str], dict[str, Any]], runs: dict[tuple[str, str], list[dict[str, Any]]], first: str
+) -> None:
+    """Put into the rows how far the texts are those that ours wrote in the number format `first`."""
+    for key, measured in runs.items():
+        written, reference = [], []
+        for run, other in zip(measured, runs[OURS, first], strict=True):
+            written += run["texts"]
+            reference += other["texts"][: len(run["texts"])]  # peers wrote after the lone prompt alone
+        rows[key] |= same_texts(written, reference)
+
+
+def _add_quality(
+    rows: dict[tuple[str, str], dict[str, Any]],
+    folder: str,
+    dtypes: tuple[InferenceDtype, ...],
+    ids: list[int],
+    threads: int,
+    device: str,
+) -> None:
+    """Put perplexity and agreement with the first of `dtypes` into the rows of ours."""
+    reference: Any = None
+    for dtype in dtypes:
+        say(f"predicting {len(ids) - 1} tokens, {dtype}")
+        found = in_own_process(predictions, folder, dtype, ids, threads, device)
+        reference = found["best"] if reference is None else reference
+        rows[OURS, dtype] |= {
+            "perplexity": float(np.exp(found["loss"])),
+            "same_next": same_tokens(found["best"], reference),
+        }
+
+
+def _ratios(
+    rows: dict[tuple[str, str], dict[str, Any]], dtypes: tuple[InferenceDtype, ...]
+) -> dict[str, float]:
+    ratios: dict[str, float] = {}
+
+    def compare(one: tuple[str, str], other: tuple[str, str], kinds: tuple[tuple[str, str], ...]) -> None:
+        for key, words in kinds:
+            if one in rows and key in rows[one] and key in rows.get(other, {}):
+                ratios[f"{' '.join(one)}/{' '.join(other)} {words}"] = rows[one][key] / rows[other][key]
+
+    for dtype in dtypes:
+        row = rows[OURS, dtype]
+        compare((OURS, dtype), (PEER, dtype), SPEEDS)
+        ratios[f"{OURS} {dtype}, with/without a cache tokens/s"] = row["decode_per_s"] / row["uncached_per_s"]
+        ratios[f"{OURS} {dtype}, {TOGETHER} requests/1 tokens/s"] = (
+            row["concurrent_per_s"] / row["decode_per_s"]
+        )
+        ratios[f"{OURS} {dtype}, {TOGETHER} requests/1 tokens/CPU-s"] = (
+            row["cpu_ms_per_token"] / row["concurrent_cpu_ms"]
+        )
+        ratios[f"{OURS} {dtype}/memory bandwidth"] = row["of_bandwidth"]
+    compare((OURS, "int8"), (OURS, "bfloat16"), (*SPEEDS, ("perplexity", "perplexity")))
+    for dtype in dtypes:
+        for name in rows:
+            if name[0] == LLAMA:
+                compare((OURS, dtype), name, SPEEDS)
+    return ratios

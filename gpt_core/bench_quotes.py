@@ -1,0 +1,157 @@
+"""What guessing tokens ahead brings where answers quote: questions over SQuAD's passages, with and without it."""
+
+import gzip
+import json
+import random
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt_core.bench_decode import clocks
+from gpt_core.device import DeviceName
+from gpt_core.engine import Engine, Request
+from gpt_core.errors import InputError
+from gpt_core.inference import InferenceDtype, load_for_inference
+from gpt_core.sampling import SamplingParams
+from gpt_core.tokenizer import Tokenizer
+
+SYSTEM = "You answer questions by quoting the text that you are given."
+REQUEST = "{passage}\n\nQuote the whole sentence of this text that answers: {question}"
+ANSWER_TOKENS = 96
+LONG = 24  # tokens from which on an answer counts as long
+SEED = 0  # of which passages are taken
+
+
+def read_questions(path: str, n: int) -> list[tuple[str, str]]:
+    """A passage and a question over it, of up to `n` different passages drawn at random.
+
+    Args:
+        path: SQuAD's JSON (`.json`, `.json.gz`).
+        n: how many.
+
+    Raises:
+        InputError: for a file that is missing, damaged or of another form.
+    """
+    opened: Any = gzip.open if path.endswith(".gz") else open
+    try:
+        with opened(path, "rb") as file:
+            articles = json.load(file)["data"]
+        found = [
+            (paragraph["context"], paragraph["qas"][0]["question"])
+            for article in articles
+            for paragraph in article["paragraphs"]
+            if paragraph["qas"]
+        ]
+    except OSError as error:
+        raise InputError(f"--squad {path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, KeyError, TypeError, EOFError, zlib.error):
+        raise InputError(
+            f"{path} is not SQuAD's JSON; expected data, paragraphs, context, qas, question."
+        ) from None
+    if not found:
+        raise InputError(f"{path} asks no question.")
+    return random.Random(SEED).sample(found, min(n, len(found)))
+
+
+def quotes(
+    name: str,
+    dtype: InferenceDtype,
+    questions: list[tuple[str, str]],
+    draft: int,
+    threads: int,
+    device: DeviceName,
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Answer greedily without guesses and with up to `draft` a step, in turns; to be called in its own process.
+
+    Returns:
+        Of each question the two answers, in this order: text (ids), prefill_s (reading the prompt), and wall_s, cpu_s
+        and steps of writing.
+
+    Raises:
+        InputError: for a model without a chat template, or a passage that does not fit its context.
+    """
+    torch.set_num_threads(threads)
+    model, tokenizer = load_for_inference(name, dtype, device), Tokenizer.from_pretrained(name)
+    plain, guessing = (Engine(model, tokenizer, max_running=1, draft=n) for n in (0, draft))
+    found = []
+    for number, (passage, question) in enumerate([*questions[:1], *questions]):  # the first one warms up
+        content = REQUEST.format(passage=passage, question=question)
+        prompt = tokenizer.chat([{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}])
+        if number % 2:
+            one, other = _answer(plain, prompt), _answer(guessing, prompt)
+        else:
+            other, one = _answer(guessing, prompt), _answer(plain, prompt)
+        found.append((one, other))
+    return found[1:]
+
+
+def summary(
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]], draft: int, dtype: str
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows of all answers and of those that are long without guesses; and what guessing brings."""
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    for which, least in (("answers", 1), (f"answers of {LONG} tokens or more", LONG)):
+        chosen = [pair for pair in pairs if len(pair[0]["text"]) >= least]
+        if not chosen:
+            continue
+        same = sum(one["text"] == other["text"] for one, other in chosen)
+        plain, guessing = (
+            _row(f"draft {n}, {which}", dtype, taken) | {"same_answers": same}
+            for n, taken in zip((0, draft), zip(*chosen, strict=True), strict=True)
+        )
+        rows += [plain, guessing]
+        for key, words in (
+            ("decode_per_s", "tokens/s"),
+            ("cpu_ms_per_token", "CPU-s/token"),
+            ("answers_per_s", "answers/s, reading included"),
+        ):
+            ratios[f"draft {draft}/draft 0 {words}, {which}"] = guessing[key] / plain[key]
+        ratios[f"same answers with and without guesses, {which}"] = same / len(chosen)
+    return rows, ratios
+
+
+def _row(system: str, dtype: str, taken: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    n_tokens = [len(run["text"]) for run in taken]
+    steps, wall, cpu, prefill = (
+        sum(run[key] for run in taken) for key in ("steps", "wall_s", "cpu_s", "prefill_s")
+    )
+    return {
+        "system": system,
+        "dtype": dtype,
+        "decode_per_s": sum(n_tokens) / wall,
+        "cpu_ms_per_token": 1e3 * cpu / sum(n_tokens),
+        "tokens_per_step": sum(n_tokens) / steps,
+        "answers_per_s": len(taken) / (wall + prefill),
+        "answers": len(taken),
+        "median_tokens": float(np.median(n_tokens)),
+    }
+
+
+def _answer(engine: Engine, prompt: list[int]) -> dict[str, Any]:
+    """Read the prompt, then answer it; the second request finds it in the engine's cache."""
+    begun = clocks()
+    _run(engine, prompt, 1)
+    read = clocks()
+    request, steps = _run(engine, prompt, ANSWER_TOKENS)
+    done = clocks()
+    return {
+        "text": request.token_ids,
+        "steps": steps,
+        "prefill_s": read[0] - begun[0],
+        "wall_s": done[0] - read[0],
+        "cpu_s": done[1] - read[1],
+    }
+
+
+def _run(engine: Engine, prompt: list[int], n_new: int) -> tuple[Request, int]:
+    request = engine.submit(prompt, SamplingParams(max_new_tokens=n_new, temperature=0.0))
+    steps = 1
+    while engine.step():
+        steps += 1
+    if request.error is not None:
+        raise request.error
+    return request, steps
