@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gpt_core.cache import Cache
+from gpt_core.config import GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.inference import InferenceDtype, prepare
 from gpt_core.inspect_model import inspect_model, memory_lines, next_tokens, parameter_lines, prompt_labels
@@ -23,19 +24,26 @@ from tests.tiny_models import GRAPHS, save_model
 ROOT = Path(__file__).parents[2]
 GPT2 = Tokenizer.from_pretrained("gpt2")
 
+# GPT-Neo's graph: every other layer looks five tokens back
+WINDOWS = replace(
+    GRAPHS["gpt2"], attn_bias="output", scale_attention=False, n_layer=4, window=5, window_layers=(1, 3)
+)
+
 
 @pytest.fixture(scope="module", params=["qwen3", "gpt2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / request.param, request.param)
 
 
-def test_attention_and_next_tokens_are_those_of_transformers(folder: Path) -> None:
-    model = GPT.from_pretrained(folder)
+@pytest.mark.parametrize("config", [*GRAPHS.values(), WINDOWS], ids=[*GRAPHS, "windows"])
+def test_attention_and_next_tokens_are_those_of_transformers(config: GPTConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT(config).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(2)  # farther from uniform
-    model.save_pretrained(folder)
-    reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model.save_pretrained(tmp_path)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     for n_tokens in (1, 7, 45):  # shorter and longer than a head is wide
         ids = torch.arange(n_tokens) * 7 % 320
         with torch.no_grad():
