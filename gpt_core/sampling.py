@@ -30,7 +30,8 @@ class SamplingParams:
         top_p: draw from the fewest best tokens that hold this share of the probability (nucleus sampling,
             Holtzman et al. 2019); 1 is off. Applied after top_k.
         stop: strings that end the text, and are no part of it.
-        seed: the same seed gives the same tokens; None draws a new one.
+        seed: the same seed gives the same tokens; None draws a new one. In bfloat16 or with 8 bits a draw between two
+            tokens may turn on the rounding, and that on what else the engine is computing.
         min_p: drop the tokens that are less probable than min_p times the best one (Nguyen et al. 2024); 0 is off.
         repetition_penalty: of the tokens that the prompt and the text hold, positive logits are divided by it and
             negative ones multiplied by it (CTRL, Keskar et al. 2019); 1 is off, above 1 repeats less.
