@@ -72,6 +72,9 @@ def test_special_tokens_count_only_when_asked_for(folder: Path, say: Any) -> Non
         ids = [tokenizer.eos_id] if special else tokenizer.encode("<eos>")
         expected = "".join(engine.stream(ids, SamplingParams(**greedy)))
         assert say(prompt="<eos>", special_tokens=special, **greedy) == f"<eos>{expected}\n"
+    assert Tokenizer.from_pretrained("gpt2").encode_trusted("a<|endoftext|>") == [64, 50256]
+    with pytest.raises(InputError, match="The character 'z'"):
+        Tokenizer.from_characters("abc").encode_trusted("abz")
 
 
 @pytest.mark.parametrize(
