@@ -122,19 +122,20 @@ def _from_rotary(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
     _expect(raw, "hidden_act", ("silu", "swish"), default="silu")
     n_layer, n_head = raw["num_hidden_layers"], raw["num_attention_heads"]
     rope_theta, rope_scaling = rope_from_hf(raw)
-    near = _sliding_layers(raw, n_layer) if raw["model_type"] == "qwen3" else ()
+    qwen3 = raw["model_type"] == "qwen3"
+    near = _sliding_layers(raw, n_layer) if qwen3 else ()
     return GPTConfig(
         block_size=raw["max_position_embeddings"],
         n_layer=n_layer,
         n_head=n_head,
         n_kv_head=raw.get("num_key_value_heads") or n_head,
         n_embd=raw["hidden_size"],
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // n_head,
+        head_dim=raw.get("head_dim", 128 if qwen3 else raw["hidden_size"] // n_head),
         n_inner=raw["intermediate_size"],
         attn_bias=raw.get("attention_bias", False),
-        mlp_bias=raw["model_type"] == "llama" and raw.get("mlp_bias", False),
-        qk_norm=raw["model_type"] == "qwen3",
-        window=raw["sliding_window"] if near else None,
+        mlp_bias=not qwen3 and raw.get("mlp_bias", False),
+        qk_norm=qwen3,
+        window=raw.get("sliding_window", 4096) if near else None,
         window_layers=near,
         tie_embeddings=raw.get("tie_word_embeddings", False),
         rope_theta=rope_theta,

@@ -63,7 +63,7 @@ class Alibi(nn.Module):
             (B or 1, n_head, T, S) float32.
         """
         behind = _behind(places, n_seen)
-        bias = -behind * self.slopes.view(-1, 1, 1)  # type: ignore[operator]
+        bias = -behind * self.slopes.float().view(-1, 1, 1)  # type: ignore[operator]
         return bias.masked_fill(~(behind >= 0 if mask is None else mask), -math.inf)
 
 

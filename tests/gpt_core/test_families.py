@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from gpt_core import GPT, Cache
+from gpt_core import GPT, Cache, Engine, SamplingParams, Tokenizer
+from tests.tiny_models import save_model
 
 
 def rotary(family, rope_parameters, **more):
@@ -144,3 +145,24 @@ def test_texts_that_share_a_row_do_not_see_each_other(ours):
     logits = ours(row, segments=segments).logits[0]
     assert (logits[5:26] - ours(a[None]).logits[0]).abs().max() < 1e-4
     assert (logits[26:60] - ours(b[None]).logits[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("theirs", ["neo", "qwen3-windows-from-layer-1", "llama-llama3"], indirect=True)
+@torch.no_grad()
+def test_the_engine_goes_on_as_transformers_does(theirs, ours, tmp_path):
+    """Greedily, three texts at a time of five, through chunks of prefill and past the windows."""
+    prompts = [some_ids(5)[b, :n].tolist() for b, n in enumerate((3, 40, 9, 22, 31))]
+    engine = Engine(
+        ours, Tokenizer.from_pretrained(save_model(tmp_path, "qwen3")), max_running=3, prefill_chunk=16
+    )
+    ends = [1, 2]  # the tokenizer's and the model's
+    params = SamplingParams(max_new_tokens=24, temperature=0, logit_bias=dict.fromkeys(ends, -1e9))
+    requests = [engine.submit(prompt, params) for prompt in prompts]
+    engine.run()
+    for prompt, request in zip(prompts, requests, strict=True):
+        ids = torch.tensor([prompt])
+        expected = theirs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, suppress_tokens=ends,
+            pad_token_id=0,
+        )  # fmt: skip
+        assert prompt + request.token_ids == expected[0].tolist()
