@@ -125,7 +125,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
         return handle_torch_function(attend, (q, k, v), q, k, v, mask, dropout_share)
     if k.dtype != q.dtype:  # a cache in another number format
         return attend(q.type_as(k), k, v, mask, dropout_share).type_as(q)
-    if mask is not None and mask.is_floating_point():
+    if mask is not None and mask.is_floating_point() and not torch.is_autocast_enabled(q.device.type):
         mask = mask.type_as(q)
     # What torch's fused kernel does slowly on a CPU: all in 16 bits, and dropout in any number of them.
     slow = v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)

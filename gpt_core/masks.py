@@ -60,11 +60,13 @@ class Alibi(nn.Module):
             n_seen: S.
 
         Returns:
-            (B or 1, n_head, T, S) float32.
+            (B or 1, n_head, T, S) float32, or what autocast asks for.
         """
         behind = _behind(places, n_seen)
         bias = -behind * self.slopes.float().view(-1, 1, 1)  # type: ignore[operator]
-        return bias.masked_fill(~(behind >= 0 if mask is None else mask), -math.inf)
+        bias = bias.masked_fill(~(behind >= 0 if mask is None else mask), -math.inf)
+        place = bias.device.type  # under autocast once for all layers, whose backwards keep it
+        return bias.to(torch.get_autocast_dtype(place)) if torch.is_autocast_enabled(place) else bias
 
 
 def alibi_slopes(n_head: int) -> Tensor:
