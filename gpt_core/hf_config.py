@@ -13,7 +13,7 @@ from gpt_core.hf_rope import rope_from_hf, rope_to_hf
 
 FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3", "zhizhi")  # the model_type of what this GPT computes
 
-# The keys that hold a size, another number, a switch, a list, an object
+# The keys that hold a size, another number, a switch, a token's id, a list, an object
 SIZES = {
     *("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner", "max_position_embeddings"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim"),
@@ -27,6 +27,7 @@ SWITCHES = {
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "scale_attn_weights"),
     "scale_attn_by_inverse_layer_idx",
 }
+IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}
 LISTS = {"attention_types", "layer_types"}
 OBJECTS = {"rope_parameters", "rope_scaling"}
 # Hugging Face's activation_function → ours
@@ -47,6 +48,11 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise InputError(f"config.json has model_type {family!r}; expected {_either(FAMILIES)}.")
+    if quantised := raw.get("quantization_config"):
+        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else quantised
+        raise InputError(
+            f"config.json has quantization_config of {method!r}; this GPT reads weights of 16 and 32 bits, and GGUF."
+        )
     if family == "zhizhi":
         return _from_own(raw)
     eos = raw.get("eos_token_id")
@@ -186,6 +192,9 @@ def _check_types(raw: dict[str, Any]) -> None:
     for key, value in raw.items():
         if key in SIZES and (type(value) is not int or value < 1):
             raise InputError(f"config.json has {key} = {value!r}; expected a whole number of at least 1.")
+        several = key == "eos_token_id" and isinstance(value, list)
+        if key in IDS and not all(type(i) is int for i in (value if several else [value])):
+            raise InputError(f"config.json has {key} = {value!r}; expected a token's id.")
         for keys, kinds, words in (
             (NUMBERS, (int, float), "a number"),
             (SWITCHES, (bool,), "true or false"),

@@ -103,8 +103,12 @@ def _assign(model: GPT, state: dict[str, Tensor], folder: Path) -> None:
 
 def _read_config(path: Path) -> GPTConfig:
     try:
-        return from_hf(json.loads(path.read_text(encoding="utf-8")))
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); copy or fetch it again.") from error
+    try:
+        return from_hf(raw)
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except KeyError as error:
         raise InputError(f"{path} lacks the key {error}, which its model_type needs.") from error

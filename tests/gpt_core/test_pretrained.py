@@ -134,6 +134,13 @@ def test_a_pickle_is_read_where_there_is_nothing_better_in_any_number_format(fol
         ({"n_embd": "16"}, "has n_embd = '16'; expected a whole number of at least 1"),
         ({"n_head": 0}, "has n_head = 0; expected a whole number of at least 1"),
         ({"layer_norm_epsilon": "1e-5"}, "has layer_norm_epsilon = '1e-5'; expected a number"),
+        ({"eos_token_id": "</s>"}, "eos_token_id = '</s>'; expected a token's id"),
+        ({"eos_token_id": [1, "2"]}, r"eos_token_id = \[1, '2'\]; expected a token's id"),
+        ({"bos_token_id": [1]}, r"bos_token_id = \[1\]; expected a token's id"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quantization_config of 'gptq'; this GPT reads weights of",
+        ),
         ({"n_embd": None}, "lacks the key 'n_embd'"),
         ({"n_embd": "drop"}, "lacks the key 'n_embd'"),
         ({"n_embd": 32}, r"wte.weight has shape \(70, 16\), its config asks for \(70, 32\)"),
@@ -245,14 +252,15 @@ def test_values_of_qwen3_that_we_do_not_compute(changes, message):
 
 def test_damaged_and_missing_files(folder):
     data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match="is damaged"):
-        GPT.from_pretrained(folder)
+    for content in (data[: len(data) // 2], b"version https://git-lfs.github.com/spec/v1\n", b""):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match="is damaged"):
+            GPT.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no model\.safetensors and no pytorch_model\.bin"):
         GPT.from_pretrained(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json"):
+    with pytest.raises(InputError, match=r"config\.json is not JSON \(.*\); copy or fetch it again"):
         GPT.from_pretrained(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config\.json holds a list; expected an object"):
