@@ -223,7 +223,7 @@ def _quoted(word: str) -> str:
 def _text(card: Card) -> str:
     head = yaml.safe_dump(card.head, sort_keys=False, allow_unicode=True)
     sections = "\n\n".join(f"## {title}\n\n{content}" for title, content in card.sections.items())
-    return f"---\n{head}---\n{MARK}\n\n# A language model made with zhizhi\n\n{sections}\n"
+    return f"---\n{head}---\n{MARK}\n\n# About this model\n\n{sections}\n"
 
 
 def _is_ours(folder: Path) -> bool:

@@ -272,7 +272,8 @@ def scheme_of(content: dict[str, Any]) -> str:
         bpe.get(key)
         for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout", "byte_fallback")
     )
-    whole = set(pre_tokenizers.ByteLevel.alphabet()) <= set(bpe["vocab"])
+    # bytes without a token are dropped by both libraries, unless one is told of a token for them
+    whole = bpe.get("unk_token") is None or set(pre_tokenizers.ByteLevel.alphabet()) <= set(bpe["vocab"])
     normal = content["normalizer"] is None or (scheme == "qwen2" and content["normalizer"] == {"type": "NFC"})
     same_merging = bool(bpe.get("ignore_merges")) == (scheme == "llama-bpe")
     if scheme is None or not (plain and whole and normal and same_merging):

@@ -239,7 +239,7 @@ def broken(backend: RustTokenizer, how: str) -> Tokenizer:
     if how == "around":
         backend.post_processor = processors.TemplateProcessing("$A !", special_tokens=[("!", 2)])
     if how == "few":
-        backend = RustTokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+        backend = RustTokenizer(models.BPE(vocab={"a": 0}, merges=[], unk_token="a"))
         backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
     return Tokenizer(backend, eos_id=None if how == "endless" else eos)
 
