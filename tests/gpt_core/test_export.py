@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import resource
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -302,4 +305,20 @@ def test_a_full_disk_leaves_nothing(export, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_ctrl_c_leaves_nothing(tmp_path):
+    folder = save_random(tmp_path / "model", replace(CONFIGS["qwen3"], n_layer=40, n_inner=8192))
+
+    def press() -> None:
+        while not list(tmp_path.glob(".out.*/*.gguf")):  # it is being written
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        export_gguf(folder, tmp_path / "out", "q8_0")
+    thread.join()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
