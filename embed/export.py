@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from embed.config import EmbedderConfig
-from embed.folder import beyond_sentence_transformers, load_network, model_folder, save_embedder
+from embed.folder import VECTORS, beyond_sentence_transformers, load_network, model_folder, save_embedder
 from embed.network import Network
 from gpt_core.card import Card, derived
 from gpt_core.errors import InputError
@@ -47,6 +47,7 @@ def export_model(
     refuse_used(target)
     folder = resolve(model)
     card = derived(model, folder)
+    card = replace(card, sections={name: text for name, text in card.sections.items() if name != VECTORS})
     if to == "hf" and dtype != "q8_0":
         export_hf(model_folder(folder), target, dtype or "float32", card)
         print(f'{target}: AutoModelForCausalLM.from_pretrained("{target}") opens it')

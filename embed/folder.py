@@ -32,6 +32,7 @@ TORCH_CLASSES: dict[Activation, str] = {
     "identity": "torch.nn.modules.linear.Identity",
     "tanh": "torch.nn.modules.activation.Tanh",
 }
+VECTORS = "Vectors"  # the heading in a model card
 ACTIVATIONS = {path.rpartition(".")[2]: activation for activation, path in TORCH_CLASSES.items()}
 
 
@@ -109,7 +110,7 @@ def embedder_card(card: Card, network: Network, config: EmbedderConfig) -> Card:
             "pipeline_tag": "sentence-similarity",
             "tags": ["zhizhi", network.gpt.config.model_type, "sentence-transformers", "feature-extraction"],
         }
-    return replace(card, head=head | card.head, sections={"Vectors": table} | card.sections)
+    return replace(card, head=head | card.head, sections={VECTORS: table} | card.sections)
 
 
 def beyond_sentence_transformers(pooling: Pooling, config: GPTConfig) -> str:

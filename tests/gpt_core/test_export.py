@@ -18,6 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from gpt_core import GPT, GPTConfig, InputError, Tokenizer
+from gpt_core.card import Card
 from gpt_core.export import export_gguf, export_hf
 from gpt_core.gguf_file import SCHEMES, pre_tokenizer
 from gpt_core.gguf_rope import read_scaling
@@ -208,6 +209,17 @@ def test_every_way_to_cut_text_comes_back(scheme, tmp_path):
         assert back.vocab_size == 322
 
 
+def test_a_second_end_token_and_the_licence(tmp_path):
+    folder = save_random(tmp_path / "model", replace(CONFIGS["qwen3"], eos_id=(7, 1)))
+    card = Card({"license": "mit"})
+    file = export_gguf(folder, tmp_path / "out", "float16", card)
+    assert GPT.from_pretrained(file.parent).config.eos_ids == (1, 7)  # the tokenizer's first
+    assert gguf.GGUFReader(file).fields["general.license"].contents() == "mit"
+    export_hf(folder, tmp_path / "hf", "float32", card)
+    settings = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert settings == {"eos_token_id": [7, 1], "pad_token_id": 0}
+
+
 def test_gpt2s_own_tokenizer_comes_back(tmp_path):
     tokenizer = Tokenizer.from_pretrained("gpt2")
     tokenizer.save(tmp_path / "model")
@@ -279,6 +291,10 @@ def test_graphs_and_folders_that_cannot_be_exported(tmp_path):
         with pytest.raises(InputError, match=f"llama.cpp does not compute .*{said}.*--to hf"):
             export_gguf(folder, tmp_path / "out")
     random_model(replace(CONFIGS["qwen3"], position="alibi")).save_pretrained(folder)
+    for export in (export_hf, export_gguf):
+        with pytest.raises(InputError, match="has ALiBi positions, which no format of other tools has"):
+            export(folder, tmp_path / "out")
+    random_model(GPTConfig(**ROTARY, position="alibi")).save_pretrained(folder)
     for export in (export_hf, export_gguf):
         with pytest.raises(InputError, match="has ALiBi positions, which no format of other tools has"):
             export(folder, tmp_path / "out")

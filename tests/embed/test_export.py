@@ -1,0 +1,85 @@
+"""The door that hands models to other tools: an embedder's language model to all of them, and what is refused."""
+
+import pytest
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+
+from embed import Encoder
+from embed.config import EmbedderConfig, Pooling
+from embed.export import export_model
+from embed.folder import load_network, save_embedder
+from gpt_core import GPT, InputError, Tokenizer
+from gpt_core.card import read_card
+from tests.tiny_models import TEXTS, reference_model, save_model
+
+
+@pytest.fixture
+def embedder(tmp_path):
+    """An embedder with prompts, a lower layer and a licence."""
+    folder = save_model(tmp_path / "model", "qwen3")
+    config = EmbedderConfig(Pooling("mean", layer=2, final_norm=True), query_prompt="search: ")
+    network = load_network(folder, config)
+    (tmp_path / "embedder").mkdir()
+    (tmp_path / "embedder" / "LICENSE").write_text("Yours.\n")
+    save_embedder(tmp_path / "embedder", network, config, Tokenizer.from_pretrained(folder))
+    return tmp_path / "embedder"
+
+
+@torch.no_grad()
+def test_an_embedders_language_model_goes_to_hf_and_gguf(embedder, tmp_path, capsys):
+    ids = torch.tensor([Tokenizer.from_pretrained(embedder).encode(TEXTS[0])])
+    ours = GPT.from_pretrained(embedder)(ids).logits  # of all three blocks
+    export_model(str(tmp_path / "hf"), model=str(embedder), to="hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert (theirs(ids).logits - ours).abs().max() < 1e-4
+    assert not list(tmp_path.glob("hf/*_Pooling"))
+    export_model(str(tmp_path / "gguf"), model=str(embedder), to="gguf", dtype="q8_0")
+    assert [p.name for p in tmp_path.glob("gguf/*.gguf")] == ["gguf-Q8_0.gguf"]
+    assert (GPT.from_pretrained(tmp_path / "gguf")(ids).logits - ours).abs().max() < 0.05
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 2
+    for name in ("hf", "gguf"):
+        card = read_card(tmp_path / name)
+        assert card.licence_text == "Yours.\n"
+        assert "Vectors" in read_card(embedder).sections
+        assert "Vectors" not in card.sections
+
+
+def test_a_sentence_transformers_folder_has_a_card_and_keeps_its_vectors(embedder, tmp_path):
+    export_model(str(tmp_path / "out"), model=str(embedder), to="sentence-transformers")
+    card = read_card(tmp_path / "out")
+    assert card.head["library_name"] == "sentence-transformers"
+    assert "| pooling | mean |" in card.sections["Vectors"]
+    assert '| put before a query | `"search: "` |' in card.sections["Vectors"]
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    ours = Encoder.from_pretrained(embedder).encode_query(TEXTS)
+    assert (ours * theirs.encode_query(TEXTS)).sum(axis=1).min() > 0.9999
+    theirs.save(str(tmp_path / "saved"))  # which reads and writes the card, too
+    assert (Encoder.from_pretrained(tmp_path / "saved").encode_query(TEXTS) * ours).sum(axis=1).min() > 0.9999
+
+
+def test_a_model_below_the_folder_of_an_embedder(tmp_path):
+    folder = save_model(tmp_path / "model", "gpt2")
+    reference_model(folder, "mean").save(str(tmp_path / "theirs"))
+    export_model(str(tmp_path / "out"), model=str(tmp_path / "theirs"), to="gguf")
+    assert GPT.from_pretrained(tmp_path / "out").config.n_layer == 3
+
+
+@pytest.mark.parametrize(
+    ("to", "dtype", "said"),
+    [
+        ("hf", "q8_0", "--to hf has no dtype q8_0; expected float32, bfloat16 or float16"),
+        ("gguf", "bfloat16", "--to gguf has no dtype bfloat16; expected float16 or q8_0"),
+        ("sentence-transformers", "float16", "has no dtype float16; expected float32"),
+    ],
+)
+def test_number_formats_that_a_tool_does_not_get(to, dtype, said, tmp_path):
+    folder = save_model(tmp_path / "model", "qwen3")
+    with pytest.raises(InputError, match=said):
+        export_model(str(tmp_path / "out"), model=str(folder), to=to, dtype=dtype)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    with pytest.raises(InputError, match="used already holds something; remove it or name another folder"):
+        export_model(str(tmp_path / "used"), model=str(folder), to=to)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "used"]
