@@ -21,6 +21,7 @@ from gpt_core.rope_scaling import frequencies
 
 SHORT = 512  # tokens up to which two plain products beat the fused kernel where that is slow
 FEW = 16  # new tokens up to which two plain products beat the fused kernel on a CPU
+WASTE = 2  # times the keys that there are may be looked at, if all rows then share one product
 BLOCK = 64  # queries that are attended from at a time where the fused kernel is slow and nothing is kept for a backward
 
 
@@ -123,8 +124,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     """
     if has_torch_function((q, k, v)):  # somebody watches, such as `gpt_core.probes.Maxima`
         return handle_torch_function(attend, (q, k, v), q, k, v, mask, dropout_share)
-    if k.dtype != q.dtype:  # a cache in another number format
-        return attend(q.type_as(k), k, v, mask, dropout_share).type_as(q)
     if mask is not None and mask.is_floating_point() and not torch.is_autocast_enabled(q.device.type):
         mask = mask.type_as(q)
     # What torch's fused kernel does slowly on a CPU: all in 16 bits, and dropout in any number of them.
@@ -158,30 +157,36 @@ def attend_cached(
     """
     if cache.mask is None:  # every row begins here: the new keys are all there are
         return attend(q, k, v, mask, 0.0)
-    if q.device.type != "cpu" or q.shape[2] > FEW:
+    ends, n_tokens = cache.ends, q.shape[2]
+    if q.device.type != "cpu" or n_tokens > FEW:
         return attend(q, *cache.all_rows(layer), mask, 0.0)
-    all_seen = q.shape[2] == 1 and mask is cache.mask
-    return attend_from_few(q, k.shape[1], cache, layer, None if all_seen else mask)
+    plain = n_tokens == 1 and mask is cache.mask  # a new token sees all that its row holds
+    if cache.end * len(ends) <= WASTE * sum(ends):
+        all_seen = plain and min(ends) == cache.end
+        return attend_from_few(q, *cache.all_rows(layer), None if all_seen else mask)
+    rows = []  # of very different lengths: none shall pay for the longest
+    for b, end in enumerate(ends):
+        seen = None if mask is None or plain else mask[b : b + 1, ..., :end]
+        rows.append(attend_from_few(q[b : b + 1], *cache.one_row(layer, b), seen))
+    return torch.cat(rows)
 
 
-def attend_from_few(q: Tensor, n_kv_head: int, cache: CacheRows, layer: int, mask: Tensor | None) -> Tensor:
-    """Attention from few new tokens to many cached ones on a CPU; `mask` as for `attend`, None sees all.
+def attend_from_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention from few queries to many keys, as in decoding; shapes and mask as for `attend`, but None sees all.
 
-    Row by row it is as fast as with all in one, and no row pays for the length of another. The heads of a group share
-    their keys, so they are rows of one product: the keys are read once, never repeated.
+    The heads of a group share their keys, so they are rows of one product: the keys are read once, never repeated. It
+    is done in float32, since a CPU's products of few rows are slow in 16 bits.
     """
     n_rows, n_head, n_tokens, head_dim = q.shape
-    grouped = (q.to(cache.dtype) / math.sqrt(head_dim)).reshape(n_rows, n_kv_head, -1, head_dim)
-    rows = []
-    for b, end in enumerate(cache.ends):
-        k, v = cache.one_row(layer, b)
-        logits = grouped[b] @ k.mT  # (n_kv_head, group · T, end)
-        if mask is not None:
-            logits, seen = logits.view(n_head, n_tokens, end), mask[b, ..., :end]
-            logits = logits.masked_fill(~seen, -math.inf) if seen.dtype == torch.bool else logits + seen
-            logits = logits.view(n_kv_head, -1, end)
-        rows.append(logits.softmax(dim=-1) @ v)
-    return torch.stack(rows).view(q.shape).type_as(q)
+    n_kv_head, n_keys = k.shape[1:3]
+    precise = torch.promote_types(q.dtype, torch.float32)
+    # (B, n_kv_head, group · T, head_dim) · (B, n_kv_head, head_dim, S)
+    grouped = (q.to(precise) / math.sqrt(head_dim)).reshape(n_rows, n_kv_head, -1, head_dim)
+    logits = (grouped @ k.to(precise).mT).view(n_rows, n_head, n_tokens, n_keys)
+    if mask is not None:
+        logits = logits.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+    weights = logits.softmax(dim=-1).view(n_rows, n_kv_head, -1, n_keys)
+    return (weights @ v.to(precise)).view(q.shape).type_as(q)
 
 
 def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout_share: float) -> Tensor:

@@ -15,8 +15,7 @@ class Cache:
         config: the shape of the GPT whose keys and values it holds.
         n_slots: how many texts fit side by side.
         device: where the memory lies.
-        dtype: of the keys and values, in which a cached token is attended to. Float32 beside a model in 16 bits is
-            faster on a CPU, whose products of few rows are slow in 16 bits.
+        dtype: of the keys and values; the model's own, or decoding is not exact.
         length: tokens per slot, the model's `block_size` if None.
     """
 
@@ -73,11 +72,6 @@ class CacheRows:
     slots: list[int]
     n_new: list[int] | None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the keys and values."""
-        return self.cache.k.dtype
-
     def begin(self, n_rows: int, n_tokens: int) -> None:
         """Work out, once for all layers, where the new tokens go and what they may see."""
         device = self.cache.k.device
@@ -108,12 +102,12 @@ class CacheRows:
     def extend(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Store the new keys and values (B, n_kv_head, T, head_dim)."""
         for store, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
-            store[self.slot, :, self.place] = new[self.row, :, self.step].type_as(store)
+            store[self.slot, :, self.place] = new[self.row, :, self.step]
 
     def one_row(self, layer: int, b: int) -> tuple[Tensor, Tensor]:
-        """All keys and values of row b, (n_kv_head, its end, head_dim) each."""
+        """All keys and values of row b, (1, n_kv_head, its end, head_dim) each."""
         slot, end = self.slots[b], self.ends[b]
-        return self.cache.k[layer, slot, :, :end], self.cache.v[layer, slot, :, :end]
+        return self.cache.k[layer, slot : slot + 1, :, :end], self.cache.v[layer, slot : slot + 1, :, :end]
 
     def all_rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """The keys and values of all rows up to the longest one's end, (B, n_kv_head, end, head_dim) each."""

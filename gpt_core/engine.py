@@ -18,6 +18,7 @@ from torch import Tensor
 from gpt_core.cache import Cache
 from gpt_core.detokenizer import Detokenizer
 from gpt_core.errors import InputError
+from gpt_core.inference import cpu_threads, decode_threads
 from gpt_core.model import GPT
 from gpt_core.request import NO_SLOT, Request
 from gpt_core.sampling import SamplingParams, check_vocabulary, sample, token_logprobs
@@ -69,11 +70,13 @@ class Engine:
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
         self.draft = draft
+        self.decode_threads = decode_threads(model)
         self.eos_ids = {*model.config.eos_ids, tokenizer.eos_id} - {None}
         # Vocabularies are padded to round sizes; what the tokenizer cannot decode must not be drawn.
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
-        dtype = torch.float32 if model.device.type == "cpu" else model.dtype  # see `Cache`
-        self.cache = Cache(model.config, max_running, device=model.device, dtype=dtype, length=self.context)
+        self.cache = Cache(
+            model.config, max_running, device=model.device, dtype=model.dtype, length=self.context
+        )
         self.slots = Slots(self.cache)
         self._requests: list[Request] = []  # running and waiting, in the order of arrival
         self._lock = threading.Lock()  # guards the list
@@ -222,7 +225,7 @@ class Engine:
             return
         n_guesses = min(self.draft, SHORT_STEP // len(requests) - 1)
         guesses = [self._guess(r, n_guesses) if n_guesses > 0 else [] for r in requests]
-        with self._ending(requests):
+        with self._ending(requests), cpu_threads(self.decode_threads):
             ids = [[r.token_ids[-1], *guess] for r, guess in zip(requests, guesses, strict=True)]
             rows = self._logits(self._forward(requests, ids))
             for request, guess, logits in zip(requests, guesses, rows, strict=True):

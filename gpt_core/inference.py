@@ -4,6 +4,8 @@ What comes out computes the same graph, but is for generating only: its weights 
 """
 
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,11 +13,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from gpt_core.cache import Cache
 from gpt_core.device import GAIN, DeviceName, pick_device, wall_seconds
 from gpt_core.errors import InputError
 from gpt_core.int8 import to_int8
 from gpt_core.model import GPT, Block
 
+WORTH = 1.1  # so many times faster must all threads be than one, which leaves the others to other work
 InferenceDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
@@ -102,3 +106,46 @@ def _step_seconds(x: Tensor, weights: Tensor) -> float:
             nn.functional.linear(x, weight)
 
     return statistics.median(wall_seconds(step, x.device) for _ in range(5))
+
+
+def decode_threads(model: GPT) -> int:
+    """CPU threads with which one token is decoded fastest: one, or as many as torch uses now.
+
+    A product with one row is so short that waking a thread for it may cost more than it brings; which it is depends on
+    the processor, on the model's width and on whether idle threads sleep (OMP_WAIT_POLICY). Measured once in a process
+    for models of the same shape and number format.
+    """
+    n_threads = torch.get_num_threads()
+    if model.device.type != "cpu" or n_threads == 1:
+        return n_threads
+    kinds = (type(module) for module in model.blocks[0].modules())
+    key = (str(model.config), model.dtype, n_threads, *kinds)
+    if key not in _quickest:
+        cache = Cache(model.config, 1, dtype=model.dtype, length=1)
+        token = torch.zeros(1, 1, dtype=torch.long)
+
+        @torch.inference_mode()
+        def step() -> None:
+            cache.free(0)
+            model.logits(model(token, cache=cache.rows([0]), logits=False).hidden)
+
+        seconds = {}
+        for n in (1, n_threads):
+            with cpu_threads(n):
+                seconds[n] = min(wall_seconds(step, model.device) for _ in range(4))
+        _quickest[key] = n_threads if seconds[1] > WORTH * seconds[n_threads] else 1
+    return _quickest[key]
+
+
+_quickest: dict[tuple[object, ...], int] = {}
+
+
+@contextmanager
+def cpu_threads(n: int) -> Iterator[None]:
+    """Let torch use `n` CPU threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
