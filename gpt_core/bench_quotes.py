@@ -18,8 +18,10 @@ from gpt_core.inference import InferenceDtype, load_for_inference
 from gpt_core.sampling import SamplingParams
 from gpt_core.tokenizer import Tokenizer
 
-SYSTEM = "You answer questions by quoting the text that you are given."
-REQUEST = "{passage}\n\nQuote the whole sentence of this text that answers: {question}"
+SYSTEM = "You copy sentences out of a text, word for word."
+REQUEST = "{passage}\n\n{question} Copy the sentence of the text that answers, word for word."
+BEGINNING = 'The text says: "'  # of the answer: a small model would paraphrase otherwise
+END = ('"', "\n")
 ANSWER_TOKENS = 96
 LONG = 24  # tokens from which on an answer counts as long
 SEED = 0  # of which passages are taken
@@ -67,8 +69,8 @@ def quotes(
     """Answer greedily without guesses and with up to `draft` a step, in turns; to be called in its own process.
 
     Returns:
-        Of each question the two answers, in this order: text (ids), prefill_s (reading the prompt), and wall_s, cpu_s
-        and steps of writing.
+        Of each question the two answers, in this order: text (ids), said (the same as a string), quoted (whether the
+        passage has it word for word), prefill_s (reading the prompt), and wall_s, cpu_s and steps of writing.
 
     Raises:
         InputError: for a model without a chat template, or a passage that does not fit its context.
@@ -79,11 +81,14 @@ def quotes(
     found = []
     for number, (passage, question) in enumerate([*questions[:1], *questions]):  # the first one warms up
         content = REQUEST.format(passage=passage, question=question)
-        prompt = tokenizer.chat([{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}])
+        chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
+        prompt = tokenizer.chat(chat) + tokenizer.encode(BEGINNING)
         if number % 2:
             one, other = _answer(plain, prompt), _answer(guessing, prompt)
         else:
             other, one = _answer(guessing, prompt), _answer(plain, prompt)
+        for answer in (one, other):
+            answer["quoted"] = answer["said"].strip() in passage
         found.append((one, other))
     return found[1:]
 
@@ -127,6 +132,7 @@ def _row(system: str, dtype: str, taken: Sequence[dict[str, Any]]) -> dict[str, 
         "tokens_per_step": sum(n_tokens) / steps,
         "answers_per_s": len(taken) / (wall + prefill),
         "answers": len(taken),
+        "quoted": sum(run["quoted"] for run in taken),
         "median_tokens": float(np.median(n_tokens)),
     }
 
@@ -140,6 +146,7 @@ def _answer(engine: Engine, prompt: list[int]) -> dict[str, Any]:
     done = clocks()
     return {
         "text": request.token_ids,
+        "said": request.text,
         "steps": steps,
         "prefill_s": read[0] - begun[0],
         "wall_s": done[0] - read[0],
@@ -148,7 +155,7 @@ def _answer(engine: Engine, prompt: list[int]) -> dict[str, Any]:
 
 
 def _run(engine: Engine, prompt: list[int], n_new: int) -> tuple[Request, int]:
-    request = engine.submit(prompt, SamplingParams(max_new_tokens=n_new, temperature=0.0))
+    request = engine.submit(prompt, SamplingParams(max_new_tokens=n_new, temperature=0.0, stop=END))
     steps = 1
     while engine.step():
         steps += 1

@@ -98,7 +98,7 @@ def test_all_sides_write_the_same_and_are_compared(
         assert ratios[name] == pytest.approx(expected, rel=1e-3)
     plain, guessing = rows["draft 0, answers", "float32"], rows["draft 4, answers", "float32"]
     assert plain["answers"] == guessing["answers"] == guessing["same_answers"] == 2
-    assert guessing["tokens_per_step"] > plain["tokens_per_step"]  # a random model soon repeats itself
+    assert guessing["tokens_per_step"] >= plain["tokens_per_step"] >= 1
 
 
 def test_prompts_differ() -> None:
