@@ -98,6 +98,8 @@ def chat(
         sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 spoil their own line alone
     if sys.stdin.isatty():
         _note(f"{model}; /help lists the commands, Ctrl-D leaves")
+    if talk.n_forgotten:
+        _note_forgotten(engine, talk)  # of the loaded conversation
     with until_nobody_reads():
         if (
             not _talk(model, engine, talk, replace(params, max_new_tokens=n_answer))
@@ -134,10 +136,7 @@ def _answer(message: str, engine: Engine, talk: Conversation, params: SamplingPa
     with StopSignal() as stop:
         ids = talk.prompt(message)
         if talk.n_forgotten > n_forgotten:
-            _note(
-                f"the context of {engine.context} tokens is full: of the conversation the oldest "
-                f"{2 * talk.n_forgotten} messages are not read any more"
-            )
+            _note_forgotten(engine, talk)
         request = engine.submit(ids, params)
         follow(engine, request, lambda: stop.asked > 0)
         write_text("\n")
@@ -199,6 +198,13 @@ def _read_line(prompt: str) -> str | None:
         print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     return line.removesuffix("\n") if line else None
+
+
+def _note_forgotten(engine: Engine, talk: Conversation) -> None:
+    _note(
+        f"the context of {engine.context} tokens is full: of the conversation the oldest "
+        f"{2 * talk.n_forgotten} messages are not read any more"
+    )
 
 
 def _note(text: str) -> None:

@@ -176,6 +176,14 @@ def test_a_full_context_is_said_on_stderr(say: Any) -> None:
     assert "the context of 90 tokens is full: of the conversation the oldest" in err
 
 
+def test_a_loaded_conversation_that_does_not_fit_is_said(say: Any, tmp_path: Path) -> None:
+    turn = [{"role": "user", "content": "know " * 5}, {"role": "assistant", "content": "to know"}]
+    conversation.save(tmp_path / "talk.json", "any", turn * 8)
+    _, err, code = say("what\n", load=str(tmp_path / "talk.json"), max_new_tokens=20, context=90)
+    assert code == 0
+    assert err.count("the context of 90 tokens is full: of the conversation the oldest") == 1
+
+
 def test_a_base_model_is_pointed_to_sample(tmp_path: Path, say: Any) -> None:
     base = save_model(tmp_path / "base", "gpt2")
     with pytest.raises(InputError, match=r"base has no chat template.*use scripts/sample\.py"):
