@@ -106,7 +106,7 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
     if turn is not None and ids["eos_id"] not in (None, turn):
         ids["eos_id"] = (ids["eos_id"], turn)
     common = ids | {
-        "vocab_size": len(file.need("tokenizer.ggml.tokens")), "block_size": size("context_length"),
+        "vocab_size": len(file.texts("tokenizer.ggml.tokens")), "block_size": size("context_length"),
         "n_layer": size("block_count"), "n_head": n_head, "n_embd": n_embd, "n_inner": size("feed_forward_length"),
         "tie_embeddings": "output.weight" not in file.places,
     }  # fmt: skip
@@ -133,7 +133,7 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
 
 def _special_ids(file: GGUF) -> dict[str, int | None]:
     """The ids of bos, eos and pad, None where the file names none."""
-    n_tokens, ids = len(file.need("tokenizer.ggml.tokens")), {}
+    n_tokens, ids = len(file.texts("tokenizer.ggml.tokens")), {}
     for name, key in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         ids[name] = file.get(f"tokenizer.ggml.{key}_token_id")
         if ids[name] is not None and ids[name] not in range(n_tokens):
@@ -164,17 +164,24 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
     kind, pre = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         raise InputError(f"{path} has a tokenizer of kind {kind!r}; expected gpt2, which is byte-level BPE.")
-    tokens = file.need("tokenizer.ggml.tokens")
-    merges = [tuple(m.split(" ", 1)) for m in file.need("tokenizer.ggml.merges")]
+    tokens = file.texts("tokenizer.ggml.tokens")
+    parted = [m.partition(" ") for m in file.texts("tokenizer.ggml.merges")]
+    merges = [(left, right) for left, _, right in parted]
     types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if pre not in ("default", *SCHEMES):
         raise InputError(f"{path} cuts text by {pre!r}; expected default, {' or '.join(SCHEMES)}.")
     # an unused token stands for a row of the model's matrix that no text comes to
-    if len(types) != len(tokens):
+    n_types = len(types) if isinstance(types, list) else "no list of"
+    if n_types != len(tokens):
         raise InputError(
-            f"{path} has {len(tokens)} tokens but {len(types)} token types; convert the model again."
+            f"{path} has {len(tokens)} tokens but {n_types} token types; convert the model again."
         )
     vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
+    odd = next((pair for pair in merges if not pair[1] or "".join(pair) not in vocab), None)
+    if odd is not None:  # over which `tokenizers` can panic, which is no Exception
+        raise InputError(
+            f"{path} has a vocabulary and merges that do not fit together: {' '.join(odd)!r} makes no token."
+        )
     try:
         tokenizer = RustTokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
     except Exception as error:  # tokenizers has no narrower one

@@ -64,6 +64,13 @@ class GGUF:
             raise InputError(f"{self.path} lacks the metadata key {key}; convert the model again.")
         return self.metadata[key]
 
+    def texts(self, key: str) -> list[str]:
+        """The list of texts under a metadata key; InputError where the file has none."""
+        value = self.need(key)
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise InputError(f"{self.path} has no list of texts as {key}; convert the model again.")
+        return value
+
     def tensor(self, name: str) -> Tensor:
         """A tensor, dequantised to float32.
 

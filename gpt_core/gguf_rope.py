@@ -42,7 +42,10 @@ def read_scaling(
                 f"{path} has {arch}.rope.scaling.{name} = {value!r}; this GPT computes only {usual!r}."
             )
     kind = metadata.get(f"{arch}.rope.scaling.type", "none")
-    factor = metadata.get(f"{arch}.rope.scaling.factor", 1.0)
+    key = f"{arch}.rope.scaling.factor"
+    factor = metadata.get(key, 1.0)
+    if type(factor) not in (int, float) or (kind != "none" and factor <= 0):
+        raise InputError(f"{path} has {key} = {factor!r}; expected a number above 0.")
     if factors is not None and kind == "none":
         return RopeScaling("longrope", factors=tuple(factors.tolist()))
     if factors is not None or kind not in ("none", "linear", "yarn"):
@@ -52,8 +55,11 @@ def read_scaling(
             "rope_freqs alone."
         )
     if kind == "yarn":
-        length = metadata.get(f"{arch}.rope.scaling.original_context_length")
-        return _yarn(factor, length if length is not None else metadata.get(f"{arch}.context_length"))
+        key = f"{arch}.rope.scaling.original_context_length"
+        length = metadata.get(key, metadata.get(f"{arch}.context_length"))
+        if type(length) is not int or length < 1:
+            raise InputError(f"{path} has {key} = {length!r}; expected a whole number of at least 1.")
+        return _yarn(factor, length)
     return RopeScaling("linear", factor) if kind == "linear" else None
 
 

@@ -238,6 +238,13 @@ def test_scalings_that_llama_cpp_does_not_have(tmp_path):
     kind = {"llama.rope.scaling.type": "yarn", "llama.context_length": 64}
     with pytest.raises(InputError, match="by 'yarn' and by rope_freqs"):
         read_scaling("llama", kind, torch.ones(8), tmp_path)
+    with pytest.raises(InputError, match=r"llama.rope.scaling.factor = 0.0; expected a number above 0"):
+        read_scaling("llama", kind | {"llama.rope.scaling.factor": 0.0}, None, tmp_path)
+    length = {"llama.rope.scaling.original_context_length": 0}
+    with pytest.raises(
+        InputError, match="original_context_length = 0; expected a whole number of at least 1"
+    ):
+        read_scaling("llama", kind | length, None, tmp_path)
 
 
 def broken(backend: RustTokenizer, how: str) -> Tokenizer:

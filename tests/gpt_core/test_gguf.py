@@ -144,6 +144,8 @@ def test_bad_files(tmp_path):
         ("qwen3__rope__dimension_count", 8, "dimension_count = 8; this GPT turns whole heads, 16 wide"),
         ("qwen3__rope__scaling__yarn_beta_fast", 16.0, "yarn_beta_fast = 16.0; this GPT computes only 32.0"),
         ("qwen3__rope__scaling__type", "longrope", "scales its rotary positions by 'longrope'"),
+        ("qwen3__rope__scaling__factor", "4", "qwen3.rope.scaling.factor = '4'; expected a number above 0"),
+        ("tokenizer__ggml__tokens", 300, "has no list of texts as tokenizer.ggml.tokens"),
         ("tokenizer__ggml__eos_token_id", 300, "eos_token_id = 300; expected one of its 300 tokens"),
     ],
 )
@@ -161,6 +163,16 @@ def test_a_vocabulary_that_does_not_fit_together(tmp_path):
     path, model = tmp_path / "model.gguf", gpt2()
     write(path, model, "gpt2", tokenizer__ggml__token_type=[1] * 5)
     with pytest.raises(InputError, match="has 300 tokens but 5 token types"):
+        Tokenizer.from_pretrained(tmp_path)
+    write(path, model, "gpt2", tokenizer__ggml__token_type=1)
+    with pytest.raises(InputError, match="300 tokens but no list of token types"):
+        Tokenizer.from_pretrained(tmp_path)
+    write(path, model, "gpt2", tokenizer__ggml__merges=[1, 2])
+    with pytest.raises(InputError, match=r"no list of texts as tokenizer\.ggml\.merges"):
+        Tokenizer.from_pretrained(tmp_path)
+    longest = "a" * 300  # longer than any token: `tokenizers` panics over it
+    write(path, model, "gpt2", tokenizer__ggml__merges=[f"a {longest}"])
+    with pytest.raises(InputError, match="do not fit together"):
         Tokenizer.from_pretrained(tmp_path)
     write(path, model, "gpt2", tokenizer__ggml__merges=["no merge"])
     with pytest.raises(InputError, match="a vocabulary and merges that do not fit together"):
