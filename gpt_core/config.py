@@ -1,10 +1,20 @@
 """The shape of a GPT."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt_core.errors import InputError
 from gpt_core.rope_scaling import RopeScaling
+
+LARGEST = 2**24  # of the sizes; what is above it is a damaged file, not a GPT
+MOST_LAYERS = 2**12
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "position": ("rope", "learned", "alibi"),
+    "norm": ("rmsnorm", "layernorm"),
+    "mlp": ("swiglu", "gelu", "gelu_erf"),
+    "attn_bias": (True, False, "output"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,16 @@ class GPTConfig:
             "head_dim",
             "n_inner",
         ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; a GPT needs at least 1.")
+            size, most = getattr(self, name), MOST_LAYERS if name == "n_layer" else LARGEST
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+                raise InputError(f"{name} is {size!r}; expected a whole number from 1 to {most}.")
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}.")
+        if not 0 <= self.norm_eps < 1:
+            raise InputError(f"norm_eps is {self.norm_eps}; expected a number from 0 to 1, such as 1e-6.")
+        if not 1 < self.rope_theta < math.inf:
+            raise InputError(f"rope_theta is {self.rope_theta}; expected a number above 1, such as 10000.")
         if self.n_head % self.n_kv_head:
             raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head, which is {self.n_head}.")
         if self.position == "rope" and self.head_dim % 2:

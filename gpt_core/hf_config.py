@@ -4,31 +4,34 @@ Models with ALiBi, which none of these families has, are in the same file under 
 this package reads it, and other tools refuse what they do not know.
 """
 
+import math
 from dataclasses import asdict, fields
 from typing import Any
 
-from gpt_core.config import GPTConfig
+from gpt_core.config import LARGEST, MOST_LAYERS, GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.hf_rope import rope_from_hf, rope_to_hf
 
 FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3", "zhizhi")  # the model_type of what this GPT computes
 
-# The keys that hold a size, another number, a switch, a token's id, a list, an object
+# The keys that hold a size, a number of layers, another number, a switch, a token's id, a list, an object; those of our
+# own files among them
 SIZES = {
-    *("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner", "max_position_embeddings"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim"),
-    *("intermediate_size", "num_layers", "num_heads", "window_size", "sliding_window"),
+    *("vocab_size", "n_positions", "n_head", "n_embd", "n_inner", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim", "intermediate_size"),
+    *("num_heads", "window_size", "sliding_window", "block_size", "n_kv_head", "window"),
 }
+LAYERS = {"n_layer", "num_hidden_layers", "num_layers"}
 NUMBERS = {
     *("layer_norm_epsilon", "rms_norm_eps", "rope_theta", "resid_pdrop", "attention_dropout"),
-    *("resid_dropout", "max_window_layers"),
+    *("resid_dropout", "norm_eps", "dropout"),
 }
 SWITCHES = {
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "scale_attn_weights"),
-    "scale_attn_by_inverse_layer_idx",
+    *("scale_attn_by_inverse_layer_idx", "qk_norm", "scale_attention", "tie_embeddings"),
 }
-IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}
-LISTS = {"attention_types", "layer_types"}
+IDS = {"bos_token_id", "eos_token_id", "pad_token_id", "bos_id", "eos_id", "pad_id"}
+LISTS = {"attention_types", "layer_types", "window_layers"}
 OBJECTS = {"rope_parameters", "rope_scaling"}
 # Hugging Face's activation_function → ours
 GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
@@ -86,11 +89,7 @@ def _from_gpt2(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
 
 def _from_gpt_neo(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
     n_layer = raw["num_layers"]
-    kinds = _attention_kinds(raw.get("attention_types", [[["global", "local"], 12]]))
-    if len(kinds) != n_layer:
-        raise InputError(
-            f"config.json has attention_types for {len(kinds)} layers but num_layers = {n_layer}; expected as many."
-        )
+    kinds = _attention_kinds(raw.get("attention_types", [[["global", "local"], 12]]), n_layer)
     local = tuple(layer for layer, kind in enumerate(kinds) if kind == "local")
     return GPTConfig.gpt2(
         block_size=raw["max_position_embeddings"],
@@ -109,18 +108,23 @@ def _from_gpt_neo(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
     )
 
 
-def _attention_kinds(types: list[Any]) -> list[str]:
-    """GPT-Neo's [[["global", "local"], 12]], written out: a kind for each layer."""
+def _attention_kinds(types: list[Any], n_layer: int) -> list[str]:
+    """GPT-Neo's [[["global", "local"], 12]], written out: a kind for each of `n_layer` layers."""
     try:
-        kinds = [kind for pattern, times in types for _ in range(times) for kind in pattern]
+        known = {kind for pattern, _ in types for kind in pattern} <= {"global", "local"}
+        n_kinds = sum(len(pattern) * times for pattern, times in types)
     except (TypeError, ValueError):
-        kinds = [""]
-    if not set(kinds) <= {"global", "local"}:
+        known, n_kinds = False, 0
+    if not known or not all(type(times) is int and times > 0 for _, times in types):
         raise InputError(
             f'config.json has attention_types = {types!r}; expected patterns of "global" and "local", each with how '
             'often it comes, such as [[["global", "local"], 12]].'
         )
-    return kinds
+    if n_kinds != n_layer:
+        raise InputError(
+            f"config.json has attention_types for {n_kinds} layers but num_layers = {n_layer}; expected as many."
+        )
+    return [kind for pattern, times in types for _ in range(times) for kind in pattern]
 
 
 def _from_rotary(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
@@ -158,7 +162,12 @@ def _sliding_layers(raw: dict[str, Any], n_layer: int) -> tuple[int, ...]:
         return ()
     kinds = raw.get("layer_types")
     if kinds is None:
-        return tuple(range(raw.get("max_window_layers", 28), n_layer))
+        first = raw.get("max_window_layers", 28)
+        if type(first) is not int or first < 0:
+            raise InputError(
+                f"config.json has max_window_layers = {first!r}; expected a whole number of layers, from 0."
+            )
+        return tuple(range(first, n_layer))
     if len(kinds) != n_layer or not set(map(str, kinds)) <= {"full_attention", "sliding_attention"}:
         raise InputError(
             f"config.json has layer_types = {kinds!r}; expected full_attention or sliding_attention for each of "
@@ -177,6 +186,18 @@ def _from_own(raw: dict[str, Any]) -> GPTConfig:
     known = {field.name for field in fields(GPTConfig)}
     if unknown := sorted(shape.keys() - known):
         raise InputError(f"config.json has the key {unknown[0]}, which models of zhizhi do not have.")
+    for key in (
+        "vocab_size",
+        "block_size",
+        "n_layer",
+        "n_head",
+        "n_kv_head",
+        "n_embd",
+        "head_dim",
+        "n_inner",
+    ):
+        if key not in shape:
+            raise KeyError(key)
     try:
         config = GPTConfig(**shape)
     except TypeError as error:
@@ -190,19 +211,22 @@ def _from_own(raw: dict[str, Any]) -> GPTConfig:
 
 def _check_types(raw: dict[str, Any]) -> None:
     for key, value in raw.items():
-        if key in SIZES and (type(value) is not int or value < 1):
-            raise InputError(f"config.json has {key} = {value!r}; expected a whole number of at least 1.")
-        several = key == "eos_token_id" and isinstance(value, list)
+        most = LARGEST if key in SIZES else MOST_LAYERS if key in LAYERS else 0
+        if most and (type(value) is not int or not 1 <= value <= most):
+            raise InputError(f"config.json has {key} = {value!r}; expected a whole number from 1 to {most}.")
+        several = key in ("eos_token_id", "eos_id") and isinstance(value, (list, tuple))
         if key in IDS and not all(type(i) is int for i in (value if several else [value])):
             raise InputError(f"config.json has {key} = {value!r}; expected a token's id.")
         for keys, kinds, words in (
             (NUMBERS, (int, float), "a number"),
             (SWITCHES, (bool,), "true or false"),
-            (LISTS, (list,), "a list"),
+            (LISTS, (list, tuple), "a list"),
             (OBJECTS, (dict,), "an object"),
         ):
             if key in keys and type(value) not in kinds:
                 raise InputError(f"config.json has {key} = {value!r}; expected {words}.")
+        if key in NUMBERS and not math.isfinite(value):
+            raise InputError(f"config.json has {key} = {value}; expected a finite number.")
 
 
 def to_hf(config: GPTConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ transformers 5 keeps them in `rope_parameters`; before it they were in `rope_the
 import math
 from typing import Any, get_args
 
+from gpt_core.config import LARGEST
 from gpt_core.errors import InputError
 from gpt_core.rope_scaling import RopeKind, RopeScaling
 
@@ -53,9 +54,10 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], raw: dict[str, Any], key: str
     original = raw.get(
         "original_max_position_embeddings", rope.get("original_max_position_embeddings", context)
     )
-    if type(original) is not int or original < 1:
+    if type(original) is not int or not 2 <= original <= LARGEST:
         raise InputError(
-            f"config.json has original_max_position_embeddings = {original!r}; expected a whole number of at least 1."
+            f"config.json has original_max_position_embeddings = {original!r}; expected a whole number from 2 to "
+            f"{LARGEST}."
         )
     if kind in ("linear", "dynamic"):
         return RopeScaling(kind, _number(rope, "factor", None, key))
@@ -138,7 +140,7 @@ def rope_to_hf(theta: float, scaling: RopeScaling | None, context: int) -> dict[
 
 def _number(rope: dict[str, Any], name: str, default: float | None, key: str) -> Any:
     """The number under `name`, as it was written; InputError where there is none and no default."""
-    value = rope.get(name, default)
-    if type(value) not in (int, float):
+    value: Any = rope.get(name, default)
+    if type(value) not in (int, float) or not math.isfinite(value):
         raise InputError(f"config.json has {name} = {value!r} in {key}; expected a number.")
     return value

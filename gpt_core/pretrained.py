@@ -70,14 +70,9 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
 
 
 def _empty(config: GPTConfig) -> GPT:
-    """A GPT without memory for its weights; only the tables for positions, which no file holds, are real."""
+    """A GPT without memory for its numbers."""
     with torch.device("meta"):
-        model = GPT(config)
-    if model.rope is not None:
-        model.rope = Rope(config)
-    if model.alibi is not None:
-        model.alibi = Alibi(config)
-    return model
+        return GPT(config)
 
 
 def _assign(model: GPT, state: dict[str, Tensor], folder: Path) -> None:
@@ -93,18 +88,28 @@ def _assign(model: GPT, state: dict[str, Tensor], folder: Path) -> None:
             f"{folder} holds {len(unknown)} weights that its config has no place for, first {unknown[0]}."
         )
     for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{folder}: {name} is of {kind}; expected numbers of 16 or 32 bits, not quantised."
+            )
         if tensor.shape != expected[name].shape:
             raise InputError(
                 f"{folder}: {name} has shape {tuple(tensor.shape)}, its config asks for {tuple(expected[name].shape)}."
             )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     model.requires_grad_()  # assigned tensors arrive frozen
+    # The tables for positions are in no file. They come last: what does not fit the weights may ask for huge ones.
+    if model.rope is not None:
+        model.rope = Rope(model.config)
+    if model.alibi is not None:
+        model.alibi = Alibi(model.config)
 
 
 def _read_config(path: Path) -> GPTConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); copy or fetch it again.") from error
     try:
         return from_hf(raw)
@@ -137,10 +142,10 @@ def _shards(index: Path) -> list[Path]:
     """The files that an index names, all of them beside it."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index} is no index of weights ({error!r}); copy or fetch it again.") from error
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
             raise InputError(f"{index} names the file {name!r}; expected names of files beside it.")
     return [index.parent / name for name in names]
 
@@ -152,3 +157,5 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise InputError(f"{file} is damaged ({error}); copy or fetch it again.") from error
+    except OSError as error:  # the library does not say of which file
+        raise OSError(f"{file} cannot be read: {error}") from error

@@ -192,8 +192,18 @@ def test_numbers_that_do_not_fit_together():
         GPTConfig(n_kv_head=5)
     with pytest.raises(InputError, match="head_dim is 63"):
         GPTConfig(head_dim=63)
-    with pytest.raises(InputError, match="n_layer is 0"):
-        GPTConfig(n_layer=0)
+    for values, message in (
+        ({"n_layer": 0}, "n_layer is 0; expected a whole number from 1 to 4096"),
+        ({"block_size": True}, "block_size is True; expected a whole number from 1 to 16777216"),
+        ({"n_inner": 10**30}, "n_inner is 10{30}; expected a whole number"),
+        ({"position": "rotary"}, "position is 'rotary'; expected 'rope' or 'learned' or 'alibi'"),
+        ({"mlp": "relu"}, "mlp is 'relu'; expected 'swiglu'"),
+        ({"attn_bias": "all"}, "attn_bias is 'all'; expected True or False or 'output'"),
+        ({"norm_eps": -1e-6}, "norm_eps is -1e-06; expected a number from 0 to 1"),
+        ({"rope_theta": 0.0}, r"rope_theta is 0\.0; expected a number above 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            GPTConfig(**values)
     with pytest.raises(InputError, match="multiple of n_head"):
         GPTConfig.gpt2(n_embd=100, n_head=12)
     for window in ({"window": 4}, {"window_layers": (0,)}, {"window": 0, "window_layers": (0,)}):

@@ -42,11 +42,18 @@ def test_a_model_with_alibi_survives_its_folder_and_others_refuse_it(tmp_path):
     for changes, message in (
         ({"position": "rope"}, "position = 'rope'; models of zhizhi have only 'alibi'"),
         ({"n_heads": 3}, "has the key n_heads, which models of zhizhi do not have"),
-        ({"dropout": "none"}, "does not describe a model of zhizhi"),
+        ({"dropout": "none"}, "has dropout = 'none'; expected a number"),
+        ({"norm_eps": "1e-5"}, "has norm_eps = '1e-5'; expected a number"),
+        ({"block_size": True}, "has block_size = True; expected a whole number"),
+        ({"eos_id": [[1]]}, r"has eos_id = \[\[1\]\]; expected a token's id"),
+        ({"tie_embeddings": 1}, "has tie_embeddings = 1; expected true or false"),
+        ({"mlp": ["gelu"]}, r"mlp is \('gelu',\); expected 'swiglu'"),
         ({"n_kv_head": 5}, "n_kv_head is 5; it must divide n_head"),
     ):
         with pytest.raises(InputError, match=message):
             from_hf(to_hf(config) | changes)
+    with pytest.raises(KeyError, match="n_layer"):
+        from_hf(to_hf(config) | {"n_layer": None})
 
 
 @pytest.fixture
@@ -99,6 +106,9 @@ def test_shards_are_read_and_a_missing_one_is_said(folder, write, name):
             '{"weight_map": {"wte": "../a.bin"}}',
             r"names the file '\.\./a\.bin'; expected names of files beside it",
         ),
+        ('{"weight_map": {"wte": 3}}', "names the file 3; expected names of files beside it"),
+        ('{"weight_map": {"wte": ""}}', "names the file ''; expected names of files beside it"),
+        ("[" * 100_000, "is no index of weights"),
     ):
         index.write_text(content)
         with pytest.raises(InputError, match=message):
@@ -131,8 +141,12 @@ def test_a_pickle_is_read_where_there_is_nothing_better_in_any_number_format(fol
         ({"model_type": "bert"}, "model_type 'bert'; expected gpt2, gpt_neo, llama, qwen3 or zhizhi"),
         ({"activation_function": "relu"}, "activation_function = 'relu'; this GPT computes only 'gelu_new'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
-        ({"n_embd": "16"}, "has n_embd = '16'; expected a whole number of at least 1"),
-        ({"n_head": 0}, "has n_head = 0; expected a whole number of at least 1"),
+        ({"n_embd": "16"}, "has n_embd = '16'; expected a whole number from 1 to 16777216"),
+        ({"n_head": 0}, "has n_head = 0; expected a whole number from 1 to 16777216"),
+        ({"n_positions": 10**30}, "has n_positions = 10{30}; expected a whole number from 1 to 16777216"),
+        ({"n_layer": 2**40}, "has n_layer = 1099511627776; expected a whole number from 1 to 4096"),
+        ({"layer_norm_epsilon": -1}, "norm_eps is -1; expected a number from 0 to 1"),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon = nan; expected a finite number"),
         ({"layer_norm_epsilon": "1e-5"}, "has layer_norm_epsilon = '1e-5'; expected a number"),
         ({"eos_token_id": "</s>"}, "eos_token_id = '</s>'; expected a token's id"),
         ({"eos_token_id": [1, "2"]}, r"eos_token_id = \[1, '2'\]; expected a token's id"),
@@ -188,6 +202,14 @@ ORIGINAL = "original_max_position_embeddings"
             "short_factor = 1 in rope_scaling; expected",
         ),
         ("linear", "rope_scaling = 'linear'; expected an object"),
+        ({"rope_type": "linear", "factor": float("inf")}, "factor = inf in rope_scaling; expected a number"),
+        ({"rope_theta": 0}, "rope_theta is 0; expected a number above 1"),
+        ({"rope_theta": float("nan")}, "rope_theta = nan in rope_scaling; expected a number"),
+        ({"rope_type": "yarn", "rope_theta": 1, ORIGINAL: 8}, "rope_theta is 1; expected a number above 1"),
+        (
+            {"rope_type": "longrope", "factor": 2, ORIGINAL: 1},
+            f"{ORIGINAL} = 1; expected a whole number from 2",
+        ),
     ],
 )
 def test_rope_scaling_that_we_do_not_compute(rope, message):
@@ -221,7 +243,12 @@ NEO = GPTConfig.gpt2(
         ({"attention_types": [["global", "local"]]}, 'expected patterns of "global" and "local"'),
         ({"attention_types": [4]}, r"attention_types = \[4\]; expected patterns"),
         ({"attention_types": "global"}, "attention_types = 'global'; expected a list"),
-        ({"window_size": 0}, "window_size = 0; expected a whole number of at least 1"),
+        ({"window_size": 0}, "window_size = 0; expected a whole number from 1"),
+        (
+            {"attention_types": [[["global", "local"], 10**12]]},
+            "for 2000000000000 layers but num_layers = 4",
+        ),
+        ({"attention_types": [[[["global"]], 4]]}, 'expected patterns of "global" and "local"'),
         ({"num_heads": 3}, "n_embd is 16; GPT-2 needs a multiple of n_head, which is 3"),
         ({"activation_function": "relu"}, "activation_function = 'relu'"),
     ],
@@ -270,3 +297,12 @@ def test_damaged_and_missing_files(folder):
         GPT.from_pretrained(folder)
     with pytest.raises(InputError, match="no folder or cached model"):
         GPT.from_pretrained("no-such-model")
+
+
+def test_weights_that_are_no_fractions_are_refused(folder):
+    state = load_file(folder / "model.safetensors")
+    save_file({name: w.to(torch.int8) for name, w in state.items()}, folder / "model.safetensors")
+    with pytest.raises(
+        InputError, match=r"wte\.weight is of int8; expected numbers of 16 or 32 bits, not quan"
+    ):
+        GPT.from_pretrained(folder)
