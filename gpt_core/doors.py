@@ -44,10 +44,9 @@ def open_door(
                 repeated = f"--local_rank={os.environ['LOCAL_RANK']}"
                 args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != repeated]
             function(read_config(config, prog=prog, description=description, args=args))
-    except InputError as error:
-        sys.exit(f"{prog}: {error}")
-    except OSError as error:  # a full disk, a missing permission: the system's own sentence
-        sys.exit(f"{prog}: {error}")
+    # OSError: a full disk or a missing permission, in the system's own sentence; FloatingPointError: a model gives NaN
+    except (InputError, OSError, FloatingPointError) as error:
+        sys.exit(f"{prog}: {printable(' '.join(str(error).splitlines()))}")  # a name may hold anything
     except KeyboardInterrupt as interrupt:
         print("; ".join([f"{prog}: stopped", *map(str, interrupt.args)]), file=sys.stderr)
         # Die by the signal, so that a shell loop or make that runs us stops, too.

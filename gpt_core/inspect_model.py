@@ -20,6 +20,7 @@ from gpt_core.inspect_plots import (
 )
 from gpt_core.model import GPT
 from gpt_core.prompts import read_prompt, refuse_long
+from gpt_core.sampling import OVERFLOWED
 from gpt_core.tokenizer import Tokenizer
 
 
@@ -139,7 +140,7 @@ def memory_lines(model: GPT) -> list[str]:
         lines.append(
             f"{name:<10}{_size(weights):>12}{_size(cache):>20}{_size(cache * config.block_size):>16}"
         )
-    return lines
+    return [*lines, "on a CPU the cache is float32, whatever the weights"]
 
 
 def _size(n_bytes: float) -> str:
@@ -162,10 +163,15 @@ def next_tokens(model: GPT, ids: list[int], top: int, n_tokens: int) -> tuple[li
 
     Returns:
         The best tokens with their probabilities, and the entropy of the whole distribution in bits.
+
+    Raises:
+        FloatingPointError: if there are none, since a logit is NaN.
     """
     hidden = model(torch.tensor([ids], device=model.device), logits=False).hidden[0, -1]
     logprobs = model.logits(hidden)[:n_tokens].float().log_softmax(-1)
     probabilities = logprobs.exp()
+    if probabilities.isnan().any():
+        raise FloatingPointError(f"the best logit is nan: {OVERFLOWED}")
     entropy = torch.special.entr(probabilities).sum().item() / torch.log(torch.tensor(2.0)).item()
     best = probabilities.topk(min(top, len(probabilities)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True)), entropy

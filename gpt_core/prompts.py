@@ -22,6 +22,10 @@ def read_prompt(text: str) -> str:
             content = file.read(LARGEST + 1)
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path} to read the prompt from.") from error
+    except IsADirectoryError as error:
+        raise InputError(
+            f"The prompt is {text}, which is a folder; expected FILE: and the path of a file."
+        ) from error
     if not content:
         raise InputError(f"{path} is empty; expected a text to begin with.")
     if len(content) > LARGEST:

@@ -1,7 +1,9 @@
 """Text from a model, on the terminal."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Literal
 
 from gpt_core.device import DeviceName
@@ -15,6 +17,7 @@ from gpt_core.sampling import SamplingParams
 from gpt_core.tokenizer import Tokenizer
 
 TOGETHER = 8  # samples that share a step
+AHEAD = 64  # samples that are submitted at a time: enough that a long one does not keep the others waiting
 
 
 def sample(
@@ -69,7 +72,9 @@ def sample(
         repetition_penalty=repetition_penalty,
         overflow=overflow,
     )
-    each = [replace(params, seed=None if seed is None else seed + i) for i in range(num_samples)]
+    if seed is not None:
+        replace(params, seed=seed + num_samples - 1)  # the last one's is in range, too
+    each = (replace(params, seed=None if seed is None else seed + i) for i in range(num_samples))
     text = read_prompt(prompt)
     folder = resolve(model)  # once: a run may write a better checkpoint meanwhile
     tokenizer = Tokenizer.from_pretrained(folder)
@@ -88,13 +93,17 @@ def sample(
         _write(engine, text, ids, each)
 
 
-def _write(engine: Engine, text: str, ids: list[int], each: list[SamplingParams]) -> None:
+def _write(engine: Engine, text: str, ids: list[int], each: Iterator[SamplingParams]) -> None:
     """Continue `text`, whose tokens are `ids`, once with each of the parameters; write one after the other."""
-    requests = [engine.submit(ids, params) for params in each]
-    for i, request in enumerate(requests):
-        write_text(f"---------------\n{text}" if i else text)
-        follow(engine, request)
+    coming = (engine.submit(ids, params) for params in each)
+    requests = deque(islice(coming, AHEAD))
+    between = ""
+    while requests:
+        write_text(between + text)
+        follow(engine, requests.popleft())
         write_text("\n")
+        requests.extend(islice(coming, 1))
+        between = "---------------\n"
 
 
 def follow(engine: Engine, request: Request, stopped: Callable[[], bool] = lambda: False) -> None:

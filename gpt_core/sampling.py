@@ -18,6 +18,8 @@ from torch import Tensor
 
 from gpt_core.errors import InputError
 
+OVERFLOWED = "the model's weights hold no numbers, or it overflows; try it in float32, or fetch it again."
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -204,7 +206,7 @@ def _best(x: NDArray[np.float32]) -> int:
     """The place of the largest; the first one of equals. A NaN counts as the largest."""
     best = int(x.argmax())
     if not np.isfinite(x[best]):
-        raise FloatingPointError(f"the best logit is {x[best]}: the model overflowed")
+        raise FloatingPointError(f"the best logit is {x[best]}: {OVERFLOWED}")
     return best
 
 

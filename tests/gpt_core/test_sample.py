@@ -1,5 +1,6 @@
 """The door that continues a prompt: several samples, files, pipes, and texts longer than the context."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from gpt_core.doors import open_door
 from gpt_core.engine import Engine
 from gpt_core.errors import InputError
+from gpt_core.inspect_model import inspect_model
 from gpt_core.model import GPT
 from gpt_core.sample import sample
 from gpt_core.sampling import SamplingParams
@@ -114,10 +117,31 @@ def test_bad_input_is_one_clear_sentence(
     assert capsys.readouterr().out == ""
 
 
+def test_what_ends_a_door_is_one_line(tmp_path: Path) -> None:
+    model = GPT.from_pretrained(save_model(tmp_path / "nan", "qwen3"))
+    model.save_pretrained(tmp_path / "nan", {k: v * float("nan") for k, v in model.state_dict().items()})
+    for name, message in (
+        (
+            str(tmp_path / "nan"),
+            "the best logit is nan: the model's weights hold no numbers, or it overflows; try",
+        ),
+        (
+            "no\nsuch\x1b[2Jmodel",
+            "There is no folder or cached model no such\ufffd[2Jmodel; give a model folder",
+        ),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            open_door(sample, args=["--model", name, "--prompt", "To", "--dtype", "float32"])
+        assert message in str(ended.value)
+        assert "\n" not in str(ended.value)
+        with pytest.raises(SystemExit, match=re.escape(message)):
+            open_door(inspect_model, args=["--model", name, "--prompt", "To"])
+
+
 def test_it_streams_into_a_pipe_that_closes(folder: Path) -> None:
-    """Thousands of samples would take minutes; whoever reads a hundred bytes waits for none of them."""
+    """So many samples would fill the memory, and take years; whoever reads a hundred bytes waits for none of them."""
     command = [sys.executable, "-W", "error", "scripts/sample.py", "--model", str(folder), "--device", "cpu"]
-    command += ["--max_new_tokens", "500", "--num_samples", "4000", "--prompt", "\x1b[31m know"]
+    command += ["--max_new_tokens", "500", "--num_samples", str(10**12), "--prompt", "\x1b[31m know"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.read(100).startswith(b"\x1b[31m know")  # into a pipe as it is
