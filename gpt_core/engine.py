@@ -111,9 +111,10 @@ class Engine:
         check_vocabulary(params, self.n_tokens)
         room = self.context - len(ids)
         if params.overflow == "error" and room < (params.max_new_tokens or 1):
+            asked = f"max_new_tokens is {params.max_new_tokens}" if params.max_new_tokens else "needs one more"
             raise InputError(
-                f"The prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}; the context holds "
-                f"{self.context} in all: shorten the prompt or ask for fewer."
+                f"The prompt has {len(ids)} tokens and {asked}; the context holds {self.context} in all: shorten the "
+                "prompt or ask for fewer."
             )
         detokenizer = Detokenizer(self.tokenizer.decode, params.stop, prompt=ids[-8:])
         request = Request(ids, params, on_text, params.max_new_tokens or room, detokenizer)

@@ -41,7 +41,8 @@ class SamplingParams:
         logprobs: keep the log-probability of every token, and those of this many best tokens in its place; None
             keeps none.
         overflow: what becomes of a prompt and `max_new_tokens` that the context cannot hold together: "error", or
-            "slide": when the context is full, its second half is read anew and the text goes on from there.
+            "slide": when the context is full, its second half is read anew and the text goes on from there; of a
+            prompt that is longer, the last half context is read.
 
     Raises:
         InputError: for a value outside its range.
