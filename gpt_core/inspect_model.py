@@ -140,7 +140,7 @@ def memory_lines(model: GPT) -> list[str]:
         lines.append(
             f"{name:<10}{_size(weights):>12}{_size(cache):>20}{_size(cache * config.block_size):>16}"
         )
-    return [*lines, "on a CPU the cache is float32, whatever the weights"]
+    return lines
 
 
 def _size(n_bytes: float) -> str:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gpt_core.cache import Cache
 from gpt_core.config import GPTConfig
+from gpt_core.engine import Engine
 from gpt_core.errors import InputError
 from gpt_core.inference import InferenceDtype, prepare
 from gpt_core.inspect_model import inspect_model, memory_lines, next_tokens, parameter_lines, prompt_labels
@@ -79,7 +79,7 @@ def test_memory_is_what_is_allocated(graph: str, dtype: InferenceDtype, tied: bo
     prepare(model, dtype)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     weights = {t.data_ptr(): t.nbytes for name, t in tensors.items() if not name.startswith("rope.")}
-    cache = Cache(model.config, n_slots=1, dtype=torch.float32 if dtype == "float32" else torch.bfloat16)
+    cache = Engine(model, Tokenizer.from_characters("ab"), max_running=1).cache
     assert f"{sum(weights.values()) / 1024:.4g} KiB" in line
     assert line.endswith(f"{(cache.k.nbytes + cache.v.nbytes) / 1024:.4g} KiB")
 
