@@ -111,7 +111,9 @@ class Engine:
         check_vocabulary(params, self.n_tokens)
         room = self.context - len(ids)
         if params.overflow == "error" and room < (params.max_new_tokens or 1):
-            asked = f"max_new_tokens is {params.max_new_tokens}" if params.max_new_tokens else "needs one more"
+            asked = (
+                f"max_new_tokens is {params.max_new_tokens}" if params.max_new_tokens else "needs one more"
+            )
             raise InputError(
                 f"The prompt has {len(ids)} tokens and {asked}; the context holds {self.context} in all: shorten the "
                 "prompt or ask for fewer."
