@@ -262,9 +262,7 @@ class Encoder:
             )
         vectors = np.zeros((len(rows), self.network.dimension), dtype=np.float32)
         longest = max(map(len, rows), default=1)
-        cache = Cache(
-            self.model.config, len(rows), self.model.device, self.model.wte.weight.dtype, longest + room
-        )
+        cache = Cache(self.model.config, len(rows), self.model.device, self.model.dtype, longest + room)
         for places, ids, mask in self._padded(rows):
             slots = cache.rows(places, [len(rows[i]) for i in places])
             hidden = self.model(ids, cache=slots, logits=False).hidden

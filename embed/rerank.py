@@ -243,8 +243,8 @@ class Reranker:
         return self.model(ids.to(self.model.device), cache=slots, logits=False).hidden
 
     def _cache(self, n_slots: int, length: int) -> Cache:
-        weight = self.model.wte.weight
-        return Cache(self.model.config, n_slots, device=weight.device, dtype=weight.dtype, length=length)
+        model = self.model
+        return Cache(model.config, n_slots, device=model.device, dtype=model.dtype, length=length)
 
 
 def rerank_run(

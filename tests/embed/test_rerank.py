@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from embed import rerank
 from embed.rerank import TEMPLATE, Reranker, rerank_run
 from gpt_core.errors import InputError
+from gpt_core.inference import prepare
 from gpt_core.model import GPT
 from gpt_core.tokenizer import Tokenizer
 from tests.tiny_models import TEXTS, save_model
@@ -55,6 +56,13 @@ def test_scores_are_transformers_log_probabilities(folder):
     assert scores == pytest.approx(wanted, rel=1e-5)
     assert max(wanted) - min(wanted) > 10
     assert ours.n_truncated == 0
+
+
+def test_weights_of_eight_bits_order_documents_alike(folder):
+    model, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
+    plain = Reranker(model, tokenizer).score([QUERIES[0]] * len(TEXTS), TEXTS)
+    small = Reranker(prepare(GPT.from_pretrained(folder), "int8"), tokenizer)
+    assert small.score([QUERIES[0]] * len(TEXTS), TEXTS) == pytest.approx(plain, rel=0.02)
 
 
 def test_a_long_document_loses_its_beginning_and_is_counted(folder):
