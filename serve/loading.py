@@ -7,9 +7,8 @@ from gpt_core.inference import InferenceDtype, load_for_inference
 from gpt_core.tokenizer import Tokenizer
 from index import Index
 
-CONTEXT = (
-    2048  # tokens per request; SmolLM2's cache takes 92 MB for them, its whole block_size four times that
-)
+# Tokens per request; SmolLM2's cache takes 94 MB for them in float32, its whole block_size four times that
+CONTEXT = 2048
 
 
 def load(
