@@ -71,12 +71,16 @@ def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
         card: what README.md is to say beside the shape.
 
     Raises:
-        InputError: for a pooling that sentence-transformers has no words for.
+        InputError: for ALiBi, or a pooling that sentence-transformers has no words for.
     """
     config = EmbedderConfig.load(folder)
     tokenizer = Tokenizer.from_pretrained(model_folder(folder))
     network = load_network(folder, config)
     network, config = truncated(network, config)
+    if network.gpt.config.position == "alibi":
+        raise InputError(
+            f"{model} has ALiBi positions, which no format of other tools has; use the model from here."
+        )
     if reason := beyond_sentence_transformers(network.pooling, network.gpt.config):
         raise InputError(
             f"{model} cannot be exported to sentence-transformers: {reason}, for which there are no words there. Train "

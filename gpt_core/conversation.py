@@ -100,7 +100,7 @@ def load(path: Path) -> list[Message]:
         _check(messages)
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path} to load a conversation from.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f'{path} is no saved conversation ({type(error).__name__}: {error}); expected {{"messages": [...]}} with '
             'turns of "user" and "assistant", perhaps after one of "system".'

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 
 from gpt_core.card import Card, with_command, write_card
 from gpt_core.config import GPTConfig
@@ -41,10 +40,7 @@ def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32", card: Card
                 f"{name} has values beyond {dtype}'s range; export with --dtype bfloat16 or float32."
             )
     with atomic_folder(target) as scratch:
-        try:
-            model.save_pretrained(scratch, weights, card)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{target} could not be written: {error}") from error
+        model.save_pretrained(scratch, weights, card)
         tokenizer.save(scratch)
         settings = json.loads((scratch / "tokenizer_config.json").read_text(encoding="utf-8"))
         settings["model_max_length"] = model.config.block_size

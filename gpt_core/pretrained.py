@@ -58,7 +58,10 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors.tmp"
     try:
-        save_file(state, temporary, metadata={"format": "pt"})
+        try:
+            save_file(state, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"model.safetensors could not be written: {error}") from error
         temporary.chmod(0o644)  # safetensors' files are for their owner alone
         fsync_path(temporary)
         temporary.replace(folder / "model.safetensors")

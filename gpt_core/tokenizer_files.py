@@ -66,7 +66,12 @@ def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> 
             ids[name] = token_id if type(token_id) is int and backend.id_to_token(token_id) else None
     template = default_template(settings.get("chat_template"))
     if (folder / "chat_template.jinja").exists():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        try:
+            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{folder / 'chat_template.jinja'} is not UTF-8 at byte {error.start}; copy or fetch it again."
+            ) from error
     return TokenizerParts(backend, ids, template)
 
 

@@ -1,5 +1,9 @@
 """The door that hands models to other tools: an embedder's language model to all of them, and what is refused."""
 
+import resource
+import signal
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -11,7 +15,7 @@ from embed.export import export_model
 from embed.folder import load_network, save_embedder
 from gpt_core import GPT, InputError, Tokenizer
 from gpt_core.card import read_card
-from tests.tiny_models import TEXTS, reference_model, save_model
+from tests.tiny_models import GRAPHS, TEXTS, reference_model, save_model
 
 
 @pytest.fixture
@@ -83,3 +87,22 @@ def test_number_formats_that_a_tool_does_not_get(to, dtype, said, tmp_path):
     with pytest.raises(InputError, match="used already holds something; remove it or name another folder"):
         export_model(str(tmp_path / "used"), model=str(folder), to=to)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "used"]
+
+
+def test_alibi_is_refused_and_a_full_disk_leaves_nothing(tmp_path):
+    folder = save_model(tmp_path / "model", "qwen3")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+        with pytest.raises(OSError, match=r"model\.safetensors could not be written"):
+            export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    GPT(replace(GRAPHS["qwen3"], position="alibi", qk_norm=False)).save_pretrained(folder)
+    with pytest.raises(
+        InputError, match="has ALiBi positions, which no format of other tools has; use the model"
+    ):
+        export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -146,6 +146,9 @@ def test_of_several_named_templates_the_default_counts(both, tmp_path):
     (tmp_path / "chat_template.jinja").write_text("jinja")
     again = Tokenizer.from_pretrained(tmp_path)
     assert again.decode(again.chat(MESSAGES)) == "jinja"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"chat_template\.jinja is not UTF-8 at byte 0"):
+        Tokenizer.from_pretrained(tmp_path)
 
 
 def test_what_a_message_spells_out_stays_text(both):

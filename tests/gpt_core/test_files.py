@@ -27,6 +27,10 @@ def test_atomic_write_replaces_or_leaves(tmp_path):
     atomic_write(path, b"new")
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["f"]
+    missing = tmp_path / "none" / "f"
+    with pytest.raises(FileNotFoundError) as refused:
+        atomic_write(missing, "new")
+    assert refused.value.filename == str(missing)  # not the temporary file beside it
 
 
 def test_atomic_folder_appears_whole_or_not_at_all(tmp_path):
