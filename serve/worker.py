@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+import torch
+
 from gpt_core.engine import Engine, Request
 from gpt_core.errors import InputError
 from gpt_core.sampling import SamplingParams
@@ -193,6 +195,9 @@ class SearchThread:
             raise InputError(f"max_requests is {max_waiting}; expected at least 1.")
         self.max_waiting = max_waiting
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
+        # A thread takes over torch's number of CPU threads once, at its first use of torch. That may not be while the
+        # engine decodes with a single one.
+        self._pool.submit(torch.get_num_threads).result()
         self._room = threading.BoundedSemaphore(max_waiting)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

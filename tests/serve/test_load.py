@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import torch
 
 from gpt_core.engine import Engine
+from gpt_core.inference import cpu_threads
 from gpt_core.sampling import SamplingParams
 from serve import create_app
 from serve.errors import OverloadedError
@@ -194,3 +196,15 @@ def test_a_cancelled_search_that_has_not_begun_never_begins():
         assert calls == [3, 4]
 
     asyncio.run(scenario())
+
+
+def test_searches_keep_their_threads_while_a_token_is_decoded_with_one():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        thread = SearchThread()
+        with cpu_threads(1):
+            assert asyncio.run(thread.run(torch.get_num_threads)) == 3
+        thread.close(lambda: None)
+    finally:
+        torch.set_num_threads(before)
