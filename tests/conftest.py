@@ -1,6 +1,7 @@
 """Fixtures that several rooms share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Started in the background of a script, tests inherit an ignored Ctrl-C, which the doors under test would inherit, too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A shared machine may stand still for longer than any deadline; examples are drawn anew at each run all the same.
 settings.register_profile("zhizhi", deadline=None)
 settings.load_profile("zhizhi")
