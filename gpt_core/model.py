@@ -187,18 +187,7 @@ class GPT(nn.Module):
             positions = segment_positions(segments) if positions is None else positions
         if positions is None:
             positions = torch.arange(n_tokens, device=ids.device)
-        near = mask  # for the layers with a window
-        if self.alibi is not None or self.config.window is not None:
-            places, n_seen = torch.arange(n_tokens, device=ids.device), n_tokens
-            if cache is not None:
-                # Padding may lie behind all that its row has: it looks at what the last token does.
-                last = (cache.start + cache.n_real - 1).to(ids.device)
-                places, n_seen = cache.positions.minimum(last[:, None]), cache.end
-            if self.config.window is not None:
-                near = window_mask(mask, places, n_seen, self.config.window)
-                near = near if self.alibi is None else self.alibi(near, places, n_seen)
-            if self.alibi is not None:
-                mask = self.alibi(mask, places, n_seen)
+        mask, near = self._masks(mask, cache, n_tokens)  # near: for the layers with a window
 
         x = self.wte(ids)  # (B, T, C)
         if self.wpe is not None:
@@ -219,6 +208,23 @@ class GPT(nn.Module):
             loss_sum=None if targets is None else self._loss_sum(hidden.flatten(0, 1), targets.flatten()),
             n_targets=None if targets is None else (targets != -100).sum(),
         )
+
+    def _masks(
+        self, mask: Tensor | None, cache: CacheRows | None, n_tokens: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What ALiBi and windows make of who may look at whom: for layers without a window, and for those with one."""
+        window = self.config.window
+        if self.alibi is None and window is None:
+            return mask, mask
+        places, n_seen = torch.arange(n_tokens, device=self.device), n_tokens
+        if cache is not None:
+            # Padding may lie behind all that its row has: it looks at what the last token does.
+            last = (cache.start + cache.n_real - 1).to(self.device)
+            places, n_seen = cache.positions.minimum(last[:, None]), cache.end
+        near = mask if window is None else window_mask(mask, places, n_seen, window)
+        if self.alibi is None:
+            return mask, near
+        return self.alibi(mask, places, n_seen), self.alibi(near, places, n_seen)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (…, V) of final states (…, C)."""
