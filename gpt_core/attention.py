@@ -30,11 +30,11 @@ class Rope(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        turns, loudness = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        turns, attention_factor = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         angles = torch.outer(torch.arange(config.block_size).float(), turns)
         # (block_size, head_dim) each
-        self.register_buffer("cos", angles.cos().repeat(1, 2) * loudness, persistent=False)
-        self.register_buffer("sin", angles.sin().repeat(1, 2) * loudness, persistent=False)
+        self.register_buffer("cos", angles.cos().repeat(1, 2) * attention_factor, persistent=False)
+        self.register_buffer("sin", angles.sin().repeat(1, 2) * attention_factor, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine for `positions` (B, T) or (T,), shaped to broadcast over heads: (…, 1, T, head_dim)."""

@@ -17,6 +17,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
+COUNTS = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_inner")
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of a GPT. The default graph is Qwen3's; switches turn it into exactly Llama's, GPT-2's or GPT-Neo's.
@@ -55,16 +58,7 @@ class GPTConfig:
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "block_size",
-            "n_layer",
-            "n_head",
-            "n_kv_head",
-            "n_embd",
-            "head_dim",
-            "n_inner",
-        ):
+        for name in COUNTS:
             size, most = getattr(self, name), MOST_LAYERS if name == "n_layer" else LARGEST
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
                 raise InputError(f"{name} is {size!r}; expected a whole number from 1 to {most}.")

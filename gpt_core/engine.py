@@ -99,7 +99,14 @@ class Engine:
             InputError: if the prompt is empty, holds ids that the model does not know, or does not fit the context
                 together with what `params` asks for; if `params` names tokens that are none.
         """
-        params = params or SamplingParams()
+        request = self._request(prompt, params or SamplingParams(), on_text)
+        with self._lock:
+            self._requests.append(request)
+        return request
+
+    def _request(
+        self, prompt: str | list[int], params: SamplingParams, on_text: Callable[[str], None] | None
+    ) -> Request:
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, add_special_tokens=True)
         ids = list(prompt)
@@ -119,10 +126,7 @@ class Engine:
                 "prompt or ask for fewer."
             )
         detokenizer = Detokenizer(self.tokenizer.decode, params.stop, prompt=ids[-8:])
-        request = Request(ids, params, on_text, params.max_new_tokens or room, detokenizer)
-        with self._lock:
-            self._requests.append(request)
-        return request
+        return Request(ids, params, on_text, params.max_new_tokens or room, detokenizer)
 
     def cancel(self, request: Request) -> None:
         """End `request` at the next step and free its slot; nothing happens if it is done."""
@@ -136,7 +140,7 @@ class Engine:
     def stream(
         self, prompt: str | list[int], params: SamplingParams | None = None
     ) -> Generator[str, None, None]:
-        """Submit one prompt, step until it is done, and yield its text as it comes.
+        """Submit one prompt when the first text is asked for, step until it is done, yield its text as it comes.
 
         Closing the generator early cancels the request.
 
@@ -145,9 +149,11 @@ class Engine:
             Exception: while iterating, what ended the request.
         """
         pieces: deque[str] = deque()
-        request = self.submit(prompt, params, on_text=pieces.append)
+        request = self._request(prompt, params or SamplingParams(), pieces.append)
 
         def pull() -> Generator[str, None, None]:
+            with self._lock:
+                self._requests.append(request)
             try:
                 while not request.done:
                     self.step()

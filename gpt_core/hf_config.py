@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, fields
 from typing import Any
 
-from gpt_core.config import LARGEST, MOST_LAYERS, GPTConfig
+from gpt_core.config import COUNTS, LARGEST, MOST_LAYERS, GPTConfig
 from gpt_core.errors import InputError
 from gpt_core.hf_rope import rope_from_hf, rope_to_hf
 
@@ -186,16 +186,7 @@ def _from_own(raw: dict[str, Any]) -> GPTConfig:
     known = {field.name for field in fields(GPTConfig)}
     if unknown := sorted(shape.keys() - known):
         raise InputError(f"config.json has the key {unknown[0]}, which models of zhizhi do not have.")
-    for key in (
-        "vocab_size",
-        "block_size",
-        "n_layer",
-        "n_head",
-        "n_kv_head",
-        "n_embd",
-        "head_dim",
-        "n_inner",
-    ):
+    for key in COUNTS:
         if key not in shape:
             raise KeyError(key)
     try:

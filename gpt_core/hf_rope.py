@@ -67,7 +67,7 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], raw: dict[str, Any], key: str
         return RopeScaling(kind, factor, original, low_freq_factor=low, high_freq_factor=high)
     factor = _number(rope, "factor", context / original, key)
     if kind == "longrope":
-        loudness = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
         factors, beyond = rope.get("short_factor"), rope.get("long_factor")
         if factors != beyond and context > original:
             raise InputError(
@@ -78,12 +78,12 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], raw: dict[str, Any], key: str
             raise InputError(
                 f"config.json has short_factor = {factors!r} in {key}; expected a list of numbers."
             )
-        loudness = _number(rope, "attention_factor", loudness, key)
-        return RopeScaling(kind, attention_factor=loudness, factors=tuple(factors))
+        attention_factor = _number(rope, "attention_factor", attention_factor, key)
+        return RopeScaling(kind, attention_factor=attention_factor, factors=tuple(factors))
     scale, whole_scale = (_number(rope, name, 0.0, key) for name in ("mscale", "mscale_all_dim"))
-    loudness = _loudness(factor, 1.0)
+    attention_factor = _attention_factor(factor, 1.0)
     if scale and whole_scale:
-        loudness = _loudness(factor, scale) / _loudness(factor, whole_scale)
+        attention_factor = _attention_factor(factor, scale) / _attention_factor(factor, whole_scale)
     truncate = rope.get("truncate", True)
     if type(truncate) is not bool:
         raise InputError(f"config.json has truncate = {truncate!r} in {key}; expected true or false.")
@@ -94,11 +94,11 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], raw: dict[str, Any], key: str
         beta_fast=_number(rope, "beta_fast", 0.0, key) or 32.0,
         beta_slow=_number(rope, "beta_slow", 0.0, key) or 1.0,
         truncate=truncate,
-        attention_factor=_number(rope, "attention_factor", loudness, key),
+        attention_factor=_number(rope, "attention_factor", attention_factor, key),
     )
 
 
-def _loudness(factor: float, scale: float) -> float:
+def _attention_factor(factor: float, scale: float) -> float:
     """By how much YaRN's paper makes the attention sharper."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 

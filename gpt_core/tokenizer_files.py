@@ -120,13 +120,17 @@ def _add_tokens(backend: RustTokenizer, folder: Path, settings: dict[str, Any], 
     if isinstance(table := settings.get("added_tokens_decoder"), dict):
         path = folder / "tokenizer_config.json"
         for i, token in table.items():
-            if (text := _text(token)) is not None and i.isdecimal():
+            if isinstance(token, dict) and (text := _text(token)) is not None and i.isdecimal():
                 flags = {
-                    k: v for k, v in token.items() if k in ("lstrip", "rstrip", "single_word", "normalized")
+                    k: v is True
+                    for k, v in token.items()
+                    if k in ("lstrip", "rstrip", "single_word", "normalized")
                 }
-                added[int(i)] = AddedToken(text, special=token.get("special", False), **flags)
+                added[int(i)] = AddedToken(text, special=token.get("special") is True, **flags)
     elif path.exists():
         for text, i in _read_json(path).items():
+            if type(i) is not int:
+                raise InputError(f"{path} gives {text!r} the id {i!r}; expected a whole number.")
             added[i] = AddedToken(text, special=text in special, normalized=text not in special)
     for i, token in sorted(added.items()):
         backend.add_tokens([token])

@@ -19,7 +19,7 @@ CHARACTERS = Tokenizer.from_characters(ALPHABET)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=24)
 
 
-SHAPES = ["gpt2", "qwen3", "windowed"]
+SHAPES = ["gpt2", "qwen3", "windowed", "alibi"]
 
 
 def tiny_gpt(shape, vocab_size=64, block_size=BLOCK, **other):
@@ -29,6 +29,7 @@ def tiny_gpt(shape, vocab_size=64, block_size=BLOCK, **other):
         config = GPTConfig.gpt2(**size, **other)
     else:
         window = {"window": 7, "window_layers": (1,)} if shape == "windowed" else {}
+        window |= {"position": "alibi"} if shape == "alibi" else {}
         config = GPTConfig(**size, n_kv_head=2, head_dim=8, n_inner=64, **window, **other)
     torch.manual_seed(0)
     model = GPT(config)

@@ -118,3 +118,11 @@ def test_log_probabilities_are_those_of_the_model(model):
 def test_a_bias_on_a_token_that_is_none_is_refused(model):
     with pytest.raises(InputError, match="logit_bias names token 64"):
         Engine(model, CHARACTERS).submit([1], SamplingParams(max_new_tokens=5, logit_bias={64: 1.0}))
+
+
+def test_a_stream_that_is_closed_before_it_began_leaves_nothing_behind(model):
+    engine = Engine(model, CHARACTERS)
+    engine.stream([1, 2, 3], GREEDY).close()
+    assert not engine.step()
+    with pytest.raises(InputError):
+        engine.stream([], GREEDY)  # at once

@@ -46,12 +46,13 @@ def test_eight_bits_are_the_nearest(scale, n_out, n_in, dtype):
 
 @pytest.mark.parametrize("n_rows", [1, 5, MANY, 3 * MANY])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_layer_of_eight_bits_computes_with_the_numbers_that_it_holds(n_rows, bias):
+@pytest.mark.parametrize("width", [8, 20, 40, 64, 100])  # torch's operator takes multiples of 16 alone
+def test_a_layer_of_eight_bits_computes_with_the_numbers_that_it_holds(n_rows, bias, width):
     torch.manual_seed(0)
-    weight, shift = torch.randn(48, 64).bfloat16(), torch.randn(48).bfloat16() if bias else None
+    weight, shift = torch.randn(48, width).bfloat16(), torch.randn(48).bfloat16() if bias else None
     layer = Int8Linear(*quantize(weight), shift)
     held = layer.weight.float() * layer.scale.float()[:, None]
-    x = torch.randn(2, n_rows, 64).bfloat16()
+    x = torch.randn(2, n_rows, width).bfloat16()
     expected = nn.functional.linear(x.float(), held, None if shift is None else shift.float())
     torch.testing.assert_close(layer(x).float(), expected, atol=0.2, rtol=2e-2)
     held_by_embedding = Int8Embedding(layer.weight, layer.scale)(places := torch.tensor([[3, 0], [47, 3]]))

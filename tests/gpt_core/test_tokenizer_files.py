@@ -136,6 +136,10 @@ def test_special_tokens_of_a_tokenizer_json_come_from_whichever_file_names_them(
             r"added_tokens\.json gives '\[PAD\]' the id 60000, which leaves a gap",
         ),
         ({"added_tokens": {"[PAD]": 5}}, r"added_tokens\.json gives '\[PAD\]' the id 5"),
+        (
+            {"added_tokens": {"[PAD]": "5"}},
+            r"added_tokens\.json gives '\[PAD\]' the id '5'; expected a whole number",
+        ),
         ({"vocab": {"a": 0}}, r"vocab\.json or merges\.txt that cannot be read"),
         ({"vocab": []}, r"vocab\.json or merges\.txt that cannot be read"),
     ],
