@@ -57,6 +57,7 @@ async def _respond(
     body: CompletionRequest | ChatRequest, request: Request, service: Service, prompts: list[list[int]]
 ) -> Any:
     """Continue each prompt n times; choice i draws with seed + i."""
+    service.check_number(len(prompts) * (body.n or 1))  # before they are written out
     params = body.params()
     jobs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:

@@ -51,15 +51,7 @@ class Service:
         return TokenStream(self.worker, prompt, params)
 
     def generate_all(self, jobs: Sequence[tuple[list[int], SamplingParams]]) -> list[TokenStream]:
-        """`generate` for several at once: all of them, or none.
-
-        Raises:
-            InputError: also if they are more than this server ever takes.
-        """
-        if len(jobs) > self.max_requests:
-            raise InputError(
-                f"The request asks for {len(jobs)} texts; this server generates up to {self.max_requests} at a time."
-            )
+        """`generate` for several at once: all of them, or none."""
         streams: list[TokenStream] = []
         try:
             for prompt, params in jobs:
@@ -69,6 +61,13 @@ class Service:
                 stream.close()
             raise
         return streams
+
+    def check_number(self, n_texts: int) -> None:
+        """Raise InputError if a request asks for more texts than this server ever takes."""
+        if n_texts > self.max_requests:
+            raise InputError(
+                f"The request asks for {n_texts} texts; this server generates up to {self.max_requests} at a time."
+            )
 
     def check_model(self, asked: str, served: str) -> None:
         """Raise NotFoundError unless `asked` is the model that does this here."""

@@ -204,6 +204,8 @@ def test_more_choices_than_the_server_ever_takes_are_refused(wild):
         chat(wild, n=13)
     with pytest.raises(openai.BadRequestError, match="asks for 14 texts"):
         complete(wild, ["x"] * 7, n=2)
+    with pytest.raises(openai.BadRequestError, match="asks for 1000000000000 texts"):
+        complete(wild, "x", n=10**12)  # which no list of them would fit the memory
 
 
 def test_a_prompt_that_was_read_before_is_not_read_again(wild):
