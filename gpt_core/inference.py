@@ -108,6 +108,9 @@ def _step_seconds(x: Tensor, weights: Tensor) -> float:
     return statistics.median(wall_seconds(step, x.device) for _ in range(5))
 
 
+_quickest: dict[tuple[object, ...], int] = {}
+
+
 def decode_threads(model: GPT) -> int:
     """CPU threads with which one token is decoded fastest: one, or as many as torch uses now.
 
@@ -135,9 +138,6 @@ def decode_threads(model: GPT) -> int:
                 seconds[n] = min(wall_seconds(step, model.device) for _ in range(4))
         _quickest[key] = n_threads if seconds[1] > WORTH * seconds[n_threads] else 1
     return _quickest[key]
-
-
-_quickest: dict[tuple[object, ...], int] = {}
 
 
 @contextmanager
