@@ -209,6 +209,7 @@ def _nanogpt_vocabulary(path: Path, content: dict[str, Any], n_tokens: int) -> d
         not isinstance(vocab, dict)
         or not all(isinstance(c, str) and len(c) == 1 and type(i) is int for c, i in vocab.items())
         or sorted(vocab.values()) != list(range(len(vocab)))
+        or any("\ud800" <= c <= "\udfff" for c in vocab)  # half a character
     ):
         raise InputError(f"{meta_path} has no table `stoi` from characters to the ids 0, 1, 2, ….")
     if len(vocab) != n_tokens:

@@ -224,7 +224,13 @@ def test_what_lies_beside_a_checkpoint_must_be_its_own(nanogpt, small_gpt):
     write_meta(nanogpt, "other data")
     with pytest.raises(InputError, match=r"meta\.pkl has 8 characters, but ckpt\.pt has \d+ tokens"):
         Tokenizer.from_pretrained(nanogpt)
-    for broken in ({"stoi": None}, {"stoi": {"ab": 0}}, {"stoi": {"a": 1}}, {"stoi": {"a": "0"}}):
+    for broken in (
+        {"stoi": None},
+        {"stoi": {"ab": 0}},
+        {"stoi": {"a": 1}},
+        {"stoi": {"a": "0"}},
+        {"stoi": {"\ud800": 0}},
+    ):
         write_meta(nanogpt, **broken)
         with pytest.raises(InputError, match=r"meta\.pkl has no table `stoi`"):
             Tokenizer.from_pretrained(nanogpt)
