@@ -136,7 +136,7 @@ def learn_peer(checkout: Path, settings: dict[str, Any], data: str, folder: Path
 
 
 def our_settings(preset: PretrainConfig, name: str, steps: int, eval_interval: int) -> dict[str, Any]:
-    """A preset with what the system changes, on one thread; "position" is beside PretrainConfig's keys."""
+    """A preset with what the system changes, on one thread; PretrainConfig knows no position "rope"."""
     keys = dataclasses.asdict(preset) | {"max_iters": steps, "eval_interval": eval_interval}
     keys |= {"warmup_iters": min(preset.warmup_iters, steps // 2), "threads": 1, "device": "cpu"}
     return {key: value for key, value in keys.items() if key not in ("out_dir", "data_dir")} | OURS[name][1]
@@ -144,11 +144,11 @@ def our_settings(preset: PretrainConfig, name: str, steps: int, eval_interval: i
 
 def learn(settings: dict[str, Any]) -> Curve:
     """Train one of ours in this process; the curve is from its log."""
-    keys = {key: value for key, value in settings.items() if key != "position"}
-    config = PretrainConfig(**keys)
+    rotary = settings["position"] == "rope"
+    config = PretrainConfig(**settings | ({"position": None} if rotary else {}))
     with contextlib.redirect_stdout(sys.stderr):
-        if "position" in settings:
-            _train_unsaved(config, settings["position"])
+        if rotary:
+            _train_unsaved(config)
         else:
             pretrain(config)
     curve, cpu_s = [], 0.0
@@ -160,11 +160,11 @@ def learn(settings: dict[str, Any]) -> Curve:
     return curve
 
 
-def _train_unsaved(config: PretrainConfig, position: Literal["rope", "learned"]) -> None:
-    """Train a graph with other positions than its own. No file format describes it, so its weights are not kept."""
+def _train_unsaved(config: PretrainConfig) -> None:
+    """Train a graph with rotary positions instead of its own. No format describes it, so its weights are not kept."""
     tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
     torch.manual_seed(config.seed)
-    shape = dataclasses.replace(config.gpt_config(tokenizer), position=position)
+    shape = dataclasses.replace(config.gpt_config(tokenizer), position="rope")
     model = GPT(shape, config.init)
     training, validation = (
         Windows(open_split(config.data_dir, split), shape.block_size) for split in ("train", "val")
