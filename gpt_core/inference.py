@@ -16,8 +16,9 @@ from torch import Tensor
 from gpt_core.cache import Cache
 from gpt_core.device import GAIN, DeviceName, pick_device, wall_seconds
 from gpt_core.errors import InputError
-from gpt_core.int8 import to_int8
+from gpt_core.int8 import replace_linears, to_int8
 from gpt_core.model import GPT, Block
+from gpt_core.products import OneDNNLinear, choose_onednn
 
 WORTH = 1.1  # so many times faster must all threads be than one, which leaves the others to other work
 InferenceDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
@@ -55,7 +56,22 @@ def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
         dtype = _fastest(model)
     model = model.to(torch.bfloat16 if dtype == "int8" else getattr(torch, dtype))
     merge(model)
-    return to_int8(model) if dtype == "int8" else model
+    if dtype == "int8":
+        return to_int8(model)
+    if dtype == "float32" and choose_onednn(model.device):
+        replace_linears(model, by_onednn)
+        head = model.wte if model.head is None else model.head
+        assert isinstance(head, nn.Linear | nn.Embedding)
+        model.head = by_onednn(head)
+    return model
+
+
+def by_onednn(layer: nn.Linear | nn.Embedding) -> OneDNNLinear:
+    """A linear layer with the weight (out, in) of `layer`, and its bias, that computes by oneDNN."""
+    made = OneDNNLinear(layer.weight.shape[1], layer.weight.shape[0], bias=False, device="meta")
+    made.weight = layer.weight
+    made.register_parameter("bias", layer.bias if isinstance(layer, nn.Linear) else None)
+    return made
 
 
 def merge(model: GPT) -> None:

@@ -4,6 +4,8 @@ Each row of a matrix becomes whole numbers from -127 to 127 and one scale; what 
 32 bits (weight-only quantisation, as LLM.int8() without outliers, Dettmers et al. 2022, and gpt-fast).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -70,12 +72,12 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def to_int8(model: GPT) -> GPT:
     """Give `model`, in place, 8-bit linear layers, token embeddings and head; norms, biases and positions stay."""
-    for block in model.blocks:
-        for module in block.modules():
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    bias = None if child.bias is None else child.bias.detach()
-                    setattr(module, name, Int8Linear(*quantize(child.weight.detach()), bias))
+
+    def narrow(layer: nn.Linear) -> Int8Linear:
+        bias = None if layer.bias is None else layer.bias.detach()
+        return Int8Linear(*quantize(layer.weight.detach()), bias)
+
+    replace_linears(model, narrow)
     rows = quantize(model.wte.weight.detach())
     if isinstance(model.head, nn.Linear):
         head = quantize(model.head.weight.detach())
@@ -84,3 +86,12 @@ def to_int8(model: GPT) -> GPT:
     model.add_module("wte", Int8Embedding(*rows))
     model.head = Int8Linear(*head)
     return model
+
+
+def replace_linears(model: GPT, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Replace every linear layer of the blocks by what `make` makes of it."""
+    for block in model.blocks:
+        for module in list(block.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, make(child))

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -38,6 +39,14 @@ def choose_onednn(device: torch.device, onednn: bool | None = None) -> bool:
     if onednn is None:
         return _onednn_is_faster(torch.get_num_threads())
     return onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class OneDNNLinear(nn.Linear):
+    """A linear layer that computes by oneDNN, in float32 and without gradients, for few rows as well as for many."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        return _by_onednn(x, self.weight, self.bias)
 
 
 class _OneDNN(TorchFunctionMode):

@@ -8,7 +8,7 @@ from torch import nn
 
 from gpt_core.errors import InputError
 from gpt_core.hub import DEFAULT_MODEL
-from gpt_core.inference import load_for_inference, prepare
+from gpt_core.inference import by_onednn, load_for_inference, prepare
 from gpt_core.int8 import MANY, Int8Embedding, Int8Linear, quantize
 from gpt_core.sampling import SamplingParams
 from tests.gpt_core.test_engine import SHAPES, alone, prompt_of, tiny_gpt
@@ -57,6 +57,17 @@ def test_a_layer_of_eight_bits_computes_with_the_numbers_that_it_holds(n_rows, b
     torch.testing.assert_close(layer(x).float(), expected, atol=0.2, rtol=2e-2)
     held_by_embedding = Int8Embedding(layer.weight, layer.scale)(places := torch.tensor([[3, 0], [47, 3]]))
     torch.testing.assert_close(held_by_embedding.float(), held[places], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+@pytest.mark.parametrize(("n_in", "n_out"), [(64, 48), (7, 33), (100, 1)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_by_onednn_is_the_same_layer(n_in, n_out, bias):
+    layer = nn.Linear(n_in, n_out, bias=bias)
+    with torch.inference_mode():
+        for shape in ((1, 1, n_in), (2, 5, n_in), (3, n_in)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(by_onednn(layer)(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "untied"])
