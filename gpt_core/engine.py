@@ -183,7 +183,7 @@ class Engine:
         self._admit([r for r in requests if r.slot == NO_SLOT and not r.done], requests)
         running = [r for r in requests if r.slot != NO_SLOT]
         self._read([r for r in running if r.unread])
-        # in the order of their slots: on a GPU an unbroken run of slots is read where it lies, without a copy
+        # in the order of their slots: an unbroken run of slots is read where it lies, without a copy
         self._write(sorted((r for r in running if not r.unread and not r.done), key=lambda r: r.slot))
         with self._lock:
             self._requests = [r for r in self._requests if not r.done]
@@ -216,12 +216,15 @@ class Engine:
         with self._ending(chosen):
             chunks = [r.unread[: self.prefill_chunk] for r in chosen]
             hidden = self._forward(chosen, chunks)
-            last = [len(chunk) - 1 for chunk in chunks]
-            logits = self._logits(hidden[range(len(chosen)), last])
-            for request, chunk, row in zip(chosen, chunks, logits, strict=True):
+            for request, chunk in zip(chosen, chunks, strict=True):
                 del request.unread[: len(chunk)]
-                if not request.unread:
-                    self._extend(request, row)
+            ends = [
+                b for b, request in enumerate(chosen) if not request.unread
+            ]  # rows that get their first token
+            if ends:
+                rows = self._logits(hidden[ends, [len(chunks[b]) - 1 for b in ends]])
+                for b, row in zip(ends, rows, strict=True):
+                    self._extend(chosen[b], row)
 
     def _write(self, requests: list[Request]) -> None:
         """One forward over the last token of every request, and over what is guessed to follow it."""
@@ -234,9 +237,10 @@ class Engine:
             return
         n_guesses = min(self.draft, SHORT_STEP // len(requests) - 1)
         guesses = [self._guess(r, n_guesses) if n_guesses > 0 else [] for r in requests]
-        with self._ending(requests), cpu_threads(self.decode_threads):
+        with self._ending(requests):
             ids = [[r.token_ids[-1], *guess] for r, guess in zip(requests, guesses, strict=True)]
-            rows = self._logits(self._forward(requests, ids))
+            with cpu_threads(self.decode_threads):
+                rows = self._logits(self._forward(requests, ids))
             for request, guess, logits in zip(requests, guesses, rows, strict=True):
                 self._check(request, guess, logits)
 
