@@ -3,6 +3,7 @@
 import json
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Conversation:
         refuse_long(content, self._room, "message")
         n_system = len(self._system)
 
+        @cache
         def tokens(n_forgotten: int) -> list[int]:
             read = [
                 *self._system,
