@@ -7,6 +7,7 @@ import time
 from itertools import pairwise
 
 import httpx
+import openai
 import pytest
 import torch
 import uvicorn
@@ -34,6 +35,8 @@ DOCUMENTS = [
         "<b>Markup</b>",
     ),
 ]
+SAYS = " It became optional in October 2024."
+HELLO = [{"role": "user", "content": "hello"}]
 QUESTION = "When did the interpreter lock become optional?"
 
 
@@ -143,3 +146,11 @@ def sse(response):
     for block in response.read().decode().split("\n\n")[:-1]:
         fields = dict(line.split(": ", 1) for line in block.split("\n"))
         yield fields.get("event"), fields["data"]
+
+
+@pytest.fixture
+def api(serve):
+    """OpenAI's client of a generator that says `SAYS` after "assistant:"."""
+    url, _ = serve(SAYS)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
+        yield api

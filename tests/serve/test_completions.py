@@ -7,18 +7,7 @@ import openai
 import pytest
 import torch
 
-from tests.serve.conftest import random_gpt, speaker
-
-SAYS = " It became optional in October 2024."
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture
-def api(serve):
-    """A client of a generator that says `SAYS` after "assistant:"."""
-    url, _ = serve(SAYS)
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
-        yield api
+from tests.serve.conftest import HELLO, SAYS, random_gpt, speaker
 
 
 @pytest.fixture

@@ -6,15 +6,7 @@ import numpy as np
 import openai
 import pytest
 
-SAYS = " It became optional in October 2024."
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture
-def api(serve):
-    url, _ = serve(SAYS)
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
-        yield api
+from tests.serve.conftest import HELLO, SAYS
 
 
 def test_models(api):
