@@ -73,7 +73,12 @@ def test_a_step_has_a_row_a_point_of_each_curve_and_a_place_in_the_picture(
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_resumed_run_takes_back_what_it_does_again(tmp_path: Path) -> None:
+def test_a_resumed_run_takes_back_what_it_does_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.summary.writer import event_file_writer as files
+
+    # Lives are processes, whose files count from 0. Here all are one, and of one second TensorBoard reads 10 before 9.
+    monkeypatch.setattr(files, "_global_uid", files.AtomicCounter(0))
+
     def killed() -> None:
         with watch(tmp_path) as look:
             live(look, range(1, 7), evaluate_at=(2, 4))
