@@ -335,7 +335,8 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     folder = save_random(tmp_path / "model", replace(CONFIGS["qwen3"], n_layer=40, n_inner=8192))
 
     def press() -> None:
-        while not list(tmp_path.glob(".out.*/*.gguf")):  # it is being written
+        # Its header is on disk: a file that is just being opened would be lost between two lines of the library's.
+        while not any(p.stat().st_size for p in tmp_path.glob(".out.*/*.gguf")):
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
 
