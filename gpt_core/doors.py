@@ -34,6 +34,8 @@ def open_door(
     """
     prog = os.path.basename(sys.argv[0]) or "zhizhi"
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it is while a door imports
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if isinstance(function, dict):
             tyro.extras.subcommand_cli_from_dict(function, prog=prog, args=args, use_underscores=True)
         elif config is None:

@@ -1,5 +1,7 @@
 """Questions answered on the terminal, with citations."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from gpt_core.doors import open_door
 from serve.ask import ask
 

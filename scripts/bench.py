@@ -1,5 +1,7 @@
 """Measure speed, next to a peer in one run."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from embed.bench_encode import bench_encode
 from gpt_core.bench_attention import bench_attention
 from gpt_core.bench_generate import bench_generate

@@ -1,5 +1,7 @@
 """Documents → searchable index."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from gpt_core.doors import open_door
 from index.build import build_index
 

@@ -1,5 +1,7 @@
 """Talk with a model."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from gpt_core.chat import chat
 from gpt_core.doors import open_door
 

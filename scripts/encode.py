@@ -1,5 +1,7 @@
 """Texts → vectors on disk."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from embed.streaming import encode_files
 from gpt_core.doors import open_door
 

@@ -1,5 +1,7 @@
 """Score a model, with baselines beside it."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from embed.evaluate_sts import evaluate_sts
 from gpt_core.doors import open_door
 from gpt_core.evaluate_lm import evaluate_lm

@@ -1,5 +1,7 @@
 """Hand a model to other tools."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from embed.export import export_model
 from gpt_core.doors import open_door
 

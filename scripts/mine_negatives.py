@@ -1,5 +1,7 @@
 """Training pairs → the same with hard negatives."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from embed.mining import mine_negatives
 from gpt_core.doors import open_door
 

@@ -1,5 +1,7 @@
 """Pretrain a GPT on token shards, or resume."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from gpt_core.doors import open_door
 from gpt_core.pretrain import pretrain
 from gpt_core.pretrain_config import PretrainConfig

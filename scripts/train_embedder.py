@@ -1,5 +1,7 @@
 """Train an embedder on pairs, or to imitate another one, or resume."""
 
+import zhizhi  # first: Ctrl-C during the imports below
+
 from embed.training import train_embedder
 from embed.training_config import TrainEmbedderConfig
 from gpt_core.doors import open_door

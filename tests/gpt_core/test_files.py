@@ -152,6 +152,50 @@ def test_ctrl_c_ends_without_a_traceback():
     assert "Traceback" not in stderr
 
 
+@pytest.mark.parametrize(
+    ("door", "imported"),
+    [
+        (["scripts/sample.py"], "zhizhi"),
+        (["scripts/sample.py"], "numpy"),
+        (["scripts/run_server.py"], "torch"),
+        (["scripts/run_server.py"], "faiss"),
+        ([Path(sys.executable).parent / "zhizhi", "ask"], "zhizhi.__main__"),
+        ([Path(sys.executable).parent / "zhizhi", "ask"], "torch.nn"),
+    ],
+)
+def test_ctrl_c_ends_without_a_traceback_while_the_door_imports(door, imported):
+    command = [sys.executable, "-X", "importtime", *door, "--help"]  # which tells of each import on stderr
+    with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True) as child:
+        for line in child.stderr:
+            if line.rpartition("|")[2].strip() == imported:
+                child.send_signal(signal.SIGINT)
+                break
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGINT
+    assert not stdout
+    assert all(line.startswith("import time:") for line in stderr.splitlines()[:-1])  # the last may be cut
+
+
+def test_every_door_imports_what_makes_that_so_first():
+    for door in (ROOT / "scripts").glob("[!_]*.py"):
+        assert door.read_text().split('"""')[2].startswith("\n\nimport zhizhi "), door.name
+
+
+def test_a_door_in_the_background_goes_on_ignoring_ctrl_c():
+    command = [sys.executable, "scripts/fetch_model.py", "--help"]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=-1,
+        stderr=-1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as child:
+        while child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+    assert child.returncode == 0
+
+
 def test_the_console_command_lists_the_doors():
     done = subprocess.run([Path(sys.executable).parent / "zhizhi"], capture_output=True, text=True)
     assert done.returncode == 2
