@@ -29,7 +29,7 @@ def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32", card: Card
         card: what README.md is to say beside the shape.
 
     Raises:
-        InputError: for a model without a tokenizer, or one that no Hugging Face family computes.
+        InputError: for a model without a tokenizer that fits it, or one that no Hugging Face family computes.
         OSError: if the disk does not take it; nothing is left then.
     """
     model, tokenizer = load(folder)
@@ -61,7 +61,8 @@ def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16", card: 
         The file.
 
     Raises:
-        InputError: for a model without a tokenizer, or a graph or tokenizer that llama.cpp does not compute.
+        InputError: for a model without a tokenizer that fits it, or a graph or tokenizer that llama.cpp does not
+            compute.
         OSError: if the disk does not take it; nothing is left then.
     """
     model, tokenizer = load(folder)
@@ -91,12 +92,18 @@ def load(folder: Path) -> tuple[GPT, Tokenizer]:
     """The model and the tokenizer of a folder, the model's special ids completed by the tokenizer's.
 
     Raises:
-        InputError: for a model without a tokenizer, or one with ALiBi, which no format of other tools has.
+        InputError: for a model without a tokenizer or with one of more tokens than it has rows, or one with ALiBi,
+            which no format of other tools has.
     """
     model, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
     if model.config.position == "alibi":
         raise InputError(
             f"{folder} has ALiBi positions, which no format of other tools has; use the model from here."
+        )
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"{folder} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {model.config.vocab_size}; they "
+            "do not belong together: put the model's own tokenizer there."
         )
     ids = {name: getattr(model.config, name) for name in ("bos_id", "eos_id", "pad_id")}
     ids = {name: getattr(tokenizer, name) if i is None else i for name, i in ids.items()}

@@ -187,18 +187,13 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConf
     Rows of the model's matrix without a token get names such as [PAD50257], as llama.cpp's converter gives them.
 
     Raises:
-        InputError: for another kind of tokenizer, a way to cut text that llama.cpp has no name for, a vocabulary
-            larger than the model's, or none that ends a text.
+        InputError: for another kind of tokenizer, a way to cut text that llama.cpp has no name for, or no token that
+            ends a text.
     """
     backend = tokenizer.rust
     content = json.loads(backend.to_str())
     scheme = scheme_of(content)
     texts = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
-    if max(texts) >= config.vocab_size:
-        raise InputError(
-            f"The tokenizer has {max(texts) + 1} tokens, the model rows for {config.vocab_size}; they do not belong "
-            "together."
-        )
     added = backend.get_added_tokens_decoder()
     tokens, types = [], []
     for i in range(config.vocab_size):

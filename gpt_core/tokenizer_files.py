@@ -37,7 +37,8 @@ def read_tokenizer(folder: Path) -> TokenizerParts:
     """Read `tokenizer.json`, a GGUF file, what lies beside a foreign checkpoint, or `vocab.json` with `merges.txt`.
 
     Raises:
-        InputError: if there is none of them, or one that cannot be read.
+        InputError: if there is none of them, or one that cannot be read, or that lacks the tokens which are named as
+            its bos, eos or pad.
     """
     if (folder / "tokenizer.json").exists():
         return _read_hf(folder, _settings(folder), _read_backend(folder / "tokenizer.json"))
@@ -60,7 +61,12 @@ def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> 
     for name in ("bos", "eos", "pad"):
         if f"{name}_token" in settings:
             token = _text(settings[f"{name}_token"])
-            ids[name] = None if token is None else backend.token_to_id(token)
+            ids[name] = backend.token_to_id(token) if token else None
+            if token and ids[name] is None:  # without which a text would not end where the model wants it to
+                raise InputError(
+                    f"{folder} names {token!r} as its {name}_token, which its tokenizer does not have; write one of "
+                    "its tokens, or null, into tokenizer_config.json or special_tokens_map.json."
+                )
         else:  # beside GPT-2's own tokenizer.json no file names its special tokens, only its config has their ids
             token_id = config.get(f"{name}_token_id")
             ids[name] = token_id if type(token_id) is int and backend.id_to_token(token_id) else None

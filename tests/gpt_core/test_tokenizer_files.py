@@ -120,6 +120,13 @@ def test_special_tokens_of_a_tokenizer_json_come_from_whichever_file_names_them(
     settings = {"eos_token": "#", "bos_token": None, "added_tokens_decoder": {}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert ids() == (None, 2, None)
+    for token in ("<gone>", flagged("<gone>")):
+        settings |= {"pad_token": "", "eos_token": token}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        with pytest.raises(
+            InputError, match="names '<gone>' as its eos_token, which its tokenizer does not have"
+        ):
+            ids()
 
 
 @pytest.mark.parametrize(
