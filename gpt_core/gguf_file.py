@@ -3,6 +3,7 @@
 Tensor layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp's conversion scripts.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ BLOCK = {
     "ffn_up": "mlp.up",
     "ffn_down": "mlp.down",
 }
-SLOW_PAIRS = "rope_freqs.weight"  # how many times as slow each rotary pair is
+ROPE_FREQS = "rope_freqs.weight"  # how many times as slow each rotary pair is
 TOP = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "norm", "output": "head"}
 
 # How text is cut before byte-pair merging, by the name that llama.cpp gives the scheme (`tokenizer.ggml.pre`)
@@ -70,17 +71,17 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     config = _config(arch, file)
     state: dict[str, Tensor] = {}
     for name in file.places:
-        if name == SLOW_PAIRS:
+        if name == ROPE_FREQS:
             continue
         value = file.tensor(name)
         stem, _, kind = name.rpartition(".")
-        if not stem.startswith("blk."):
+        in_block = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
+        if in_block is None:
             state[f"{TOP.get(stem, stem)}.{kind}"] = value
             continue
-        _, layer, part = stem.split(".", 2)
-        prefix = f"blocks.{layer}"
+        prefix, part = f"blocks.{in_block[1]}", in_block[2]
         if part == "attn_qkv":  # GPT-2
-            for third, ours in zip(value.chunk(3), ("q", "k", "v"), strict=True):
+            for third, ours in zip(value.tensor_split(3), ("q", "k", "v"), strict=True):
                 state[f"{prefix}.attn.{ours}.{kind}"] = third.contiguous()
             continue
         if arch == "llama" and part in ("attn_q", "attn_k"):
@@ -117,7 +118,7 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
         raise InputError(
             f"{file.path} has {arch}.rope.dimension_count = {turned}; this GPT turns whole heads, {head_dim} wide."
         )
-    slow = file.tensor(SLOW_PAIRS) if SLOW_PAIRS in file.places else None
+    factors = file.tensor(ROPE_FREQS) if ROPE_FREQS in file.places else None
     return GPTConfig(
         **common,
         n_kv_head=size("attention.head_count_kv", n_head),
@@ -126,7 +127,7 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
         mlp_bias="blk.0.ffn_up.bias" in file.places,
         qk_norm=arch == "qwen3",
         rope_theta=number("rope.freq_base", 10000.0),
-        rope_scaling=read_scaling(arch, file.metadata, slow, file.path),
+        rope_scaling=read_scaling(arch, file.metadata, factors, file.path),
         norm_eps=number("attention.layer_norm_rms_epsilon", None),
     )
 
@@ -146,6 +147,8 @@ def _special_ids(file: GGUF) -> dict[str, int | None]:
 def _unpermute(weight: Tensor, n_head: int) -> Tensor:
     """llama.cpp turns neighbouring pairs (x_2i, x_2i+1) where we turn (x_i, x_i+half): reorder the rows back."""
     out, *rest = weight.shape
+    if out % (2 * n_head):  # of no such heads: whoever compares it with the shape refuses it as it is
+        return weight
     return (
         weight.view(n_head, out // n_head // 2, 2, *rest).transpose(1, 2).reshape(weight.shape).contiguous()
     )

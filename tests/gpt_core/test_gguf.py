@@ -159,6 +159,34 @@ def test_values_that_we_do_not_compute(tmp_path, key, value, said):
         GPT.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("blk.0.attn_norm.weight", "blk.0_attn_norm.weight"),
+        ("blk.0.attn_norm.weight", "blk.x.attn_norm.weight"),
+        ("blk.0.attn_norm.weight", "blk...............norm"),
+        ("output_norm.weight", "output_norm_weight"),
+    ],
+)
+def test_tensors_that_are_none_of_the_models(tmp_path, name, other):
+    path = tmp_path / "model.gguf"
+    write(path, gpt2(), "gpt2")
+    path.write_bytes(path.read_bytes().replace(name.encode(), other.encode()))
+    with pytest.raises(InputError, match="lacks 1 weights that its config asks for, first"):
+        GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("n_head", [5, 8, 1000])
+def test_matrices_of_other_numbers_of_heads(tmp_path, n_head):
+    config = transformers.LlamaConfig(
+        **SHAPE, vocab_size=300, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True
+    )
+    shape = {"llama__attention__head_count": n_head, "llama__attention__head_count_kv": n_head}
+    write(tmp_path / "model.gguf", random_model(config), "llama", **shape)
+    with pytest.raises(InputError, match=r"attn\.q\.weight has shape \(64, 32\), its config asks for"):
+        GPT.from_pretrained(tmp_path)
+
+
 def test_a_vocabulary_that_does_not_fit_together(tmp_path):
     path, model = tmp_path / "model.gguf", gpt2()
     write(path, model, "gpt2", tokenizer__ggml__token_type=[1] * 5)
