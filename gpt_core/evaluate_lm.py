@@ -2,8 +2,6 @@
 
 import json
 import math
-import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -115,30 +113,14 @@ def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
     Raises:
         InputError: for a tokenizer whose tokens stand for different texts in different places.
     """
-    # The file says the same in one way for all kinds of tokenizers.
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        saved = json.loads(Path(folder, "tokenizer.json").read_text(encoding="utf-8"))
-    decoder = json.dumps(saved["decoder"], ensure_ascii=False)
-    byte_level = "ByteLevel" in json.dumps([saved["pre_tokenizer"], saved["decoder"]])
-    vocab = saved["model"]["vocab"]
-    # BPE and WordLevel write {token: id}, Unigram [[token, score], …] in the order of the ids
-    ids = vocab if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}
+    decoder = json.dumps(json.loads(tokenizer.rust.to_str())["decoder"])
     if any(kind in decoder for kind in ("WordPiece", "BPEDecoder", "CTC")):
         raise InputError(
             "The bytes of this tokenizer's tokens depend on their neighbours; expected a byte-level, SentencePiece or "
             "character vocabulary."
         )
-    lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for token, i in ids.items():
-        if byte_level:  # one visible character for each byte
-            lengths[i] = len(token)
-        elif "ByteFallback" in decoder and re.fullmatch("<0x[0-9A-F]{2}>", token):
-            lengths[i] = 1
-        else:  # SentencePiece writes a space as U+2581
-            lengths[i] = len((token.replace("▁", " ") if "▁" in decoder else token).encode())
-    for added in saved["added_tokens"]:
-        lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
+    lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], dtype=np.int64)
+    lengths[[i for i, token in tokenizer.rust.get_added_tokens_decoder().items() if token.special]] = 0
     return lengths
 
 

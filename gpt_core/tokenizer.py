@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models
 
 from gpt_core.characters import character_backend
 from gpt_core.chat_template import render
 from gpt_core.errors import InputError
 from gpt_core.files import atomic_write
-from gpt_core.gpt2_bpe import gpt2_rust, gpt2_tiktoken
+from gpt_core.gpt2_bpe import BYTE_OF, gpt2_rust, gpt2_tiktoken
 from gpt_core.hub import resolve
 from gpt_core.tokenizer_files import read_tokenizer
 
@@ -189,6 +189,23 @@ class Tokenizer:
             return self._backend.decode(ids)
         return self._backend.decode(ids, skip_special_tokens=False)
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text, which may be a part of a character; of a special token, its name."""
+        if isinstance(self._backend, tiktoken.Encoding):
+            return self._backend.decode_single_token_bytes(token)
+        if token in self._added:
+            return self._added[token].content.encode()
+        text = self.decode([token])
+        if "\ufffd" not in text:
+            # after another token: SentencePiece's decoders drop the space at the beginning of a text
+            return self.decode([token, token])[len(text) :].encode()
+        written = self._backend.id_to_token(token) or ""
+        if match := re.fullmatch("<0x([0-9A-F]{2})>", written):
+            return bytes.fromhex(match[1])
+        if all(character in BYTE_OF for character in written):
+            return bytes(BYTE_OF[character] for character in written)
+        return text.encode()
+
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a conversation, rendered by the model's template and ready for the assistant's turn.
 
@@ -241,8 +258,12 @@ class Tokenizer:
         if isinstance(self._backend, tiktoken.Encoding):
             return sorted(self._backend.special_tokens_set)
         # longest first, so that one which contains another is found whole
-        added = (t.content for t in self._backend.get_added_tokens_decoder().values() if t.special)
-        return sorted(added, key=len, reverse=True)
+        special = (t.content for t in self._added.values() if t.special)
+        return sorted(special, key=len, reverse=True)
+
+    @cached_property
+    def _added(self) -> dict[int, AddedToken]:
+        return self.rust.get_added_tokens_decoder()
 
     @property
     def rust(self) -> RustTokenizer:

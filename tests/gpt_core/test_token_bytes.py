@@ -1,3 +1,5 @@
+"""The bytes that each token stands for."""
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -5,7 +7,6 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers
 
 from gpt_core.tokenizer import Tokenizer
-from serve.logprobs import token_bytes
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
 OPENED = Tokenizer(GPT2.rust)  # the same vocabulary in the other library
@@ -16,11 +17,19 @@ OPENED = Tokenizer(GPT2.rust)  # the same vocabulary in the other library
 @example("知之为知之 👩‍👩‍👧\ufffd <|endoftext|> naïve")
 def test_the_bytes_of_a_texts_tokens_are_its_bytes(text):
     for tokenizer in (GPT2, OPENED):
-        assert b"".join(token_bytes(tokenizer, i) for i in tokenizer.encode(text)) == text.encode()
+        assert b"".join(tokenizer.token_bytes(i) for i in tokenizer.encode(text)) == text.encode()
 
 
 def test_special_tokens_are_what_they_decode_to():
-    assert token_bytes(GPT2, GPT2.eos_id) == b"<|endoftext|>"
+    assert GPT2.token_bytes(GPT2.eos_id) == b"<|endoftext|>"
+    assert OPENED.token_bytes(GPT2.eos_id) == b"<|endoftext|>"
+
+
+def test_added_tokens_are_text_not_visible_bytes():
+    backend = RustTokenizer.from_str(GPT2.rust.to_str())
+    backend.add_tokens(["né"])  # whose é is also how GPT-2 writes the byte E9
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.token_bytes(tokenizer.vocab_size - 1) == "né".encode()
 
 
 @pytest.mark.parametrize(("token", "data"), [("▁know", b" know"), ("ing", b"ing"), ("知", "知".encode())])
@@ -32,6 +41,6 @@ def test_sentencepiece_keeps_its_spaces_and_its_bytes(token, data):
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer = Tokenizer(backend)
-    assert token_bytes(tokenizer, vocab[token]) == data
+    assert tokenizer.token_bytes(vocab[token]) == data
     for i in range(256):
-        assert token_bytes(tokenizer, i) == bytes([i])
+        assert tokenizer.token_bytes(i) == bytes([i])
