@@ -186,12 +186,12 @@ def rates(begun: Clocks, read: Clocks, done: Clocks, n_prompt: int, n_new: int) 
 def weight_bytes(model: GPT) -> int:
     """Bytes of all weights that a step reads: of tables that are looked up, such as embeddings, only a row is."""
     head = model.wte if model.head is None else model.head
-    stored = {
-        tensor.data_ptr(): tensor.nbytes
+    weights = {
+        tensor
         for module in (model.blocks, model.norm, head)
         for tensor in (*module.parameters(), *module.buffers())
     }
-    return sum(stored.values())
+    return sum(tensor.nbytes for tensor in weights)
 
 
 def _decode(engine: Engine, prompts: list[list[int]], n_new: int) -> tuple[list[Request], float, float]:

@@ -102,7 +102,11 @@ class CacheRows:
     def extend(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Store the new keys and values (B, n_kv_head, T, head_dim)."""
         for store, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
-            store[self.slot, :, self.place] = new[self.row, :, self.step]
+            if len(self.slots) == 1:
+                start, end = self.ends[0] - int(self.n_real[0]), self.ends[0]
+                store[self.slots[0], :, start:end] = new[0, :, : end - start]
+            else:
+                store[self.slot, :, self.place] = new[self.row, :, self.step]
 
     def one_row(self, layer: int, b: int) -> tuple[Tensor, Tensor]:
         """All keys and values of row b, (1, n_kv_head, its end, head_dim) each."""

@@ -26,6 +26,7 @@ from gpt_core.slots import Slots, n_shared
 from gpt_core.tokenizer import Tokenizer
 
 SHORT_STEP = 16  # tokens in all rows of a step up to which it takes hardly longer than with one
+MEASURED_ROWS = 8  # at most, to measure how many threads decode texts together fastest
 
 
 class Engine:
@@ -70,7 +71,10 @@ class Engine:
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
         self.draft = draft
-        self.decode_threads = decode_threads(model)
+        self.many = min(
+            max_running, MEASURED_ROWS
+        )  # tokens in a step; waking threads may pay for them, not for one
+        self.threads_for_one, self.threads_for_many = decode_threads(model), decode_threads(model, self.many)
         self.eos_ids = {*model.config.eos_ids, tokenizer.eos_id} - {None}
         # Vocabularies are padded to round sizes; what the tokenizer cannot decode must not be drawn.
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
@@ -239,7 +243,8 @@ class Engine:
         guesses = [self._guess(r, n_guesses) if n_guesses > 0 else [] for r in requests]
         with self._ending(requests):
             ids = [[r.token_ids[-1], *guess] for r, guess in zip(requests, guesses, strict=True)]
-            with cpu_threads(self.decode_threads):
+            many = 2 * sum(map(len, ids)) > self.many
+            with cpu_threads(self.threads_for_many if many else self.threads_for_one):
                 rows = self._logits(self._forward(requests, ids))
             for request, guess, logits in zip(requests, guesses, rows, strict=True):
                 self._check(request, guess, logits)

@@ -4,8 +4,9 @@ What comes out computes the same graph, but is for generating only: its weights 
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,9 +19,12 @@ from gpt_core.device import GAIN, DeviceName, pick_device, wall_seconds
 from gpt_core.errors import InputError
 from gpt_core.int8 import replace_linears, to_int8
 from gpt_core.model import GPT, Block
-from gpt_core.products import OneDNNLinear, choose_onednn
+from gpt_core.products import PackedLinear, packs
 
 WORTH = 1.1  # so many times faster must all threads be than one, which leaves the others to other work
+MEASURED_TOKENS = (
+    256  # that each text of such a measurement has: what attends to them takes its share of the threads
+)
 InferenceDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
@@ -58,20 +62,12 @@ def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
     merge(model)
     if dtype == "int8":
         return to_int8(model)
-    if dtype == "float32" and choose_onednn(model.device):
-        replace_linears(model, by_onednn)
+    if packs(model.device, model.dtype):
+        replace_linears(model, lambda layer: PackedLinear(layer.weight, layer.bias))
         head = model.wte if model.head is None else model.head
-        assert isinstance(head, nn.Linear | nn.Embedding)
-        model.head = by_onednn(head)
+        assert isinstance(head.weight, Tensor)
+        model.head = PackedLinear(head.weight)
     return model
-
-
-def by_onednn(layer: nn.Linear | nn.Embedding) -> OneDNNLinear:
-    """A linear layer with the weight (out, in) of `layer`, and its bias, that computes by oneDNN."""
-    made = OneDNNLinear(layer.weight.shape[1], layer.weight.shape[0], bias=False, device="meta")
-    made.weight = layer.weight
-    made.register_parameter("bias", layer.bias if isinstance(layer, nn.Linear) else None)
-    return made
 
 
 def merge(model: GPT) -> None:
@@ -105,48 +101,54 @@ def _fastest(model: GPT) -> Literal["float32", "bfloat16"]:
     block = model.blocks[0]
     assert isinstance(block, Block)
     layer = block.mlp.down
-    # Several copies, so that the weights come from memory, as in decoding, and not from the processor's cache.
-    copies = max(1, min(2**26 // layer.weight.nbytes, 64))
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        weights = layer.weight.to(dtype).repeat(copies, 1, 1)
-        x = torch.ones(1, weights.shape[2], dtype=dtype)
-        seconds[dtype] = _step_seconds(x, weights)
+    seconds = {dtype: _row_seconds(layer.weight, dtype) for dtype in (torch.float32, torch.bfloat16)}
     return "bfloat16" if seconds[torch.float32] > GAIN * seconds[torch.bfloat16] else "float32"
 
 
 @torch.inference_mode()
-def _step_seconds(x: Tensor, weights: Tensor) -> float:
-    def step() -> None:
-        for weight in weights:
-            nn.functional.linear(x, weight)
+def _row_seconds(weight: Tensor, dtype: torch.dtype) -> float:
+    """Seconds that many products of one row with `weight` take in `dtype`, in the form that `prepare` gives them."""
+    weight = weight.detach().to(dtype)
+    # Several copies, so that the weights come from memory, as in decoding, and not from the processor's cache.
+    copies = max(1, min(2**26 // weight.nbytes, 64))
+    weights = [weight.clone() for _ in range(copies)]
+    if packs(weight.device, dtype):
+        layers: list[Callable[[Tensor], Tensor]] = [PackedLinear(w) for w in weights]
+    else:
+        layers = [partial(nn.functional.linear, weight=w) for w in weights]
+    x = torch.ones(1, weight.shape[1], dtype=dtype)
 
-    return statistics.median(wall_seconds(step, x.device) for _ in range(5))
+    def multiply() -> None:
+        for layer in layers:
+            layer(x)
+
+    return statistics.median(wall_seconds(multiply, x.device) for _ in range(5))
 
 
 _quickest: dict[tuple[object, ...], int] = {}
 
 
-def decode_threads(model: GPT) -> int:
-    """CPU threads with which one token is decoded fastest: one, or as many as torch uses now.
+def decode_threads(model: GPT, n_rows: int = 1) -> int:
+    """CPU threads with which a token of each of `n_rows` texts is decoded fastest: one, or as many as torch uses now.
 
-    A product with one row is so short that waking a thread for it may cost more than it brings; which it is depends on
-    the processor, on the model's width and on whether idle threads sleep (OMP_WAIT_POLICY). Measured once in a process
-    for models of the same shape and number format.
+    Products of few rows are so short that waking a thread for them may cost more than it brings; which it is depends on
+    the processor, on the model's width, on the number of rows and on whether idle threads sleep (OMP_WAIT_POLICY).
+    Measured once in a process for models of the same shape and number format.
     """
     n_threads = torch.get_num_threads()
     if model.device.type != "cpu" or n_threads == 1:
         return n_threads
     kinds = (type(module) for module in model.blocks[0].modules())
-    key = (str(model.config), model.dtype, n_threads, *kinds)
+    key = (str(model.config), model.dtype, n_rows, n_threads, *kinds)
     if key not in _quickest:
-        cache = Cache(model.config, 1, dtype=model.dtype, length=1)
-        token = torch.zeros(1, 1, dtype=torch.long)
+        n_seen = min(MEASURED_TOKENS, model.config.block_size)
+        cache = Cache(model.config, n_rows, dtype=model.dtype, length=n_seen)
+        tokens, slots = torch.zeros(n_rows, 1, dtype=torch.long), list(range(n_rows))
 
         @torch.inference_mode()
         def step() -> None:
-            cache.free(0)
-            model.logits(model(token, cache=cache.rows([0]), logits=False).hidden)
+            cache.lengths[:] = n_seen - 1
+            model.logits(model(tokens, cache=cache.rows(slots), logits=False).hidden)
 
         seconds = {}
         for n in (1, n_threads):

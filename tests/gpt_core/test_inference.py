@@ -6,10 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from gpt_core import inference, products
+from gpt_core.cache import Cache, CacheRows
 from gpt_core.errors import InputError
 from gpt_core.hub import DEFAULT_MODEL
-from gpt_core.inference import by_onednn, load_for_inference, prepare
+from gpt_core.inference import load_for_inference, prepare
 from gpt_core.int8 import MANY, Int8Embedding, Int8Linear, quantize
+from gpt_core.products import PackedLinear, packs
 from gpt_core.sampling import SamplingParams
 from tests.gpt_core.test_engine import SHAPES, alone, prompt_of, tiny_gpt
 
@@ -59,15 +62,66 @@ def test_a_layer_of_eight_bits_computes_with_the_numbers_that_it_holds(n_rows, b
     torch.testing.assert_close(held_by_embedding.float(), held[places], rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n_in", "n_out"), [(64, 48), (7, 33), (100, 1)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_layer_by_onednn_is_the_same_layer(n_in, n_out, bias):
-    layer = nn.Linear(n_in, n_out, bias=bias)
+def test_a_packed_layer_is_the_same_layer(n_in, n_out, bias, dtype):
+    if not packs(torch.device("cpu"), dtype):
+        pytest.skip(f"{dtype} is not packed on this processor")
+    layer = nn.Linear(n_in, n_out, bias=bias, dtype=dtype)
+    packed = PackedLinear(layer.weight, layer.bias)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     with torch.inference_mode():
-        for shape in ((1, 1, n_in), (2, 5, n_in), (3, n_in)):
-            x = torch.randn(shape)
-            torch.testing.assert_close(by_onednn(layer)(x), layer(x), atol=1e-5, rtol=1e-5)
+        for shape in ((1, 1, n_in), (2, 5, n_in), (3, n_in), (100, n_in), (0, n_in)):
+            x = torch.randn(shape, dtype=dtype)
+            torch.testing.assert_close(packed(x), layer(x), atol=tolerance, rtol=tolerance)
+
+
+def test_packing_is_for_formats_that_onednn_multiplies_on_this_processor(monkeypatch):
+    cpu = torch.device("cpu")
+    assert not packs(torch.device("meta"), torch.float32)
+    assert not packs(cpu, torch.float64)
+    assert prepare(tiny_gpt("qwen3"), "bfloat16").blocks[0].mlp.down.__class__ is (
+        PackedLinear if packs(cpu, torch.bfloat16) else nn.Linear
+    )
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: False)
+    packs.cache_clear()
+    try:
+        assert not packs(cpu, torch.bfloat16)
+        model = prepare(tiny_gpt("qwen3"), "bfloat16")
+        assert not any(isinstance(module, PackedLinear) for module in model.modules())
+        assert len(alone(model, prompt_of(40), GREEDY).token_ids) == 8
+    finally:
+        packs.cache_clear()
+
+
+def test_threads_are_measured_for_few_rows_and_for_many(monkeypatch):
+    """One thread is the faster for a row, two for eight; what was measured is not measured again."""
+    seconds, asked = {(1, 1): 1.0, (1, 2): 1.0, (8, 1): 2.0, (8, 2): 1.0}, []
+    model = tiny_gpt("qwen3")
+    n_rows = 0
+
+    def rows(cache, slots):
+        nonlocal n_rows
+        n_rows = len(slots)
+        return CacheRows(cache, slots, None)
+
+    def clock(step, device):
+        step()
+        asked.append((n_rows, torch.get_num_threads()))
+        return seconds[asked[-1]]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with monkeypatch.context() as m:
+            m.setattr(Cache, "rows", rows)
+            m.setattr(inference, "wall_seconds", clock)
+            m.setattr(inference, "_quickest", {})
+            assert [inference.decode_threads(model, n) for n in (1, 8, 1, 8)] == [1, 2, 1, 2]
+    finally:
+        torch.set_num_threads(before)
+    assert len(asked) == 16
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "untied"])

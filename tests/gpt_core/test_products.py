@@ -26,6 +26,35 @@ def test_attention_in_blocks_is_causal_attention(n_rows, n_kv_head, group, n_tok
     torch.testing.assert_close(attention.attend_in_blocks(q, k, v), plain, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("narrow", [0, 2**30], ids=["in 16 bits", "widened"])
+@pytest.mark.parametrize("kind", ["all", "bool", "float"])
+@settings(max_examples=20)
+@given(
+    n_rows=st.integers(1, 3),
+    n_kv_head=st.integers(1, 3),
+    group=st.integers(1, 3),
+    n_tokens=st.integers(1, 16),
+    n_keys=st.integers(16, 90),
+)
+def test_attention_from_few_in_bf16_is_attention(narrow, kind, n_rows, n_kv_head, group, n_tokens, n_keys):
+    torch.manual_seed(n_keys)
+    q = torch.randn(n_rows, n_kv_head * group, n_tokens, 8).bfloat16()
+    k, v = torch.randn(2, n_rows, n_kv_head, 100, 8).bfloat16()[..., :n_keys, :]  # of a longer cache
+    seen = torch.rand(n_rows, 1, n_tokens, n_keys) < 0.5
+    seen[..., 0] = True
+    mask = {"all": None, "bool": seen, "float": torch.randn(n_rows, n_kv_head * group, n_tokens, n_keys)}[
+        kind
+    ]
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), mask.double() if kind == "float" else mask, enable_gqa=True
+    )
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(attention, "NARROW", narrow)
+        few = attention.attend_from_few(q, k, v, mask)
+    assert few.dtype == torch.bfloat16
+    torch.testing.assert_close(few.double(), exact, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_bf16_without_gradients_takes_the_blocks_and_stays_as_near_to_float32(graph, monkeypatch):
     torch.manual_seed(0)
