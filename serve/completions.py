@@ -24,7 +24,9 @@ router = APIRouter(prefix="/v1", tags=["OpenAI's"])
 async def completions(body: CompletionRequest, request: Request, service: ServiceDep) -> Any:
     """Text that continues a prompt, or each of several; with `"stream": true` OpenAI's chunks."""
     service.check_model(body.model, service.generator_name)
-    reading = service.search.run(_prompts, body, service.engine.tokenizer)
+    prompts = _prompts(body)
+    service.check_number(len(prompts) * (body.n or 1))  # before they are read, which takes long
+    reading = service.search.run(_ids, prompts, service.engine.tokenizer)
     return await _respond(body, request, service, await until_disconnect(request, reading))
 
 
@@ -32,14 +34,18 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
 async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Any:
     """The assistant's next turn; with `"stream": true` OpenAI's chunks."""
     service.check_model(body.model, service.generator_name)
+    service.check_number(body.n or 1)
     reading = service.search.run(service.engine.tokenizer.chat, _messages(body))
     return await _respond(body, request, service, [await until_disconnect(request, reading)])
 
 
-def _prompts(body: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
+def _prompts(body: CompletionRequest) -> list[Any]:
+    """Each a text, or token ids."""
     given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
-    if isinstance(given[0], int):
-        given = [given]
+    return [given] if isinstance(given[0], int) else given
+
+
+def _ids(given: list[Any], tokenizer: Tokenizer) -> list[list[int]]:
     return [p if isinstance(p, list) else tokenizer.encode(p, add_special_tokens=True) for p in given]
 
 
@@ -57,7 +63,6 @@ async def _respond(
     body: CompletionRequest | ChatRequest, request: Request, service: Service, prompts: list[list[int]]
 ) -> Any:
     """Continue each prompt n times; choice i draws with seed + i."""
-    service.check_number(len(prompts) * (body.n or 1))  # before they are written out
     params = body.params()
     jobs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:

@@ -154,3 +154,25 @@ def api(serve):
     url, _ = serve(SAYS)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
         yield api
+
+
+@pytest.fixture
+def model():
+    """A generator of random weights: it writes anything, also parts of characters."""
+    return random_gpt()
+
+
+@pytest.fixture
+def wild(serve, model):
+    """A client of it."""
+    url, _ = serve(model, max_requests=12)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
+        yield api
+
+
+def chat(api, **options):
+    return api.chat.completions.create(**({"model": "tiny-gpt", "messages": HELLO} | options))
+
+
+def complete(api, prompt="assistant:", **options):
+    return api.completions.create(model="tiny-gpt", prompt=prompt, **options)
