@@ -130,6 +130,7 @@ def encode_to_folder(
     manifest = _manifest(encoder, texts, prompt, max_tokens, precision)
     partial = out.with_name(f".{out.name}.partial")
     lock = FileLock(out.with_name(f".{out.name}.lock"))  # for what one process alone must do
+    Path(lock.lock_file).touch()  # where no file can be made, filelock itself would try for ever
     try:
         with lock:
             if not _is_ready(out):

@@ -248,6 +248,16 @@ def test_a_refusal_leaves_nothing_behind(tmp_path, folder):
     assert {path.name for path in tmp_path.iterdir()} == {"mine", folder.name}
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder here refuses files as /proc does")
+def test_a_folder_in_which_no_file_can_be_made_is_said_at_once(tmp_path, folder):
+    (tmp_path / "a.txt").write_text("one\n")
+    door = Path(__file__).parents[2] / "scripts" / "encode.py"
+    command = [sys.executable, door, "--input", tmp_path / "a.txt", "--embedder", folder, "--out", "/proc/x"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "encode.py: [Errno 2] No such file or directory: '/proc/.x.lock'"
+
+
 def test_a_full_disk_costs_no_more_than_a_window(tmp_path, folder, monkeypatch):
     encoder, write = Encoder.from_pretrained(folder), streaming._write
 
