@@ -37,8 +37,8 @@ def read_tokenizer(folder: Path) -> TokenizerParts:
     """Read `tokenizer.json`, a GGUF file, what lies beside a foreign checkpoint, or `vocab.json` with `merges.txt`.
 
     Raises:
-        InputError: if there is none of them, or one that cannot be read, or that lacks the tokens which are named as
-            its bos, eos or pad.
+        InputError: if there is none of them, or one that cannot be read, or that lacks the token which is named as
+            its eos.
     """
     if (folder / "tokenizer.json").exists():
         return _read_hf(folder, _settings(folder), _read_backend(folder / "tokenizer.json"))
@@ -62,9 +62,10 @@ def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> 
         if f"{name}_token" in settings:
             token = _text(settings[f"{name}_token"])
             ids[name] = backend.token_to_id(token) if token else None
-            if token and ids[name] is None:  # without which a text would not end where the model wants it to
+            # Others do without bos and pad; where nothing says how a text ends, it would go on for ever.
+            if name == "eos" and token and ids["eos"] is None and config.get("eos_token_id") is None:
                 raise InputError(
-                    f"{folder} names {token!r} as its {name}_token, which its tokenizer does not have; write one of "
+                    f"{folder} names {token!r} as its eos_token, which its tokenizer does not have; write one of "
                     "its tokens, or null, into tokenizer_config.json or special_tokens_map.json."
                 )
         else:  # beside GPT-2's own tokenizer.json no file names its special tokens, only its config has their ids

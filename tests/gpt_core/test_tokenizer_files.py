@@ -121,8 +121,11 @@ def test_special_tokens_of_a_tokenizer_json_come_from_whichever_file_names_them(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert ids() == (None, 2, None)
     for token in ("<gone>", flagged("<gone>")):
-        settings |= {"pad_token": "", "eos_token": token}
+        settings |= {"pad_token": token, "eos_token": token}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        (tmp_path / "config.json").write_text('{"eos_token_id": 2}')  # the model knows how its texts end
+        assert ids() == (None, None, None)
+        (tmp_path / "config.json").unlink()
         with pytest.raises(
             InputError, match="names '<gone>' as its eos_token, which its tokenizer does not have"
         ):
