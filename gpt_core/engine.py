@@ -71,9 +71,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
         self.draft = draft
-        self.many = min(
-            max_running, MEASURED_ROWS
-        )  # tokens in a step; waking threads may pay for them, not for one
+        # Tokens in a step: waking threads may pay for many where it does not for one.
+        self.many = min(max_running, MEASURED_ROWS)
         self.threads_for_one, self.threads_for_many = decode_threads(model), decode_threads(model, self.many)
         self.eos_ids = {*model.config.eos_ids, tokenizer.eos_id} - {None}
         # Vocabularies are padded to round sizes; what the tokenizer cannot decode must not be drawn.

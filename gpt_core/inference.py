@@ -22,9 +22,7 @@ from gpt_core.model import GPT, Block
 from gpt_core.products import PackedLinear, packs
 
 WORTH = 1.1  # so many times faster must all threads be than one, which leaves the others to other work
-MEASURED_TOKENS = (
-    256  # that each text of such a measurement has: what attends to them takes its share of the threads
-)
+MEASURED_TOKENS = 256  # that each text has in such a measurement: attending to them gains by threads, too
 InferenceDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
