@@ -1,5 +1,6 @@
 """Conversations with a model, on the terminal or through a pipe."""
 
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -112,9 +113,10 @@ def _talk(model: str, engine: Engine, talk: Conversation, params: SamplingParams
     """Answer messages until there are none; return whether none was refused."""
     all_went_well = True
     n_answers = 0
-    while (message := _read_message()) is not None:
+    while (read := _read_message()) is not None:
+        message, may_be_command = read
         try:
-            if message.startswith("/"):
+            if may_be_command and message.startswith("/"):
                 if message.split()[0] == "/exit":
                     break
                 _command(message, model, talk)
@@ -154,7 +156,7 @@ def _answer(message: str, engine: Engine, talk: Conversation, params: SamplingPa
 
 def _command(line: str, model: str, talk: Conversation) -> None:
     name, _, argument = line.partition(" ")
-    path = Path(argument.strip()).expanduser()
+    path = Path(os.path.expanduser(argument.strip()))  # which leaves ~nobody as it is
     if name == "/help":
         print(HELP, file=sys.stderr)
     elif name == "/reset":
@@ -173,15 +175,17 @@ def _command(line: str, model: str, talk: Conversation) -> None:
         )
 
 
-def _read_message() -> str | None:
-    """The next message, a line or a block of them; None at the end of the input."""
+def _read_message() -> tuple[str, bool] | None:
+    """The next message, and whether it may be a command: a line may, a block not; None at the end of the input."""
     line = _read_line("> ")
-    if line is None or not line.startswith(BLOCK):
-        return line
+    if line is None:
+        return None
+    if not line.startswith(BLOCK):
+        return line, True
     block = line.removeprefix(BLOCK)
     while not block.endswith(BLOCK) and (line := _read_line("… ")) is not None:
         block += "\n" + line
-    return block.removesuffix(BLOCK).strip("\n")
+    return block.removesuffix(BLOCK).strip("\n"), False
 
 
 def _read_line(prompt: str) -> str | None:

@@ -105,6 +105,14 @@ def test_lines_and_blocks_and_commands(say: Any, folder: Path, tmp_path: Path) -
     assert content["messages"][1]["content"] in out
     assert saved.read_text().count("\n") == 1  # a line of JSONL, too
 
+    lines = (
+        f'"""/exit is how one leaves vim"""\n"""\n/etc/hosts\nis what?\n"""\n/save {tmp_path}/block.json\n'
+    )
+    _, err, code = say(lines, max_new_tokens=3)
+    assert (code, "There is no command" in err) == (0, False)
+    asked = json.loads((tmp_path / "block.json").read_text())["messages"][::2]
+    assert [m["content"] for m in asked] == ["/exit is how one leaves vim", "/etc/hosts\nis what?"]
+
     (tmp_path / "other.txt").write_text("mine")
     _, err, code = say(f"more\n/save {tmp_path / 'other.txt'}\n", max_new_tokens=3)
     assert "other.txt is no saved conversation" in err
@@ -117,12 +125,13 @@ def test_lines_and_blocks_and_commands(say: Any, folder: Path, tmp_path: Path) -
 
 
 def test_what_is_refused_does_not_end_the_conversation(say: Any, tmp_path: Path) -> None:
-    lines = f"{'know ' * 200}\n{'x' * 100000}\n/what\n/save\n/save {tmp_path}/absent/x.json\n\udc80\nfine\n"
+    lines = f"{'know ' * 200}\n{'x' * 100000}\n/what\n/save\n/save {tmp_path}/absent/x.json\n"
+    lines += "/save ~nosuchuser/x.json\n\udc80\nfine\n"
     out, err, code = say(lines, max_new_tokens=4, context=64)
     assert code == 1
     assert out.count("\n") == 1
     notes = err.splitlines()
-    assert len(notes) == 7
+    assert len(notes) == 8
     for note, expected in zip(
         notes,
         (
@@ -131,6 +140,7 @@ def test_what_is_refused_does_not_end_the_conversation(say: Any, tmp_path: Path)
             "There is no command /what",
             "/save needs the name of a file",
             "No such file or directory",
+            "~nosuchuser/x.json",
             "lone surrogate",
             "cut after 4 tokens",
         ),
