@@ -23,7 +23,10 @@ from gpt_core.rope_scaling import frequencies
 SHORT = 512  # tokens up to which two plain products beat the fused kernel where that is slow
 FEW = 16  # new tokens up to which two plain products beat the fused kernel on a CPU
 WASTE = 2  # times the keys that there are may be looked at, if all rows then share one product
-NARROW = 2**17  # numbers in all keys up to which widening them to float32 is faster than products in 16 bits
+MANY = (
+    2**17
+)  # numbers in all keys beyond which products in 16 bits are faster than widening the keys to float32
+THIN = 6  # queries that share so many keys up to which the keys had better stand left, in float32
 BLOCK = 64  # queries that are attended from at a time where the fused kernel is slow and nothing is kept for a backward
 
 
@@ -129,8 +132,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
         return handle_torch_function(attend, (q, k, v), q, k, v, mask, dropout_share)
     if mask is not None and mask.is_floating_point() and not torch.is_autocast_enabled(q.device.type):
         mask = mask.type_as(q)
-    # What torch's fused kernel does slowly on a CPU: all in 16 bits, and dropout in any number of them.
-    slow = v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
+    slow = slow_kernel(v, dropout_share)
     if slow and mask is None and not torch.is_grad_enabled() and not dropout_share:
         return attend_in_blocks(q, k, v)
     # With dropout whether gradients are recorded or not: GradCache must drop the same both times.
@@ -140,6 +142,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout_share, enable_gqa=gqa
     )
+
+
+def slow_kernel(v: Tensor, dropout_share: float) -> bool:
+    """Whether torch's fused kernel is slow at it: on a CPU all in 16 bits, and dropout in any number of them."""
+    return v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
 
 
 def attend_cached(
@@ -162,6 +169,9 @@ def attend_cached(
         return attend(q, k, v, mask, 0.0)
     ends, n_tokens = cache.ends, q.shape[2]
     if q.device.type != "cpu" or n_tokens > FEW:
+        causal = mask is cache.mask and len(ends) == 1 and int(cache.n_real[0]) == n_tokens
+        if causal and slow_kernel(v, 0.0) and not torch.is_grad_enabled():
+            return attend_in_blocks(q, *cache.one_row(layer, 0))
         return attend(q, *cache.all_rows(layer), mask, 0.0)
     plain = n_tokens == 1 and mask is cache.mask  # a new token sees all that its row holds
     if cache.end * len(ends) <= WASTE * sum(ends):
@@ -180,21 +190,24 @@ def attend_from_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     The heads of a group share their keys, so they are rows of one product: the keys are read once, never repeated.
     """
     n_rows, n_head, n_tokens, head_dim = q.shape
-    n_keys = k.shape[2]
-    precise = torch.promote_types(q.dtype, torch.float32)
-    # (B·n_kv_head, group · T, head_dim) and (B·n_kv_head, S, head_dim)
-    grouped = (q / math.sqrt(head_dim)).reshape(n_rows * k.shape[1], -1, head_dim)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)
-    if q.dtype == torch.bfloat16 and k.numel() > NARROW and multiplies_bfloat16():
-        logits = (k @ grouped.mT).mT.contiguous()  # three times as fast as the other way round
+    n_keys, dtype = k.shape[2], q.dtype
+    many = k.numel() > MANY
+    if not (many and dtype == torch.bfloat16 and multiplies_bfloat16()):
+        precise = torch.promote_types(q.dtype, torch.float32)
+        q, k, v = q.to(precise), k.to(precise), v.to(precise)
+    grouped = (q / math.sqrt(head_dim)).reshape(
+        n_rows * k.shape[1], -1, head_dim
+    )  # (B·n_kv_head, group·T, head_dim)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B·n_kv_head, S, head_dim)
+    if many and (k.dtype == torch.bfloat16 or grouped.shape[1] <= THIN):
+        logits = (k @ grouped.mT).mT.contiguous()  # up to three times as fast as the other way round
     else:
-        k, v = k.to(precise), v.to(precise)
-        logits = grouped.to(precise) @ k.mT
+        logits = grouped @ k.mT
     if mask is not None:
         logits = logits.view(n_rows, n_head, n_tokens, n_keys)
         logits = logits.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
     weights = logits.view(len(k), -1, n_keys).softmax(dim=-1)
-    return (weights.type_as(v) @ v).view(q.shape).type_as(q)
+    return (weights.type_as(v) @ v).view(q.shape).to(dtype)
 
 
 def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout_share: float) -> Tensor:
@@ -213,20 +226,23 @@ def attend_in_two_products(q: Tensor, k: Tensor, v: Tensor, dropout_share: float
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention, `BLOCK` queries at a time with the keys up to the last of them; shapes as in `attend`.
 
-    Half the work of two whole products, with weights that stay in the processor's cache: two to three times as fast
-    as torch's fused kernel in 16 bits on a CPU. In float32, where that kernel is good, the gain is not worth it.
+    The queries are those of the last T of the S tokens. Half the work of two whole products, with weights that stay in
+    the processor's cache: two to three times as fast as torch's fused kernel in 16 bits on a CPU. In float32, where
+    that kernel is good, the gain is not worth it.
     """
     n_rows, n_head, n_tokens, head_dim = q.shape
-    # (B·n_kv_head, T, head_dim): the heads of a group share one product.
+    n_before = k.shape[2] - n_tokens
+    # (B·n_kv_head, S, head_dim): the heads of a group share one product.
     k, v = (x.flatten(0, 1) for x in (k, v))
     q = q / math.sqrt(head_dim)
     future = torch.full((BLOCK, BLOCK), -math.inf, dtype=q.dtype, device=q.device).triu(1)
     out = q.new_empty(n_rows, n_tokens, n_head, head_dim).transpose(1, 2)
     for start in range(0, n_tokens, BLOCK):
         stop = min(start + BLOCK, n_tokens)
+        first, end = n_before + start, n_before + stop  # where these queries stand among the keys
         block = q[:, :, start:stop].reshape(len(k), -1, head_dim)
-        logits = (block @ k[:, :stop].mT).view(n_rows, n_head, stop - start, stop)
-        logits[..., start:] += future[: stop - start, : stop - start]
-        weights = logits.softmax(dim=-1).view(len(k), -1, stop)
-        out[:, :, start:stop] = (weights @ v[:, :stop]).view(n_rows, n_head, -1, head_dim)
+        logits = (block @ k[:, :end].mT).view(n_rows, n_head, stop - start, end)
+        logits[..., first:] += future[: stop - start, : stop - start]
+        weights = logits.softmax(dim=-1).view(len(k), -1, end)
+        out[:, :, start:stop] = (weights @ v[:, :end]).view(n_rows, n_head, -1, head_dim)
     return out

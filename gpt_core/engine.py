@@ -26,7 +26,7 @@ from gpt_core.slots import Slots, n_shared
 from gpt_core.tokenizer import Tokenizer
 
 SHORT_STEP = 16  # tokens in all rows of a step up to which it takes hardly longer than with one
-MEASURED_ROWS = 8  # at most, to measure how many threads decode texts together fastest
+MANY = 8  # tokens in a step, for measuring how many threads are fastest with many; from half of that on it counts
 
 
 class Engine:
@@ -71,9 +71,10 @@ class Engine:
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
         self.draft = draft
-        # Tokens in a step: waking threads may pay for many where it does not for one.
-        self.many = min(max_running, MEASURED_ROWS)
-        self.threads_for_one, self.threads_for_many = decode_threads(model), decode_threads(model, self.many)
+        # Waking threads may pay for many tokens in a step where it does not for one.
+        self.threads_for_one = self.threads_for_many = decode_threads(model)
+        if max_running > 1 or draft:
+            self.threads_for_many = decode_threads(model, MANY)
         self.eos_ids = {*model.config.eos_ids, tokenizer.eos_id} - {None}
         # Vocabularies are padded to round sizes; what the tokenizer cannot decode must not be drawn.
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
@@ -115,7 +116,7 @@ class Engine:
         ids = list(prompt)
         if not ids:
             raise InputError("The prompt is empty; expected at least one token to continue.")
-        last = self.model.config.vocab_size - 1
+        last = self.n_tokens - 1
         if not 0 <= min(ids) <= max(ids) <= last:
             raise InputError(f"The prompt has token ids from {min(ids)} to {max(ids)}; expected 0 to {last}.")
         check_vocabulary(params, self.n_tokens)
@@ -242,7 +243,7 @@ class Engine:
         guesses = [self._guess(r, n_guesses) if n_guesses > 0 else [] for r in requests]
         with self._ending(requests):
             ids = [[r.token_ids[-1], *guess] for r, guess in zip(requests, guesses, strict=True)]
-            many = 2 * sum(map(len, ids)) > self.many
+            many = 2 * sum(map(len, ids)) > MANY
             with cpu_threads(self.threads_for_many if many else self.threads_for_one):
                 rows = self._logits(self._forward(requests, ids))
             for request, guess, logits in zip(requests, guesses, rows, strict=True):
@@ -256,12 +257,12 @@ class Engine:
     def _check(self, request: Request, guess: list[int], logits: Tensor) -> None:
         """Draw tokens from logits (1 + n guesses, V) as long as they are the guessed ones; forget the other guesses."""
         n_before = len(self.slots.ids[request.slot]) - len(guess)
+        slot = request.slot  # which it no longer has when it is done
         for i, row in enumerate(logits[: len(guess) + 1]):
             self._extend(request, row)
-            if request.done:
-                return
-            if i < len(guess) and request.token_ids[-1] != guess[i]:
-                self.slots.cut(request.slot, n_before + i)
+            if request.done or (i < len(guess) and request.token_ids[-1] != guess[i]):
+                if len(self.slots.ids[slot]) > n_before + i:  # of a request that failed nothing is left
+                    self.slots.cut(slot, n_before + i)
                 return
 
     def _forward(self, requests: list[Request], ids: list[list[int]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A model made ready to generate: the number format that is fastest on this machine, and products merged.
+"""A model made ready to generate: the number format that is fastest here, products merged, weights packed for them.
 
 What comes out computes the same graph, but is for generating only: its weights can be neither trained nor saved.
 """
@@ -158,7 +158,11 @@ def decode_threads(model: GPT, n_rows: int = 1) -> int:
 
 @contextmanager
 def cpu_threads(n: int) -> Iterator[None]:
-    """Let torch use `n` CPU threads inside."""
+    """Let torch use `n` CPU threads inside.
+
+    A thread that computes for the first time meanwhile keeps this number for good: whoever starts threads that compute
+    beside an engine had better tell each its own (`torch.set_num_threads`), as `serve.worker` does.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:

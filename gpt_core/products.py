@@ -34,19 +34,17 @@ def quick_products(device: torch.device, onednn: bool | None = None) -> Abstract
 
 def choose_onednn(device: torch.device, onednn: bool | None = None) -> bool:
     """Whether `quick_products` uses oneDNN: as it was, where it is there, else as measured."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or not _has("_linear_pointwise"):
         return False
-    if onednn is None:
-        return _onednn_is_faster(torch.get_num_threads())
-    return onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return _onednn_is_faster(torch.get_num_threads()) if onednn is None else onednn
 
 
 class PackedLinear(nn.Module):
     """A linear layer on a CPU for generating only: its weight lies in the order in which oneDNN reads it.
 
-    A product of few rows takes as long as reading the weight does, and from this order a core reads nearly as fast as
-    from anywhere: one row by SmolLM2-135M's matrices in bfloat16 takes 9 ms instead of 18 on an AMD EPYC, eight rows in
-    float32 23 instead of 54 (docs/log.md). As many rows as a long prompt has take no longer than elsewhere.
+    A product of few rows takes as long as reading the weight, and from this order a core reads nearly as fast as memory
+    gives: one row by SmolLM2-135M's matrices in bfloat16 takes 9 ms instead of 18 on an AMD EPYC, eight rows in float32
+    23 instead of 54 (docs/log.md). As many rows as a long prompt has take no longer than elsewhere.
 
     Args:
         weight: (out, in), of a dtype and device that `packs` names.
@@ -55,7 +53,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        # What torch.compile makes of a linear layer, as below; they have no names in torch's documentation.
+        # This and what `_by_onednn` calls are what torch.compile makes of a linear layer.
         self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None))
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.weight: Tensor
@@ -71,17 +69,19 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `PackedLinear` can be had there, and is the fast form: on processors of the x86 kind with AVX."""
     if device.type != "cpu" or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return False
-    there = torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
-    return there and (dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16()))
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16())
+    return known and _has("_reorder_linear_weight", "_linear_pointwise")
 
 
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether oneDNN multiplies in bfloat16 on this processor; torch's own loops are many times slower."""
-    name = "_is_mkldnn_bf16_supported"
-    return torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, name, lambda: False)()
+    return _has("_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _has(*operators: str) -> bool:
+    """Whether torch has oneDNN with these operators, which have no names in its documentation."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
 
 
 class _OneDNN(TorchFunctionMode):
@@ -111,8 +111,6 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @cache
 def _onednn_is_faster(n_threads: int) -> bool:
     """Whether it is so, by a margin that noise does not reach, with this many threads."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
     x, weight = torch.ones(SIZE, SIZE), torch.ones(SIZE, SIZE)
     plain, other = list[float](), list[float]()
     with torch.inference_mode():

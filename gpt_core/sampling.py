@@ -191,7 +191,6 @@ def _adjusted(logits: Tensor, params: SamplingParams, history: Sequence[int]) ->
         x[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), np.float32)
     if params.repetition_penalty != 1 and len(history):
         seen = np.asarray(history)
-        seen = seen[seen < len(x)]  # a prompt may hold ids of a padded vocabulary, which are never drawn
         penalty = np.float32(params.repetition_penalty)
         x = x.copy()
         x[seen] = np.where(x[seen] < 0, x[seen] * penalty, x[seen] / penalty)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from gpt_core.prompts import refuse_long
 from gpt_core.sampling import SamplingParams
 from gpt_core.tokenizer import Tokenizer
 from serve.http import EventStream, event, until_disconnect
@@ -25,7 +26,12 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     """Text that continues a prompt, or each of several; with `"stream": true` OpenAI's chunks."""
     service.check_model(body.model, service.generator_name)
     prompts = _prompts(body)
-    service.check_number(len(prompts) * (body.n or 1))  # before they are read, which takes long
+    service.check_number(len(prompts) * (body.n or 1))
+    for prompt in prompts:
+        if isinstance(
+            prompt, str
+        ):  # reading what no context holds takes seconds, of the thread that searches for all
+            refuse_long(prompt, service.engine.context)
     reading = service.search.run(_ids, prompts, service.engine.tokenizer)
     return await _respond(body, request, service, await until_disconnect(request, reading))
 
@@ -35,7 +41,10 @@ async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Any:
     """The assistant's next turn; with `"stream": true` OpenAI's chunks."""
     service.check_model(body.model, service.generator_name)
     service.check_number(body.n or 1)
-    reading = service.search.run(service.engine.tokenizer.chat, _messages(body))
+    messages = _messages(body)
+    # Reading what no context holds takes seconds, of the thread that searches for all.
+    refuse_long("".join(message["content"] for message in messages), service.engine.context, "conversation")
+    reading = service.search.run(service.engine.tokenizer.chat, messages)
     return await _respond(body, request, service, [await until_disconnect(request, reading)])
 
 

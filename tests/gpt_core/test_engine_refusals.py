@@ -46,3 +46,14 @@ def test_a_bad_prompt_is_refused_at_once(prompt, message):
 def test_a_bad_engine_is_refused(setting):
     with pytest.raises(InputError, match=f"^{next(iter(setting))} is "):
         Engine(GPT(SHAPE), CHARACTERS, **setting)
+
+
+def test_ids_that_only_the_padded_vocabulary_has_are_refused():
+    """The rows that fill a matrix up mean nothing, and tiktoken cannot read them."""
+    tokenizer = Tokenizer.from_pretrained("gpt2")
+    model = GPT(GPTConfig.gpt2(vocab_size=50304, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    engine = Engine(model, tokenizer)
+    with pytest.raises(InputError, match="token ids from 5 to 50300; expected 0 to 50256"):
+        engine.submit([5, 50300])
+    engine.submit([50256], SamplingParams(max_new_tokens=1))
+    engine.run()

@@ -79,6 +79,8 @@ def test_a_packed_layer_is_the_same_layer(n_in, n_out, bias, dtype):
 
 def test_packing_is_for_formats_that_onednn_multiplies_on_this_processor(monkeypatch):
     cpu = torch.device("cpu")
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        assert packs(cpu, torch.float32), "torch's operators for it are gone: decoding takes twice as long"
     assert not packs(torch.device("meta"), torch.float32)
     assert not packs(cpu, torch.float64)
     assert prepare(tiny_gpt("qwen3"), "bfloat16").blocks[0].mlp.down.__class__ is (
@@ -159,9 +161,14 @@ def test_a_format_that_is_none_is_refused(dtype, message):
         load_for_inference(DEFAULT_MODEL, dtype, "cpu")
 
 
-def test_auto_chooses_a_format_for_the_machine(tmp_path):
+@pytest.mark.parametrize(("seconds", "dtype"), [(2.0, torch.bfloat16), (1.2, torch.float32)])
+def test_auto_takes_bfloat16_where_it_is_clearly_faster(tmp_path, monkeypatch, seconds, dtype):
     tiny_gpt("qwen3").save_pretrained(tmp_path)
     assert load_for_inference(tmp_path, device="cpu").dtype in (torch.float32, torch.bfloat16)
+    monkeypatch.setattr(
+        inference, "_row_seconds", lambda weight, dtype: seconds if dtype == torch.float32 else 1.0
+    )
+    assert load_for_inference(tmp_path, device="cpu").dtype == dtype
 
 
 def test_what_was_made_for_generating_is_not_saved_as_a_model(tmp_path):

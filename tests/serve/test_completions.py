@@ -288,6 +288,7 @@ def test_what_is_wrong_is_400_and_named(api, ask, arguments, param, says):
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "role"),
         ({"messages": [{"role": "user", "content": "word " * 9000}]}, "9.* tokens.*the context holds 4096"),
+        ({"messages": [{"role": "user", "content": "word " * 20000}] * 6}, "conversation has 600000 char"),
     ],
 )
 def test_chat_errors_are_400(api, arguments, says):
