@@ -172,7 +172,7 @@ def _our_names(weights: dict[str, Tensor], block: dict[str, str]) -> dict[str, T
             continue
         layer, _, part = stem.removeprefix("transformer.h.").partition(".")
         if part == "attn.c_attn":
-            for third, ours in zip(tensor.chunk(3), ("q", "k", "v"), strict=False):
+            for third, ours in zip(tensor.tensor_split(3), ("q", "k", "v"), strict=True):
                 state[f"blocks.{layer}.attn.{ours}.{kind}"] = third
         else:
             state[f"blocks.{layer}.{block.get(part, part)}.{kind}"] = tensor

@@ -114,9 +114,12 @@ def from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
         if theirs not in raw:
             continue
         used.add(theirs)
-        tensor = raw[theirs].t() if conv1d and _is_conv1d(theirs) else raw[theirs]
-        if ".c_attn." in theirs:
-            tensor = tensor.chunk(3)[("q", "k", "v").index(ours.split(".")[-2])]
+        # What has another shape than it should is left to whoever compares it with the model.
+        tensor = raw[theirs]
+        if conv1d and _is_conv1d(theirs) and tensor.dim() == 2:
+            tensor = tensor.t()
+        if ".c_attn." in theirs and tensor.dim():
+            tensor = tensor.tensor_split(3)[("q", "k", "v").index(ours.split(".")[-2])]
         state[ours] = tensor.contiguous()
     return state | {name: raw[name] for name in raw.keys() - used}
 

@@ -258,6 +258,15 @@ def test_checkpoints_whose_parts_do_not_agree(small_gpt, change, message):
         (GPT if "dataset" not in change else Tokenizer).from_pretrained(small_gpt)
 
 
+@pytest.mark.parametrize(("part", "shape"), [("bias", (4,)), ("weight", (47, 16)), ("weight", (2,))])
+def test_a_fused_matrix_of_another_shape_is_named_with_its_shape(nanogpt, part, shape):
+    content = torch.load(nanogpt / "ckpt.pt")
+    content["model"][f"transformer.h.1.attn.c_attn.{part}"] = torch.zeros(shape)
+    torch.save(content, nanogpt / "ckpt.pt")
+    with pytest.raises(InputError, match=rf"blocks\.1\.attn\.[qv]\.{part} has shape .*, its config asks for"):
+        GPT.from_pretrained(nanogpt)
+
+
 def test_classifiers_and_checkpoints_of_other_projects_are_refused(small_gpt):
     content = torch.load(small_gpt / "cpt60.pth")
     content["state_dict"]["lm_head.weight"] = torch.zeros(2, 16)

@@ -299,6 +299,15 @@ def test_damaged_and_missing_files(folder):
         GPT.from_pretrained("no-such-model")
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (2,), (16, 47), (3, 16, 16), (16, 48, 1)])
+@pytest.mark.parametrize("part", ["attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight"])
+def test_matrices_of_gpt2_in_other_shapes_are_refused_in_a_line(folder, part, shape):
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {f"transformer.h.1.{part}": torch.zeros(shape)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"blocks\.1\.attn\.[qvo]\.\w+ has shape .*, its config asks for"):
+        GPT.from_pretrained(folder)
+
+
 def test_weights_that_are_no_fractions_are_refused(folder):
     state = load_file(folder / "model.safetensors")
     save_file({name: w.to(torch.int8) for name, w in state.items()}, folder / "model.safetensors")
