@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 # So many U+FFFD at the end may still become characters. One character has at most four bytes, but a decoder that falls
 # back on bytes (Llama's) turns the whole run of them, with the characters before, into U+FFFD while one is incomplete.
 UNDECIDED = 16
+MOST = 3  # tokens of a character that is not complete
 
 
 class Detokenizer:
@@ -18,7 +19,8 @@ class Detokenizer:
     Args:
         decode: token ids → text, an incomplete character becoming U+FFFD.
         stop: strings that end the text. The first to be completed ends it, and no part of it is given out.
-        prompt: the tokens that the text continues; the last few suffice.
+        prompt: the tokens that the text continues; the last few suffice. A character that they only begin is part of
+            the text.
     """
 
     def __init__(
@@ -27,12 +29,11 @@ class Detokenizer:
         self.stopped = False  # a stop string was met; nothing comes after it
         self._decode = decode
         self._stop = stop
-        # The prompt's last tokens may begin inside a character, which such a decoder would never get over.
-        cuts = (list(prompt[i:]) for i in range(4))
-        whole = (cut for cut in cuts if not decode(cut).startswith("\ufffd"))
-        self._window = next(whole, list(prompt))  # what was read last, then what is not decided yet
-        self._n_read = len(self._window)
-        self._read = decode(self._window)
+        begin, end = _whole(decode, prompt)
+        self._window = list(prompt[begin:])  # what was read last, then what is not decided yet
+        self._n_read = end - begin
+        self._read = decode(self._window[: self._n_read])
+        self._seen = decode(self._window)  # of the prompt: at its end U+FFFD may stay or become a character
         self._n_given = 0  # characters of what is not decided yet that were certain all the same
         self._held = ""  # may be the beginning of a stop string
 
@@ -46,7 +47,7 @@ class Detokenizer:
         if text and not n_undecided:
             self._window = self._window[self._n_read :]
             self._n_read = len(self._window)
-            self._read = self._decode(self._window)
+            self._read = self._seen = self._decode(self._window)
             self._n_given = 0
         return self._until_stop(certain) if certain else ""
 
@@ -58,7 +59,11 @@ class Detokenizer:
         return text + self._held
 
     def _unread(self) -> str:
-        return self._decode(self._window)[len(self._read) :]
+        text = self._decode(self._window)
+        seen = self._seen
+        while not text.startswith(seen):
+            seen = seen[:-1]
+        return text[max(len(self._read), len(seen)) :]
 
     def _until_stop(self, text: str) -> str:
         """Return what of the held and the new text can no longer belong to a stop string; hold the rest."""
@@ -72,3 +77,18 @@ class Detokenizer:
         certain = len(text) - max(begun, default=0)
         self._held = text[certain:]
         return text[:certain]
+
+
+def _whole(decode: Callable[[list[int]], str], prompt: Sequence[int]) -> tuple[int, int]:
+    """Where in a prompt's last tokens whole characters begin and end.
+
+    A decoder that falls back on bytes would never get over half a character at the beginning, and what is half a
+    character at the end may become a whole one.
+    """
+    n = len(prompt)
+    for begin in range(min(MOST, n) + 1):
+        for end in range(n, max(begin, n - MOST - 1), -1):
+            text = decode(list(prompt[begin:end]))
+            if text and text[0] != "\ufffd" != text[-1]:
+                return begin, end
+    return 0, max(0, n - MOST)  # none that one could tell

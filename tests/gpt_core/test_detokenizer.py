@@ -1,3 +1,4 @@
+import os
 from itertools import pairwise
 
 import pytest
@@ -58,6 +59,30 @@ def test_an_unfinished_character_still_comes_at_the_end():
     assert "\ufffd" not in "".join(pieces[:-1])
 
 
+@pytest.mark.parametrize("text", ["ok 🦜 bird", "🦜 bird", "知之🙂🦜", POEM])
+def test_a_character_that_the_prompt_only_began_is_handed_out(text):
+    ids = GPT2.encode(text)
+    assert any("\ufffd" in GPT2.decode(ids[:n]) for n in range(len(ids)))  # or the test would show nothing
+    for n_prompt in range(len(ids)):
+        seen = GPT2.decode(ids[:n_prompt]).rstrip("\ufffd")
+        detokenizer = Detokenizer(GPT2.decode, prompt=ids[:n_prompt][-8:])
+        pieces = [detokenizer.push(token) for token in ids[n_prompt:]]
+        assert seen + "".join(pieces) == text
+
+
+@pytest.mark.parametrize("prompt", ["\ufffd", "what is \ufffd", "\ufffd" * 9, "知\ufffd\ufffd"])
+def test_a_replacement_character_that_the_prompt_holds_is_not_said_again(prompt):
+    before, after = GPT2.encode(prompt), GPT2.encode("\ufffd知, a sign")
+    detokenizer = Detokenizer(GPT2.decode, prompt=before[-8:])
+    assert "".join([*map(detokenizer.push, after), detokenizer.flush()]) == "\ufffd知, a sign"
+
+
+def test_a_character_that_the_prompt_began_and_nobody_finished_is_the_prompts():
+    begun = GPT2.encode("ok 🦜")[:-1]
+    detokenizer = Detokenizer(GPT2.decode, prompt=begun)
+    assert detokenizer.push(GPT2.encode(" bird")[0]) == " bird"
+
+
 UNICODE = st.one_of(
     st.text(alphabet="ab知之🙂\u200d👩👧🏽🇨🇳é\ufffd\n", max_size=30),
     st.text(max_size=30),
@@ -93,6 +118,18 @@ def test_bytes_that_are_no_text_stream_as_they_decode_at_once(data, cuts):
     ids, decode = in_bytes(data, cuts)
     pieces, _ = pieces_of(ids, decode=decode)
     assert "".join(pieces) == data.decode(errors="replace")
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(text=UNICODE, cuts=st.sets(st.integers(1, 150)), share=st.floats(0, 1))
+@example(text="\ufffd" * 4 + "知\ufffd🦜 b", cuts=set(range(150)), share=0.9)
+def test_the_text_goes_on_where_the_prompts_differs_from_the_whole(text, cuts, share):
+    ids, decode = in_bytes(text.encode(), cuts)
+    n_prompt = round(share * len(ids))
+    seen = os.path.commonprefix([decode(ids[:n_prompt]), text])  # noqa: RUF071
+    detokenizer = Detokenizer(decode, prompt=ids[:n_prompt][-8:])
+    pieces = [*map(detokenizer.push, ids[n_prompt:]), detokenizer.flush()]
+    assert seen + "".join(pieces) == text
 
 
 def test_bytes_that_never_become_text_do_not_dam_the_stream():
@@ -196,10 +233,11 @@ def test_a_decoder_that_falls_back_on_bytes_gives_whole_characters():
     text = "知之为知之👩‍👩‍👧🙂🙂🙂é不知"
     ids = list(text.encode())
     assert decode(ids[:8]) == "\ufffd" * 8
-    for n_prompt in (0, 9):  # the text may begin inside a run
+    for n_prompt in range(len(ids)):  # the text may begin inside a run, and inside a character
         detokenizer = Detokenizer(decode, prompt=ids[max(0, n_prompt - 8) : n_prompt])
+        seen = len(bytes(ids[:n_prompt]).decode(errors="ignore"))
         given = ""
         for n, token in enumerate(ids[n_prompt:], start=n_prompt + 1):
             given += detokenizer.push(token)
-            assert given == bytes(ids[n_prompt:n]).decode(errors="ignore")
+            assert given == bytes(ids[:n]).decode(errors="ignore")[seen:]
         assert detokenizer.flush() == ""
