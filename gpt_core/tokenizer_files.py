@@ -38,7 +38,7 @@ def read_tokenizer(folder: Path) -> TokenizerParts:
 
     Raises:
         InputError: if there is none of them, or one that cannot be read, or that lacks the token which is named as
-            its eos.
+            its eos and every one that config.json gives for it.
     """
     if (folder / "tokenizer.json").exists():
         return _read_hf(folder, _settings(folder), _read_backend(folder / "tokenizer.json"))
@@ -59,18 +59,17 @@ def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> 
     config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     ids: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad"):
-        if f"{name}_token" in settings:
-            token = _text(settings[f"{name}_token"])
-            ids[name] = backend.token_to_id(token) if token else None
-            # Others do without bos and pad; where nothing says how a text ends, it would go on for ever.
-            if name == "eos" and token and ids["eos"] is None and config.get("eos_token_id") is None:
-                raise InputError(
-                    f"{folder} names {token!r} as its eos_token, which its tokenizer does not have; write one of "
-                    "its tokens, or null, into tokenizer_config.json or special_tokens_map.json."
-                )
-        else:  # beside GPT-2's own tokenizer.json no file names its special tokens, only its config has their ids
-            token_id = config.get(f"{name}_token_id")
-            ids[name] = token_id if type(token_id) is int and backend.id_to_token(token_id) else None
+        token = _text(settings.get(f"{name}_token"))
+        ids[name] = backend.token_to_id(token) if token else None
+        # Beside GPT-2's own tokenizer.json no file names its special tokens, only its config has their ids.
+        if ids[name] is None and (token or f"{name}_token" not in settings):
+            ids[name] = _first_token(config.get(f"{name}_token_id"), backend)
+        # Others do without bos and pad; where nothing says how a text ends, it would go on for ever.
+        if name == "eos" and token and ids["eos"] is None:
+            raise InputError(
+                f"{folder} names {token!r} as its eos_token, which its tokenizer does not have; write one of its "
+                "tokens, or null, into tokenizer_config.json or special_tokens_map.json."
+            )
     template = default_template(settings.get("chat_template"))
     if (folder / "chat_template.jinja").exists():
         try:
@@ -80,6 +79,12 @@ def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> 
                 f"{folder / 'chat_template.jinja'} is not UTF-8 at byte {error.start}; copy or fetch it again."
             ) from error
     return TokenizerParts(backend, ids, template)
+
+
+def _first_token(ids: Any, backend: RustTokenizer) -> int | None:
+    """The first of a config's ids, one or a list of them, that is a token's."""
+    known = (i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and 0 <= i < 2**32)
+    return next((i for i in known if backend.id_to_token(i) is not None), None)
 
 
 def _read_backend(path: Path) -> RustTokenizer:

@@ -123,13 +123,15 @@ def test_special_tokens_of_a_tokenizer_json_come_from_whichever_file_names_them(
     for token in ("<gone>", flagged("<gone>")):
         settings |= {"pad_token": token, "eos_token": token}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-        (tmp_path / "config.json").write_text('{"eos_token_id": 2}')  # the model knows how its texts end
-        assert ids() == (None, None, None)
-        (tmp_path / "config.json").unlink()
-        with pytest.raises(
-            InputError, match="names '<gone>' as its eos_token, which its tokenizer does not have"
-        ):
-            ids()
+        for told in ("2", "[99999, 2, 5]"):  # the model knows how its texts end
+            (tmp_path / "config.json").write_text(f'{{"eos_token_id": {told}, "pad_token_id": -1}}')
+            assert ids() == (None, 2, None)
+        for told in ("null", "99999", "[]", "[99999, -1, 1e3, 4294967296]", "true"):
+            (tmp_path / "config.json").write_text(f'{{"eos_token_id": {told}}}')
+            with pytest.raises(
+                InputError, match="names '<gone>' as its eos_token, which its tokenizer does not have"
+            ):
+                ids()
 
 
 @pytest.mark.parametrize(
