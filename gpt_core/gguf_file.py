@@ -102,11 +102,11 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
         return number(key, default, whole=True)
 
     n_embd, n_head = size("embedding_length"), size("attention.head_count")
-    ids: dict[str, Any] = {f"{name}_id": i for name, i in _special_ids(file).items()}
-    turn = file.get("tokenizer.ggml.eot_token_id")  # a second token that ends a text: the end of a turn
-    if turn is not None and ids["eos_id"] not in (None, turn):
-        ids["eos_id"] = (ids["eos_id"], turn)
-    common = ids | {
+    ids: dict[str, Any] = _special_ids(file)
+    turn = ids.pop("eot")
+    if turn is not None and turn != ids["eos"]:
+        ids["eos"] = (ids["eos"], turn)
+    common = {f"{name}_id": i for name, i in ids.items()} | {
         "vocab_size": len(file.texts("tokenizer.ggml.tokens")), "block_size": size("context_length"),
         "n_layer": size("block_count"), "n_head": n_head, "n_embd": n_embd, "n_inner": size("feed_forward_length"),
         "tie_embeddings": "output.weight" not in file.places,
@@ -133,15 +133,18 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
 
 
 def _special_ids(file: GGUF) -> dict[str, int | None]:
-    """The ids of bos, eos and pad, None where the file names none."""
+    """The ids of bos, eos, pad and eot, None where the file names none.
+
+    eot, the end of a turn, ends a text, too, and stands in for eos where there is none.
+    """
     n_tokens, ids = len(file.texts("tokenizer.ggml.tokens")), {}
-    for name, key in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
+    for name, key in {"bos": "bos", "eos": "eos", "pad": "padding", "eot": "eot"}.items():
         ids[name] = file.get(f"tokenizer.ggml.{key}_token_id")
         if ids[name] is not None and ids[name] not in range(n_tokens):
             raise InputError(
                 f"{file.path} has tokenizer.ggml.{key}_token_id = {ids[name]!r}; expected one of its {n_tokens} tokens."
             )
-    return ids
+    return ids | {"eos": ids["eot"] if ids["eos"] is None else ids["eos"]}
 
 
 def _unpermute(weight: Tensor, n_head: int) -> Tensor:
@@ -202,6 +205,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
         ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
     ids = _special_ids(file)
+    del ids["eot"]
     _add_ends(tokenizer, tokens, ids, file)
     return tokenizer, ids, file.get("tokenizer.chat_template")
 

@@ -105,6 +105,16 @@ def test_weights_and_tokenizer_of_each_architecture(arch, tmp_path):
     assert tokenizer.decode(tokenizer.encode(PROBE)) == PROBE
 
 
+def test_the_end_of_a_turn_ends_a_text_whether_or_not_there_is_another_end(tmp_path):
+    path = tmp_path / "model.gguf"
+    write(path, gpt2(), "gpt2", tokenizer__ggml__eot_token_id=9)
+    assert GPT.from_pretrained(tmp_path).config.eos_id == (7, 9)
+    assert Tokenizer.from_pretrained(tmp_path).eos_id == 7
+    write(path, gpt2(), "gpt2")
+    path.write_bytes(path.read_bytes().replace(b"ggml.eos_token_id", b"ggml.eot_token_id"))
+    assert GPT.from_pretrained(tmp_path).config.eos_id == Tokenizer.from_pretrained(tmp_path).eos_id == 7
+
+
 def test_bad_files(tmp_path):
     model = gpt2()
     path = tmp_path / "model.gguf"
@@ -147,6 +157,7 @@ def test_bad_files(tmp_path):
         ("qwen3__rope__scaling__factor", "4", "qwen3.rope.scaling.factor = '4'; expected a number above 0"),
         ("tokenizer__ggml__tokens", 300, "has no list of texts as tokenizer.ggml.tokens"),
         ("tokenizer__ggml__eos_token_id", 300, "eos_token_id = 300; expected one of its 300 tokens"),
+        ("tokenizer__ggml__eot_token_id", 300, "eot_token_id = 300; expected one of its 300 tokens"),
     ],
 )
 def test_values_that_we_do_not_compute(tmp_path, key, value, said):
