@@ -1,10 +1,1 @@
-"""The doors, installed as the package `zhizhi`.
-
-Importing it, which each door does first, lets Ctrl-C end the process at once and without a traceback, as it should
-while torch and the rest are imported; `open_door` brings Python's own handler back. An ignored Ctrl-C stays ignored.
-"""
-
-import signal
-
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+"""The doors, installed as the package `zhizhi`."""

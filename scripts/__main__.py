@@ -4,6 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
+import zhizhi._quiet  # Ctrl-C before a door is open
+
 
 def main() -> None:
     """Run the door that the first argument names."""

@@ -1,6 +1,6 @@
 """Questions answered on the terminal, with citations."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from serve.ask import ask

@@ -1,6 +1,6 @@
 """Measure speed, next to a peer in one run."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.bench_encode import bench_encode
 from gpt_core.bench_attention import bench_attention

@@ -1,6 +1,6 @@
 """Talk with a model."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.chat import chat
 from gpt_core.doors import open_door

@@ -1,6 +1,6 @@
 """Texts → vectors on disk."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.streaming import encode_files
 from gpt_core.doors import open_door

@@ -1,6 +1,6 @@
 """Score a model, with baselines beside it."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.evaluate_sts import evaluate_sts
 from gpt_core.doors import open_door

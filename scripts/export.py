@@ -1,6 +1,6 @@
 """Hand a model to other tools."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.export import export_model
 from gpt_core.doors import open_door

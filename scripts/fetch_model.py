@@ -1,6 +1,6 @@
 """Bring a model into the local model cache."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from gpt_core.hub import fetch_model

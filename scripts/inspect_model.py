@@ -1,6 +1,6 @@
 """Shapes, parameter counts, positions, attention and the next token of a model."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from gpt_core.inspect_model import inspect_model

@@ -1,6 +1,6 @@
 """Training pairs → the same with hard negatives."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.mining import mine_negatives
 from gpt_core.doors import open_door

@@ -1,6 +1,6 @@
 """Text → token shards."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from gpt_core.prepare import prepare_data

@@ -1,6 +1,6 @@
 """Pretrain a GPT on token shards, or resume."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from gpt_core.pretrain import pretrain

@@ -1,6 +1,6 @@
 """The HTTP service and the web page."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from serve.server import run_server

@@ -1,6 +1,6 @@
 """Search from the terminal."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from index.search import search_index

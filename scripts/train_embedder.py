@@ -1,6 +1,6 @@
 """Train an embedder on pairs, or to imitate another one, or resume."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.training import train_embedder
 from embed.training_config import TrainEmbedderConfig

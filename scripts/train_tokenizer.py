@@ -1,6 +1,6 @@
 """Text → a byte-level BPE tokenizer."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from gpt_core.train_tokenizer import train_tokenizer

@@ -1,6 +1,6 @@
 """Choose the settings of an embedder that nobody trained as one."""
 
-import zhizhi  # first: Ctrl-C during the imports below
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.doors import open_door
 from index.tune import tune_embedder

@@ -155,7 +155,7 @@ def test_ctrl_c_ends_without_a_traceback():
 @pytest.mark.parametrize(
     ("door", "imported"),
     [
-        (["scripts/sample.py"], "zhizhi"),
+        (["scripts/sample.py"], "zhizhi._quiet"),
         (["scripts/sample.py"], "numpy"),
         (["scripts/run_server.py"], "torch"),
         (["scripts/run_server.py"], "faiss"),
@@ -178,7 +178,12 @@ def test_ctrl_c_ends_without_a_traceback_while_the_door_imports(door, imported):
 
 def test_every_door_imports_what_makes_that_so_first():
     for door in (ROOT / "scripts").glob("[!_]*.py"):
-        assert door.read_text().split('"""')[2].startswith("\n\nimport zhizhi "), door.name
+        assert door.read_text().split('"""')[2].startswith("\n\nimport zhizhi._quiet "), door.name
+
+
+def test_the_package_alone_leaves_ctrl_c_to_python():
+    code = "import signal as s; before = s.getsignal(2); import zhizhi; assert s.getsignal(2) is before"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_door_in_the_background_goes_on_ignoring_ctrl_c():
