@@ -37,10 +37,9 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
         rows = x.reshape(-1, x.shape[-1])
-        packs = (
-            x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[-1] % 16 == 0
-        )  # else it may crash
-        if packs and len(rows) < MANY:
+        # of other widths torch's kernel may crash
+        kernel = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[-1] % 16 == 0
+        if kernel and len(rows) < MANY:
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale)  # reads 8 bits, computes in more
         else:
             y = F.linear(rows, self.weight.to(x.dtype)) * self.scale
