@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpt_core.device import pick_device
 from gpt_core.errors import InputError
 from gpt_core.hub import resolve
 from gpt_core.inspect_plots import (
@@ -137,9 +138,10 @@ def memory_lines(model: GPT) -> list[str]:
     per_token = 2 * config.n_layer * config.n_kv_head * config.head_dim  # keys and values
     lines = [f"{'memory':<10}{'weights':>12}{'cache, one token':>20}{f'{config.block_size} tokens':>16}"]
     weights = {"int8": n_int8}
+    device = pick_device("auto")  # where they would run
     for kind in (torch.float32, torch.bfloat16):
         # What is packed for products is no table to look tokens up in: then the head has rows of its own.
-        copied = config.vocab_size * config.n_embd if model.head is None and packs(model.device, kind) else 0
+        copied = config.vocab_size * config.n_embd if model.head is None and packs(device, kind) else 0
         weights[str(kind).removeprefix("torch.")] = (n + copied) * kind.itemsize
     for name, width in (("float32", 4), ("bfloat16", 2), ("int8", 2)):
         cache = width * per_token

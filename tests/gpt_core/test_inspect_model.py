@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gpt_core.config import GPTConfig
+from gpt_core.device import pick_device
 from gpt_core.engine import Engine
 from gpt_core.errors import InputError
 from gpt_core.inference import InferenceDtype, prepare
@@ -76,12 +77,20 @@ def test_every_parameter_is_counted_once(graph: str, tied: bool) -> None:
 def test_memory_is_what_is_allocated(graph: str, dtype: InferenceDtype, tied: bool) -> None:
     model = GPT(replace(GRAPHS[graph], tie_embeddings=tied))
     (line,) = [line for line in memory_lines(model) if line.startswith(dtype)]
-    prepare(model, dtype)
+    prepare(model.to(pick_device("auto")), dtype)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     weights = {t: t.nbytes for name, t in tensors.items() if not name.startswith("rope.")}
     cache = Engine(model, Tokenizer.from_characters("ab"), max_running=1).cache
     assert f"{sum(weights.values()) / 1024:.4g} KiB" in line
     assert line.endswith(f"{(cache.k.nbytes + cache.v.nbytes) / 1024:.4g} KiB")
+
+
+def test_memory_is_that_of_the_device_that_would_run_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPT(GRAPHS["qwen3"])  # on the CPU, tied
+    monkeypatch.setattr("gpt_core.inspect_model.pick_device", lambda name: torch.device("cuda"))
+    n = sum(p.numel() for p in model.parameters())
+    for line, width in zip(memory_lines(model)[1:], (4, 2), strict=False):  # no second copy of the head
+        assert f"{n * width / 1024:.4g} KiB" in line
 
 
 def test_the_door_writes_pictures_of_any_text(tmp_path: Path) -> None:
