@@ -12,7 +12,7 @@ from embed.folder import VECTORS, beyond_sentence_transformers, load_network, mo
 from embed.network import Network
 from gpt_core.card import Card, derived
 from gpt_core.errors import InputError
-from gpt_core.export import export_gguf, export_hf
+from gpt_core.export import check_exportable, export_gguf, export_hf
 from gpt_core.files import atomic_folder, refuse_used
 from gpt_core.hub import resolve
 from gpt_core.tokenizer import Tokenizer
@@ -71,16 +71,13 @@ def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
         card: what README.md is to say beside the shape.
 
     Raises:
-        InputError: for ALiBi, or a pooling that sentence-transformers has no words for.
+        InputError: as `check_exportable`, and for a pooling that sentence-transformers has no words for.
     """
     config = EmbedderConfig.load(folder)
     tokenizer = Tokenizer.from_pretrained(model_folder(folder))
     network = load_network(folder, config)
+    check_exportable(network.gpt.config, tokenizer, model)
     network, config = truncated(network, config)
-    if network.gpt.config.position == "alibi":
-        raise InputError(
-            f"{model} has ALiBi positions, which no format of other tools has; use the model from here."
-        )
     if reason := beyond_sentence_transformers(network.pooling, network.gpt.config):
         raise InputError(
             f"{model} cannot be exported to sentence-transformers: {reason}, for which there are no words there. Train "

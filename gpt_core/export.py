@@ -92,23 +92,37 @@ def load(folder: Path) -> tuple[GPT, Tokenizer]:
     """The model and the tokenizer of a folder, the model's special ids completed by the tokenizer's.
 
     Raises:
-        InputError: for a model without a tokenizer or with one of more tokens than it has rows, or one with ALiBi,
-            which no format of other tools has.
+        InputError: for a model without a tokenizer, or as `check_exportable`.
     """
     model, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
-    if model.config.position == "alibi":
-        raise InputError(
-            f"{folder} has ALiBi positions, which no format of other tools has; use the model from here."
-        )
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(
-            f"{folder} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {model.config.vocab_size}; they "
-            "do not belong together: put the model's own tokenizer there."
-        )
+    check_exportable(model.config, tokenizer, str(folder))
     ids = {name: getattr(model.config, name) for name in ("bos_id", "eos_id", "pad_id")}
     ids = {name: getattr(tokenizer, name) if i is None else i for name, i in ids.items()}
     model.config = replace(model.config, **ids)
     return model, tokenizer
+
+
+def check_exportable(config: GPTConfig, tokenizer: Tokenizer, name: str) -> None:
+    """Make sure of what every tool wants.
+
+    Args:
+        config: the model's.
+        tokenizer: what lies beside it.
+        name: what the user calls the model.
+
+    Raises:
+        InputError: for ALiBi, which no format of other tools has, or a tokenizer of more tokens than the model has
+            rows.
+    """
+    if config.position == "alibi":
+        raise InputError(
+            f"{name} has ALiBi positions, which no format of other tools has; use the model from here."
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"{name} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {config.vocab_size}; they do not "
+            "belong together: put the model's own tokenizer there."
+        )
 
 
 def generation_settings(config: GPTConfig) -> dict[str, object]:

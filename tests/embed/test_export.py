@@ -89,6 +89,14 @@ def test_number_formats_that_a_tool_does_not_get(to, dtype, said, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "used"]
 
 
+@pytest.mark.parametrize("to", ["hf", "gguf", "sentence-transformers"])
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(to, embedder, tmp_path):
+    GPT(replace(GRAPHS["qwen3"], vocab_size=256)).save_pretrained(embedder)
+    with pytest.raises(InputError, match="embedder has a tokenizer of 320 tokens and a model of 256"):
+        export_model(str(tmp_path / "out"), model=str(embedder), to=to)
+    assert not (tmp_path / "out").exists()
+
+
 def test_alibi_is_refused_and_a_full_disk_leaves_nothing(tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
