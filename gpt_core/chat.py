@@ -92,9 +92,7 @@ def chat(
     engine = Engine(load_for_inference(folder, dtype, device), tokenizer, max_running=1, context=context)
     n_answer = min(max_new_tokens, max(1, engine.context // 2))
     talk = Conversation(tokenizer, engine.context, n_answer, messages)
-    talk.prompt(
-        ""
-    )  # refuses now what no message could change, such as a template that knows no system prompt
+    talk.prompt("")  # refuses now what no message could change, such as a template without a system prompt
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 spoil their own line alone
     if sys.stdin.isatty():
@@ -162,6 +160,8 @@ def _command(line: str, model: str, talk: Conversation) -> None:
     elif name == "/reset":
         talk.reset()
         _note("the conversation begins anew")
+    elif name == "/save" and "\0" in argument:
+        raise InputError(f"/save {argument!r} has a NUL byte, which no file's name may hold.")
     elif name == "/save" and argument.strip():
         if path.exists():
             conversation.load(path)  # nothing but a conversation is written over

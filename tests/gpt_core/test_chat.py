@@ -126,12 +126,12 @@ def test_lines_and_blocks_and_commands(say: Any, folder: Path, tmp_path: Path) -
 
 def test_what_is_refused_does_not_end_the_conversation(say: Any, tmp_path: Path) -> None:
     lines = f"{'know ' * 200}\n{'x' * 100000}\n/what\n/save\n/save {tmp_path}/absent/x.json\n"
-    lines += "/save ~nosuchuser/x.json\n\udc80\nfine\n"
+    lines += "/save ~nosuchuser/x.json\n/save a\0b\n\udc80\nfine\n"
     out, err, code = say(lines, max_new_tokens=4, context=64)
     assert code == 1
     assert out.count("\n") == 1
     notes = err.splitlines()
-    assert len(notes) == 8
+    assert len(notes) == 9
     for note, expected in zip(
         notes,
         (
@@ -141,6 +141,7 @@ def test_what_is_refused_does_not_end_the_conversation(say: Any, tmp_path: Path)
             "/save needs the name of a file",
             "No such file or directory",
             "~nosuchuser/x.json",
+            "NUL byte",
             "lone surrogate",
             "cut after 4 tokens",
         ),
