@@ -123,7 +123,7 @@ def test_threads_are_measured_for_few_rows_and_for_many(monkeypatch):
             assert [inference.decode_threads(model, n) for n in (1, 8, 1, 8)] == [1, 2, 1, 2]
     finally:
         torch.set_num_threads(before)
-    assert len(asked) == 16
+    assert len(asked) == 20
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "untied"])
