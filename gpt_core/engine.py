@@ -41,8 +41,8 @@ class Engine:
         prefill_chunk: tokens of prompts that are read in one step.
         context: tokens per request, prompt and answer together; the model's block_size if None. The cache
             takes 2 · n_layer · n_kv_head · head_dim numbers per token and slot.
-        draft: tokens of a request that are guessed in one step where its text repeats itself (prompt lookup); what
-            comes out is the same. 0 guesses none.
+        draft: tokens of a request that are guessed in one step where its text repeats itself (prompt lookup), fewer
+            where several requests share the 16 tokens of a step; what comes out is the same. 0 guesses none.
 
     Raises:
         InputError: for a max_running, prefill_chunk, context or draft that is out of range.
