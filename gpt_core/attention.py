@@ -169,7 +169,7 @@ def attend_cached(
         return attend(q, k, v, mask, 0.0)
     ends, n_tokens = cache.ends, q.shape[2]
     if q.device.type != "cpu" or n_tokens > FEW:
-        causal = mask is cache.mask and len(ends) == 1 and int(cache.n_real[0]) == n_tokens
+        causal = mask is cache.mask and ends == [cache.begins[0] + n_tokens]  # one row, without padding
         if causal and slow_kernel(v, 0.0) and not torch.is_grad_enabled():
             return attend_in_blocks(q, *cache.one_row(layer, 0))
         return attend(q, *cache.all_rows(layer), mask, 0.0)

@@ -95,7 +95,10 @@ class CacheRows:
         if n_tokens != self.end or bool(self.start.any()):
             seen = torch.arange(self.end, device=device)
             self.mask = (seen <= self.positions[:, :, None]).unsqueeze(1)  # (B, 1, T, end)
-        self.ends = (self.start + self.n_real).tolist()
+        self.begins, self.ends = (
+            self.start.tolist(),
+            (self.start + self.n_real).tolist(),
+        )  # of what is new in each row
         for slot, end in zip(self.slots, self.ends, strict=True):
             self.cache.reach[slot] = max(self.cache.reach[slot], end)
 
@@ -103,8 +106,8 @@ class CacheRows:
         """Store the new keys and values (B, n_kv_head, T, head_dim)."""
         for store, new in ((self.cache.k[layer], k), (self.cache.v[layer], v)):
             if len(self.slots) == 1:
-                start, end = self.ends[0] - int(self.n_real[0]), self.ends[0]
-                store[self.slots[0], :, start:end] = new[0, :, : end - start]
+                begin, end = self.begins[0], self.ends[0]
+                store[self.slots[0], :, begin:end] = new[0, :, : end - begin]
             else:
                 store[self.slot, :, self.place] = new[self.row, :, self.step]
 
