@@ -27,11 +27,6 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
     service.check_model(body.model, service.generator_name)
     prompts = _prompts(body)
     service.check_number(len(prompts) * (body.n or 1))
-    for prompt in prompts:
-        if isinstance(
-            prompt, str
-        ):  # reading what no context holds takes seconds, of the thread that searches for all
-            refuse_long(prompt, service.engine.context)
     reading = service.search.run(_ids, prompts, service.engine.tokenizer)
     return await _respond(body, request, service, await until_disconnect(request, reading))
 
