@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt_core.bench_train import in_own_process
-from gpt_core.device import DeviceName, pick_device, wall_seconds
+from gpt_core.device import DeviceName, peak_memory, pick_device, wall_seconds
 from gpt_core.errors import InputError
 from gpt_core.report import print_report
 
@@ -111,11 +111,11 @@ def _shortest_ms(function: Callable[[], Any], device: torch.device) -> float:
 
 def _memory(device: torch.device, peak: bool) -> int:
     """Bytes that are allocated on a GPU, or that this process holds of the CPU's memory; their peak so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    if device.type == "cuda" and not peak:
+        return torch.cuda.memory_allocated()
     here = Path("/proc/self/statm")
     if peak or not here.exists():
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak_memory(device)
     return int(here.read_text().split()[1]) * resource.getpagesize()
 
 

@@ -1,7 +1,6 @@
 """What `bench.py generate` measures, each in a process of its own: ours, transformers and llama.cpp."""
 
 import json
-import resource
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_core.device import DeviceName, wall_seconds
+from gpt_core.device import DeviceName, peak_memory, wall_seconds
 from gpt_core.engine import Engine, Request
 from gpt_core.errors import InputError
 from gpt_core.inference import InferenceDtype, load_for_inference
@@ -96,7 +95,7 @@ def ours(
     return figures | {
         "bytes_per_token": weight_bytes(model) + kept,
         "weights_mib": weight_bytes(model) / 2**20,
-        "memory_gib": _memory_gib(),
+        "memory_gib": peak_memory(model.device) / 2**30,
         "texts": texts,
     }
 
@@ -137,7 +136,7 @@ def transformers(
     generate(warm_up, 3)
     at, text = generate(prompt, n_new + 1)
     figures = rates(at[0], at[1], at[-1], len(prompt), n_new)
-    return figures | {"memory_gib": _memory_gib(), "texts": [text[:n_new]]}
+    return figures | {"memory_gib": peak_memory(model.device) / 2**30, "texts": [text[:n_new]]}
 
 
 def llama_cpp(python: str, file: str, prompts: list[list[int]], n_new: int, threads: int) -> dict[str, Any]:
@@ -237,13 +236,3 @@ def _reading(begun: Clocks, read: Clocks, n_prompt: int) -> dict[str, float]:
         "prefill_per_s": n_prompt / (read[0] - begun[0]),
         "prefill_cpu_ms": 1e3 * (read[1] - begun[1]) / n_prompt,
     }
-
-
-def _memory_gib() -> float:
-    """Peak, of the GPU or else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status")
-    if status.exists():  # where getrusage tells a new process the peak of the one that started it
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,10 +1,12 @@
 """Where a model runs, and how: device, number format, threads, compilation."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -140,6 +142,18 @@ def wall_seconds(function: Callable[[], Any], device: torch.device) -> float:
     if gpu:
         torch.accelerator.synchronize(device)
     return time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were allocated on a GPU at most, or that this process has taken of the CPU's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would tell a new process the peak of the one that started it
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    import resource  # which Windows lacks
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def use_tf32(yes: bool) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from gpt_core.config import GPTConfig
-from gpt_core.device import Numerics, wall_seconds
+from gpt_core.device import Numerics, peak_memory, wall_seconds
 from gpt_core.flops import flops_per_token
 from gpt_core.model import GPT, LOSS_CHUNK
 from gpt_core.parallel import TorchParallel, try_compiled
@@ -112,7 +111,7 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     sequence, update = Step(config, shape, device, numerics, block_size, n).time()
-    return memory, Speed(sequence, update, n, peak_memory(device))
+    return memory, Speed(sequence, update, n, None if device.type == "mps" else peak_memory(device))
 
 
 class Step:
@@ -209,14 +208,3 @@ def free_memory(device: torch.device) -> float:
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return free
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes that this process has taken on `device` at most."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu" or sys.platform != "linux":
-        return None
-    import resource
-
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
