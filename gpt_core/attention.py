@@ -23,9 +23,7 @@ from gpt_core.rope_scaling import frequencies
 SHORT = 512  # tokens up to which two plain products beat the fused kernel where that is slow
 FEW = 16  # new tokens up to which two plain products beat the fused kernel on a CPU
 WASTE = 2  # times the keys that there are may be looked at, if all rows then share one product
-MANY = (
-    2**17
-)  # numbers in all keys beyond which products in 16 bits are faster than widening the keys to float32
+MANY = 2**17  # numbers in all keys beyond which products in 16 bits are faster than widening them to float32
 THIN = 6  # queries that share so many keys up to which the keys had better stand left, in float32
 BLOCK = 64  # queries that are attended from at a time where the fused kernel is slow and nothing is kept for a backward
 
@@ -132,9 +130,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
         return handle_torch_function(attend, (q, k, v), q, k, v, mask, dropout_share)
     if mask is not None and mask.is_floating_point() and not torch.is_autocast_enabled(q.device.type):
         mask = mask.type_as(q)
-    slow = slow_kernel(v, dropout_share)
-    if slow and mask is None and not torch.is_grad_enabled() and not dropout_share:
+    if mask is None and suits_blocks(v, dropout_share):
         return attend_in_blocks(q, k, v)
+    # What torch's fused kernel does slowly on a CPU: all in 16 bits, and dropout in any number of them.
+    slow = v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
     # With dropout whether gradients are recorded or not: GradCache must drop the same both times.
     if slow and mask is None and q.shape[2] <= SHORT:
         return attend_in_two_products(q, k, v, dropout_share)
@@ -144,9 +143,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     )
 
 
-def slow_kernel(v: Tensor, dropout_share: float) -> bool:
-    """Whether torch's fused kernel is slow at it: on a CPU all in 16 bits, and dropout in any number of them."""
-    return v.device.type == "cpu" and (v.dtype == torch.bfloat16 or dropout_share > 0)
+def suits_blocks(v: Tensor, dropout_share: float) -> bool:
+    """Whether `attend_in_blocks` can do it, and faster than torch's fused kernel."""
+    plain = not torch.is_grad_enabled() and not dropout_share
+    return plain and v.device.type == "cpu" and v.dtype == torch.bfloat16
 
 
 def attend_cached(
@@ -170,7 +170,7 @@ def attend_cached(
     ends, n_tokens = cache.ends, q.shape[2]
     if q.device.type != "cpu" or n_tokens > FEW:
         causal = mask is cache.mask and ends == [cache.begins[0] + n_tokens]  # one row, without padding
-        if causal and slow_kernel(v, 0.0) and not torch.is_grad_enabled():
+        if causal and suits_blocks(v, 0.0):
             return attend_in_blocks(q, *cache.one_row(layer, 0))
         return attend(q, *cache.all_rows(layer), mask, 0.0)
     plain = n_tokens == 1 and mask is cache.mask  # a new token sees all that its row holds
@@ -195,18 +195,16 @@ def attend_from_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     if not (many and dtype == torch.bfloat16 and multiplies_bfloat16()):
         precise = torch.promote_types(q.dtype, torch.float32)
         q, k, v = q.to(precise), k.to(precise), v.to(precise)
-    grouped = (q / math.sqrt(head_dim)).reshape(
-        n_rows * k.shape[1], -1, head_dim
-    )  # (B·n_kv_head, group·T, head_dim)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B·n_kv_head, S, head_dim)
+    # (B·n_kv_head, group · T, head_dim) · (B·n_kv_head, head_dim, S)
+    grouped = (q / math.sqrt(head_dim)).reshape(n_rows * k.shape[1], -1, head_dim)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
     if many and (k.dtype == torch.bfloat16 or grouped.shape[1] <= THIN):
         logits = (k @ grouped.mT).mT.contiguous()  # up to three times as fast as the other way round
     else:
         logits = grouped @ k.mT
     if mask is not None:
-        added = (
-            torch.where(mask, 0.0, -math.inf) if mask.dtype == torch.bool else mask
-        )  # quicker than filling
+        # Quicker than filling by it, since the mask is the same for all heads.
+        added = torch.where(mask, 0.0, -math.inf) if mask.dtype == torch.bool else mask
         logits.view(n_rows, n_head, n_tokens, n_keys).add_(added.type_as(logits))
     weights = logits.softmax(dim=-1)
     return (weights.type_as(v) @ v).view(q.shape).to(dtype)

@@ -95,10 +95,8 @@ class CacheRows:
         if n_tokens != self.end or bool(self.start.any()):
             seen = torch.arange(self.end, device=device)
             self.mask = (seen <= self.positions[:, :, None]).unsqueeze(1)  # (B, 1, T, end)
-        self.begins, self.ends = (
-            self.start.tolist(),
-            (self.start + self.n_real).tolist(),
-        )  # of what is new in each row
+        self.begins = self.start.tolist()  # of what is new in each row
+        self.ends = (self.start + self.n_real).tolist()
         for slot, end in zip(self.slots, self.ends, strict=True):
             self.cache.reach[slot] = max(self.cache.reach[slot], end)
 

@@ -222,9 +222,7 @@ class Engine:
             hidden = self._forward(chosen, chunks)
             for request, chunk in zip(chosen, chunks, strict=True):
                 del request.unread[: len(chunk)]
-            ends = [
-                b for b, request in enumerate(chosen) if not request.unread
-            ]  # rows that get their first token
+            ends = [b for b, request in enumerate(chosen) if not request.unread]  # that get their first token
             if ends:
                 rows = self._logits(hidden[ends, [len(chunks[b]) - 1 for b in ends]])
                 for b, row in zip(ends, rows, strict=True):

@@ -109,11 +109,11 @@ def _row_seconds(weight: Tensor, dtype: torch.dtype) -> float:
     weight = weight.detach().to(dtype)
     # Several copies, so that the weights come from memory, as in decoding, and not from the processor's cache.
     copies = max(1, min(2**26 // weight.nbytes, 64))
-    weights = [weight.clone() for _ in range(copies)]
+    layers: list[Callable[[Tensor], Tensor]]
     if packs(weight.device, dtype):
-        layers: list[Callable[[Tensor], Tensor]] = [PackedLinear(w) for w in weights]
+        layers = [PackedLinear(weight) for _ in range(copies)]
     else:
-        layers = [partial(nn.functional.linear, weight=w) for w in weights]
+        layers = [partial(nn.functional.linear, weight=weight.clone()) for _ in range(copies)]
     x = torch.ones(1, weight.shape[1], dtype=dtype)
 
     def multiply() -> None:

@@ -137,16 +137,13 @@ def memory_lines(model: GPT) -> list[str]:
     n_int8 = 2 * n - sum(p.numel() - 2 * len(p) for p in matrices)
     per_token = 2 * config.n_layer * config.n_kv_head * config.head_dim  # keys and values
     lines = [f"{'memory':<10}{'weights':>12}{'cache, one token':>20}{f'{config.block_size} tokens':>16}"]
-    weights = {"int8": n_int8}
-    device = pick_device("auto")  # where they would run
-    for kind in (torch.float32, torch.bfloat16):
-        # What is packed for products is no table to look tokens up in: then the head has rows of its own.
-        copied = config.vocab_size * config.n_embd if model.head is None and packs(device, kind) else 0
-        weights[str(kind).removeprefix("torch.")] = (n + copied) * kind.itemsize
-    for name, width in (("float32", 4), ("bfloat16", 2), ("int8", 2)):
+    # What is packed for products is no table to look tokens up in: then a head that is tied has rows of its own.
+    head = config.vocab_size * config.n_embd if model.head is None else 0
+    n_32, n_16 = (n + head * packs(pick_device("auto"), dtype) for dtype in (torch.float32, torch.bfloat16))
+    for name, weights, width in (("float32", 4 * n_32, 4), ("bfloat16", 2 * n_16, 2), ("int8", n_int8, 2)):
         cache = width * per_token
         lines.append(
-            f"{name:<10}{_size(weights[name]):>12}{_size(cache):>20}{_size(cache * config.block_size):>16}"
+            f"{name:<10}{_size(weights):>12}{_size(cache):>20}{_size(cache * config.block_size):>16}"
         )
     return lines
 

@@ -11,15 +11,11 @@ from gpt_core.cache import Cache
 from gpt_core.model import GPT
 from tests.tiny_models import GRAPHS
 
+HEADS = {"n_rows": st.integers(1, 3), "n_kv_head": st.integers(1, 3), "group": st.integers(1, 3)}
+
 
 @settings(max_examples=40)
-@given(
-    n_rows=st.integers(1, 3),
-    n_kv_head=st.integers(1, 3),
-    group=st.integers(1, 3),
-    n_tokens=st.integers(1, 150),
-    n_before=st.integers(0, 80),
-)
+@given(**HEADS, n_tokens=st.integers(1, 150), n_before=st.integers(0, 80))
 def test_attention_in_blocks_is_causal_attention(n_rows, n_kv_head, group, n_tokens, n_before):
     torch.manual_seed(n_tokens)
     q = torch.randn(n_rows, n_tokens, n_kv_head * group, 8, dtype=torch.float64).transpose(1, 2)
@@ -33,13 +29,7 @@ def test_attention_in_blocks_is_causal_attention(n_rows, n_kv_head, group, n_tok
 @pytest.mark.parametrize("many", [0, 2**30], ids=["many keys", "few keys"])
 @pytest.mark.parametrize("kind", ["all", "bool", "float"])
 @settings(max_examples=20)
-@given(
-    n_rows=st.integers(1, 3),
-    n_kv_head=st.integers(1, 3),
-    group=st.integers(1, 3),
-    n_tokens=st.integers(1, 16),
-    n_keys=st.integers(16, 90),
-)
+@given(**HEADS, n_tokens=st.integers(1, 16), n_keys=st.integers(16, 90))
 def test_attention_from_few_is_attention(dtype, many, kind, n_rows, n_kv_head, group, n_tokens, n_keys):
     torch.manual_seed(n_keys)
     q = torch.randn(n_rows, n_kv_head * group, n_tokens, 8).to(dtype)
