@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpt_core.bench_train import in_own_process
-from gpt_core.device import DeviceName, peak_memory, pick_device, wall_seconds
-from gpt_core.errors import InputError
-from gpt_core.report import print_report
+from benchmarks.train import in_own_process
+from gpt_core.common.errors import InputError
+from gpt_core.evaluation.report import print_report
+from gpt_core.hardware.device import DeviceName, peak_memory, pick_device, wall_seconds
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_core.device import DeviceName, peak_memory, wall_seconds
-from gpt_core.engine import Engine, Request
-from gpt_core.errors import InputError
-from gpt_core.inference import InferenceDtype, load_for_inference
-from gpt_core.model import GPT
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine, Request
+from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.hardware.device import DeviceName, peak_memory, wall_seconds
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 Clocks = tuple[float, float]  # wall seconds, CPU seconds of all threads
 

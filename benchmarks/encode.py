@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from embed.encoder import Dtype, Encoder
-from embed.export import export_model
-from embed.maps import Vectors, unit_length
-from embed.texts import TextFile
-from gpt_core.bench_train import in_own_process
-from gpt_core.device import DeviceName, Numerics, available_cores, pick_device, wall_seconds
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.hub import resolve
-from gpt_core.report import print_report
+from benchmarks.train import in_own_process
+from embed.data.text_files import TextFile
+from embed.encoding.encoder import Dtype, Encoder
+from embed.formats.export import export_model
+from embed.network.corpus_map import Vectors, unit_length
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.evaluation.report import print_report
+from gpt_core.hardware.device import DeviceName, Numerics, available_cores, pick_device, wall_seconds
+from gpt_core.hub.locate import resolve
 
 COLUMNS = (
     "system", "dtype", "threads", "docs_per_s", "docs_per_cpu_s", "tokens_per_doc", "lowest_cosine", "load_s",

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from gpt_core.bench_decode import llama_cpp, ours, read_bandwidth, transformers
-from gpt_core.bench_quality import predictions, read_ids, same_texts, same_tokens
-from gpt_core.bench_quotes import quotes, read_questions, summary
-from gpt_core.bench_train import in_own_process
-from gpt_core.device import DeviceName, available_cores, pick_device
-from gpt_core.errors import InputError
-from gpt_core.export import export_gguf, export_hf
-from gpt_core.extras import extra
-from gpt_core.hub import gguf_in, resolve
-from gpt_core.inference import InferenceDtype
-from gpt_core.model import GPT
-from gpt_core.report import print_report
-from gpt_core.tokenizer import Tokenizer
+from benchmarks.decode import llama_cpp, ours, read_bandwidth, transformers
+from benchmarks.quality import predictions, read_ids, same_texts, same_tokens
+from benchmarks.quotes import quotes, read_questions, summary
+from benchmarks.train import in_own_process
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.evaluation.report import print_report
+from gpt_core.formats.export import export_gguf, export_hf
+from gpt_core.generation.fast_model import InferenceDtype
+from gpt_core.hardware.device import DeviceName, available_cores, pick_device
+from gpt_core.hub.locate import gguf_in, resolve
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 COLUMNS = (
     "system", "dtype", "prefill_per_s", "decode_per_s", "cpu_ms_per_token", "uncached_per_s", "concurrent_per_s",

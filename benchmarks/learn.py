@@ -15,21 +15,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gpt_core.bench_peer import check_peer, evaluate_peer, train_peer, write_bins
-from gpt_core.bench_train import in_own_process
-from gpt_core.device import choose_numerics
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write
-from gpt_core.loader import Batches, Windows
-from gpt_core.model import GPT
-from gpt_core.presets import read_preset
-from gpt_core.pretrain import evaluator, next_token_loss, pretrain
-from gpt_core.pretrain_config import PretrainConfig
-from gpt_core.ranks import Ranks
-from gpt_core.report import print_report
-from gpt_core.shards import open_split
-from gpt_core.tokenizer import Tokenizer
-from gpt_core.train import train
+from benchmarks.nanogpt_peer import check_peer, evaluate_peer, train_peer, write_bins
+from benchmarks.train import in_own_process
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write
+from gpt_core.common.presets import read_preset
+from gpt_core.data.batches import Batches, Windows
+from gpt_core.data.shards import open_split
+from gpt_core.evaluation.report import print_report
+from gpt_core.hardware.device import choose_numerics
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training.loop import train
+from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.pretrain import evaluator, next_token_loss, pretrain
 
 SystemName = Literal[
     "nanoGPT", "nanoGPT tuned", "gpt2", "qwen3", "gpt2 zero", "gpt2 rotary", "gpt2 zero rotary"

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt_core.errors import InputError
-from gpt_core.shards import Shard, open_split
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.data.shards import Shard, open_split
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 WATCHED = """
 import atexit as _atexit, json as _json, os as _os, resource as _resource, time as _time

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from gpt_core.device import DeviceName
-from gpt_core.inference import InferenceDtype, load_for_inference
-from gpt_core.shards import check_tokenizer, open_split
-from gpt_core.sources import Files
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.data.shards import check_tokenizer, open_split
+from gpt_core.data.sources import Files
+from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
+from gpt_core.hardware.device import DeviceName
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens that are predicted in one forward
 
@@ -22,7 +22,7 @@ def read_ids(data: str, name: str, tokenizer: Tokenizer, n: int) -> list[int]:
     """The first `n` ids of a text, or fewer if it has no more.
 
     Args:
-        data: a folder of token shards, whose split "val" is taken, or what `gpt_core.sources.Files` reads.
+        data: a folder of token shards, whose split "val" is taken, or what `gpt_core.data.sources.Files` reads.
         name: of the model, for messages.
         tokenizer: the model's own.
         n: how many.

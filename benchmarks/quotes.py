@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt_core.bench_decode import clocks
-from gpt_core.device import DeviceName
-from gpt_core.engine import Engine, Request
-from gpt_core.errors import InputError
-from gpt_core.inference import InferenceDtype, load_for_inference
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from benchmarks.decode import clocks
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine, Request
+from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.hardware.device import DeviceName
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SYSTEM = "You copy sentences out of a text, word for word."
 REQUEST = "{passage}\n\n{question} Copy the sentence of the text that answers, word for word."

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpt_core import checkpoint
-from gpt_core.bench_peer import check_peer, rates, train_peer, write_bins
-from gpt_core.device import DeviceName, pick_device
-from gpt_core.errors import InputError
-from gpt_core.pretrain import pretrain
-from gpt_core.pretrain_config import PretrainConfig
-from gpt_core.report import print_report
+from benchmarks.nanogpt_peer import check_peer, rates, train_peer, write_bins
+from gpt_core.common.errors import InputError
+from gpt_core.evaluation.report import print_report
+from gpt_core.hardware.device import DeviceName, pick_device
+from gpt_core.training import checkpoint
+from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.pretrain import pretrain
 
 COLUMNS = ("system", "dtype", "compile", "threads", "tokens_per_s", "cpu_s_per_mtok", "mfu", "memory_gib")
 OURS, MUON, PEER, PEER_BY_HAND = "ours", "ours, Muon", "nanoGPT", "nanoGPT, bf16 compiled"

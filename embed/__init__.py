@@ -1,7 +1,7 @@
 """Embeddings from a GPT: pooling, encoding, corpus maps."""
 
-from embed.config import EmbedderConfig, Fusion, Pooling
-from embed.encoder import Encoder
-from embed.maps import CorpusMap
+from embed.encoding.encoder import Encoder
+from embed.network.config import EmbedderConfig, Fusion, Pooling
+from embed.network.corpus_map import CorpusMap
 
 __all__ = ["CorpusMap", "EmbedderConfig", "Encoder", "Fusion", "Pooling"]

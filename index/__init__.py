@@ -1,7 +1,7 @@
 """Documents, passages, the store, FAISS and hybrid search."""
 
-from index.documents import Document, iter_documents
 from index.index import Index
-from index.retrieval import Hit
+from index.reading.read import Document, iter_documents
+from index.search.rank import Hit
 
 __all__ = ["Document", "Hit", "Index", "iter_documents"]

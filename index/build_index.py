@@ -9,14 +9,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from embed.config import Fusion, FusionKind
-from embed.encoder import Encoder
-from gpt_core.errors import InputError
-from gpt_core.hub import DEFAULT_MODEL
-from index.documents import iter_documents, list_files
+from embed.encoding.encoder import Encoder
+from embed.network.config import Fusion, FusionKind
+from gpt_core.common.errors import InputError
+from gpt_core.hub.locate import DEFAULT_MODEL
 from index.index import Index
-from index.store import FILE
-from index.writing import Changes
+from index.reading.read import iter_documents, list_files
+from index.store.store import FILE
+from index.store.write import Changes
 
 
 def build_index(
@@ -82,7 +82,7 @@ def _opened(
     """The index in `folder`, made if there is none; a new one is removed again if nothing was committed to it."""
     if (folder / FILE).exists():
         with Index.open(folder, embedder) as index:
-            settings = index.settings
+            settings = index.store.settings
             own = {**{name: getattr(settings, name) for name in given}, "fusion": settings.fusion.kind}
             for name, value in {**given, **({"fusion": fusion} if fusion else {})}.items():
                 if value != own[name]:
@@ -113,7 +113,7 @@ def _report(index: Index, changes: Changes, n_deleted: int, seconds: float) -> N
     if changes.empty:
         print(f"{changes.empty} documents have no text and no title, and so no passage")
     if changes.shortened:
-        most = index.settings.passages_per_document
+        most = index.store.settings.passages_per_document
         print(
             f"{changes.shortened} documents have more than {most} passages; only the first {most} of each are there"
         )

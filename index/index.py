@@ -11,17 +11,17 @@ from typing import Any, Literal, cast, get_args, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from embed.config import Fusion
-from embed.encoder import Encoder
-from gpt_core.errors import InputError
-from index.dense import View, catch_up
-from index.documents import Document
-from index.filters import Filter, allowed
-from index.retrieval import Hit, Matches, Ranked, rank_dense, rank_hybrid, rank_lexical
-from index.settings import Settings
-from index.snapshot import Snapshot
-from index.store import Store
-from index.writing import Changes, check_vectors, fit_map, write
+from embed.encoding.encoder import Encoder
+from embed.network.config import Fusion
+from gpt_core.common.errors import InputError
+from index.dense.snapshot import Snapshot
+from index.dense.view import View, catch_up
+from index.reading.read import Document
+from index.search.filters import Filter, allowed
+from index.search.rank import Hit, Matches, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.store.settings import Settings
+from index.store.store import Store
+from index.store.write import Changes, check_vectors, fit_map, write
 
 Mode = Literal["hybrid", "dense", "lexical"]
 MAP_SETTLED = 1000  # passages from which a corpus map is good for a corpus that grows

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from gpt_core.doors import printable
-from index.filters import parse_filter
+from gpt_core.common.cli import printable
 from index.index import Index, Mode
-from index.retrieval import Hit
+from index.search.filters import parse_filter
+from index.search.rank import Hit
 
 
 def search_index(

@@ -2,7 +2,7 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.doors import open_door
+from gpt_core.common.cli import open_door
 from serve.ask import ask
 
 

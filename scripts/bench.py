@@ -2,12 +2,12 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from embed.bench_encode import bench_encode
-from gpt_core.bench_attention import bench_attention
-from gpt_core.bench_generate import bench_generate
-from gpt_core.bench_learn import bench_learn
-from gpt_core.bench_train import bench_train
-from gpt_core.doors import open_door
+from benchmarks.attention import bench_attention
+from benchmarks.encode import bench_encode
+from benchmarks.generate import bench_generate
+from benchmarks.learn import bench_learn
+from benchmarks.train import bench_train
+from gpt_core.common.cli import open_door
 
 
 def main() -> None:

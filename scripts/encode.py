@@ -2,8 +2,8 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from embed.streaming import encode_files
-from gpt_core.doors import open_door
+from embed.encoding.encode_files import encode_files
+from gpt_core.common.cli import open_door
 
 
 def main() -> None:

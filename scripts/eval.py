@@ -2,11 +2,11 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from embed.evaluate_sts import evaluate_sts
-from gpt_core.doors import open_door
-from gpt_core.evaluate_lm import evaluate_lm
-from index.evaluate import evaluate_retrieval
-from serve.attribution_eval import evaluate_attribution
+from embed.evaluation.sts import evaluate_sts
+from gpt_core.common.cli import open_door
+from gpt_core.evaluation.evaluate_lm import evaluate_lm
+from index.evaluation.retrieval import evaluate_retrieval
+from serve.answers.evaluate_attribution import evaluate_attribution
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from embed.export import export_model
-from gpt_core.doors import open_door
+from embed.formats.export import export_model
+from gpt_core.common.cli import open_door
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from embed.mining import mine_negatives
-from gpt_core.doors import open_door
+from embed.training.mine_negatives import mine_negatives
+from gpt_core.common.cli import open_door
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.doors import open_door
-from gpt_core.prepare import prepare_data
+from gpt_core.common.cli import open_door
+from gpt_core.data.prepare_data import prepare_data
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.doors import open_door
-from gpt_core.pretrain import pretrain
-from gpt_core.pretrain_config import PretrainConfig
-from gpt_core.ranks import end_at_once
+from gpt_core.common.cli import open_door
+from gpt_core.training.parallel.ranks import end_at_once
+from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.pretrain import pretrain
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.doors import open_door
-from serve.server import run_server
+from gpt_core.common.cli import open_door
+from serve.run_server import run_server
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.doors import open_door
-from index.search import search_index
+from gpt_core.common.cli import open_door
+from index.search_index import search_index
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from embed.training import train_embedder
-from embed.training_config import TrainEmbedderConfig
-from gpt_core.doors import open_door
-from gpt_core.ranks import end_at_once
+from embed.training.config import TrainEmbedderConfig
+from embed.training.train import train_embedder
+from gpt_core.common.cli import open_door
+from gpt_core.training.parallel.ranks import end_at_once
 
 
 def main() -> None:

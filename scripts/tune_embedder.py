@@ -2,8 +2,8 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.doors import open_door
-from index.tune import tune_embedder
+from gpt_core.common.cli import open_door
+from index.evaluation.tune_embedder import tune_embedder
 
 
 def main() -> None:

@@ -11,14 +11,16 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import Response
 from starlette.types import Scope
 
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
 from index import Index
-from serve import completions, openai, routes
-from serve.http import BodyLimit, add_error_handlers
-from serve.schemas import ErrorResponse
-from serve.service import Service, ServiceDep
-from serve.worker import SearchThread
+from serve.api import answer as routes
+from serve.api import completions
+from serve.api import embeddings as openai
+from serve.api.schemas import ErrorResponse
+from serve.http.http import BodyLimit, add_error_handlers
+from serve.work.service import Service, ServiceDep
+from serve.work.worker import SearchThread
 
 STATIC = Path(__file__).parent / "static"
 # The page shows text from documents and from a model: whatever that holds, nothing but our own files may run or load.

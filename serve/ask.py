@@ -6,12 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from gpt_core.doors import printable
-from gpt_core.errors import InputError
-from gpt_core.hub import DEFAULT_MODEL
-from gpt_core.inference import InferenceDtype
-from serve.answer import GREEDY, Answer, answer
-from serve.loading import load
+from gpt_core.common.cli import printable
+from gpt_core.common.errors import InputError
+from gpt_core.generation.fast_model import InferenceDtype
+from gpt_core.hub.locate import DEFAULT_MODEL
+from serve.answers.answer import GREEDY, Answer, answer
+from serve.work.loading import load
 
 
 def ask(

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
-from gpt_core.errors import InputError
-from gpt_core.hub import DEFAULT_MODEL
-from gpt_core.inference import InferenceDtype
+from gpt_core.common.errors import InputError
+from gpt_core.generation.fast_model import InferenceDtype
+from gpt_core.hub.locate import DEFAULT_MODEL
 from serve.app import create_loading_app
-from serve.loading import CONTEXT, load
-from serve.service import Service
-from serve.worker import SearchThread
+from serve.work.loading import CONTEXT, load
+from serve.work.service import Service
+from serve.work.worker import SearchThread
 
 GRACE = 3  # seconds that running answers are given when the server is told to stop
 

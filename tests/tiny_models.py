@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from gpt_core.config import GPTConfig
-from gpt_core.model import GPT
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
 
 TEXTS = [
     "To know what you know, and to know what you do not: that is knowledge.",

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
-from gpt_core.errors import InputError
-from gpt_core.jsonl import JSONL, read_rows
+from gpt_core.common.errors import InputError
+from gpt_core.common.jsonl import JSONL, read_rows
 
 Qrels = dict[str, dict[str, int]]  # query id → document id → grade; relevant if above 0
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.maps import Vectors
-from embed.terms import CJK, index_text
-from gpt_core.extras import extra
+from embed.network.corpus_map import Vectors
+from embed.text.terms import CJK, index_text
+from gpt_core.common.extras import extra
 
 HAS_CJK = re.compile(f"[{CJK}]")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.beir import is_beir, read_corpus, read_queries
-from embed.pairs import Example, read_examples
-from embed.terms import words
-from gpt_core.errors import InputError
+from embed.data.beir import is_beir, read_corpus, read_queries
+from embed.data.pairs import Example, read_examples
+from embed.text.terms import words
+from gpt_core.common.errors import InputError
 
 GRAM = 8  # words, as PaLM (Chowdhery et al. 2022) looked for its evaluation sets in its training text
 MIN_OVERLAP = 0.5  # a word changed in every sixteen leaves half of the runs whole

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embed.beir import is_beir, read_beir
-from gpt_core.errors import InputError
-from gpt_core.jsonl import JSONL, read_rows
-from gpt_core.sources import open_builder, unreadable
+from embed.data.beir import is_beir, read_beir
+from gpt_core.common.errors import InputError
+from gpt_core.common.jsonl import JSONL, read_rows
+from gpt_core.data.sources import open_builder, unreadable
 
 # The names by which FlagEmbedding, GritLM and sentence-transformers call the columns, in the order of preference
 QUERY = ("query", "anchor")

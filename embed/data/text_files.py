@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from embed.beir import find_part, is_beir, join_title
-from gpt_core.errors import InputError
-from gpt_core.jsonl import JSONL, read_rows
+from embed.data.beir import find_part, is_beir, join_title
+from gpt_core.common.errors import InputError
+from gpt_core.common.jsonl import JSONL, read_rows
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from embed.config import EmbedderConfig, Pooling
-from embed.encoder import Dtype, Encoder, PromptName
-from embed.folder import model_folder
-from embed.maps import CorpusMap, Vectors, unit_length
-from embed.pooling import pool
-from embed.quantize import dequantize_embeddings, fit_ranges, quantize_embeddings
-from embed.teacher import Teacher
-from embed.vector_cache import cached_vectors
-from gpt_core.device import DeviceName, Numerics, pick_device
-from gpt_core.hub import resolve
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
+from embed.encoding.encoder import Dtype, Encoder, PromptName
+from embed.encoding.peer_model import Teacher
+from embed.encoding.vector_cache import cached_vectors
+from embed.formats.folder import model_folder
+from embed.network.config import EmbedderConfig, Pooling
+from embed.network.corpus_map import CorpusMap, Vectors, unit_length
+from embed.network.pooling import pool
+from embed.network.quantize import dequantize_embeddings, fit_ranges, quantize_embeddings
+from gpt_core.hardware.device import DeviceName, Numerics, pick_device
+from gpt_core.hub.locate import resolve
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 Name = Literal["baseline", "random", "floor", "raw-mean", "raw-weightedmean", "dense"]
 Compute = Callable[[Sequence[str], PromptName | None], Vectors]

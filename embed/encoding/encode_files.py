@@ -30,15 +30,15 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from embed.encoder import Dtype, Encoder
-from embed.maps import Vectors
-from embed.quantize import Precision, fit_ranges, quantize_embeddings
-from embed.texts import TextFile
-from gpt_core.device import DeviceName, pick_device
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write, fsync_path, refuse_used
-from gpt_core.hub import DEFAULT_MODEL
-from gpt_core.products import choose_onednn
+from embed.data.text_files import TextFile
+from embed.encoding.encoder import Dtype, Encoder
+from embed.network.corpus_map import Vectors
+from embed.network.quantize import Precision, fit_ranges, quantize_embeddings
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write, fsync_path, refuse_used
+from gpt_core.hardware.device import DeviceName, pick_device
+from gpt_core.hardware.onednn import choose_onednn
+from gpt_core.hub.locate import DEFAULT_MODEL
 
 WINDOW = 1024  # texts that are sorted by length together, and what an interruption can cost
 ROWS = 65536  # vectors in memory at a time while they are quantised

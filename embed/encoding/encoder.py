@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from embed.config import EmbedderConfig
-from embed.fingerprint import files_sha256, fingerprint
-from embed.folder import load_network, model_folder
-from embed.maps import Vectors, unit_length
-from embed.network import Dense, Network
-from embed.padding import grouped, padded
-from embed.pooling import pool
-from embed.quantize import Precision, quantize_embeddings
-from gpt_core.cache import Cache
-from gpt_core.device import DeviceName, Numerics, pick_device
-from gpt_core.errors import InputError
-from gpt_core.hub import resolve
-from gpt_core.model import GPT
-from gpt_core.products import quick_products
-from gpt_core.tokenizer import Tokenizer
+from embed.encoding.fingerprint import files_sha256, fingerprint
+from embed.formats.folder import load_network, model_folder
+from embed.network.config import EmbedderConfig
+from embed.network.corpus_map import Vectors, unit_length
+from embed.network.network import Dense, Network
+from embed.network.padding import grouped, padded
+from embed.network.pooling import pool
+from embed.network.quantize import Precision, quantize_embeddings
+from gpt_core.common.errors import InputError
+from gpt_core.hardware.device import DeviceName, Numerics, pick_device
+from gpt_core.hardware.onednn import quick_products
+from gpt_core.hub.locate import resolve
+from gpt_core.model.cache import Cache
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 # Padding included. On a CPU a larger batch gains nothing and costs page faults and cache misses: a fifth of the time at
 # 4096 tokens of SmolLM2's width.
@@ -134,7 +134,7 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest over what decides a vector; see `embed.fingerprint`."""
+        """Hex digest over what decides a vector; see `embed.encoding.fingerprint`."""
         return fingerprint(
             self._weights_sha256,
             self.network,

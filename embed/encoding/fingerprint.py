@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from embed.config import EmbedderConfig
-from embed.network import Network
-from gpt_core.files import sha256_file
-from gpt_core.tokenizer import Tokenizer
+from embed.network.config import EmbedderConfig
+from embed.network.network import Network
+from gpt_core.common.files import sha256_file
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 # Of a GPT's shape, what came later, with the value that all had before
 LATER = {"scale_attention": True, "window": None, "window_layers": (), "rope_scaling": None}

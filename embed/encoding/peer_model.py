@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from embed.maps import Vectors
-from embed.vector_cache import cached_vectors
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.files import sha256_file
-from gpt_core.hub import resolve
+from embed.encoding.vector_cache import cached_vectors
+from embed.network.corpus_map import Vectors
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.common.files import sha256_file
+from gpt_core.hub.locate import resolve
 
 BATCH = 64  # texts; sentence-transformers sorts them by length
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from embed.encoder import special_tokens
-from gpt_core.cache import Cache
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
+from embed.encoding.encoder import special_tokens
+from gpt_core.common.errors import InputError
+from gpt_core.model.cache import Cache
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 # SGPT's prompt G, the best of thirteen on six BEIR sets
 TEMPLATE = (

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from embed.maps import Vectors
-from gpt_core.files import atomic_write
-from gpt_core.hub import cache_dir
+from embed.network.corpus_map import Vectors
+from gpt_core.common.files import atomic_write
+from gpt_core.hub.locate import cache_dir
 
 BLOCK = 4096  # texts to a file: what an interruption can cost
 

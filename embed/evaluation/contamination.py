@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from embed.near_duplicates import near_duplicates
-from embed.pairs import read_examples
+from embed.data.near_duplicates import near_duplicates
+from embed.data.pairs import read_examples
 
 
 def training_texts(sources: Sequence[str]) -> list[str]:
-    """All different texts of training data, as `embed.pairs.read_examples` reads them."""
+    """All different texts of training data, as `embed.data.pairs.read_examples` reads them."""
     return list(
         dict.fromkeys(
             text for source in sources for example in read_examples(source) for text in example.texts

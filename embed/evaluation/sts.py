@@ -13,16 +13,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.contenders import Contender, contenders, names_of, variants
-from embed.encoder import Dtype, PromptName
-from embed.maps import Vectors
-from embed.seen import count_seen, training_texts
-from gpt_core.device import DeviceName
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.hub import DEFAULT_MODEL
-from gpt_core.jsonl import JSONL, read_rows
-from gpt_core.report import print_report
+from embed.encoding.contenders import Contender, contenders, names_of, variants
+from embed.encoding.encoder import Dtype, PromptName
+from embed.evaluation.contamination import count_seen, training_texts
+from embed.network.corpus_map import Vectors
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.common.jsonl import JSONL, read_rows
+from gpt_core.evaluation.report import print_report
+from gpt_core.hardware.device import DeviceName
+from gpt_core.hub.locate import DEFAULT_MODEL
 
 Row = Literal["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dims"]
 Numbers = NDArray[np.float64]

@@ -7,15 +7,21 @@ from typing import Literal
 
 from torch import nn
 
-from embed.config import EmbedderConfig
-from embed.folder import VECTORS, beyond_sentence_transformers, load_network, model_folder, save_embedder
-from embed.network import Network
-from gpt_core.card import Card, derived
-from gpt_core.errors import InputError
-from gpt_core.export import check_exportable, export_gguf, export_hf
-from gpt_core.files import atomic_folder, refuse_used
-from gpt_core.hub import resolve
-from gpt_core.tokenizer import Tokenizer
+from embed.formats.folder import (
+    VECTORS,
+    beyond_sentence_transformers,
+    load_network,
+    model_folder,
+    save_embedder,
+)
+from embed.network.config import EmbedderConfig
+from embed.network.network import Network
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_folder, refuse_used
+from gpt_core.formats.card import Card, derived
+from gpt_core.formats.export import check_exportable, export_gguf, export_hf
+from gpt_core.hub.locate import resolve
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16", "q8_0"]
 

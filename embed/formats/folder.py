@@ -17,16 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from embed.config import EmbedderConfig, Pooling
-from embed.modules import read_json, read_modules
-from embed.network import Activation, Dense, Network
-from gpt_core.card import Card
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write
-from gpt_core.model import GPT
-from gpt_core.pickles import read_bin
-from gpt_core.tokenizer import Tokenizer
+from embed.formats.sentence_transformers import read_json, read_modules
+from embed.network.config import EmbedderConfig, Pooling
+from embed.network.network import Activation, Dense, Network
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write
+from gpt_core.formats.card import Card
+from gpt_core.formats.pickles import read_bin
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 TORCH_CLASSES: dict[Activation, str] = {
     "identity": "torch.nn.modules.linear.Identity",

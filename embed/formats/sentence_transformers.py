@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from embed.modules import parse_json, read_json, read_modules, read_text
-from gpt_core.errors import InputError
+from embed.formats.sentence_transformers import parse_json, read_json, read_modules, read_text
+from gpt_core.common.errors import InputError
 
 PoolingMode = Literal["weightedmean", "mean", "lasttoken"]  # sentence-transformers' spelling
 MapKind = Literal["none", "standardise", "whiten"]

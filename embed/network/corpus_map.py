@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from embed.config import MapKind
+from embed.network.config import MapKind
 
 Vectors = NDArray[np.float32]
 

@@ -8,10 +8,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from embed.config import Pooling
-from embed.pooling import pool
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
+from embed.network.config import Pooling
+from embed.network.pooling import pool
+from gpt_core.common.errors import InputError
+from gpt_core.model.gpt import GPT
 
 Activation = Literal["identity", "tanh"]
 

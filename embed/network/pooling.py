@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embed.config import Pooling
+from embed.network.config import Pooling
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.maps import Vectors
-from gpt_core.errors import InputError
+from embed.network.corpus_map import Vectors
+from gpt_core.common.errors import InputError
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 Codes = NDArray[np.float32] | NDArray[np.int8] | NDArray[np.uint8]

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embed.maps import Vectors
-from embed.pairs import Example
-from gpt_core.errors import InputError
-from gpt_core.loader import Batches
-from gpt_core.permutation import endless_order
+from embed.data.pairs import Example
+from embed.network.corpus_map import Vectors
+from gpt_core.common.errors import InputError
+from gpt_core.data.batches import Batches
+from gpt_core.data.permutation import endless_order
 
 Role = Literal["query", "document"]  # which prompt goes before a text
 RoleText = tuple[Role, str]

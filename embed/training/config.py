@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from embed.config import PoolingMode
-from gpt_core.errors import InputError
-from gpt_core.train_config import TrainConfig
+from embed.network.config import PoolingMode
+from gpt_core.common.errors import InputError
+from gpt_core.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from embed.batches import TaskData
-from embed.near_duplicates import without_near_duplicates
-from embed.pairs import Columns, Example, read_examples
-from embed.teacher import Teacher
-from embed.training_config import TrainEmbedderConfig
-from gpt_core.errors import InputError
-from gpt_core.loader import Batches, Windows
-from gpt_core.ranks import Ranks
-from gpt_core.shards import check_tokenizer, open_split
-from gpt_core.tokenizer import Tokenizer
+from embed.data.near_duplicates import without_near_duplicates
+from embed.data.pairs import Columns, Example, read_examples
+from embed.encoding.peer_model import Teacher
+from embed.training.batches import TaskData
+from embed.training.config import TrainEmbedderConfig
+from gpt_core.common.errors import InputError
+from gpt_core.data.batches import Batches, Windows
+from gpt_core.data.shards import check_tokenizer, open_split
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training.parallel.ranks import Ranks
 
 
 def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskData]]:

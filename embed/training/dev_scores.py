@@ -6,11 +6,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from embed.batches import Collator, TaskData
-from embed.contrastive import Objective, Output
-from embed.padding import grouped, padded
-from gpt_core.device import Numerics
-from gpt_core.extras import extra
+from embed.network.padding import grouped, padded
+from embed.training.batches import Collator, TaskData
+from embed.training.step import Objective, Output
+from gpt_core.common.extras import extra
+from gpt_core.hardware.device import Numerics
 
 DEPTH = 10  # results per query
 AT_ONCE = 1024  # queries that are searched with at a time

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from embed.beir import is_beir, read_corpus
-from embed.bm25 import BM25
-from embed.contenders import contenders, variants
-from embed.pairs import Columns, Example, read_examples
-from gpt_core.device import DeviceName
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_open
-from gpt_core.hf_config import FAMILIES
-from gpt_core.hub import gguf_in, resolve
+from embed.data.beir import is_beir, read_corpus
+from embed.data.bm25 import BM25
+from embed.data.pairs import Columns, Example, read_examples
+from embed.encoding.contenders import contenders, variants
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_open
+from gpt_core.formats.huggingface.config import FAMILIES
+from gpt_core.hardware.device import DeviceName
+from gpt_core.hub.locate import gguf_in, resolve
 
 BLOCK_SCORES = 2**24  # queries times texts that are scored at once: 64 MiB
 

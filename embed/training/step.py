@@ -18,8 +18,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from embed.batches import Batch
-from embed.losses import (
+from embed.network.network import Network
+from embed.network.padding import grouped, padded
+from embed.training.batches import Batch
+from embed.training.config import TrainEmbedderConfig
+from embed.training.losses import (
     cosines,
     distill_cosine,
     distill_mse,
@@ -29,13 +32,10 @@ from embed.losses import (
     matryoshka,
     similarity_kl,
 )
-from embed.network import Network
-from embed.padding import grouped, padded
-from embed.training_config import TrainEmbedderConfig
-from gpt_core.loader import IGNORED
-from gpt_core.model import GPTOutput
-from gpt_core.parallel import gradient_sync
-from gpt_core.ranks import ALONE, Ranks
+from gpt_core.data.batches import IGNORED
+from gpt_core.model.gpt import GPTOutput
+from gpt_core.training.parallel.parallel import gradient_sync
+from gpt_core.training.parallel.ranks import ALONE, Ranks
 
 LOWEST_TEMPERATURE = 0.01  # of a learned one, as in CLIP (Radford et al. 2021)
 

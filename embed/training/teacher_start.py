@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embed.batches import Collator, TaskData
-from embed.contrastive import Trainee
-from embed.padding import grouped, padded
+from embed.network.padding import grouped, padded
+from embed.training.batches import Collator, TaskData
+from embed.training.step import Trainee
 
 TEXTS = 16384
 RIDGE = 1e-2  # of the mean variance of what goes in

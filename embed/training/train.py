@@ -12,30 +12,30 @@ import torch.nn as nn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from embed.adapters import choose_trainable, merge_lora, plain_shell
-from embed.batches import Collator, MixedBatches, Role, TaskData
-from embed.config import EmbedderConfig, Pooling
-from embed.contrastive import EmbeddingLoss, LanguageModel, Objective, Trainee
-from embed.development import evaluator
-from embed.encoder import Encoder
-from embed.folder import load_network, model_folder, pad_token_id, save_embedder
-from embed.least_squares import fit_to_teacher
-from embed.network import Dense, Network
-from embed.training_config import TrainEmbedderConfig
-from embed.training_data import attach_vectors, open_data, open_lm
-from gpt_core import checkpoint
-from gpt_core.card import trained
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write
-from gpt_core.hub import resolve
-from gpt_core.loader import Batches
-from gpt_core.model import GPT
-from gpt_core.pretrain import evaluator as lm_evaluator
-from gpt_core.ranks import ALONE, Ranks, join
-from gpt_core.shortage import shortage_named
-from gpt_core.tokenizer import Tokenizer
-from gpt_core.train import agree_on_numerics, train
+from embed.encoding.encoder import Encoder
+from embed.formats.folder import load_network, model_folder, pad_token_id, save_embedder
+from embed.network.config import EmbedderConfig, Pooling
+from embed.network.network import Dense, Network
+from embed.training.batches import Collator, MixedBatches, Role, TaskData
+from embed.training.config import TrainEmbedderConfig
+from embed.training.data import attach_vectors, open_data, open_lm
+from embed.training.dev_scores import evaluator
+from embed.training.step import EmbeddingLoss, LanguageModel, Objective, Trainee
+from embed.training.teacher_start import fit_to_teacher
+from embed.training.trainable import choose_trainable, merge_lora, plain_shell
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write
+from gpt_core.data.batches import Batches
+from gpt_core.formats.card import trained
+from gpt_core.hardware.device import Numerics
+from gpt_core.hub.locate import resolve
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training import checkpoint
+from gpt_core.training.loop import agree_on_numerics, train
+from gpt_core.training.out_of_memory import shortage_named
+from gpt_core.training.parallel.ranks import ALONE, Ranks, join
+from gpt_core.training.pretraining.pretrain import evaluator as lm_evaluator
 
 # Of a forward, padding included. Smaller ones waste time between kernels; a CPU's larger tensors are mapped anew each
 # time: three times slower at 16384 tokens of SmolLM2's width.

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from embed.network import Dense, Network
-from embed.training_config import TrainEmbedderConfig
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.model import GPT
+from embed.network.network import Dense, Network
+from embed.training.config import TrainEmbedderConfig
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.model.gpt import GPT
 
 LORA_MATRICES = r".*\.(attn\.[qkvo]|mlp\.(up|gate|down))"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import tyro
 
-from gpt_core.errors import InputError
-from gpt_core.presets import read_config
+from gpt_core.common.errors import InputError
+from gpt_core.common.presets import read_config
 
 CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 Function = Callable[..., Any]

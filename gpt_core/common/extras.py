@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 
 @contextmanager

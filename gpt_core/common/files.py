@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 
 def fsync_path(path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 HALF_OF_A_PAIR = re.compile(

@@ -10,7 +10,7 @@ import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 T = TypeVar("T")
 

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt_core.errors import InputError
-from gpt_core.permutation import endless_order
-from gpt_core.shards import Shard
+from gpt_core.common.errors import InputError
+from gpt_core.data.permutation import endless_order
+from gpt_core.data.shards import Shard
 
 IGNORED = -100  # a target that does not count
 EVAL_TOKENS = 2**14  # per forward of an evaluation

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.jsonl import read_rows
-from gpt_core.pieces import survey
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.common.jsonl import read_rows
+from gpt_core.data.text_pieces import survey
 
 CSV_FIELD = 2**28  # characters; a quote that is never closed would take the whole file for one field
 

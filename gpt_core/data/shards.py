@@ -18,7 +18,7 @@ from typing import BinaryIO, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 MAGIC = b"zztokens"
 VERSION = 1

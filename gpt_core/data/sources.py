@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.files import list_files
-from gpt_core.jsonl import JSONL
-from gpt_core.pieces import cut_pieces, cut_text, survey
-from gpt_core.rows import as_string, no_column, read_csv, read_jsonl, read_parquet
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.common.files import list_files
+from gpt_core.common.jsonl import JSONL
+from gpt_core.data.text_pieces import cut_pieces, cut_text, survey
+from gpt_core.data.row_files import as_string, no_column, read_csv, read_jsonl, read_parquet
 
 TEXT = (".txt", ".md")
 KINDS = (*TEXT, *JSONL, ".csv", ".parquet")
 HUB_POSITIONS = 64  # rows of a hub's set between two at which reading can go on
-SHAKESPEARE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare.txt"
+SHAKESPEARE = Path(__file__).parents[2] / "examples" / "tiny_shakespeare.txt"
 
 Position = dict[str, Any]  # where reading goes on, as JSON
 

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpt_core.errors import InputError
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 PIECE = 2**16  # characters of a piece at most
 # after a letter that has been one in all versions of Unicode, before punctuation that has been that

@@ -5,11 +5,11 @@ from pathlib import Path
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_folder, refuse_used
-from gpt_core.prepare import read_with_bar
-from gpt_core.sources import open_source
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_folder, refuse_used
+from gpt_core.data.prepare_data import read_with_bar
+from gpt_core.data.sources import open_source
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
 SMALLEST = 257  # the 256 bytes and the end-of-text token

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpt_core.device import DeviceName, Numerics, pick_device
-from gpt_core.errors import InputError
-from gpt_core.inference import prepare
-from gpt_core.loader import EVAL_TOKENS, IGNORED, Windows
-from gpt_core.model import GPT
-from gpt_core.report import print_report
-from gpt_core.shards import check_tokenizer, open_split
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.data.batches import EVAL_TOKENS, IGNORED, Windows
+from gpt_core.data.shards import check_tokenizer, open_split
+from gpt_core.evaluation.report import print_report
+from gpt_core.generation.fast_model import prepare
+from gpt_core.hardware.device import DeviceName, Numerics, pick_device
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 COLUMNS = ("dataset", "split", "model", "block_size", "loss", "perplexity", "bits_per_byte")
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt_core.device import pick_device
-from gpt_core.errors import InputError
-from gpt_core.hub import resolve
-from gpt_core.inspect_plots import (
+from gpt_core.common.errors import InputError
+from gpt_core.evaluation.plots import (
     SHOWN,
     attention_maps,
     plot_attention,
@@ -19,11 +17,13 @@ from gpt_core.inspect_plots import (
     plot_positions,
     require_matplotlib,
 )
-from gpt_core.model import GPT
-from gpt_core.products import packs
-from gpt_core.prompts import read_prompt, refuse_long
-from gpt_core.sampling import OVERFLOWED
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.generation.prompts import read_prompt, refuse_long
+from gpt_core.generation.sampling import OVERFLOWED
+from gpt_core.hardware.device import pick_device
+from gpt_core.hardware.onednn import packs
+from gpt_core.hub.locate import resolve
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 
 def inspect_model(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpt_core.attention import attend
-from gpt_core.extras import extra
-from gpt_core.files import atomic_write
-from gpt_core.model import GPT
+from gpt_core.common.extras import extra
+from gpt_core.common.files import atomic_write
+from gpt_core.model.attention import attend
+from gpt_core.model.gpt import GPT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpt_core.device import available_cores
+from gpt_core.hardware.device import available_cores
 
 
 def print_report(

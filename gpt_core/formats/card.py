@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from gpt_core.config import GPTConfig
-from gpt_core.files import atomic_write
-from gpt_core.hub import KNOWN, cache_dir, resolve
+from gpt_core.common.files import atomic_write
+from gpt_core.hub.locate import KNOWN, cache_dir, resolve
+from gpt_core.model.config import GPTConfig
 
 README = "README.md"
 MARK = "<!-- written by zhizhi; without this line the card is yours and stays as you write it -->"

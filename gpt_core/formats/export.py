@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 
-from gpt_core.card import Card, with_command, write_card
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_folder, atomic_write
-from gpt_core.gguf_write import GGUFDtype, check_graph, write_gguf
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_folder, atomic_write
+from gpt_core.formats.card import Card, with_command, write_card
+from gpt_core.formats.gguf.write import GGUFDtype, check_graph, write_gguf
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 HFDtype = Literal["float32", "bfloat16", "float16"]
 

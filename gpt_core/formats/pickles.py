@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 # The steps of a pickle's program that build plain values; none of them looks up a name or calls anything
 PLAIN_STEPS = {

@@ -8,19 +8,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt_core.attention import Rope
-from gpt_core.card import Card, with_command, write_card
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write, fsync_path
-from gpt_core.foreign import checkpoint_in, read_checkpoint
-from gpt_core.gguf_file import read_gguf
-from gpt_core.hf_config import from_hf, to_hf
-from gpt_core.hub import gguf_in, resolve
-from gpt_core.masks import Alibi
-from gpt_core.model import GPT
-from gpt_core.pickles import read_bin
-from gpt_core.weight_names import from_hf_names, to_hf_names
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write, fsync_path
+from gpt_core.formats.card import Card, with_command, write_card
+from gpt_core.formats.gguf.read import read_gguf
+from gpt_core.formats.huggingface.config import from_hf, to_hf
+from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names
+from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
+from gpt_core.formats.pickles import read_bin
+from gpt_core.hub.locate import gguf_in, resolve
+from gpt_core.model.attention import Rope
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.model.masks import Alibi
 
 
 def load(name_or_folder: str | Path) -> GPT:

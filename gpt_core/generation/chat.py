@@ -8,19 +8,19 @@ from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 
-from gpt_core import conversation
-from gpt_core.conversation import Conversation, Message
-from gpt_core.device import DeviceName
-from gpt_core.doors import until_nobody_reads, write_text
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.hub import DEFAULT_MODEL, resolve
-from gpt_core.inference import InferenceDtype, load_for_inference
-from gpt_core.interrupt import StopSignal, act
-from gpt_core.prompts import read_prompt
-from gpt_core.sample import follow
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.cli import until_nobody_reads, write_text
+from gpt_core.common.errors import InputError
+from gpt_core.common.signals import StopSignal, act
+from gpt_core.generation import conversation
+from gpt_core.generation.conversation import Conversation, Message
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
+from gpt_core.generation.prompts import read_prompt
+from gpt_core.generation.sample import follow
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.hardware.device import DeviceName
+from gpt_core.hub.locate import DEFAULT_MODEL, resolve
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 BLOCK = '"""'  # begins and ends a message of several lines
 HELP = f"""\

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write
-from gpt_core.prompts import refuse_long
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write
+from gpt_core.generation.prompts import refuse_long
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 Message = dict[str, str]  # "role", "content", and "finish_reason" for an answer that did not come to its end
 

@@ -15,15 +15,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpt_core.cache import Cache
-from gpt_core.detokenizer import Detokenizer
-from gpt_core.errors import InputError
-from gpt_core.inference import cpu_threads, decode_threads
-from gpt_core.model import GPT
-from gpt_core.request import NO_SLOT, Request
-from gpt_core.sampling import SamplingParams, check_vocabulary, sample, token_logprobs
-from gpt_core.slots import Slots, n_shared
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.generation.fast_model import cpu_threads, decode_threads
+from gpt_core.generation.request import NO_SLOT, Request
+from gpt_core.generation.sampling import SamplingParams, check_vocabulary, sample, token_logprobs
+from gpt_core.generation.slots import Slots, n_shared
+from gpt_core.model.cache import Cache
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.detokenizer import Detokenizer
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SHORT_STEP = 16  # tokens in all rows of a step up to which it takes hardly longer than with one
 MANY = 8  # tokens in a step, for measuring how many threads are fastest with many; from half of that on it counts

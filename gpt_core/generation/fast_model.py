@@ -14,12 +14,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from gpt_core.cache import Cache
-from gpt_core.device import GAIN, DeviceName, pick_device, wall_seconds
-from gpt_core.errors import InputError
-from gpt_core.int8 import replace_linears, to_int8
-from gpt_core.model import GPT, Block
-from gpt_core.products import PackedLinear, packs
+from gpt_core.common.errors import InputError
+from gpt_core.generation.int8 import replace_linears, to_int8
+from gpt_core.hardware.device import GAIN, DeviceName, pick_device, wall_seconds
+from gpt_core.hardware.onednn import PackedLinear, packs
+from gpt_core.model.cache import Cache
+from gpt_core.model.gpt import GPT, Block
 
 WORTH = 1.1  # so many times faster must all threads be than one, which leaves the others to other work
 MEASURED_TOKENS = 256  # that each text has in such a measurement: attending to them gains by threads, too
@@ -162,7 +162,7 @@ def cpu_threads(n: int) -> Iterator[None]:
     """Let torch use `n` CPU threads inside.
 
     A thread that computes for the first time meanwhile keeps this number for good: whoever starts threads that compute
-    beside an engine had better tell each its own (`torch.set_num_threads`), as `serve.worker` does.
+    beside an engine had better tell each its own (`torch.set_num_threads`), as `serve.work.worker` does.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(n)

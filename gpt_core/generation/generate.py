@@ -5,11 +5,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal, TypedDict, Unpack, overload
 
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 MAX_RUNNING = 8  # prompts that share a forward
 NEW_TOKENS = 256  # where nobody says how many

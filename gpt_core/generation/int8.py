@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.model import GPT
+from gpt_core.model.gpt import GPT
 
 MANY = 32  # rows of input from which on widening the weights first is faster on a CPU
 

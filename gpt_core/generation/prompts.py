@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 LARGEST = 64 * 2**20  # bytes of a file that is still taken for a prompt
 LONGEST_TOKEN = 128  # characters; GPT-2's longest is a run of 128 spaces

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from gpt_core.detokenizer import Detokenizer
-from gpt_core.lookup import Lookup
-from gpt_core.sampling import SamplingParams, TokenLogprobs
+from gpt_core.generation.prompt_lookup import Lookup
+from gpt_core.generation.sampling import SamplingParams, TokenLogprobs
+from gpt_core.tokenizer.detokenizer import Detokenizer
 
 NO_SLOT = -1
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
-from gpt_core.device import DeviceName
-from gpt_core.doors import until_nobody_reads, write_text
-from gpt_core.engine import Engine, Request
-from gpt_core.errors import InputError
-from gpt_core.hub import resolve
-from gpt_core.inference import InferenceDtype, load_for_inference
-from gpt_core.prompts import read_prompt, refuse_long
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.cli import until_nobody_reads, write_text
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine, Request
+from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
+from gpt_core.generation.prompts import read_prompt, refuse_long
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.hardware.device import DeviceName
+from gpt_core.hub.locate import resolve
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 TOGETHER = 8  # samples that share a step
 AHEAD = 64  # samples that are submitted at a time: enough that a long one does not keep the others waiting

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 OVERFLOWED = "the model's weights hold no numbers, or it overflows; try it in float32, or fetch it again."
 

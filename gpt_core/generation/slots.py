@@ -4,7 +4,7 @@ What a request leaves behind stays until its slot is needed: a prompt that begin
 from its beginning (the prefix caching of vLLM and SGLang, Zheng et al. 2023, by whole slots).
 """
 
-from gpt_core.cache import Cache
+from gpt_core.model.cache import Cache
 
 
 class Slots:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 if TYPE_CHECKING:
-    from gpt_core.train_config import TrainConfig
+    from gpt_core.training.config import TrainConfig
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]

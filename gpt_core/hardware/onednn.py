@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpt_core.device import GAIN, wall_seconds
+from gpt_core.hardware.device import GAIN, wall_seconds
 
 FEW = 16  # rows below which the call costs more than it gains
 SIZE = 512  # of the square matrices that the two are measured on: milliseconds

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 from fnmatch import fnmatch
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 # beside the weights: shapes, tokenizers and templates, what sentence-transformers adds, what a licence asks to travel
 SMALL = (

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_folder, sha256_file
-from gpt_core.hub_files import model_files
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_folder, sha256_file
+from gpt_core.hub.download import model_files
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def resolve(name_or_folder: str | Path) -> Path:
     path = Path(name_or_folder)
     if path.is_dir():
         if next(path.glob("step-*"), None) is not None:  # a training run's out_dir
-            from gpt_core.checkpoint import best_or_latest
+            from gpt_core.training.checkpoint import best_or_latest
 
             return best_or_latest(path) or path
         return path

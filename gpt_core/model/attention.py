@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from gpt_core.cache import CacheRows
-from gpt_core.config import GPTConfig
-from gpt_core.dropout import dropout
-from gpt_core.products import multiplies_bfloat16
-from gpt_core.rope_scaling import frequencies
+from gpt_core.hardware.onednn import multiplies_bfloat16
+from gpt_core.model.cache import CacheRows
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.layers import dropout
+from gpt_core.model.rope_scaling import frequencies
 
 SHORT = 512  # tokens up to which two plain products beat the fused kernel where that is slow
 FEW = 16  # new tokens up to which two plain products beat the fused kernel on a CPU
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.attn_bias is not False)
         self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.qkv: nn.Module | None = None  # the three in one, in `gpt_core.inference`
+        self.qkv: nn.Module | None = None  # the three in one, in `gpt_core.generation.fast_model`
         self.n_heads = (config.n_head, config.n_kv_head, config.n_kv_head)
 
     def forward(
@@ -126,7 +126,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_share: 
     Returns:
         (B, n_head, T, head_dim).
     """
-    if has_torch_function((q, k, v)):  # somebody watches, such as `gpt_core.probes.Maxima`
+    if has_torch_function(
+        (q, k, v)
+    ):  # somebody watches, such as `gpt_core.training.monitoring.diagnostics.Maxima`
         return handle_torch_function(attend, (q, k, v), q, k, v, mask, dropout_share)
     if mask is not None and mask.is_floating_point() and not torch.is_autocast_enabled(q.device.type):
         mask = mask.type_as(q)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt_core.config import GPTConfig
+from gpt_core.model.config import GPTConfig
 
 
 class Cache:

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpt_core.errors import InputError
-from gpt_core.rope_scaling import RopeScaling
+from gpt_core.common.errors import InputError
+from gpt_core.model.rope_scaling import RopeScaling
 
 LARGEST = 2**24  # of the sizes; what is above it is a damaged file, not a GPT
 MOST_LAYERS = 2**12

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gpt_core.attention import Attention, Rope, make_norm
-from gpt_core.cache import CacheRows
-from gpt_core.config import GPTConfig
-from gpt_core.dropout import Dropout
-from gpt_core.masks import Alibi, segment_mask, segment_positions, window_mask
+from gpt_core.model.attention import Attention, Rope, make_norm
+from gpt_core.model.cache import CacheRows
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.layers import Dropout
+from gpt_core.model.masks import Alibi, segment_mask, segment_positions, window_mask
 
 if TYPE_CHECKING:
-    from gpt_core.card import Card
+    from gpt_core.formats.card import Card
 
 LOSS_CHUNK = 2**25  # logits that exist at a time while the loss is computed: 128 MiB in float32
 
@@ -56,7 +56,7 @@ class MLP(nn.Module):
         if config.mlp == "swiglu":
             self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
         self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
-        self.gate_up: nn.Module | None = None  # both in one, in `gpt_core.inference`
+        self.gate_up: nn.Module | None = None  # both in one, in `gpt_core.generation.fast_model`
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)."""
@@ -259,7 +259,7 @@ class GPT(nn.Module):
         Raises:
             InputError: for an unknown name, missing weights, or a configuration that this GPT does not compute.
         """
-        from gpt_core.pretrained import load
+        from gpt_core.formats.pretrained import load
 
         return load(name_or_folder)
 
@@ -275,6 +275,6 @@ class GPT(nn.Module):
             weights: what `state_dict()` would give if this process held the whole model, which a sharded one does not.
             card: what the card is to say beside the shape.
         """
-        from gpt_core.pretrained import save
+        from gpt_core.formats.pretrained import save
 
         save(self, Path(folder), weights, card)

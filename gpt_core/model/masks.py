@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from gpt_core.config import GPTConfig
+from gpt_core.model.config import GPTConfig
 
 
 def segment_mask(segments: Tensor) -> Tensor:

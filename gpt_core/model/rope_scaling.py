@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 RopeKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 

@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpt_core.errors import InputError
-from gpt_core.template_process import CPU_SECONDS
+from gpt_core.common.errors import InputError
+from gpt_core.tokenizer.template_sandbox import CPU_SECONDS
 
-_PROGRAM = Path(__file__).with_name("template_process.py")
+_PROGRAM = Path(__file__).with_name("template_sandbox.py")
 
 
 class _Renderer:

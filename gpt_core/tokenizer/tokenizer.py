@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as RustTokenizer
 
-from gpt_core.characters import character_backend
-from gpt_core.chat_template import render
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write
-from gpt_core.gpt2_bpe import BYTE_OF, gpt2_rust, gpt2_tiktoken
-from gpt_core.hub import resolve
-from gpt_core.tokenizer_files import read_tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write
+from gpt_core.formats.huggingface.tokenizer import read_tokenizer
+from gpt_core.hub.locate import resolve
+from gpt_core.tokenizer.builtin import BYTE_OF, gpt2_rust, gpt2_tiktoken
+from gpt_core.tokenizer.characters import character_backend
+from gpt_core.tokenizer.chat_template import render
 
 # a text on which tokenizers with the same vocabulary but other rules for cutting it come apart
 PROBE = "It's 2026, we'll see:\n\n  x_1 += 3.14159  # naïve café — 知之为知之 🙂🏽\t\r\n"

@@ -29,12 +29,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt_core.card import README, add_progress
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_folder, sha256_file
-from gpt_core.parallel import Parallel
-from gpt_core.ranks import Ranks
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_folder, sha256_file
+from gpt_core.formats.card import README, add_progress
+from gpt_core.hardware.device import Numerics
+from gpt_core.training.parallel.parallel import Parallel
+from gpt_core.training.parallel.ranks import Ranks
 
 VERSION = 2
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt_core.device import DeviceName, DtypeName
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
+from gpt_core.hardware.device import DeviceName, DtypeName
 
 MAX_THREADS = 1024  # OpenMP crashes where it cannot start them all
 

@@ -9,17 +9,17 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from gpt_core import checkpoint
-from gpt_core.device import Numerics, choose_numerics, use_tf32
-from gpt_core.errors import InputError
-from gpt_core.flops import peak_flops
-from gpt_core.interrupt import StopSignal, act
-from gpt_core.optim import learning_rate_factor
-from gpt_core.parallel import Parallel, make_parallel, try_compiled
-from gpt_core.probes import update_to_weight
-from gpt_core.ranks import ALONE, Ranks
-from gpt_core.train_config import TrainConfig
-from gpt_core.watch import Watch
+from gpt_core.common.errors import InputError
+from gpt_core.common.signals import StopSignal, act
+from gpt_core.hardware.device import Numerics, choose_numerics, use_tf32
+from gpt_core.training import checkpoint
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.monitoring.diagnostics import update_to_weight
+from gpt_core.training.monitoring.flops import peak_flops
+from gpt_core.training.monitoring.run_log import Watch
+from gpt_core.training.optim import learning_rate_factor
+from gpt_core.training.parallel.parallel import Parallel, make_parallel, try_compiled
+from gpt_core.training.parallel.ranks import ALONE, Ranks
 
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Tensor | int]]
 

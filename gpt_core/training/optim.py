@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from gpt_core.train_config import TrainConfig
+from gpt_core.training.config import TrainConfig
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:

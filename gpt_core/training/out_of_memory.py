@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 
 CPU_IS_FULL = "can't allocate memory"  # in torch's error, which for GPUs has a type of its own
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embed.maps import Vectors
-from gpt_core.files import atomic_write, sha256_file
-from index.store import Numbers
+from embed.network.corpus_map import Vectors
+from gpt_core.common.files import atomic_write, sha256_file
+from index.store.store import Numbers
 
 # isort: split
 # After torch: then both use one OpenMP runtime's settings; the other way round, each has threads of its own.

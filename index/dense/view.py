@@ -6,10 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
-from embed.maps import CorpusMap, Vectors
-from index.fusion import Scores, Spread
-from index.snapshot import Moments, Snapshot, State, nearest
-from index.store import Numbers, Store
+from embed.network.corpus_map import CorpusMap, Vectors
+from index.dense.snapshot import Moments, Snapshot, State, nearest
+from index.search.fusion import Scores, Spread
+from index.store.store import Numbers, Store
 
 # How many rows may be newer than the snapshot, or deleted since, before a new one is made: so many, or this share.
 MOST_CHANGES, MOST_SHARE = 1000, 0.25

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.beir import Qrels, check_qrels, find_part, join_title, read_qrels, read_queries
-from embed.pairs import read_examples
-from gpt_core.errors import InputError
-from index.documents import Document, iter_documents
+from embed.data.beir import Qrels, check_qrels, find_part, join_title, read_qrels, read_queries
+from embed.data.pairs import read_examples
+from gpt_core.common.errors import InputError
+from index.reading.read import Document, iter_documents
 
 Run = dict[str, dict[str, float]]  # query id → document id → score
 
@@ -51,7 +51,7 @@ class Collection:
 
     @classmethod
     def from_pairs(cls, path: str | Path) -> "Collection":
-        """Take training pairs (`embed.pairs`) for a collection: find each query's positives.
+        """Take training pairs (`embed.data.pairs`) for a collection: find each query's positives.
 
         Raises:
             InputError: as `read_examples`, or for texts that have no positives.

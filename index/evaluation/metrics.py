@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_core.extras import extra
-from index.collection import Collection, Run
+from gpt_core.common.extras import extra
+from index.evaluation.collection import Collection, Run
 
 METRICS = ("nDCG@10", "Recall@100", "MRR@10")
 RESAMPLES = 10_000

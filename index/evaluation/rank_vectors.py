@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from embed.config import Fusion
-from embed.maps import CorpusMap, Vectors
-from index.collection import Collection, Run
-from index.dense import View
+from embed.network.config import Fusion
+from embed.network.corpus_map import CorpusMap, Vectors
+from index.dense.snapshot import Snapshot, State
+from index.dense.view import View
+from index.evaluation.collection import Collection, Run
 from index.index import Index
-from index.retrieval import Matches, Ranked, rank_dense, rank_hybrid
-from index.snapshot import Snapshot, State
-from index.store import Store
+from index.search.rank import Matches, Ranked, rank_dense, rank_hybrid
+from index.store.store import Store
 
 QUERIES = 256  # at a time: their candidates' scores fit in a cache
 

@@ -6,22 +6,22 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-from embed.bm25 import BM25
-from embed.contenders import RATED, Contender, contenders, names_of, variants
-from embed.encoder import Dtype
-from embed.folder import model_folder
-from embed.rerank import Reranker, rerank_run
-from embed.seen import count_seen, training_texts
-from gpt_core.device import DeviceName, pick_device
-from gpt_core.errors import InputError
-from gpt_core.hub import DEFAULT_MODEL, resolve
-from gpt_core.model import GPT
-from gpt_core.report import print_report
-from gpt_core.tokenizer import Tokenizer
-from index.collection import Collection, Run
-from index.legs import Legs
-from index.metrics import METRICS, Figures, bootstrap, score_queries
-from index.runs import read_run, write_run
+from embed.data.bm25 import BM25
+from embed.encoding.contenders import RATED, Contender, contenders, names_of, variants
+from embed.encoding.encoder import Dtype
+from embed.encoding.rerank import Reranker, rerank_run
+from embed.evaluation.contamination import count_seen, training_texts
+from embed.formats.folder import model_folder
+from gpt_core.common.errors import InputError
+from gpt_core.evaluation.report import print_report
+from gpt_core.hardware.device import DeviceName, pick_device
+from gpt_core.hub.locate import DEFAULT_MODEL, resolve
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from index.evaluation.collection import Collection, Run
+from index.evaluation.metrics import METRICS, Figures, bootstrap, score_queries
+from index.evaluation.rank_vectors import Legs
+from index.evaluation.runs import read_run, write_run
 
 Row = Literal[
     "bm25",

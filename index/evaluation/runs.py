@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write
-from index.collection import Collection, Run
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write
+from index.evaluation.collection import Collection, Run
 
 
 def write_run(folder: str | Path, collection: Collection, system: str, run: Run) -> Path:

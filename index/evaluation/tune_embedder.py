@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from embed.config import EmbedderConfig, Fusion, MapKind, Pooling
-from embed.encoder import Encoder
-from embed.maps import CorpusMap, Vectors, unit_length
-from embed.pooling import pool
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_write
-from gpt_core.hub import DEFAULT_MODEL
-from index.collection import Collection
-from index.fusion import Scores, Spread, fuse
+from embed.encoding.encoder import Encoder
+from embed.network.config import EmbedderConfig, Fusion, MapKind, Pooling
+from embed.network.corpus_map import CorpusMap, Vectors, unit_length
+from embed.network.pooling import pool
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write
+from gpt_core.hub.locate import DEFAULT_MODEL
+from index.evaluation.collection import Collection
+from index.evaluation.metrics import score
 from index.index import Index
-from index.metrics import score
+from index.search.fusion import Scores, Spread, fuse
 
 FUSIONS = [
     Fusion("rrf"),
@@ -138,7 +138,7 @@ def lexical_scores(collection: Collection) -> Scores:
     with tempfile.TemporaryDirectory() as scratch, Index.create(Path(scratch, "index"), dimension=1) as index:
         index.add(collection.documents.values(), np.ones((len(place), 1)))
         for row, hits in zip(
-            scores, index.search(list(collection.queries.values()), len(place), "lexical"), strict=True
+            scores, index.search_index(list(collection.queries.values()), len(place), "lexical"), strict=True
         ):
             for hit in hits:
                 row[place[hit.doc_id]] = hit.score

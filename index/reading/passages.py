@@ -5,9 +5,9 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpt_core.errors import InputError
-from gpt_core.tokenizer import Tokenizer
-from index.documents import Document
+from gpt_core.common.errors import InputError
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from index.reading.read import Document
 
 # Best first; a match ends where the passage may end.
 ENDS = [

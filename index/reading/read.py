@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from gpt_core import files
-from gpt_core.errors import InputError
-from gpt_core.jsonl import JSONL, read_rows
+from gpt_core.common import files
+from gpt_core.common.errors import InputError
+from gpt_core.common.jsonl import JSONL, read_rows
 
 TEXT = (".txt", ".md")
 FRONT_MATTER = re.compile(r"---\r?\n(.*?\r?\n)---\r?\n", re.DOTALL)

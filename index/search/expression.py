@@ -5,7 +5,7 @@ indexed and on the asked side alike (as Lucene's CJKBigramFilter); English stop 
 diacritics and applies Porter's stemmer (`TOKENIZER`).
 """
 
-from embed.terms import bigrams, terms
+from embed.text.terms import bigrams, terms
 
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt_core.errors import InputError
-from index.store import Numbers
+from gpt_core.common.errors import InputError
+from index.store.store import Numbers
 
 # field → one value | several, of which one is asked for | {"gte": …, "lte": …}
 Filter = dict[str, Any]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.config import Fusion
+from embed.network.config import Fusion
 
 Scores = NDArray[np.floating[Any]]
 

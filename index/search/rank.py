@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from embed.config import Fusion
-from embed.maps import Vectors
-from index.dense import View
-from index.fusion import Scores, Spread, fuse
-from index.lexical import match_expression
-from index.passages import passage_id
-from index.store import Numbers, Store
+from embed.network.config import Fusion
+from embed.network.corpus_map import Vectors
+from index.dense.view import View
+from index.reading.passages import passage_id
+from index.search.expression import match_expression
+from index.search.fusion import Scores, Spread, fuse
+from index.store.store import Numbers, Store
 
 
 class Ranked(NamedTuple):

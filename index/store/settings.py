@@ -5,10 +5,10 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from embed.config import Fusion, MapKind
-from embed.encoder import Encoder
-from gpt_core.errors import InputError
-from index.passages import check_lengths
+from embed.encoding.encoder import Encoder
+from embed.network.config import Fusion, MapKind
+from gpt_core.common.errors import InputError
+from index.reading.passages import check_lengths
 
 
 @dataclass(frozen=True)

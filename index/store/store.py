@@ -19,14 +19,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from embed.maps import CorpusMap, Vectors
-from embed.terms import index_text
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_folder
-from index.documents import Document
-from index.lexical import TOKENIZER
-from index.passages import Passage
-from index.settings import Settings
+from embed.network.corpus_map import CorpusMap, Vectors
+from embed.text.terms import index_text
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_folder
+from index.reading.passages import Passage
+from index.reading.read import Document
+from index.search.expression import TOKENIZER
+from index.store.settings import Settings
 
 FORMAT = 1  # of the schema and of what `index_text` makes of a text
 FILE = "index.sqlite"

@@ -7,12 +7,12 @@ from itertools import islice
 import numpy as np
 from numpy.typing import ArrayLike
 
-from embed.encoder import Encoder
-from embed.maps import CorpusMap, Vectors, unit_length
-from gpt_core.errors import InputError
-from index.documents import Document
-from index.passages import LEAST_TOKENS, Passage, split
-from index.store import Store, full_text
+from embed.encoding.encoder import Encoder
+from embed.network.corpus_map import CorpusMap, Vectors, unit_length
+from gpt_core.common.errors import InputError
+from index.reading.passages import LEAST_TOKENS, Passage, split
+from index.reading.read import Document
+from index.store.store import Store, full_text
 
 # So many passages are encoded and committed together: what a kill can cost, against what a batch saves.
 PASSAGES_PER_COMMIT = 64

@@ -8,15 +8,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from embed.terms import CJK
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from embed.text.terms import CJK
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Hit, Index
-from index.filters import Filter
 from index.index import Mode
-from serve.attribution import AnswerSentence, attribute
+from index.search.filters import Filter
+from serve.answers.attribution import AnswerSentence, attribute
 
 # Room for two passages of the default 256 tokens with their titles. A small model answers worse the more passages it is
 # given, even if the right one is among them (docs/log.md, 2026-11-22), and one waits longer for its first word.
@@ -125,7 +125,7 @@ def retrieve(
             raise InputError(
                 f"The question has {n_tokens} tokens; the embedder reads {encoder.max_tokens}: shorten it."
             )
-    return index.search(query, k=k, mode=mode, filter=filter)
+    return index.search_index(query, k=k, mode=mode, filter=filter)
 
 
 def build_prompt(

@@ -22,9 +22,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from embed.text.sentences import split_sentences
 from index import Hit
-from serve.sentences import split_sentences
-from serve.terms import Term, content_terms
+from serve.answers.content_terms import Term, content_terms
 
 # Chosen on SQuAD's training questions, like the formula: docs/log.md, 2026-11-22.
 SUPPORT_THRESHOLD = 0.65

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_core.errors import InputError
-from gpt_core.report import print_report
+from embed.text.sentences import split_sentences
+from gpt_core.common.errors import InputError
+from gpt_core.evaluation.report import print_report
 from index import Hit
-from serve.attribution import SUPPORT_THRESHOLD, attribute
-from serve.sentences import split_sentences
+from serve.answers.attribution import SUPPORT_THRESHOLD, attribute
 
 FILE = "squad_train.jsonl.xz"
 THRESHOLDS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)

@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import TypeAdapter
 
-from gpt_core.sampling import SamplingParams
+from gpt_core.generation.sampling import SamplingParams
 from index import Hit
-from serve import answer as answering
-from serve.answer import Answer, Prompt
-from serve.http import EventStream, event, until_disconnect
-from serve.schemas import AnswerRequest, SearchRequest
-from serve.service import Service, ServiceDep
-from serve.worker import TokenStream
+from serve.answers import answer as answering
+from serve.answers.answer import Answer, Prompt
+from serve.api.schemas import AnswerRequest, SearchRequest
+from serve.http.http import EventStream, event, until_disconnect
+from serve.work.service import Service, ServiceDep
+from serve.work.worker import TokenStream
 
 router = APIRouter(prefix="/v1", tags=["search and answers"])
 

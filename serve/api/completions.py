@@ -9,14 +9,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from gpt_core.prompts import refuse_long
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
-from serve.http import EventStream, event, until_disconnect
-from serve.logprobs import LogprobsOf
-from serve.schemas import ChatRequest, CompletionRequest
-from serve.service import Service, ServiceDep
-from serve.worker import TokenStream, merged
+from gpt_core.generation.prompts import refuse_long
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from serve.api.logprobs import LogprobsOf
+from serve.api.schemas import ChatRequest, CompletionRequest
+from serve.http.http import EventStream, event, until_disconnect
+from serve.work.service import Service, ServiceDep
+from serve.work.worker import TokenStream, merged
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"])
 

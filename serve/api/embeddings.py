@@ -6,10 +6,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from embed import Encoder
-from gpt_core.errors import InputError
-from serve.http import until_disconnect
-from serve.schemas import EmbeddingsRequest
-from serve.service import Service, ServiceDep
+from gpt_core.common.errors import InputError
+from serve.api.schemas import EmbeddingsRequest
+from serve.http.http import until_disconnect
+from serve.work.service import Service, ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"])
 TEXTS_PER_CALL = 32  # other searches get their turn between two calls

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from gpt_core.engine import Engine, Request
-from gpt_core.sampling import TokenLogprobs
+from gpt_core.generation.engine import Engine, Request
+from gpt_core.generation.sampling import TokenLogprobs
 
 LEAST = -9999.0  # what OpenAI gives for a probability of 0, whose logarithm JSON cannot hold
 

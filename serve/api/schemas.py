@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gpt_core.errors import InputError
-from gpt_core.sampling import SamplingParams
+from gpt_core.common.errors import InputError
+from gpt_core.generation.sampling import SamplingParams
 from index.index import Mode
 
 Text = Annotated[str, Field(max_length=100_000)]

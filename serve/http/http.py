@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gpt_core.errors import InputError
-from serve.errors import GenerationError, NotFoundError, OverloadedError, UnavailableError
+from gpt_core.common.errors import InputError
+from serve.work.errors import GenerationError, NotFoundError, OverloadedError, UnavailableError
 
 T = TypeVar("T")
 RETRY_AFTER = {"Retry-After": "2"}  # seconds

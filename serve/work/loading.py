@@ -1,10 +1,10 @@
 """Open an index with its embedder, and the generator beside it."""
 
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.hub import resolve
-from gpt_core.inference import InferenceDtype, load_for_inference
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
+from gpt_core.hub.locate import resolve
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Index
 
 # Tokens per request; SmolLM2's cache takes 94 MB for them in float32, its whole block_size four times that

@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from embed import Encoder
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.sampling import SamplingParams
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.sampling import SamplingParams
 from index import Index
-from serve.errors import NotFoundError, UnavailableError
-from serve.worker import SearchThread, TokenStream, Worker
+from serve.work.errors import NotFoundError, UnavailableError
+from serve.work.worker import SearchThread, TokenStream, Worker
 
 
 @dataclass

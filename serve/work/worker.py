@@ -13,10 +13,10 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from gpt_core.engine import Engine, Request
-from gpt_core.errors import InputError
-from gpt_core.sampling import SamplingParams
-from serve.errors import GenerationError, OverloadedError, UnavailableError
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine, Request
+from gpt_core.generation.sampling import SamplingParams
+from serve.work.errors import GenerationError, OverloadedError, UnavailableError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_core import bench_attention, bench_learn, bench_train
-from gpt_core.bench_peer import check_peer, rates, write_bins
-from gpt_core.errors import InputError
-from gpt_core.prepare import prepare_data
-from gpt_core.shards import ShardWriter, open_split
-from gpt_core.tokenizer import Tokenizer
+from benchmarks import attention as bench_attention
+from benchmarks import learn as bench_learn
+from benchmarks import train as bench_train
+from benchmarks.nanogpt_peer import check_peer, rates, write_bins
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.data.shards import ShardWriter, open_split
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 TEXT = "To know what you know, and to know what you do not: that is knowledge.\n" * 20
 

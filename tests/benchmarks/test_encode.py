@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from embed import bench_encode
-from embed.bench_encode import OURS, PEER
-from gpt_core.errors import InputError
+from benchmarks import encode as bench_encode
+from benchmarks.encode import OURS, PEER
+from gpt_core.common.errors import InputError
 from tests.tiny_models import TEXTS, save_model
 
 

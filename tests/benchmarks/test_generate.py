@@ -12,16 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt_core import bench_generate
-from gpt_core.bench_decode import llama_cpp, rates, weight_bytes
-from gpt_core.bench_generate import cut_prompts
-from gpt_core.bench_quality import predictions, read_ids, same_texts
-from gpt_core.bench_quotes import read_questions
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.prepare import prepare_data
-from gpt_core.shards import open_split
-from gpt_core.tokenizer import Tokenizer
+from benchmarks import generate as bench_generate
+from benchmarks.decode import llama_cpp, rates, weight_bytes
+from benchmarks.generate import cut_prompts
+from benchmarks.quality import predictions, read_ids, same_texts
+from benchmarks.quotes import read_questions
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.data.shards import open_split
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import GRAPHS, save_model
 
 TEXT = "To know what you know, and to know what you do not: that is knowledge. 知之为知之。\n" * 20

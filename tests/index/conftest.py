@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from embed import Encoder
-from embed.config import EmbedderConfig
+from embed.network.config import EmbedderConfig
 from gpt_core import GPT, GPTConfig, Tokenizer
 
 

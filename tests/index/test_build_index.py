@@ -13,13 +13,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from gpt_core.doors import open_door
-from gpt_core.errors import InputError
-from index.build import build_index
-from index.documents import Document
+from gpt_core.common.cli import open_door
+from gpt_core.common.errors import InputError
+from index.build_index import build_index
 from index.index import Index
-from index.search import search_index
-from index.store import Store
+from index.reading.read import Document
+from index.search_index import search_index
+from index.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def embedder(tmp_path_factory, make_encoder):
 def gpt2_tokenizer_json() -> str:
     from tokenizers import ByteLevelBPETokenizer
 
-    from gpt_core.gpt2_bpe import ASSETS
+    from gpt_core.tokenizer.builtin import ASSETS
 
     return ByteLevelBPETokenizer(str(ASSETS / "encoder.json"), str(ASSETS / "vocab.bpe")).to_str()
 
@@ -77,7 +77,7 @@ def test_building_again_adds_updates_and_deletes(built, notes, capsys):
     with Index.open(built) as index:
         assert index.document_ids() == ["a.md", "b.txt", "d.txt"]
         assert index.stats()["map_passages"] == index.stats()["passages"]
-        assert [hit.doc_id for hit in index.search("学而", mode="lexical")] == ["b.txt"]
+        assert [hit.doc_id for hit in index.search_index("学而", mode="lexical")] == ["b.txt"]
         assert (built / "snapshot.faiss").exists()
 
 

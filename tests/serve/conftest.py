@@ -15,10 +15,10 @@ from torch import nn
 
 from embed import Encoder
 from gpt_core import GPT, GPTConfig, Tokenizer
-from gpt_core.engine import Engine
+from gpt_core.generation.engine import Engine
 from index import Document, Index
 from serve import create_app
-from serve.server import Server
+from serve.run_server import Server
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 DOCUMENTS = [

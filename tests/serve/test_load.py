@@ -10,12 +10,12 @@ import httpx
 import pytest
 import torch
 
-from gpt_core.engine import Engine
-from gpt_core.inference import cpu_threads
-from gpt_core.sampling import SamplingParams
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.fast_model import cpu_threads
+from gpt_core.generation.sampling import SamplingParams
 from serve import create_app
-from serve.errors import OverloadedError
-from serve.worker import SearchThread, Worker
+from serve.work.errors import OverloadedError
+from serve.work.worker import SearchThread, Worker
 from tests.serve.conftest import QUESTION, serving, speaker, stop, wait_until
 
 CHAT = {"model": "tiny-gpt", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
@@ -127,7 +127,7 @@ def test_searches_are_bounded_and_never_hold_the_event_loop_up(serve, client, mo
 
 
 def test_stopping_the_server_tells_the_answers_that_run(index, tokenizer, client, endless, monkeypatch):
-    monkeypatch.setattr("serve.server.GRACE", 0.2)
+    monkeypatch.setattr("serve.run_server.GRACE", 0.2)
     app = create_app(index, Engine(endless, tokenizer, draft=0), generator_name="tiny-gpt")
     with serving(app) as url, post(url, "/v1/chat/completions", CHAT | {"stream": True}) as connection:
         received = connection.recv(1000)

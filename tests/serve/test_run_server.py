@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from embed import Encoder
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
 from index import Index
-from serve.server import run_server as start_server
-from serve.worker import SearchThread
+from serve.run_server import run_server as start_server
+from serve.work.worker import SearchThread
 from tests.serve.conftest import DOCUMENTS, random_gpt, wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as RustTokenizer
 from torch import Tensor
 
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.gguf_parse import GGUF
-from gpt_core.gguf_rope import read_scaling
+from gpt_core.common.errors import InputError
+from gpt_core.formats.gguf.container import GGUF
+from gpt_core.formats.gguf.rope import read_scaling
+from gpt_core.model.config import GPTConfig
 
 BLOCK = {
     "attn_norm": "norm1",

@@ -9,9 +9,9 @@ import gguf
 import torch
 from torch import Tensor
 
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.rope_scaling import RopeScaling, frequencies
+from gpt_core.common.errors import InputError
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.rope_scaling import RopeScaling, frequencies
 
 # What else a file can say of its scaling, with the values that llama.cpp takes where it says nothing
 USUAL = {

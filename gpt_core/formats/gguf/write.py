@@ -19,12 +19,12 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 from torch import Tensor
 
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.gguf_file import BLOCK, SCHEMES, TOP, pre_tokenizer
-from gpt_core.gguf_rope import add_scaling, scaling_refusal
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.formats.gguf.read import BLOCK, SCHEMES, TOP, pre_tokenizer
+from gpt_core.formats.gguf.rope import add_scaling, scaling_refusal
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 GGUFDtype = Literal["float16", "q8_0"]
 FAMILIES = ("gpt2", "llama", "qwen3")

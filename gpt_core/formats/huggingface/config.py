@@ -8,9 +8,9 @@ import math
 from dataclasses import asdict, fields
 from typing import Any
 
-from gpt_core.config import COUNTS, LARGEST, MOST_LAYERS, GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.hf_rope import rope_from_hf, rope_to_hf
+from gpt_core.common.errors import InputError
+from gpt_core.formats.huggingface.rope import rope_from_hf, rope_to_hf
+from gpt_core.model.config import COUNTS, LARGEST, MOST_LAYERS, GPTConfig
 
 FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3", "zhizhi")  # the model_type of what this GPT computes
 

@@ -6,9 +6,9 @@ transformers 5 keeps them in `rope_parameters`; before it they were in `rope_the
 import math
 from typing import Any, get_args
 
-from gpt_core.config import LARGEST
-from gpt_core.errors import InputError
-from gpt_core.rope_scaling import RopeKind, RopeScaling
+from gpt_core.common.errors import InputError
+from gpt_core.model.config import LARGEST
+from gpt_core.model.rope_scaling import RopeKind, RopeScaling
 
 KNOWN = {
     *(

@@ -8,12 +8,12 @@ import tiktoken
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
-from gpt_core.chat_template import default_template
-from gpt_core.errors import InputError
-from gpt_core.foreign import checkpoint_in, read_checkpoint_tokenizer
-from gpt_core.gguf_file import read_gguf_tokenizer
-from gpt_core.gpt2_bpe import GPT2_EOS
-from gpt_core.hub import gguf_in
+from gpt_core.common.errors import InputError
+from gpt_core.formats.gguf.read import read_gguf_tokenizer
+from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint_tokenizer
+from gpt_core.hub.locate import gguf_in
+from gpt_core.tokenizer.builtin import GPT2_EOS
+from gpt_core.tokenizer.chat_template import default_template
 
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

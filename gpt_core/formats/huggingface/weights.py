@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpt_core.model import GPT
+from gpt_core.model.gpt import GPT
 
 
 class Names(NamedTuple):

@@ -10,8 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpt_core.attention import attend
-from gpt_core.optim import is_block_matrix
+from gpt_core.model.attention import attend
+from gpt_core.training.optim import is_block_matrix
 
 
 class Maxima(TorchFunctionMode):

@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
-from gpt_core.config import GPTConfig
-from gpt_core.device import wall_seconds
+from gpt_core.hardware.device import wall_seconds
+from gpt_core.model.config import GPTConfig
 
 # Peak of dense 16-bit matrix products summed in float32, in 10^12 operations a second, from the makers' datasheets
 # (which like to show the figure with 2:4 sparsity, twice as high). A longer name goes before one that it contains.

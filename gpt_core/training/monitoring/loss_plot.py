@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.files import atomic_write
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.common.files import atomic_write
 
 SMOOTHED = 0.03  # of the rows: how far the smoothed curve looks to either side
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from gpt_core.doors import printable
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.files import atomic_write
-from gpt_core.loss_plot import plot_losses
-from gpt_core.ranks import Ranks
-from gpt_core.train_config import TrainConfig
+from gpt_core.common.cli import printable
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.common.files import atomic_write
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.monitoring.loss_plot import plot_losses
+from gpt_core.training.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch.profiler
@@ -51,7 +51,7 @@ class Watch:
         config: how long the run is, and what else to write; Weights & Biases keeps all of it.
         ranks: who writes, and how many share the work.
         first: steps that were done before.
-        flops_per_target: floating-point operations that training takes for one target, see `gpt_core.flops`.
+        flops_per_target: floating-point operations that training takes for one target, see `monitoring.flops`.
         peak_flops: operations a second of one rank's device; with both, MFU is known.
     """
 

@@ -17,11 +17,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.optim import build_optimizers, set_learning_rates
-from gpt_core.ranks import Ranks
-from gpt_core.train_config import TrainConfig
+from gpt_core.common.errors import InputError
+from gpt_core.hardware.device import Numerics
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.optim import build_optimizers, set_learning_rates
+from gpt_core.training.parallel.ranks import Ranks
 
 LOSS_SCALE = "GradScaler:loss"  # among optimizers' state of parameters: what float16 scales the loss with
 
@@ -79,7 +79,7 @@ def make_parallel(model: nn.Module, config: TrainConfig, ranks: Ranks, numerics:
         InputError: for one that this way of starting, or this number format, does not allow.
     """
     if config.parallel == "deepspeed":
-        from gpt_core.zero3 import ZeRO3
+        from gpt_core.training.parallel.zero3 import ZeRO3
 
         return ZeRO3(model, config, ranks, numerics)
     return TorchParallel(model, config, ranks, numerics)

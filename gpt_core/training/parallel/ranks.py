@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from gpt_core.device import DeviceName, pick_device
-from gpt_core.errors import InputError
+from gpt_core.common.errors import InputError
+from gpt_core.hardware.device import DeviceName, pick_device
 
 T = TypeVar("T")
 CPU = torch.device("cpu")

@@ -15,15 +15,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from gpt_core.model import GPT
-from gpt_core.optim import build_optimizers, set_learning_rates
-from gpt_core.parallel import LOSS_SCALE, by_parameter, refuse_left_over
-from gpt_core.ranks import Ranks
-from gpt_core.train_config import TrainConfig
-from gpt_core.zero3_config import read_zero3_config
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from gpt_core.hardware.device import Numerics
+from gpt_core.model.gpt import GPT
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.optim import build_optimizers, set_learning_rates
+from gpt_core.training.parallel.parallel import LOSS_SCALE, by_parameter, refuse_left_over
+from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.parallel.zero3_config import read_zero3_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside "step"
 

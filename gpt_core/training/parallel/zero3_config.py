@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.train_config import TrainConfig
+from gpt_core.common.errors import InputError
+from gpt_core.hardware.device import Numerics
+from gpt_core.training.config import TrainConfig
 
 ADAM_EPS = 1e-8  # torch's default, which every AdamW here has
 BUCKET = 500_000_000  # DeepSpeed's default: numbers in the buffer that gradients travel in

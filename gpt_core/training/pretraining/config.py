@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.tokenizer import Tokenizer
-from gpt_core.train_config import TrainConfig
+from gpt_core.common.errors import InputError
+from gpt_core.model.config import GPTConfig
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

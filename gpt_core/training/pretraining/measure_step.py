@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from gpt_core.config import GPTConfig
-from gpt_core.device import Numerics, peak_memory, wall_seconds
-from gpt_core.flops import flops_per_token
-from gpt_core.model import GPT, LOSS_CHUNK
-from gpt_core.parallel import TorchParallel, try_compiled
-from gpt_core.ranks import Ranks
-from gpt_core.train_config import TrainConfig
+from gpt_core.hardware.device import Numerics, peak_memory, wall_seconds
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT, LOSS_CHUNK
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.monitoring.flops import flops_per_token
+from gpt_core.training.parallel.parallel import TorchParallel, try_compiled
+from gpt_core.training.parallel.ranks import Ranks
 
 LONG = 4.0  # seconds that are measured
 FREE_SHARE = 0.7  # of the free memory that a measurement may take

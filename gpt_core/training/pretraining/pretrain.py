@@ -11,23 +11,23 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt_core import checkpoint
-from gpt_core.card import Card, trained
-from gpt_core.config import GPTConfig
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.flops import flops_per_token
-from gpt_core.generate import generate
-from gpt_core.hub import resolve
-from gpt_core.loader import EVAL_TOKENS, IGNORED, Batches, Windows
-from gpt_core.model import GPT
-from gpt_core.pretrain_config import PretrainConfig
-from gpt_core.probes import Maxima
-from gpt_core.ranks import ALONE, Ranks, join
-from gpt_core.shards import Shard, check_tokenizer, open_split
-from gpt_core.shortage import shortage_named
-from gpt_core.tokenizer import Tokenizer
-from gpt_core.train import agree_on_numerics, train
+from gpt_core.common.errors import InputError
+from gpt_core.data.batches import EVAL_TOKENS, IGNORED, Batches, Windows
+from gpt_core.data.shards import Shard, check_tokenizer, open_split
+from gpt_core.formats.card import Card, trained
+from gpt_core.generation.generate import generate
+from gpt_core.hardware.device import Numerics
+from gpt_core.hub.locate import resolve
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training import checkpoint
+from gpt_core.training.loop import agree_on_numerics, train
+from gpt_core.training.monitoring.diagnostics import Maxima
+from gpt_core.training.monitoring.flops import flops_per_token
+from gpt_core.training.out_of_memory import shortage_named
+from gpt_core.training.parallel.ranks import ALONE, Ranks, join
+from gpt_core.training.pretraining.config import PretrainConfig
 
 FIRST_LOSS_TOLERANCE = 0.5  # nats: how far an untrained model's loss may lie from that of a uniform guess
 FIRST_LOSS_TOKENS = 2**11  # to measure it on
@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
             do not divide, or a loss that is no finite number.
     """
     if config.dry_run:
-        from gpt_core.dry_run import dry_run
+        from gpt_core.training.pretraining.dry_run import dry_run
 
         return dry_run(config)
     with join(config.device) as ranks:

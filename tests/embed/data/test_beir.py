@@ -2,8 +2,8 @@
 
 import pytest
 
-from embed.beir import read_beir, read_corpus, read_qrels
-from gpt_core.errors import InputError
+from embed.data.beir import read_beir, read_corpus, read_qrels
+from gpt_core.common.errors import InputError
 from tests.beir_folders import write_beir
 
 DOCUMENTS = [{"_id": "1", "title": "A title", "text": "A text. "}, {"_id": 2, "text": "another"}]

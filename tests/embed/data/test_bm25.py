@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from embed.bm25 import BM25
+from embed.data.bm25 import BM25
 
 TEXTS = [
     "Cats sleep most of the day.",

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed.near_duplicates import GRAM, near_duplicates, read_texts, without_near_duplicates
-from embed.pairs import Example
-from gpt_core.errors import InputError
+from embed.data.near_duplicates import GRAM, near_duplicates, read_texts, without_near_duplicates
+from embed.data.pairs import Example
+from gpt_core.common.errors import InputError
 from tests.beir_folders import write_beir
 
 PASSAGE = (

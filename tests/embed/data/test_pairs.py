@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed.pairs import Columns, Example, read_examples
-from gpt_core.errors import InputError
+from embed.data.pairs import Columns, Example, read_examples
+from gpt_core.common.errors import InputError
 from tests.beir_folders import write_beir
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)

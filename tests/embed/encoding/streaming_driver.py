@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from embed import streaming
-from embed.encoder import Encoder
-from embed.texts import TextFile
+from embed.data.text_files import TextFile
+from embed.encoding import encode_files as streaming
+from embed.encoding.encoder import Encoder
 
 torch.set_num_threads(1)
 streaming.WINDOW = 8

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from embed import streaming
-from embed.config import EmbedderConfig, Pooling
-from embed.encoder import Encoder
-from embed.quantize import fit_ranges, quantize_embeddings
-from embed.streaming import encode_files, encode_to_folder, open_vectors
-from embed.texts import TextFile
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.products import choose_onednn
-from gpt_core.tokenizer import Tokenizer
+from embed.data.text_files import TextFile
+from embed.encoding import encode_files as streaming
+from embed.encoding.encode_files import encode_files, encode_to_folder, open_vectors
+from embed.encoding.encoder import Encoder
+from embed.network.config import EmbedderConfig, Pooling
+from embed.network.quantize import fit_ranges, quantize_embeddings
+from gpt_core.common.errors import InputError
+from gpt_core.hardware.onednn import choose_onednn
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import TEXTS, save_model
 
 MANY = [f"{text} {i}"[: 20 + 13 * (i % 40)] for i, text in enumerate(TEXTS * 20)]
@@ -251,7 +251,7 @@ def test_a_refusal_leaves_nothing_behind(tmp_path, folder):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder here refuses files as /proc does")
 def test_a_folder_in_which_no_file_can_be_made_is_said_at_once(tmp_path, folder):
     (tmp_path / "a.txt").write_text("one\n")
-    door = Path(__file__).parents[2] / "scripts" / "encode.py"
+    door = Path(__file__).parents[3] / "scripts" / "encode.py"
     command = [sys.executable, door, "--input", tmp_path / "a.txt", "--embedder", folder, "--out", "/proc/x"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

@@ -10,13 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from embed import Encoder
-from embed.config import EmbedderConfig, Pooling
-from embed.encoder import TOKENS_PER_BATCH
-from embed.quantize import fit_ranges, quantize_embeddings
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
+from embed.encoding.encoder import TOKENS_PER_BATCH
+from embed.network.config import EmbedderConfig, Pooling
+from embed.network.quantize import fit_ranges, quantize_embeddings
+from gpt_core.common.errors import InputError
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import GRAPHS, TEXTS, reference_model, save_model
 
 

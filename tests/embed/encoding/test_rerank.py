@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from embed import rerank
-from embed.rerank import TEMPLATE, Reranker, rerank_run
-from gpt_core.errors import InputError
-from gpt_core.inference import prepare
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
+from embed.encoding import rerank
+from embed.encoding.rerank import TEMPLATE, Reranker, rerank_run
+from gpt_core.common.errors import InputError
+from gpt_core.generation.fast_model import prepare
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import TEXTS, save_model
 
 QUERIES = ["what do you know", "知之", "x"]

@@ -5,8 +5,8 @@ import errno
 import numpy as np
 import pytest
 
-from embed import vector_cache
-from embed.vector_cache import cached_vectors
+from embed.encoding import vector_cache
+from embed.encoding.vector_cache import cached_vectors
 
 
 @pytest.fixture(autouse=True)

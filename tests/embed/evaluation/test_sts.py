@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from embed import Encoder
-from embed.evaluate_sts import PUBLISHED, Pairs, evaluate_sts, intervals
-from gpt_core.doors import open_door
-from gpt_core.errors import InputError
+from embed.evaluation.sts import PUBLISHED, Pairs, evaluate_sts, intervals
+from gpt_core.common.cli import open_door
+from gpt_core.common.errors import InputError
 from tests.tiny_models import TEXTS, reference_model, save_model
 
 # no two pairs are the same: which of them ranks first would be a matter of rounding

@@ -10,11 +10,11 @@ import transformers
 from sentence_transformers import SentenceTransformer
 
 from embed import Encoder
-from embed.config import EmbedderConfig, Pooling
-from embed.export import export_model
-from embed.folder import load_network, save_embedder
+from embed.formats.export import export_model
+from embed.formats.folder import load_network, save_embedder
+from embed.network.config import EmbedderConfig, Pooling
 from gpt_core import GPT, InputError, Tokenizer
-from gpt_core.card import read_card
+from gpt_core.formats.card import read_card
 from tests.tiny_models import GRAPHS, TEXTS, reference_model, save_model
 
 

@@ -14,16 +14,16 @@ from sentence_transformers.sentence_transformer.modules import Dense as TheirDen
 from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling as TheirPooling
 
-from embed.config import EmbedderConfig, Fusion, Pooling
-from embed.encoder import Encoder
-from embed.export import export_model, truncated
-from embed.folder import load_network, save_embedder
-from embed.network import Dense, Network
-from gpt_core.config import GPTConfig
-from gpt_core.errors import InputError
-from gpt_core.hub import gguf_in
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
+from embed.encoding.encoder import Encoder
+from embed.formats.export import export_model, truncated
+from embed.formats.folder import load_network, save_embedder
+from embed.network.config import EmbedderConfig, Fusion, Pooling
+from embed.network.network import Dense, Network
+from gpt_core.common.errors import InputError
+from gpt_core.hub.locate import gguf_in
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import GRAPHS, TEXTS, save_model
 
 SHAPES = GRAPHS | {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from embed.config import EmbedderConfig, Fusion, Pooling
-from gpt_core.errors import InputError
+from embed.network.config import EmbedderConfig, Fusion, Pooling
+from gpt_core.common.errors import InputError
 
 
 def write(folder: Path, name: str, value: object) -> None:

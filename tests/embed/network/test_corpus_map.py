@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embed.maps import SHRINKAGE, CorpusMap, unit_length
+from embed.network.corpus_map import SHRINKAGE, CorpusMap, unit_length
 
 
 def corpus(n: int, d: int = 24, seed: int = 0) -> np.ndarray:

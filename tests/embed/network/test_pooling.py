@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.modules import Pooling as ReferencePooling
 
-from embed.config import Pooling
-from embed.pooling import pool
+from embed.network.config import Pooling
+from embed.network.pooling import pool
 
 LENGTHS = [7, 1, 12, 5]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sentence_transformers.util.quantization import quantize_embeddings as theirs
 
-from embed.quantize import dequantize_embeddings, fit_ranges, quantize_embeddings
-from gpt_core.errors import InputError
+from embed.network.quantize import dequantize_embeddings, fit_ranges, quantize_embeddings
+from gpt_core.common.errors import InputError
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 VALUES = st.integers(-1000, 1000).map(lambda n: n / 1000)  # a span near zero overflows there

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.sentences import split_sentences
+from embed.text.sentences import split_sentences
 
 
 def sentences(text):

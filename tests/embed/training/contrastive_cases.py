@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from embed.adapters import choose_trainable
-from embed.batches import Batch, Collator, TaskData
-from embed.config import Pooling
-from embed.contrastive import EmbeddingLoss, Objective, Trainee
-from embed.network import Dense, Network
-from embed.pairs import Example
-from embed.training_config import TrainEmbedderConfig
-from gpt_core.config import GPTConfig
-from gpt_core.model import GPT
-from gpt_core.ranks import ALONE, Ranks
+from embed.data.pairs import Example
+from embed.network.config import Pooling
+from embed.network.network import Dense, Network
+from embed.training.batches import Batch, Collator, TaskData
+from embed.training.config import TrainEmbedderConfig
+from embed.training.step import EmbeddingLoss, Objective, Trainee
+from embed.training.trainable import choose_trainable
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.training.parallel.ranks import ALONE, Ranks
 
 TEACHER, GUIDE = 7, 5  # lengths of their vectors
 

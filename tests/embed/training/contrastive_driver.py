@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch._dynamo  # once here, not in every child
 
-from embed.contrastive import LanguageModel
-from gpt_core.device import Numerics
-from gpt_core.parallel import make_parallel
-from gpt_core.ranks import Ranks, join
-from tests.embed.contrastive_cases import batch, difference, examples, settings, step, trainee
+from embed.training.step import LanguageModel
+from gpt_core.hardware.device import Numerics
+from gpt_core.training.parallel.parallel import make_parallel
+from gpt_core.training.parallel.ranks import Ranks, join
+from tests.embed.training.contrastive_cases import batch, difference, examples, settings, step, trainee
 
 WORLD = 2
 EVERYTHING = {

@@ -9,7 +9,7 @@ from sentence_transformers.sentence_transformer import losses as reference
 from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor, nn
 
-from embed.losses import (
+from embed.training.losses import (
     cosines,
     distill_cosine,
     distill_mse,

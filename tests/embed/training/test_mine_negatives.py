@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from embed.mining import Scorer, Window, mine_negatives, search_negatives
-from gpt_core.errors import InputError
+from embed.training.mine_negatives import Scorer, Window, mine_negatives, search_negatives
+from gpt_core.common.errors import InputError
 from tests.beir_folders import write_beir
 from tests.tiny_models import reference_model, save_model
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from embed.training_config import TrainEmbedderConfig
-from gpt_core.hub import KNOWN
-from gpt_core.presets import read_preset
+from embed.training.config import TrainEmbedderConfig
+from gpt_core.common.presets import read_preset
+from gpt_core.hub.locate import KNOWN
 
 PRESETS = sorted(Path("configs").glob("embedder*.yaml"))
 

@@ -14,22 +14,22 @@ import torch.nn.functional as F
 from sentence_transformers.sentence_transformer import losses as reference
 from torch import Tensor
 
-from embed.batches import Batch
-from embed.config import Pooling
-from embed.contrastive import (
+from embed.data.pairs import Example
+from embed.network.config import Pooling
+from embed.network.network import Network
+from embed.network.padding import grouped, padded
+from embed.training.batches import Batch
+from embed.training.config import TrainEmbedderConfig
+from embed.training.step import (
     LOWEST_TEMPERATURE,
     EmbeddingLoss,
     LanguageModel,
     Objective,
     Trainee,
 )
-from embed.network import Network
-from embed.padding import grouped, padded
-from embed.pairs import Example
-from embed.training_config import TrainEmbedderConfig
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
-from tests.embed.contrastive_cases import batch, difference, examples, settings, step, trainee
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from tests.embed.training.contrastive_cases import batch, difference, examples, settings, step, trainee
 from tests.tiny_models import TEXTS, reference_model, save_model
 
 EXACT = 1e-10

@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from embed import training as module
-from embed.contrastive import EmbeddingLoss
-from embed.encoder import Encoder
-from embed.training import train_embedder
-from embed.training_config import TrainEmbedderConfig
-from gpt_core import checkpoint
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.prepare import prepare_data
-from gpt_core.tokenizer import Tokenizer
+from embed.encoding.encoder import Encoder
+from embed.training import train as module
+from embed.training.config import TrainEmbedderConfig
+from embed.training.step import EmbeddingLoss
+from embed.training.train import train_embedder
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training import checkpoint
 from tests.tiny_models import TEXTS, reference_model, save_model
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}

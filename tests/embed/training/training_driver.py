@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch._dynamo  # optimizers import it at their first step: once here, not in every child
 
-from embed.contrastive import EmbeddingLoss
-from embed.training import train_embedder
-from embed.training_config import TrainEmbedderConfig
-from gpt_core.doors import open_door
+from embed.training.config import TrainEmbedderConfig
+from embed.training.step import EmbeddingLoss
+from embed.training.train import train_embedder
+from gpt_core.common.cli import open_door
 
 STEPS = 6
 MIXED = {"trainable": "full", "dropout": 0.1, "chunk_size": 5, "learn_temperature": True, "matryoshka": (8,)}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from gpt_core import hub
-from gpt_core.errors import InputError
-from gpt_core.files import atomic_folder, atomic_write, sha256_file
+from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_folder, atomic_write, sha256_file
+from gpt_core.hub import locate as hub
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_atomic_write_replaces_or_leaves(tmp_path):
@@ -47,7 +47,7 @@ def test_atomic_folder_appears_whole_or_not_at_all(tmp_path):
 
 def test_a_kill_while_a_folder_is_written_leaves_nothing_under_its_name(tmp_path):
     code = (
-        "import sys, time\nfrom gpt_core.files import atomic_folder\n"
+        "import sys, time\nfrom gpt_core.common.files import atomic_folder\n"
         "with atomic_folder(sys.argv[1]) as f:\n"
         " (f / 'x').write_text('half'); print('half', flush=True); time.sleep(60)"
     )
@@ -139,7 +139,7 @@ def test_a_users_mistake_is_one_line_and_exit_1(tmp_path):
 
 def test_ctrl_c_ends_without_a_traceback():
     code = (
-        "import time\nfrom gpt_core.doors import open_door\n"
+        "import time\nfrom gpt_core.common.cli import open_door\n"
         "def wait() -> None:\n    print('up', flush=True)\n    time.sleep(60)\nopen_door(wait, args=[])"
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True)

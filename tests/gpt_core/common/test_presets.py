@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_core.config import GPTConfig
-from gpt_core.loader import check_batch_sizes
-from gpt_core.model import GPT
-from gpt_core.presets import read_preset
-from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.common.presets import read_preset
+from gpt_core.data.batches import check_batch_sizes
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.training.pretraining.config import PretrainConfig
 
 PRESETS = sorted(path for path in Path("configs").glob("*.yaml") if not path.stem.startswith("embedder"))
 NEEDED = {

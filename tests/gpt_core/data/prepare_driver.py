@@ -19,11 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt_core import pieces, prepare
-from gpt_core.doors import open_door
-from gpt_core.gpt2_bpe import gpt2_rust, gpt2_tiktoken
-from gpt_core.shards import ShardWriter
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.data import text_pieces as pieces
+from gpt_core.data import prepare_data as prepare
+from gpt_core.common.cli import open_door
+from gpt_core.tokenizer.builtin import gpt2_rust, gpt2_tiktoken
+from gpt_core.data.shards import ShardWriter
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 
 def at(counter: list[int], signal_number: int, function: Callable[..., Any]) -> Callable[..., Any]:

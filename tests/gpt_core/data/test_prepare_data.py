@@ -13,11 +13,11 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from gpt_core.errors import InputError
-from gpt_core.prepare import prepare_data
-from gpt_core.shards import open_split
-from gpt_core.sources import HubSet
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.data.shards import open_split
+from gpt_core.data.sources import HubSet
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 
 def texts(folder: Path, split: str) -> list[str]:
@@ -146,7 +146,7 @@ def test_a_document_that_is_cut_for_encoding_has_the_tokens_of_the_whole(
     write_jsonl(tmp_path / "b.jsonl", ["short", text, *(f"short {i}" for i in range(20))])
     gpt2 = Tokenizer.from_pretrained("gpt2")
     whole = [*gpt2.encode(text), gpt2.eos_id]
-    monkeypatch.setattr("gpt_core.pieces.PIECE", 1000)
+    monkeypatch.setattr("gpt_core.data.text_pieces.PIECE", 1000)
     prepare_data(input=[str(tmp_path)], out=str(tmp_path / "out"))
     (tmp_path / "b.jsonl").unlink()
     documents = []
@@ -281,7 +281,7 @@ def test_a_set_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.Monke
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     shakespeare = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")
     program = (
-        "import sys; from gpt_core.prepare import prepare_data\n"
+        "import sys; from gpt_core.data.prepare_data import prepare_data\n"
         "prepare_data(input=[sys.argv[1]], out=sys.argv[2], tokenizer='char', val_fraction=0.5)\n"
         "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     )

@@ -8,8 +8,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from gpt_core.errors import InputError
-from gpt_core.rows import read_csv, read_jsonl, read_parquet
+from gpt_core.common.errors import InputError
+from gpt_core.data.row_files import read_csv, read_jsonl, read_parquet
 
 ROWS = ["first", 'with "quotes", commas', "two\nlines\r\nof text", "知之为知之 🙂", "", *map(str, range(200))]
 

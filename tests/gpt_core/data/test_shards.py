@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.errors import InputError
-from gpt_core.shards import HEADER, ShardWriter, check_tokenizer, open_split, token_dtype
+from gpt_core.common.errors import InputError
+from gpt_core.data.shards import HEADER, ShardWriter, check_tokenizer, open_split, token_dtype
 
 MINE, OTHER = "a" * 64, "b" * 64
 

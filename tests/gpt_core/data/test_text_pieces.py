@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core import pieces
-from gpt_core.pieces import cut_text, cuts_show, survey
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.data import text_pieces as pieces
+from gpt_core.data.text_pieces import cut_text, cuts_show, survey
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
 # what pre-tokenisers are picky about: runs of white space of all kinds, contractions, digits, marks, emoji

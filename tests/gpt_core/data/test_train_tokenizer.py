@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core.errors import InputError
-from gpt_core.prepare import prepare_data
-from gpt_core.tokenizer import Tokenizer
-from gpt_core.train_tokenizer import train_tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.data.train_tokenizer import train_tokenizer
 
 TEXTS = [
     "It's 2026, we'll see:\n\n  x_1 += 3.14159\t",

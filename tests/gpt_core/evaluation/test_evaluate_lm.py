@@ -12,11 +12,11 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
-from gpt_core.errors import InputError
-from gpt_core.evaluate_lm import byte_lengths, evaluate_lm
-from gpt_core.prepare import prepare_data
-from gpt_core.shards import open_split
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.data.shards import open_split
+from gpt_core.evaluation.evaluate_lm import byte_lengths, evaluate_lm
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import TEXTS, save_model
 
 TEXT = "It's naïve café — 知之为知之 🙂🏽\t\r\n  x_1 += 3.14159\n\n"

@@ -11,18 +11,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gpt_core.config import GPTConfig
-from gpt_core.device import pick_device
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.inference import InferenceDtype, prepare
-from gpt_core.inspect_model import inspect_model, memory_lines, next_tokens, parameter_lines, prompt_labels
-from gpt_core.inspect_plots import attention_maps, drawable
-from gpt_core.model import GPT
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.evaluation.inspect_model import (
+    inspect_model,
+    memory_lines,
+    next_tokens,
+    parameter_lines,
+    prompt_labels,
+)
+from gpt_core.evaluation.plots import attention_maps, drawable
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.fast_model import InferenceDtype, prepare
+from gpt_core.hardware.device import pick_device
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import GRAPHS, save_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GPT2 = Tokenizer.from_pretrained("gpt2")
 
 # GPT-Neo's graph: every other layer looks five tokens back
@@ -87,7 +93,7 @@ def test_memory_is_what_is_allocated(graph: str, dtype: InferenceDtype, tied: bo
 
 def test_memory_is_that_of_the_device_that_would_run_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = GPT(GRAPHS["qwen3"])  # on the CPU, tied
-    monkeypatch.setattr("gpt_core.inspect_model.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("gpt_core.evaluation.inspect_model.pick_device", lambda name: torch.device("cuda"))
     n = sum(p.numel() for p in model.parameters())
     for line, width in zip(memory_lines(model)[1:], (4, 2), strict=False):  # no second copy of the head
         assert f"{n * width / 1024:.4g} KiB" in line
@@ -173,5 +179,5 @@ def test_a_label_holds_nothing_that_is_drawn_as_a_box(monkeypatch: pytest.Monkey
     assert labels[1].endswith("\\U0003fffe")
     assert len(labels[2]) < 20
     assert labels[2].endswith("…")
-    monkeypatch.setattr("gpt_core.inspect_plots.CHINESE", ())  # a machine without such a font
+    monkeypatch.setattr("gpt_core.evaluation.plots.CHINESE", ())  # a machine without such a font
     assert drawable(["知"]) == (["\\u77e5"], ["DejaVu Sans"])

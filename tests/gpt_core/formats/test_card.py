@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from gpt_core import GPT, GPTConfig, checkpoint
-from gpt_core.card import MARK, Card, command_line, derived, read_card, with_command
-from gpt_core.export import export_gguf, export_hf
-from gpt_core.hub import KNOWN
-from gpt_core.prepare import prepare_data
-from gpt_core.pretrain import pretrain
-from gpt_core.pretrain_config import PretrainConfig
+from gpt_core import GPT, GPTConfig
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.formats.card import MARK, Card, command_line, derived, read_card, with_command
+from gpt_core.formats.export import export_gguf, export_hf
+from gpt_core.hub.locate import KNOWN
+from gpt_core.training import checkpoint
+from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.pretrain import pretrain
 from tests.tiny_models import TEXTS, save_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEYS = {
     "data_dir": "data", "n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 16, "batch_size": 2, "warmup_iters": 1,
     "max_iters": 2, "eval_interval": 2, "threads": 1, "dtype": "float32", "device": "cpu",

@@ -18,11 +18,11 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from gpt_core import GPT, GPTConfig, InputError, Tokenizer
-from gpt_core.card import Card
-from gpt_core.export import export_gguf, export_hf
-from gpt_core.gguf_file import SCHEMES, pre_tokenizer
-from gpt_core.gguf_rope import read_scaling
-from gpt_core.rope_scaling import RopeScaling
+from gpt_core.formats.card import Card
+from gpt_core.formats.export import export_gguf, export_hf
+from gpt_core.formats.gguf.read import SCHEMES, pre_tokenizer
+from gpt_core.formats.gguf.rope import read_scaling
+from gpt_core.model.rope_scaling import RopeScaling
 from tests.tiny_models import save_model
 
 SHAPE = {"vocab_size": 384, "block_size": 64, "n_layer": 2, "n_head": 4, "n_embd": 32, "eos_id": 1}

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_core import GPT, InputError, Tokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 24}
 NANOGPT = {"ln1": "ln_1", "o": "attn.c_proj", "ln2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}
 SMALL_GPT = {

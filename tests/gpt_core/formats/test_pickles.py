@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from gpt_core.errors import InputError
-from gpt_core.pickles import read_bin, read_plain_pickle
+from gpt_core.common.errors import InputError
+from gpt_core.formats.pickles import read_bin, read_plain_pickle
 
 STATE = {
     "a": torch.arange(20.0).view(4, 5),

@@ -8,8 +8,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from gpt_core import GPT, GPTConfig, InputError
-from gpt_core.hf_config import from_hf, to_hf
-from gpt_core.rope_scaling import RopeScaling
+from gpt_core.formats.huggingface.config import from_hf, to_hf
+from gpt_core.model.rope_scaling import RopeScaling
 
 
 def test_a_new_model_survives_its_folder(tmp_path):

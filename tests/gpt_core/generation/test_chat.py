@@ -16,18 +16,18 @@ import torch
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders
 
-from gpt_core import conversation
-from gpt_core.chat import chat
-from gpt_core.config import GPTConfig
-from gpt_core.conversation import Conversation
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.generation import conversation
+from gpt_core.generation.chat import chat
+from gpt_core.generation.conversation import Conversation
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import save_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 ENDLESS = GPTConfig(
     vocab_size=320, block_size=32768, n_layer=1, n_head=1, n_kv_head=1, n_embd=16, head_dim=8, n_inner=16

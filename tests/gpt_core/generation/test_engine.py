@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gpt_core.config import GPTConfig
-from gpt_core.engine import Engine
-from gpt_core.inference import prepare
-from gpt_core.model import GPT
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.fast_model import prepare
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 BLOCK = 64
 ALPHABET = "".join(chr(c) for c in range(32, 96))

@@ -3,12 +3,20 @@
 import pytest
 import torch
 
-from gpt_core import engine as module
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.inference import prepare
-from gpt_core.sampling import SamplingParams
-from tests.gpt_core.test_engine import BLOCK, CHARACTERS, GREEDY, SHAPES, alone, prompt_of, tiny_gpt
+from gpt_core.common.errors import InputError
+from gpt_core.generation import engine as module
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.fast_model import prepare
+from gpt_core.generation.sampling import SamplingParams
+from tests.gpt_core.generation.test_engine import (
+    BLOCK,
+    CHARACTERS,
+    GREEDY,
+    SHAPES,
+    alone,
+    prompt_of,
+    tiny_gpt,
+)
 
 
 @pytest.fixture(scope="module", params=SHAPES)

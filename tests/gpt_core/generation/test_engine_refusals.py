@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from gpt_core.config import GPTConfig
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 BLOCK = 64
 CHARACTERS = Tokenizer.from_characters("".join(chr(c) for c in range(32, 96)))

@@ -1,10 +1,18 @@
 import pytest
 import torch
 
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.sampling import SamplingParams
-from tests.gpt_core.test_engine import CHARACTERS, GREEDY, SHAPES, alone, check_idle, prompt_of, tiny_gpt
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.sampling import SamplingParams
+from tests.gpt_core.generation.test_engine import (
+    CHARACTERS,
+    GREEDY,
+    SHAPES,
+    alone,
+    check_idle,
+    prompt_of,
+    tiny_gpt,
+)
 
 
 @pytest.fixture(scope="module", params=SHAPES)

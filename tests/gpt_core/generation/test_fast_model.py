@@ -6,15 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gpt_core import inference, products
-from gpt_core.cache import Cache, CacheRows
-from gpt_core.errors import InputError
-from gpt_core.hub import DEFAULT_MODEL
-from gpt_core.inference import load_for_inference, prepare
-from gpt_core.int8 import MANY, Int8Embedding, Int8Linear, quantize
-from gpt_core.products import PackedLinear, packs
-from gpt_core.sampling import SamplingParams
-from tests.gpt_core.test_engine import SHAPES, alone, prompt_of, tiny_gpt
+from gpt_core.common.errors import InputError
+from gpt_core.generation import fast_model as inference
+from gpt_core.generation.fast_model import load_for_inference, prepare
+from gpt_core.generation.int8 import MANY, Int8Embedding, Int8Linear, quantize
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.hardware import onednn as products
+from gpt_core.hardware.onednn import PackedLinear, packs
+from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.model.cache import Cache, CacheRows
+from tests.gpt_core.generation.test_engine import SHAPES, alone, prompt_of, tiny_gpt
 
 GREEDY = SamplingParams(max_new_tokens=8, temperature=0)
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from gpt_core.config import GPTConfig
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.generate import generate
-from gpt_core.model import GPT
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.generate import generate
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
 ANALECTS = "知之为知之，不知为不知，是知也。🙂👩‍👩‍👧 naïve"

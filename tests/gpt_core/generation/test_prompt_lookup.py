@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.lookup import N_GRAM, Lookup
+from gpt_core.generation.prompt_lookup import N_GRAM, Lookup
 
 texts = st.lists(st.integers(0, 3), max_size=40)
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from gpt_core.doors import open_door
-from gpt_core.engine import Engine
-from gpt_core.errors import InputError
-from gpt_core.inspect_model import inspect_model
-from gpt_core.model import GPT
-from gpt_core.sample import sample
-from gpt_core.sampling import SamplingParams
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.cli import open_door
+from gpt_core.common.errors import InputError
+from gpt_core.evaluation.inspect_model import inspect_model
+from gpt_core.generation.engine import Engine
+from gpt_core.generation.sample import sample
+from gpt_core.generation.sampling import SamplingParams
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import save_model
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CUT = "---------------\n"
 
 

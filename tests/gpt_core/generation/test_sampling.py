@@ -17,8 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gpt_core.errors import InputError
-from gpt_core.sampling import SamplingParams, candidates, check_vocabulary, sample, token_logprobs
+from gpt_core.common.errors import InputError
+from gpt_core.generation.sampling import SamplingParams, candidates, check_vocabulary, sample, token_logprobs
 
 
 def full(ids, probability, size):

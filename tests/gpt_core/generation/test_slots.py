@@ -3,10 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.cache import Cache
-from gpt_core.config import GPTConfig
-from gpt_core.model import GPT
-from gpt_core.slots import Slots, n_shared
+from gpt_core.generation.slots import Slots, n_shared
+from gpt_core.model.cache import Cache
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
 
 SHAPE = GPTConfig(
     vocab_size=8, block_size=32, n_layer=2, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_inner=16

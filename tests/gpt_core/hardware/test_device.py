@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from gpt_core.device import Numerics, choose_numerics, pick_device
-from gpt_core.errors import InputError
-from gpt_core.train_config import TrainConfig
+from gpt_core.common.errors import InputError
+from gpt_core.hardware.device import Numerics, choose_numerics, pick_device
+from gpt_core.training.config import TrainConfig
 
 CPU = torch.device("cpu")
 

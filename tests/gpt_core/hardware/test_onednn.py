@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core import attention, products
-from gpt_core.cache import Cache
-from gpt_core.model import GPT
+from gpt_core.hardware import onednn as products
+from gpt_core.model import attention
+from gpt_core.model.cache import Cache
+from gpt_core.model.gpt import GPT
 from tests.tiny_models import GRAPHS
 
 HEADS = {"n_rows": st.integers(1, 3), "n_kv_head": st.integers(1, 3), "group": st.integers(1, 3)}

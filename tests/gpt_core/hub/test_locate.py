@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt_core.errors import InputError
-from gpt_core.hub_files import model_files
+from gpt_core.common.errors import InputError
+from gpt_core.hub.download import model_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = ["README.md", "config.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
 GPT2 = ["64-8bits.tflite", "flax_model.msgpack", "rust_model.ot", "tf_model.h5", "onnx/decoder_model.onnx"]
 GPT2 += ["onnx/config.json", "onnx/tokenizer.json", "generation_config.json", ".gitattributes"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from gpt_core import GPT, Cache, GPTConfig, InputError
-from gpt_core import model as model_module
-from gpt_core.masks import alibi_slopes
+from gpt_core.model import gpt as model_module
+from gpt_core.model.masks import alibi_slopes
 
 QWEN3 = GPTConfig(
     vocab_size=97, block_size=48, n_layer=3, n_head=4, n_kv_head=2, n_embd=32, head_dim=8, n_inner=48

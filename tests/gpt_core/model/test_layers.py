@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpt_core.dropout import Dropout
+from gpt_core.model.layers import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from gpt_core.chat_template import _renderer, default_template, render
-from gpt_core.errors import InputError
-from gpt_core.gpt2_bpe import gpt2_rust
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.tokenizer.builtin import gpt2_rust
+from gpt_core.tokenizer.chat_template import _renderer, default_template, render
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<turn>")
 MESSAGES = [
@@ -292,7 +292,7 @@ def test_a_renderer_that_was_killed_or_interrupted_is_begun_again():
 
 FORKS = """
 import os, signal
-from gpt_core.chat_template import _renderer, render
+from gpt_core.tokenizer.chat_template import _renderer, render
 print(render("parent", [], {}), _renderer._process.pid, flush=True)
 child = os.fork()
 if child == 0:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models
 
-from gpt_core.detokenizer import Detokenizer
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.tokenizer.detokenizer import Detokenizer
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
 POEM = "知之为知之，不知为不知，是知也。👩‍👩‍👧‍👦🇨🇳 naïve ﷽ 한국어 हिन्दी"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers
 
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
 OPENED = Tokenizer(GPT2.rust)  # the same vocabulary in the other library

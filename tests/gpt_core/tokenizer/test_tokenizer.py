@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from gpt_core.errors import InputError
-from gpt_core.gpt2_bpe import gpt2_rust
-from gpt_core.tokenizer import PROBE, Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.tokenizer.builtin import gpt2_rust
+from gpt_core.tokenizer.tokenizer import PROBE, Tokenizer
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
 CHATML = (

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch._dynamo  # optimizers import it at their first step: once here, not in every child
 
-from gpt_core import pretrain
-from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.training.pretraining import pretrain
+from gpt_core.training.pretraining.config import PretrainConfig
 
 
 def settings(data_dir: str, out_dir: str) -> PretrainConfig:

@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gpt_core import checkpoint
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.parallel import Parallel, make_parallel
-from gpt_core.prepare import prepare_data
-from gpt_core.ranks import ALONE
-from gpt_core.train_config import TrainConfig
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.hardware.device import Numerics
+from gpt_core.training import checkpoint
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.parallel.parallel import Parallel, make_parallel
+from gpt_core.training.parallel.ranks import ALONE
 
 DRAW = random.Random(1)  # while a checkpoint is saved, and while the model runs forwards
 MOMENTS = [

@@ -17,18 +17,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from gpt_core import checkpoint
-from gpt_core.config import GPTConfig
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.loader import IGNORED, Batches, Windows
-from gpt_core.model import GPT
-from gpt_core.parallel import TorchParallel
-from gpt_core.pretrain import evaluator, next_token_loss
-from gpt_core.ranks import Ranks
-from gpt_core.shards import Shard
-from gpt_core.train import train
-from gpt_core.train_config import TrainConfig
+from gpt_core.common.errors import InputError
+from gpt_core.data.batches import IGNORED, Batches, Windows
+from gpt_core.data.shards import Shard
+from gpt_core.hardware.device import Numerics
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.training import checkpoint
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.loop import train
+from gpt_core.training.parallel.parallel import TorchParallel
+from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.pretraining.pretrain import evaluator, next_token_loss
 
 TIMES = ("ms_per_step", "targets_per_s", "cpu_s")
 SHAPE = GPTConfig(

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from gpt_core.errors import InputError
-from index.collection import Collection
+from gpt_core.common.errors import InputError
+from index.evaluation.collection import Collection
 from tests.beir_folders import write_beir
 
 DOCUMENTS = [{"_id": f"d{i}", "title": f"Title {i}", "text": f"text {i}"} for i in range(6)]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from index.collection import Collection
-from index.documents import Document
-from index.metrics import bootstrap, score, score_queries
+from index.evaluation.collection import Collection
+from index.evaluation.metrics import bootstrap, score, score_queries
+from index.reading.read import Document
 
 DIFFERENCES = arrays(np.float64, st.integers(2, 40), elements=st.integers(-8, 8).map(lambda n: n / 8))
 

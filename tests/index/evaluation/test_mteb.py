@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from embed.config import EmbedderConfig, Pooling
-from embed.evaluate_sts import evaluate_sts
-from embed.export import export_model
-from index.collection import Collection
-from index.evaluate import evaluate_retrieval
+from embed.evaluation.sts import evaluate_sts
+from embed.formats.export import export_model
+from embed.network.config import EmbedderConfig, Pooling
+from index.evaluation.collection import Collection
+from index.evaluation.retrieval import evaluate_retrieval
 from tests.tiny_models import save_model
 
 mteb = pytest.importorskip("mteb", reason="comes with zhizhi[mteb]")

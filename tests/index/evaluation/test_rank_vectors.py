@@ -2,12 +2,12 @@
 
 import pytest
 
-from embed.config import Fusion
-from embed.maps import CorpusMap
+from embed.network.config import Fusion
+from embed.network.corpus_map import CorpusMap
 from index import Index
-from index.collection import Collection
-from index.documents import Document
-from index.legs import Legs
+from index.evaluation.collection import Collection
+from index.evaluation.rank_vectors import Legs
+from index.reading.read import Document
 
 SUBJECTS = ["winter wheat", "steam engines", "coral reefs", "tax law", "string quartets", "北京大学的历史"]
 
@@ -32,6 +32,6 @@ def test_runs_are_what_an_index_answers(make_encoder, tmp_path, fusion):
     with Index.create(tmp_path / "index", encoder, max_tokens=64) as index:
         index.add(documents.values(), vectors)
         for mode, run in runs.items():
-            for query, hits in zip(queries, index.search(list(queries.values()), 5, mode), strict=True):
+            for query, hits in zip(queries, index.search_index(list(queries.values()), 5, mode), strict=True):
                 # an index keeps vectors in 16 bits
                 assert run[query] == pytest.approx({hit.doc_id: hit.score for hit in hits}, abs=2e-3)

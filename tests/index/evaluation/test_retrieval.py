@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed.config import EmbedderConfig, Pooling
-from embed.teacher import Teacher
-from gpt_core.doors import open_door
-from gpt_core.errors import InputError
-from gpt_core.extras import extra
-from index.collection import Collection
-from index.evaluate import PUBLISHED, check_published, evaluate_retrieval
+from embed.encoding.peer_model import Teacher
+from embed.network.config import EmbedderConfig, Pooling
+from gpt_core.common.cli import open_door
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
+from index.evaluation.collection import Collection
+from index.evaluation.retrieval import PUBLISHED, check_published, evaluate_retrieval
 from tests.tiny_models import reference_model, save_model
 
 SUBJECTS = ["winter wheat", "steam engines", "coral reefs", "tax law", "string quartets", "北京大学的历史"]
@@ -98,8 +98,8 @@ def test_prints_all_rows_and_ends_in_json(data, cache, capsys):
 def test_a_second_evaluation_reads_the_vectors_from_the_cache(data, cache, capsys, monkeypatch):
     wanted = {"data": [str(data)], "rows": ["baseline", "raw-mean", "dense"]}
     _, first, _ = run(capsys, **wanted)
-    monkeypatch.setattr("embed.contenders.Contender.rate", lambda *_: 0.0)
-    monkeypatch.setattr("embed.vector_cache.atomic_write", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("embed.encoding.contenders.Contender.rate", lambda *_: 0.0)
+    monkeypatch.setattr("embed.encoding.vector_cache.atomic_write", lambda *_: pytest.fail("computed again"))
     _, again, _ = run(capsys, **wanted)
     assert [row["nDCG@10"] for row in again.values()] == [row["nDCG@10"] for row in first.values()]
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.errors import InputError
-from index.collection import Collection
-from index.documents import Document
-from index.runs import read_run, write_run
+from gpt_core.common.errors import InputError
+from index.evaluation.collection import Collection
+from index.evaluation.runs import read_run, write_run
+from index.reading.read import Document
 
 NAMES = [f"d{i}" for i in range(8)]
 SCORES = st.dictionaries(st.sampled_from(NAMES), st.floats(-1e3, 1e3, width=32), min_size=1)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from embed import Encoder
-from embed.config import EmbedderConfig, Pooling
-from gpt_core.errors import InputError
-from index.collection import Collection
+from embed.network.config import EmbedderConfig, Pooling
+from gpt_core.common.errors import InputError
+from index.evaluation.collection import Collection
+from index.evaluation.tune_embedder import encode_all, lexical_scores, tune_embedder
 from index.index import Index
-from index.tune import encode_all, lexical_scores, tune_embedder
 from tests.tiny_models import TEXTS, save_model
 
 
@@ -52,7 +52,7 @@ def test_lexical_scores_are_the_indexs_own(pairs, tmp_path):
     scores = lexical_scores(collection)
     with Index.create(tmp_path / "index", dimension=1) as index:
         index.add(collection.documents.values(), np.ones((len(collection.documents), 1)))
-        hit = index.search("what of coral?", 1, "lexical")[0]
+        hit = index.search_index("what of coral?", 1, "lexical")[0]
     assert hit.doc_id == "d2"
     assert scores[2].argmax() == 2
     assert scores[2, 2] == pytest.approx(hit.score)

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core import Tokenizer
-from gpt_core.errors import InputError
-from index.documents import Document
-from index.passages import split
+from gpt_core.common.errors import InputError
+from index.reading.passages import split
+from index.reading.read import Document
 
 TOKENIZERS = {
     "bytes": Tokenizer.from_pretrained("gpt2"),

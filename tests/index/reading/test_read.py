@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt_core.errors import InputError
-from index.documents import Document, iter_documents, list_files
+from gpt_core.common.errors import InputError
+from index.reading.read import Document, iter_documents, list_files
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed.terms import index_text
-from index.lexical import MAX_TERMS, TOKENIZER, match_expression
+from embed.text.terms import index_text
+from index.search.expression import MAX_TERMS, TOKENIZER, match_expression
 
 
 def found(query: str, *texts: str) -> list[int]:

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_core.errors import InputError
-from index.documents import Document
+from gpt_core.common.errors import InputError
 from index.index import Index
-from index.store import FILE
+from index.reading.read import Document
+from index.store.store import FILE
 
 
 def n_documents(folder: Path) -> int:
@@ -47,12 +47,12 @@ def contents(folder) -> dict[str, list]:
 # Importing torch takes longer than the build, so one process imports it and forks a builder for each folder it reads.
 BUILDERS = """
 import os, sys
-import index.writing, torch
+import index.store.write, torch
 from embed import EmbedderConfig, Encoder
 from gpt_core import GPT, GPTConfig, Tokenizer
 from index import Document, Index
 
-index.writing.PASSAGES_PER_COMMIT = 3
+index.store.write.PASSAGES_PER_COMMIT = 3
 torch.manual_seed(0)
 tokenizer = Tokenizer.from_pretrained("gpt2")
 shape = dict(block_size=96, n_layer=1, n_head=2, n_kv_head=1, n_embd=16, n_inner=32)
@@ -108,7 +108,7 @@ def test_kill_9_at_any_moment_loses_no_committed_document(tmp_path):
                 assert now[: len(committed)] == committed
                 committed = now
                 with Index.open(folder) as index:
-                    found = index.search("number", k=10_000, mode="lexical")
+                    found = index.search_index("number", k=10_000, mode="lexical")
                     assert len(found) == index.stats()["passages"]
         assert build(folder) == 0
         builders.stdin.close()
@@ -126,7 +126,7 @@ def test_offsets_point_into_the_document(tmp_path, encoder):
     ]
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=8) as index:
         index.add(documents)
-        hits = index.search("words 知之", k=100)
+        hits = index.search_index("words 知之", k=100)
         assert len(hits) == index.stats()["passages"]
         for hit in hits:
             assert index.get(hit.doc_id).text[hit.start : hit.end] == hit.text
@@ -146,12 +146,12 @@ def test_add_upsert_and_delete(tmp_path, encoder):
         assert index.get("a") == first
         result = index.upsert([changed, changed])
         assert (result.updated, result.unchanged, result.added) == (1, 1, 0)
-        assert index.search("trees", mode="lexical") == []
-        assert {hit.doc_id for hit in index.search("apples computers")} >= {"a"}
+        assert index.search_index("trees", mode="lexical") == []
+        assert {hit.doc_id for hit in index.search_index("apples computers")} >= {"a"}
         assert index.delete(["a", "nowhere"]) == 1
         assert index.delete("a") == 0
-        assert index.search("apples", mode="lexical") == []
-        assert all(hit.doc_id == "b" for hit in index.search("apples"))
+        assert index.search_index("apples", mode="lexical") == []
+        assert all(hit.doc_id == "b" for hit in index.search_index("apples"))
         assert index.document_ids() == ["b"]
     assert len(contents(tmp_path / "index")["lexical"]) == 1
 
@@ -286,7 +286,7 @@ def test_one_writes_at_a_time_and_others_read(tmp_path):
         go_on.set()
         writer.join()
         other.add(Document("c", "c"), [0, 1])
-        assert [hit.doc_id for hit in index.search([0, 1], k=1)] == ["c"]
+        assert [hit.doc_id for hit in index.search_index([0, 1], k=1)] == ["c"]
 
 
 def test_a_moved_index_opens(tmp_path, encoder):
@@ -295,4 +295,4 @@ def test_a_moved_index_opens(tmp_path, encoder):
         index.save_snapshot()
     shutil.move(tmp_path / "index", tmp_path / "a ünïcode 名字 #%20?")
     with Index.open(tmp_path / "a ünïcode 名字 #%20?", encoder) as index:
-        assert [hit.doc_id for hit in index.search("text")] == ["a"]
+        assert [hit.doc_id for hit in index.search_index("text")] == ["a"]

@@ -7,12 +7,12 @@ import torch
 
 from embed import Encoder
 from gpt_core import InputError
-from gpt_core.engine import Engine
+from gpt_core.generation.engine import Engine
 from index import Document, Hit, Index
 from serve import create_app
-from serve.answer import GREEDY, NOT_FOUND, PASSAGE_TOKENS, answer, build_prompt, ground, retrieve
+from serve.answers.answer import GREEDY, NOT_FOUND, PASSAGE_TOKENS, answer, build_prompt, ground, retrieve
 from serve.ask import ask, render
-from serve.loading import load
+from serve.work.loading import load
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker
 from tests.tiny_models import save_model
 

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index import Document, Hit
-from index.passages import split
-from serve.attribution import SUPPORT_THRESHOLD, attribute
-from serve.terms import content_terms
+from index.reading.passages import split
+from serve.answers.attribution import SUPPORT_THRESHOLD, attribute
+from serve.answers.content_terms import content_terms
 
 TEXT = (
     "Beyoncé rose to fame in the late 1990s. 🎤 She was lead singer of a group from Houston, Texas. "

@@ -9,7 +9,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from gpt_core import InputError
-from gpt_core.gguf_parse import GGUF
+from gpt_core.formats.gguf.container import GGUF
 
 rng = np.random.default_rng(0)
 

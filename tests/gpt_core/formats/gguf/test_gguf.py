@@ -8,8 +8,8 @@ import transformers
 from gguf.gguf_writer import GGUFValue
 
 from gpt_core import GPT, Engine, InputError, SamplingParams, Tokenizer
-from gpt_core.gpt2_bpe import ASSETS, gpt2_rust
-from gpt_core.tokenizer import PROBE
+from gpt_core.tokenizer.builtin import ASSETS, gpt2_rust
+from gpt_core.tokenizer.tokenizer import PROBE
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 GPT2_PARTS = {

@@ -3,7 +3,7 @@
 It lives in an environment of its own, since it is no dependency; without one these tests are skipped:
 
     python -m venv llama && llama/bin/pip install llama-cpp-python
-    LLAMA_CPP_PYTHON=llama/bin/python .venv/bin/python -m pytest tests/gpt_core/test_llama_cpp.py
+    LLAMA_CPP_PYTHON=llama/bin/python .venv/bin/python -m pytest tests/gpt_core/formats/gguf/test_llama_cpp.py
 
 It rounds more than we do: keys and values to 16 bits, and with Q8_0 what goes into a product to 8. So its text may part
 from ours where our two best logits lie closer than that moves them; how often its best token is ours is shown.
@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from gpt_core import GPT, Engine, GPTConfig, SamplingParams, Tokenizer
-from gpt_core.export import export_gguf
-from gpt_core.hub import gguf_in
-from gpt_core.rope_scaling import RopeScaling
-from gpt_core.train_tokenizer import train_tokenizer
+from gpt_core.data.train_tokenizer import train_tokenizer
+from gpt_core.formats.export import export_gguf
+from gpt_core.hub.locate import gguf_in
+from gpt_core.model.rope_scaling import RopeScaling
 from tests.tiny_models import TEXTS
 
 PYTHON = os.environ.get("LLAMA_CPP_PYTHON")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from gpt_core.errors import InputError
-from gpt_core.gpt2_bpe import ASSETS
-from gpt_core.tokenizer import PROBE, Tokenizer
+from gpt_core.common.errors import InputError
+from gpt_core.tokenizer.builtin import ASSETS
+from gpt_core.tokenizer.tokenizer import PROBE, Tokenizer
 
 TEXTS = [PROBE, "", " leading", "it's  two\n\n\nlines", "知之为知之 🙂🏽", "a\x00b\ufffd", "[SOS] kraken"]
 

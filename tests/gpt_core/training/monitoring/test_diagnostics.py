@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from gpt_core.attention import attend, rotate
-from gpt_core.config import GPTConfig
-from gpt_core.model import GPT
-from gpt_core.probes import Maxima, largest_logit, update_to_weight
+from gpt_core.model.attention import attend, rotate
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.training.monitoring.diagnostics import Maxima, largest_logit, update_to_weight
 
 QWEN3 = GPTConfig(
     vocab_size=31, block_size=16, n_layer=3, n_head=4, n_kv_head=2, n_embd=16, head_dim=8, n_inner=24
@@ -112,7 +112,7 @@ def test_a_logit_is_exact_under_autocast(monkeypatch) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         with Maxima(model) as maxima:
             model(ids)
-        monkeypatch.setattr("gpt_core.attention.attend", spy)
+        monkeypatch.setattr("gpt_core.model.attention.attend", spy)
         model(ids)
     assert maxima.attention_logits() == pytest.approx(seen, rel=1e-6)
 

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from gpt_core.config import GPTConfig
-from gpt_core.flops import flops_per_token, known_flops, peak_flops
-from gpt_core.model import GPT
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.training.monitoring.flops import flops_per_token, known_flops, peak_flops
 
 SHAPES = {
     "gpt2": GPTConfig.gpt2(vocab_size=31, block_size=16, n_layer=2, n_head=2, n_embd=8),

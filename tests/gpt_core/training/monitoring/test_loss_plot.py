@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpt_core.loss_plot import plot_losses, smooth
+from gpt_core.training.monitoring.loss_plot import plot_losses, smooth
 
 
 def picture(folder: Path, rows: list[dict[str, Any]]) -> bytes:

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from gpt_core.errors import InputError
-from gpt_core.ranks import Ranks
-from gpt_core.train_config import TrainConfig
-from gpt_core.watch import Watch
+from gpt_core.common.errors import InputError
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.monitoring.run_log import Watch
+from gpt_core.training.parallel.ranks import Ranks
 
 T = TypeVar("T")
 

@@ -22,9 +22,10 @@ import torch._dynamo  # optimizers import it at their first step: once here, not
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from gpt_core import pretrain, ranks
-from gpt_core.doors import open_door
-from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.common.cli import open_door
+from gpt_core.training.parallel import ranks
+from gpt_core.training.pretraining import pretrain
+from gpt_core.training.pretraining.config import PretrainConfig
 
 
 def settings(data_dir: str, out_dir: str, **keys: Any) -> PretrainConfig:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from gpt_core import checkpoint
-from gpt_core.prepare import prepare_data
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.training import checkpoint
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
 

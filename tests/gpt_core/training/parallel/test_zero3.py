@@ -17,16 +17,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from gpt_core import checkpoint
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.prepare import prepare_data
-from gpt_core.pretrain import pretrain
-from gpt_core.pretrain_config import PretrainConfig
-from gpt_core.ranks import Ranks
-from gpt_core.train_config import TrainConfig
-from gpt_core.zero3 import ZeRO3
-from gpt_core.zero3_config import read_zero3_config
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.hardware.device import Numerics
+from gpt_core.training import checkpoint
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.parallel.zero3 import ZeRO3
+from gpt_core.training.parallel.zero3_config import read_zero3_config
+from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.pretrain import pretrain
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install 'zhizhi[deepspeed]'"

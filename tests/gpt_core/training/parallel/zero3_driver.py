@@ -18,13 +18,13 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - what DeepSpeed
 import torch
 from torch import Tensor
 
-import gpt_core.model
+import gpt_core.model.gpt
 from gpt_core import GPT, GPTConfig
-from gpt_core.device import Numerics
-from gpt_core.errors import InputError
-from gpt_core.ranks import Ranks, join
-from gpt_core.train_config import TrainConfig
-from gpt_core.zero3 import ZeRO3
+from gpt_core.common.errors import InputError
+from gpt_core.hardware.device import Numerics
+from gpt_core.training.config import TrainConfig
+from gpt_core.training.parallel.ranks import Ranks, join
+from gpt_core.training.parallel.zero3 import ZeRO3
 
 VOCAB, BLOCK, STEPS = 67, 16, 12
 OUT = Path(sys.argv[1])
@@ -274,7 +274,7 @@ def fork(world_size: int, function: Callable[[Ranks], None]) -> None:
 
 def main() -> None:
     """Every scenario, one after the other."""
-    gpt_core.model.LOSS_CHUNK = VOCAB * 20  # the loss in two chunks, recomputed in backward
+    gpt_core.model.gpt.LOSS_CHUNK = VOCAB * 20  # the loss in two chunks, recomputed in backward
     write_settings()
     fork(1, lambda ranks: plain(OUT))
     fork(2, lambda ranks: whole_run(ranks, OUT))

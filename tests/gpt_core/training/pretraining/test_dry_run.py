@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_core.device import Numerics
-from gpt_core.dry_run import dry_run
-from gpt_core.errors import InputError
-from gpt_core.model import GPT
-from gpt_core.prepare import prepare_data
-from gpt_core.pretrain_config import PretrainConfig
-from gpt_core.tokenizer import Tokenizer
-from gpt_core.trial import Step, kept_bytes, measure
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.hardware.device import Numerics
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.dry_run import dry_run
+from gpt_core.training.pretraining.measure_step import Step, kept_bytes, measure
 
 TINY = PretrainConfig(
     n_layer=3, n_head=2, n_embd=32, block_size=16, batch_size=12, micro_batch_size=3, vocab_multiple=1,
@@ -132,7 +132,7 @@ def test_what_is_kept_for_backward_is_counted() -> None:
 def test_a_model_too_large_to_measure_is_reckoned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gpt_core.trial.free_memory", lambda device: 1000.0)
+    monkeypatch.setattr("gpt_core.training.pretraining.measure_step.free_memory", lambda device: 1000.0)
     figures = dry_run(TINY)
     assert figures["tokens_per_s"] > 0
     assert "reckoned from 2 of the 3 blocks" in capsys.readouterr().out

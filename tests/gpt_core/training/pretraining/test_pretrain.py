@@ -18,19 +18,19 @@ import torch
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from gpt_core import checkpoint
-from gpt_core.doors import open_door
-from gpt_core.errors import InputError
-from gpt_core.generate import generate
-from gpt_core.loader import Windows
-from gpt_core.model import GPT
-from gpt_core.prepare import prepare_data
-from gpt_core.presets import read_preset
-from gpt_core.pretrain import evaluator, pretrain
-from gpt_core.pretrain_config import PretrainConfig
-from gpt_core.sample import sample
-from gpt_core.shards import ShardWriter, open_split
-from gpt_core.tokenizer import Tokenizer
+from gpt_core.common.cli import open_door
+from gpt_core.common.errors import InputError
+from gpt_core.common.presets import read_preset
+from gpt_core.data.batches import Windows
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.data.shards import ShardWriter, open_split
+from gpt_core.generation.generate import generate
+from gpt_core.generation.sample import sample
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training import checkpoint
+from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.pretrain import evaluator, pretrain
 
 TEXT = "To know what you know, and to know what you do not: that is knowledge.\n" * 60
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_core import checkpoint
-from gpt_core import pretrain as module
-from gpt_core.errors import InputError
-from gpt_core.prepare import prepare_data
-from gpt_core.pretrain import pretrain
-from gpt_core.pretrain_config import PretrainConfig
+from gpt_core.common.errors import InputError
+from gpt_core.data.prepare_data import prepare_data
+from gpt_core.training import checkpoint
+from gpt_core.training.pretraining import pretrain as module
+from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")

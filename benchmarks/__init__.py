@@ -1,0 +1,1 @@
+"""Speed and learning beside peers: what `scripts/bench.py` runs."""

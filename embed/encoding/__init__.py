@@ -1,0 +1,1 @@
+"""Texts to vectors: the encoder, peer models, cached vectors, re-ranking."""

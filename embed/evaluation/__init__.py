@@ -1,0 +1,1 @@
+"""Scores of an embedder: STS, and leakage of evaluation texts into training data."""

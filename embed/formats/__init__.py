@@ -1,0 +1,1 @@
+"""Embedders on disk: our settings, sentence-transformers' modules, export."""

@@ -1,0 +1,1 @@
+"""Contrastive training, distillation and hard-negative mining."""

@@ -1,0 +1,1 @@
+"""What any command-line program needs: errors, files, JSONL, presets, signals, the CLI wrapper."""

@@ -1,0 +1,1 @@
+"""A finished model: language-model scores, inspection, plots, the report line."""

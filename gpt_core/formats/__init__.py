@@ -1,0 +1,1 @@
+"""Models on disk: Hugging Face, GGUF, nanoGPT and small-gpt, model cards, export."""

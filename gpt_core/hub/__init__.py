@@ -1,0 +1,1 @@
+"""Where a model is: known names, the cache, downloads."""

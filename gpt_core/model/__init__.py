@@ -1,0 +1,1 @@
+"""The GPT as a network: config, layers, attention, rope, masks, cache."""

@@ -1,0 +1,1 @@
+"""What a run records: log, loss plot, diagnostics, FLOPs."""

@@ -1,0 +1,1 @@
+"""Pretraining on the one loop, and its dry run."""

@@ -1,0 +1,1 @@
+"""FAISS snapshots and exact search over the stored vectors."""

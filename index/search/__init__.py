@@ -1,0 +1,1 @@
+"""Lexical matches, filters, and the fusion of lexical and dense scores."""

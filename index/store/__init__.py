@@ -1,0 +1,1 @@
+"""The SQLite store: passages, metadata, full text and vectors, written in one transaction."""

@@ -1,0 +1,1 @@
+"""Grounded answers: prompt, attribution of sentences, and the evaluation of attribution."""

@@ -1,0 +1,1 @@
+"""What every route shares: error envelope, body limit, event streams."""

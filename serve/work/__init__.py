@@ -1,0 +1,1 @@
+"""Threads and queues: generation, search, the service that owns them."""
