@@ -82,7 +82,7 @@ def _opened(
     """The index in `folder`, made if there is none; a new one is removed again if nothing was committed to it."""
     if (folder / FILE).exists():
         with Index.open(folder, embedder) as index:
-            settings = index.store.settings
+            settings = index.settings
             own = {**{name: getattr(settings, name) for name in given}, "fusion": settings.fusion.kind}
             for name, value in {**given, **({"fusion": fusion} if fusion else {})}.items():
                 if value != own[name]:
@@ -113,7 +113,7 @@ def _report(index: Index, changes: Changes, n_deleted: int, seconds: float) -> N
     if changes.empty:
         print(f"{changes.empty} documents have no text and no title, and so no passage")
     if changes.shortened:
-        most = index.store.settings.passages_per_document
+        most = index.settings.passages_per_document
         print(
             f"{changes.shortened} documents have more than {most} passages; only the first {most} of each are there"
         )

@@ -138,7 +138,7 @@ def lexical_scores(collection: Collection) -> Scores:
     with tempfile.TemporaryDirectory() as scratch, Index.create(Path(scratch, "index"), dimension=1) as index:
         index.add(collection.documents.values(), np.ones((len(place), 1)))
         for row, hits in zip(
-            scores, index.search_index(list(collection.queries.values()), len(place), "lexical"), strict=True
+            scores, index.search(list(collection.queries.values()), len(place), "lexical"), strict=True
         ):
             for hit in hits:
                 row[place[hit.doc_id]] = hit.score

@@ -125,7 +125,7 @@ def retrieve(
             raise InputError(
                 f"The question has {n_tokens} tokens; the embedder reads {encoder.max_tokens}: shorten it."
             )
-    return index.search_index(query, k=k, mode=mode, filter=filter)
+    return index.search(query, k=k, mode=mode, filter=filter)
 
 
 def build_prompt(

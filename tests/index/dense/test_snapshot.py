@@ -24,7 +24,7 @@ def documents(n: int) -> list[Document]:
 
 def found(folder) -> list[tuple[str, float]]:
     with Index.open(folder) as index:
-        return [(hit.doc_id, round(hit.score, 5)) for hit in index.search_index(QUERY, k=100)]
+        return [(hit.doc_id, round(hit.score, 5)) for hit in index.search(QUERY, k=100)]
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_snapshot_of_another_index_or_past_is_not_used(folder, tmp_path, monke
     shutil.copy(tmp_path / "backup", folder / TRUTH)
     with Index.open(folder) as index:  # grows past the snapshot's number, with other vectors
         index.add(documents(60)[50:], -VECTORS[50:])
-        with_other_past = [hit.doc_id for hit in index.search_index(QUERY, k=100)]
+        with_other_past = [hit.doc_id for hit in index.search(QUERY, k=100)]
     cosines = np.concatenate([VECTORS[:50], -VECTORS[50:]]) @ QUERY / np.linalg.norm(VECTORS, axis=1)
     assert with_other_past == [f"d{i}" for i in np.argsort(-cosines)]
 
@@ -123,9 +123,9 @@ def test_refitting_the_map_makes_the_snapshot_stale(tmp_path, make_encoder, monk
         index.save_snapshot()
         index.add(Document(f"d{i}", f"another sort of text {i}") for i in range(20, 40))
         index.refit_map()
-        expected = index.search_index("number", k=40)
+        expected = index.search("number", k=40)
     with Index.open(folder, encoder) as index:
-        assert [hit.doc_id for hit in index.search_index("number", k=40)] == [hit.doc_id for hit in expected]
+        assert [hit.doc_id for hit in index.search("number", k=40)] == [hit.doc_id for hit in expected]
 
 
 def test_a_snapshot_that_cannot_be_written_costs_time_only(folder):

@@ -32,6 +32,6 @@ def test_runs_are_what_an_index_answers(make_encoder, tmp_path, fusion):
     with Index.create(tmp_path / "index", encoder, max_tokens=64) as index:
         index.add(documents.values(), vectors)
         for mode, run in runs.items():
-            for query, hits in zip(queries, index.search_index(list(queries.values()), 5, mode), strict=True):
+            for query, hits in zip(queries, index.search(list(queries.values()), 5, mode), strict=True):
                 # an index keeps vectors in 16 bits
                 assert run[query] == pytest.approx({hit.doc_id: hit.score for hit in hits}, abs=2e-3)

@@ -52,7 +52,7 @@ def test_lexical_scores_are_the_indexs_own(pairs, tmp_path):
     scores = lexical_scores(collection)
     with Index.create(tmp_path / "index", dimension=1) as index:
         index.add(collection.documents.values(), np.ones((len(collection.documents), 1)))
-        hit = index.search_index("what of coral?", 1, "lexical")[0]
+        hit = index.search("what of coral?", 1, "lexical")[0]
     assert hit.doc_id == "d2"
     assert scores[2].argmax() == 2
     assert scores[2, 2] == pytest.approx(hit.score)

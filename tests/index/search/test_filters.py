@@ -51,7 +51,7 @@ def index(tmp_path_factory):
     ],
 )
 def test_what_a_filter_lets_through(index, wanted, found):
-    hits = index.search_index(np.ones(4), k=10, filter=wanted)
+    hits = index.search(np.ones(4), k=10, filter=wanted)
     assert sorted(hit.doc_id for hit in hits) == [f"d{i}" for i in found]
 
 
@@ -73,7 +73,7 @@ def test_what_a_filter_lets_through(index, wanted, found):
 )
 def test_conditions_of_another_form_are_refused(index, value):
     with pytest.raises(InputError, match="filter on 'year'"):
-        index.search_index(np.ones(4), filter={"year": value})
+        index.search(np.ones(4), filter={"year": value})
 
 
 def test_filters_as_they_are_typed():

@@ -44,13 +44,13 @@ def test_dense_search_equals_brute_force(index, n_queries):
     index.add(documents, vectors)
     queries = np.random.default_rng(1).normal(size=(n_queries, D)).astype(np.float32)
     cosines = queries / np.linalg.norm(queries, axis=1, keepdims=True) @ vectors.T
-    results = index.search_index(queries, k=5)
+    results = index.search(queries, k=5)
     assert len(results) == n_queries
     for hits, row in zip(results, cosines, strict=True):
         assert [hit.doc_id for hit in hits] == [f"d{i}" for i in np.argsort(-row)[:5]]
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1][:5], atol=1e-5)
-    assert index.search_index(queries[0], k=5) == index.search_index(list(map(float, queries[0])), k=5)
-    assert [h.doc_id for h in index.search_index(queries[0], k=5)] == [h.doc_id for h in results[0]]
+    assert index.search(queries[0], k=5) == index.search(list(map(float, queries[0])), k=5)
+    assert [h.doc_id for h in index.search(queries[0], k=5)] == [h.doc_id for h in results[0]]
 
 
 @settings(max_examples=15, deadline=None)
@@ -88,7 +88,7 @@ def test_any_sequence_of_changes_leaves_what_was_put_in(tmp_path_factory, data):
                 index.close()
                 index = Index.open(folder)
             ids, matrix = list(model), np.array([*model.values()]).reshape(-1, D)
-            hits = index.search_index(vectors[0], k=100)
+            hits = index.search(vectors[0], k=100)
             assert [h.doc_id for h in hits] == [
                 ids[i] for i in np.argsort(-(matrix @ vectors[0]), kind="stable")
             ]
@@ -107,7 +107,7 @@ def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_e
         stored = encoder.encode_document(texts).astype(np.float16).astype(np.float32)
         cosines = (encoder.encode_query(query) @ stored.T)[0]
         bm25 = np.zeros(90)
-        for hit in index.search_index(query, k=90, mode="lexical"):
+        for hit in index.search(query, k=90, mode="lexical"):
             bm25[int(hit.doc_id[1:])] = hit.lexical
         assert 20 < np.count_nonzero(bm25) < 90
         if kind == "tm2c2":
@@ -119,15 +119,15 @@ def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_e
         else:
             ranks = [np.argsort(np.argsort(-leg, kind="stable")) + 1 for leg in (cosines, bm25)]
             expected = 1 / (60 + ranks[0]) + np.where(bm25 > 0, 1 / (60 + ranks[1]), 0)
-        hits = index.search_index(query, k=10)
+        hits = index.search(query, k=10)
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1][:10], atol=2e-3)
         for hit in hits:
             i = int(hit.doc_id[1:])
             assert (hit.dense, hit.lexical) == pytest.approx((cosines[i], bm25[i]), abs=1e-5)
-        for batch in index.search_index([query, query], k=10):
+        for batch in index.search([query, query], k=10):
             assert [hit.score for hit in batch] == pytest.approx([hit.score for hit in hits], abs=1e-5)
-        assert index.store.settings.fusion == fusion
-        assert index.search_index(query, filter={"doc_id": "none of these"}) == []
+        assert index.settings.fusion == fusion
+        assert index.search(query, filter={"doc_id": "none of these"}) == []
 
 
 def test_z_spread_follows_from_the_moments_through_changes(index, monkeypatch):
@@ -135,7 +135,7 @@ def test_z_spread_follows_from_the_moments_through_changes(index, monkeypatch):
     documents, vectors = corpus(200)
     index.add(documents[:100], vectors[:100])
     index.save_snapshot()
-    index.search_index(vectors[0])
+    index.search(vectors[0])
     index.add(documents[100:130], vectors[100:130])
     index.delete([f"d{i}" for i in range(95, 105)])
     with index._current() as (_, view):
@@ -154,10 +154,10 @@ def test_a_filtered_search_finds_k_if_there_are_k(tmp_path, encoder, mode):
     with Index.create(tmp_path / "index", encoder, max_tokens=16, overlap=0) as index:
         index.add(documents)
         for k in (1, 3, 5, 50):
-            hits = index.search_index("python hello", k=k, mode=mode, filter={"rare": True})
+            hits = index.search("python hello", k=k, mode=mode, filter={"rare": True})
             assert len(hits) == min(k, 5)
             assert all(hit.metadata["rare"] for hit in hits)
-        assert index.search_index("python", mode=mode, filter={"rare": "no such value"}) == []
+        assert index.search("python", mode=mode, filter={"rare": "no such value"}) == []
 
 
 def test_the_corpus_map_is_fitted_at_the_first_build_and_when_asked(tmp_path, make_encoder):
@@ -165,13 +165,13 @@ def test_the_corpus_map_is_fitted_at_the_first_build_and_when_asked(tmp_path, ma
     texts = [document.text for document in corpus(70)[0]]
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
         index.add(Document(f"d{i}", text) for i, text in enumerate(texts[:40]))
-        assert index.store.settings.dtype == "float32"
+        assert index.settings.dtype == "float32"
         for n in (40, 70):
             vectors = encoder.encode_document(texts)
             fitted = CorpusMap.fit("whiten", vectors[:n], 6)
             query = encoder.encode_query("python type 大学")
             expected = (fitted.apply(query) @ fitted.apply(vectors[:n]).T)[0]
-            for hits in (index.search_index("python type 大学", 5, "dense"), index.search_index(query[0], 5)):
+            for hits in (index.search("python type 大学", 5, "dense"), index.search(query[0], 5)):
                 np.testing.assert_allclose([h.score for h in hits], np.sort(expected)[::-1][:5], atol=1e-4)
             index.add(Document(f"d{i}", text) for i, text in enumerate(texts))
             assert index.stats()["map_passages"] == n  # adding alone does not fit again
@@ -198,15 +198,15 @@ def test_an_index_loads_the_embedder_that_it_remembers(tmp_path, make_encoder):
     saved = Encoder.from_pretrained(tmp_path / "model")
     with Index.create(tmp_path / "index", saved, max_tokens=32) as index:
         index.add(Document("a", "python types"))
-        expected = index.search_index("python")
+        expected = index.search("python")
     for embedder in (None, tmp_path / "model", str(tmp_path / "model")):
         with Index.open(tmp_path / "index", embedder) as index:
-            assert index.search_index("python") == expected
+            assert index.search("python") == expected
     (tmp_path / "model" / "embedder.json").write_text(make_encoder(query_prompt="q: ").config.to_json())
     with Index.open(tmp_path / "index") as index:
-        assert index.search_index("python", mode="lexical")  # needs none
+        assert index.search("python", mode="lexical")  # needs none
         with pytest.raises(InputError, match="was built with"):
-            index.search_index("python")
+            index.search("python")
 
 
 def test_refitting_is_refused_where_there_is_no_map(index):
@@ -217,14 +217,14 @@ def test_refitting_is_refused_where_there_is_no_map(index):
 def test_titles_are_embedded_and_searched_but_are_no_part_of_a_passage(tmp_path, encoder):
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=4) as index:
         index.add(Document("a", "It is about indentation. " * 20, "Zebra stripes"))
-        hits = index.search_index("zebra", mode="lexical")
+        hits = index.search("zebra", mode="lexical")
         assert len(hits) > 2
         document = index.get("a")
         for hit in hits:
             assert hit.text == document.text[hit.start : hit.end]
             assert "Zebra" not in hit.text
         whole = encoder.encode_document(f"Zebra stripes\n{hits[0].text}")
-        assert index.search_index(whole[0], k=1)[0].score == pytest.approx(1, abs=1e-3)
+        assert index.search(whole[0], k=1)[0].score == pytest.approx(1, abs=1e-3)
 
 
 def test_what_is_cut_is_counted(tmp_path, encoder):
@@ -243,7 +243,7 @@ def test_what_is_cut_is_counted(tmp_path, encoder):
         assert (changes.added, changes.empty, changes.shortened, changes.passages) == (4, 1, 2, 5)
         assert changes.truncated == 2  # the title alone is longer than the model's context
         encoder.n_truncated = 0
-        index.search_index(long, k=1)
+        index.search(long, k=1)
         assert encoder.n_truncated == 1
 
 
@@ -266,16 +266,16 @@ def test_what_is_cut_is_counted(tmp_path, encoder):
 )
 def test_bad_queries_are_refused(index, arguments, message):
     with pytest.raises(InputError, match=message):
-        index.search_index(**arguments)
+        index.search(**arguments)
 
 
 def test_an_empty_index_finds_nothing_and_an_empty_batch_too(tmp_path, encoder):
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
         for mode in ("hybrid", "dense", "lexical"):
-            assert index.search_index("x", mode=mode) == []
-            assert index.search_index(["x", "y"], mode=mode, filter={"a": 1}) == [[], []]
-            assert index.search_index([], mode=mode) == []
-        assert index.search_index(np.empty((0, 16))) == []
+            assert index.search("x", mode=mode) == []
+            assert index.search(["x", "y"], mode=mode, filter={"a": 1}) == [[], []]
+            assert index.search([], mode=mode) == []
+        assert index.search(np.empty((0, 16))) == []
 
 
 def test_many_threads_search_while_one_writes(index):
@@ -288,7 +288,7 @@ def test_many_threads_search_while_one_writes(index):
     def search() -> None:
         try:
             while not finished.is_set():
-                hits = index.search_index(vectors[:9], k=1000)
+                hits = index.search(vectors[:9], k=1000)
                 assert {len(row) for row in hits} <= set(range(100, 401, 10))
                 assert len({len(row) for row in hits}) == 1
         except BaseException as error:  # carried to the main thread, which fails by it
@@ -303,7 +303,7 @@ def test_many_threads_search_while_one_writes(index):
     for thread in threads:
         thread.join()
     assert not failures
-    assert len(index.search_index(vectors[0], k=1000)) == 400
+    assert len(index.search(vectors[0], k=1000)) == 400
 
 
 def test_a_searching_thread_takes_no_more_processors_than_torch(index):
@@ -313,7 +313,7 @@ def test_a_searching_thread_takes_no_more_processors_than_torch(index):
     used: list[int] = []
 
     def search() -> None:
-        index.search_index(vectors, k=3)
+        index.search(vectors, k=3)
         used.append(faiss.omp_get_max_threads())
 
     before = torch.get_num_threads()

@@ -108,7 +108,7 @@ def test_kill_9_at_any_moment_loses_no_committed_document(tmp_path):
                 assert now[: len(committed)] == committed
                 committed = now
                 with Index.open(folder) as index:
-                    found = index.search_index("number", k=10_000, mode="lexical")
+                    found = index.search("number", k=10_000, mode="lexical")
                     assert len(found) == index.stats()["passages"]
         assert build(folder) == 0
         builders.stdin.close()
@@ -126,7 +126,7 @@ def test_offsets_point_into_the_document(tmp_path, encoder):
     ]
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=8) as index:
         index.add(documents)
-        hits = index.search_index("words 知之", k=100)
+        hits = index.search("words 知之", k=100)
         assert len(hits) == index.stats()["passages"]
         for hit in hits:
             assert index.get(hit.doc_id).text[hit.start : hit.end] == hit.text
@@ -146,12 +146,12 @@ def test_add_upsert_and_delete(tmp_path, encoder):
         assert index.get("a") == first
         result = index.upsert([changed, changed])
         assert (result.updated, result.unchanged, result.added) == (1, 1, 0)
-        assert index.search_index("trees", mode="lexical") == []
-        assert {hit.doc_id for hit in index.search_index("apples computers")} >= {"a"}
+        assert index.search("trees", mode="lexical") == []
+        assert {hit.doc_id for hit in index.search("apples computers")} >= {"a"}
         assert index.delete(["a", "nowhere"]) == 1
         assert index.delete("a") == 0
-        assert index.search_index("apples", mode="lexical") == []
-        assert all(hit.doc_id == "b" for hit in index.search_index("apples"))
+        assert index.search("apples", mode="lexical") == []
+        assert all(hit.doc_id == "b" for hit in index.search("apples"))
         assert index.document_ids() == ["b"]
     assert len(contents(tmp_path / "index")["lexical"]) == 1
 
@@ -286,7 +286,7 @@ def test_one_writes_at_a_time_and_others_read(tmp_path):
         go_on.set()
         writer.join()
         other.add(Document("c", "c"), [0, 1])
-        assert [hit.doc_id for hit in index.search_index([0, 1], k=1)] == ["c"]
+        assert [hit.doc_id for hit in index.search([0, 1], k=1)] == ["c"]
 
 
 def test_a_moved_index_opens(tmp_path, encoder):
@@ -295,4 +295,4 @@ def test_a_moved_index_opens(tmp_path, encoder):
         index.save_snapshot()
     shutil.move(tmp_path / "index", tmp_path / "a ünïcode 名字 #%20?")
     with Index.open(tmp_path / "a ünïcode 名字 #%20?", encoder) as index:
-        assert [hit.doc_id for hit in index.search_index("text")] == ["a"]
+        assert [hit.doc_id for hit in index.search("text")] == ["a"]
