@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.train import in_own_process
+from benchmarks.own_process import in_own_process
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.report import print_report
 from gpt_core.hardware.device import DeviceName, peak_memory, pick_device, wall_seconds

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.train import in_own_process
+from benchmarks.own_process import in_own_process
 from embed.data.text_files import TextFile
+from embed.data.vectors import Vectors, unit_length
 from embed.encoding.encoder import Dtype, Encoder
 from embed.formats.export import export_model
-from embed.network.corpus_map import Vectors, unit_length
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.evaluation.report import print_report

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.decode import llama_cpp, ours, read_bandwidth, transformers
+from benchmarks.own_process import in_own_process
 from benchmarks.quality import predictions, read_ids, same_texts, same_tokens
 from benchmarks.quotes import quotes, read_questions, summary
-from benchmarks.train import in_own_process
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.evaluation.report import print_report

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.nanogpt_peer import check_peer, evaluate_peer, train_peer, write_bins
-from benchmarks.train import in_own_process
+from benchmarks.own_process import in_own_process
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
 from gpt_core.common.presets import read_preset
 from gpt_core.data.batches import Batches, Windows
 from gpt_core.data.shards import open_split
 from gpt_core.evaluation.report import print_report
-from gpt_core.hardware.device import choose_numerics
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.loop import train
+from gpt_core.training.numerics import choose_numerics
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import evaluator, next_token_loss, pretrain

@@ -2,12 +2,10 @@
 
 import contextlib
 import json
-import multiprocessing
 import resource
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +14,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.nanogpt_peer import check_peer, rates, train_peer, write_bins
+from benchmarks.own_process import in_own_process
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.report import print_report
 from gpt_core.hardware.device import DeviceName, pick_device
-from gpt_core.training import checkpoint
+from gpt_core.hub import run_folder
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
 
@@ -131,12 +130,6 @@ def rungs(device: torch.device) -> dict[str, dict[str, Any]]:
     return ladder
 
 
-def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a module's function in a new process, so that nothing it compiles, allocates or sets stays behind."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def _system(keys: dict[str, Any]) -> Callable[[Path], dict[str, Any]]:
     return lambda folder: in_own_process(_ours, keys, folder)
 
@@ -170,9 +163,9 @@ def _ours(keys: dict[str, Any], out_dir: Path) -> dict[str, Any]:
     rows = [row for row in rows if "ms_per_step" in row]
     wall = np.cumsum([row["ms_per_step"] / 1000 for row in rows])
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    newest = checkpoint.latest(out_dir)
+    newest = run_folder.latest(out_dir)
     assert newest is not None
-    numerics = checkpoint.load_state(newest)["numerics"]
+    numerics = run_folder.load_state(newest)["numerics"]
     return {name: numerics[name] for name in ("dtype", "compile", "threads")} | {
         "steps": [(w, row["cpu_s"]) for w, row in zip(wall.tolist(), rows, strict=True)],
         "mfu": [row.get("mfu") for row in rows],

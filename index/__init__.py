@@ -1,7 +1,8 @@
 """Documents, passages, the store, FAISS and hybrid search."""
 
 from index.index import Index
-from index.reading.read import Document, iter_documents
-from index.search.rank import Hit
+from index.reading.document import Document
+from index.reading.read import iter_documents
+from index.search.hits import Hit
 
 __all__ = ["Document", "Hit", "Index", "iter_documents"]

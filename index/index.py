@@ -16,9 +16,11 @@ from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.snapshot import Snapshot
 from index.dense.view import View, catch_up
-from index.reading.read import Document
+from index.reading.document import Document
 from index.search.filters import Filter, allowed
-from index.search.rank import Hit, Matches, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.search.hits import Hit, Ranked
+from index.search.matches import Matches
+from index.search.rank import rank_dense, rank_hybrid, rank_lexical
 from index.store.settings import Settings
 from index.store.store import Store
 from index.store.write import Changes, check_vectors, fit_map, write

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from gpt_core.common.cli import printable
+from gpt_core.common.terminal import printable
 from index.index import Index, Mode
 from index.search.filters import parse_filter
-from index.search.rank import Hit
+from index.search.hits import Hit
 
 
 def search_index(

@@ -3,7 +3,7 @@
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.common.cli import open_door
-from gpt_core.hub.locate import fetch_model
+from gpt_core.hub.download import fetch_model
 
 
 def main() -> None:

@@ -18,9 +18,10 @@ from serve.api import answer as routes
 from serve.api import completions
 from serve.api import embeddings as openai
 from serve.api.schemas import ErrorResponse
-from serve.http.http import BodyLimit, add_error_handlers
+from serve.http.envelope import add_error_handlers
+from serve.http.limits import BodyLimit
+from serve.work.search_thread import SearchThread
 from serve.work.service import Service, ServiceDep
-from serve.work.worker import SearchThread
 
 STATIC = Path(__file__).parent / "static"
 # The page shows text from documents and from a model: whatever that holds, nothing but our own files may run or load.

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from gpt_core.common.cli import printable
 from gpt_core.common.errors import InputError
+from gpt_core.common.terminal import printable
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
 from serve.answers.answer import GREEDY, Answer, answer

@@ -20,7 +20,7 @@ settings.load_profile("zhizhi")
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct in the model cache; fetched once, skipped only without a network."""
-    from gpt_core.hub.locate import FetchError, fetch
+    from gpt_core.hub.download import FetchError, fetch
 
     try:
         return fetch("smollm2-135m-instruct")

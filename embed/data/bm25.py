@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.network.corpus_map import Vectors
+from embed.data.vectors import Vectors
 from embed.text.terms import CJK, index_text
 from gpt_core.common.extras import extra
 

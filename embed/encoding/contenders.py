@@ -8,12 +8,13 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from embed.data.vectors import Vectors, unit_length
 from embed.encoding.encoder import Dtype, Encoder, PromptName
 from embed.encoding.peer_model import Teacher
 from embed.encoding.vector_cache import cached_vectors
 from embed.formats.folder import model_folder
 from embed.network.config import EmbedderConfig, Pooling
-from embed.network.corpus_map import CorpusMap, Vectors, unit_length
+from embed.network.corpus_map import CorpusMap
 from embed.network.pooling import pool
 from embed.network.quantize import dequantize_embeddings, fit_ranges, quantize_embeddings
 from gpt_core.hardware.device import DeviceName, Numerics, pick_device

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from embed.data.text_files import TextFile
+from embed.data.vectors import Vectors
 from embed.encoding.encoder import Dtype, Encoder
-from embed.network.corpus_map import Vectors
 from embed.network.quantize import Precision, fit_ranges, quantize_embeddings
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write, fsync_path, refuse_used

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from embed.data.vectors import Vectors, unit_length
 from embed.encoding.fingerprint import files_sha256, fingerprint
 from embed.formats.folder import load_network, model_folder
+from embed.formats.settings import load_settings
 from embed.network.config import EmbedderConfig
-from embed.network.corpus_map import Vectors, unit_length
 from embed.network.network import Dense, Network
 from embed.network.padding import grouped, padded
 from embed.network.pooling import pool
@@ -100,7 +101,7 @@ class Encoder:
         dtype: Dtype = "float32",
         device: DeviceName = "cpu",
     ) -> "Encoder":
-        """Load a model with its tokenizer and settings; see `EmbedderConfig.load` for where these come from.
+        """Load a model with its tokenizer and settings; see `load_settings` for where these come from.
 
         Args:
             name_or_folder: a known name, a run's out_dir, or the folder of a model or an embedder, such as
@@ -113,7 +114,7 @@ class Encoder:
             InputError: for an unknown name, or a folder that lacks a part or has one that we do not have.
         """
         folder = resolve(name_or_folder)
-        config = EmbedderConfig.load(folder)
+        config = load_settings(folder)
         network = load_network(folder, config).to(pick_device(device))
         place = model_folder(folder)
         return cls(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from embed.data.vectors import Vectors
 from embed.encoding.vector_cache import cached_vectors
-from embed.network.corpus_map import Vectors
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.files import sha256_file

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from embed.network.corpus_map import Vectors
+from embed.data.vectors import Vectors
 from gpt_core.common.files import atomic_write
 from gpt_core.hub.locate import cache_dir
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.data.vectors import Vectors
 from embed.encoding.contenders import Contender, contenders, names_of, variants
 from embed.encoding.encoder import Dtype, PromptName
 from embed.evaluation.contamination import count_seen, training_texts
-from embed.network.corpus_map import Vectors
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import JSONL, read_rows

@@ -14,6 +14,7 @@ from embed.formats.folder import (
     model_folder,
     save_embedder,
 )
+from embed.formats.settings import load_settings
 from embed.network.config import EmbedderConfig
 from embed.network.network import Network
 from gpt_core.common.errors import InputError
@@ -79,7 +80,7 @@ def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
     Raises:
         InputError: as `check_exportable`, and for a pooling that sentence-transformers has no words for.
     """
-    config = EmbedderConfig.load(folder)
+    config = load_settings(folder)
     tokenizer = Tokenizer.from_pretrained(model_folder(folder))
     network = load_network(folder, config)
     check_exportable(network.gpt.config, tokenizer, model)

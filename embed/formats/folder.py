@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from embed.formats.sentence_transformers import read_json, read_modules
+from embed.data.json_files import read_json
+from embed.formats.sentence_transformers import read_modules
+from embed.formats.settings import load_settings
 from embed.network.config import EmbedderConfig, Pooling
 from embed.network.network import Activation, Dense, Network
 from gpt_core.common.errors import InputError
@@ -41,14 +43,14 @@ def load_network(folder: str | Path, config: EmbedderConfig | None = None) -> Ne
 
     Args:
         folder: what `save_embedder` wrote, a sentence-transformers folder of a GPT, or a plain model folder, whose
-            settings `EmbedderConfig.load` finds.
+            settings `load_settings` finds.
         config: the settings, where they have been loaded.
 
     Raises:
         InputError: for a folder that lacks a part or has one that this network does not compute.
     """
     folder = Path(folder)
-    config = config or EmbedderConfig.load(folder)
+    config = config or load_settings(folder)
     gpt = GPT.from_pretrained(model_folder(folder))
     return Network(gpt, config.pooling, [_load_dense(place) for place in _dense_places(folder)]).eval()
 

@@ -5,13 +5,10 @@ that somebody else published, in `embed/known/`.
 """
 
 import json
-import sys
 from dataclasses import asdict, dataclass, field, fields
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
-from embed.formats.sentence_transformers import parse_json, read_json, read_modules, read_text
+from embed.data.json_files import parse_json
 from gpt_core.common.errors import InputError
 
 PoolingMode = Literal["weightedmean", "mean", "lasttoken"]  # sentence-transformers' spelling
@@ -19,7 +16,8 @@ MapKind = Literal["none", "standardise", "whiten"]
 FusionKind = Literal["tm2c2", "z", "rrf"]
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """InputError unless `value` is one of `choices`."""
     if value not in choices:
         raise InputError(f"embedder setting {name} is {value!r}; expected one of {', '.join(choices)}.")
 
@@ -33,7 +31,8 @@ def _check_whole(name: str, value: Any, least: int, optional: bool = True) -> No
         )
 
 
-def _check_type(name: str, value: Any, kind: type, words: str) -> None:
+def check_type(name: str, value: Any, kind: type, words: str) -> None:
+    """InputError unless `value` is a `kind`, which the message calls `words`."""
     if not isinstance(value, kind):
         raise InputError(f"embedder setting {name} is {value!r}; expected {words}.")
 
@@ -59,11 +58,11 @@ class Pooling:
     final_norm: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("pooling.mode", self.mode, get_args(PoolingMode))
+        check_choice("pooling.mode", self.mode, get_args(PoolingMode))
         _check_whole("pooling.layer", self.layer, 0)
-        _check_type("pooling.final_norm", self.final_norm, bool, "true or false")
-        _check_type("pooling.skip_first", self.skip_first, bool, "true or false")
-        _check_type("pooling.unit_tokens", self.unit_tokens, bool, "true or false")
+        check_type("pooling.final_norm", self.final_norm, bool, "true or false")
+        check_type("pooling.skip_first", self.skip_first, bool, "true or false")
+        check_type("pooling.unit_tokens", self.unit_tokens, bool, "true or false")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Fusion:
     k: int = 60
 
     def __post_init__(self) -> None:
-        _check_choice("fusion.kind", self.kind, get_args(FusionKind))
+        check_choice("fusion.kind", self.kind, get_args(FusionKind))
         if type(self.dense_weight) not in (int, float) or not 0 <= self.dense_weight <= 1:
             raise InputError(
                 f"embedder setting fusion.dense_weight is {self.dense_weight!r}; expected 0 to 1."
@@ -113,13 +112,13 @@ class EmbedderConfig:
     fusion: Fusion = field(default_factory=Fusion)
 
     def __post_init__(self) -> None:
-        _check_type("pooling", self.pooling, Pooling, "an object of pooling settings")
-        _check_type("query_prompt", self.query_prompt, str, "a string")
-        _check_type("document_prompt", self.document_prompt, str, "a string")
+        check_type("pooling", self.pooling, Pooling, "an object of pooling settings")
+        check_type("query_prompt", self.query_prompt, str, "a string")
+        check_type("document_prompt", self.document_prompt, str, "a string")
         _check_whole("max_tokens", self.max_tokens, 1)
-        _check_choice("corpus_map", self.corpus_map, get_args(MapKind))
+        check_choice("corpus_map", self.corpus_map, get_args(MapKind))
         _check_whole("map_components", self.map_components, 1)
-        _check_type("fusion", self.fusion, Fusion, "an object of fusion settings")
+        check_type("fusion", self.fusion, Fusion, "an object of fusion settings")
 
     @classmethod
     def from_json(cls, text: str, source: str = "embedder.json") -> "EmbedderConfig":
@@ -137,26 +136,6 @@ class EmbedderConfig:
         """The settings as indented JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
-    @classmethod
-    def load(cls, folder: Path) -> "EmbedderConfig":
-        """The settings of the model in `folder`.
-
-        Looked for in this order: `embedder.json` in the folder; the sentence-transformers files there; the
-        package's own settings for a known model, told by the folder's name. A model without any gets SGPT's
-        plain weighted mean of the last layer, and one line on stderr says so.
-        """
-        own = folder / "embedder.json"
-        if own.is_file():
-            return cls.from_json(read_text(own), str(own))
-        if (folder / "modules.json").is_file():
-            return _from_sentence_transformers(folder)
-        known = resources.files("embed").joinpath("known", f"{folder.name}.json")
-        if known.is_file():
-            return cls.from_json(known.read_text(encoding="utf-8"), f"embed/known/{folder.name}.json")
-        usual = "the position-weighted mean of its last layer"
-        print(f"{folder} has no settings for embedding: taking {usual}.", file=sys.stderr)
-        return cls()
-
 
 def _from_dict(kind: type, values: dict[str, Any]) -> Any:
     known = [f.name for f in fields(kind)]
@@ -164,46 +143,3 @@ def _from_dict(kind: type, values: dict[str, Any]) -> Any:
         if key not in known:
             raise InputError(f"unknown embedder setting {key!r}; the settings are {', '.join(known)}.")
     return kind(**values)
-
-
-def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
-    """Read what `modules.json` points to; InputError for a module or setting that this encoder does not have."""
-    modules = read_modules(folder)
-    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    _check_type(f"prompts of {folder}", prompts, dict, "an object of prompts by name")
-    if others := [name for name in ("passage", "corpus") if prompts.get(name)]:
-        said = "its encode_document takes `document` alone, and so does this encoder"
-        print(
-            f"{folder}: the prompt {others[0]!r} goes unused, as in sentence-transformers: {said}.",
-            file=sys.stderr,
-        )
-    transformer = read_json(modules.transformer / "sentence_bert_config.json")
-    for key, ours in (("do_lower_case", False), ("transformer_task", "feature-extraction")):
-        if transformer.get(key, ours) != ours:
-            raise InputError(f"{folder} has {key} = {transformer[key]!r}; this encoder has only {ours!r}.")
-    max_tokens = transformer.get("max_seq_length")
-    if max_tokens is None:  # since version 5.3 or so it is the tokenizer's
-        max_tokens = read_json(modules.transformer / "tokenizer_config.json").get("model_max_length")
-    if type(max_tokens) in (int, float) and (not max_tokens or max_tokens >= 1e9):
-        max_tokens = None  # transformers writes 1e30 where a tokenizer has no limit of its own
-    return EmbedderConfig(
-        _sentence_transformers_pooling(
-            read_json(modules.pooling / "config.json", optional=False), modules.pooling
-        ),
-        query_prompt=prompts.get("query") or "",
-        document_prompt=prompts.get("document") or "",
-        max_tokens=int(max_tokens) if isinstance(max_tokens, float) else max_tokens,
-    )
-
-
-def _sentence_transformers_pooling(values: dict[str, Any], place: Path) -> Pooling:
-    if values.get("include_prompt") is False:
-        raise InputError(f"{place} has include_prompt = false; this encoder always pools the prompt, too.")
-    modes = values.get("pooling_mode")
-    if modes is None:  # older versions: one flag for each mode, such as pooling_mode_mean_tokens
-        flags = [key for key, on in values.items() if on is True and key.startswith("pooling_mode_")]
-        modes = [flag.removeprefix("pooling_mode_").removesuffix("_tokens") for flag in flags]
-    if isinstance(modes, list):
-        modes = "+".join(map(str, modes))
-    _check_choice(f"pooling_mode in {place}", modes, get_args(PoolingMode))
-    return Pooling(cast(PoolingMode, modes))

@@ -8,24 +8,16 @@ most of that. An index keeps the vectors as the model gives them and applies its
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from embed.data.vectors import Vectors, unit_length
 from embed.network.config import MapKind
-
-Vectors = NDArray[np.float32]
 
 # Whitening raises every variance by this share of their mean: the corpus's smallest variances are mostly noise, and
 # dividing by them would let the noise decide. Measured in docs/log.md, 2026-11-22: better than dropping components.
 SHRINKAGE = 0.3
 # Unit vectors that differ only by float32 rounding vary by about 1e-17 in a dimension.
 NO_VARIANCE = 1e-14
-
-
-def unit_length(vectors: Vectors) -> Vectors:
-    """Each row of `vectors` (n, d) brought to length one; a row of zeros stays zero."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
 
 
 @dataclass(frozen=True, eq=False)

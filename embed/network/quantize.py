@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from embed.network.corpus_map import Vectors
+from embed.data.vectors import Vectors
 from gpt_core.common.errors import InputError
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]

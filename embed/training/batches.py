@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embed.data.pairs import Example
-from embed.network.corpus_map import Vectors
+from embed.data.vectors import Vectors
 from gpt_core.common.errors import InputError
 from gpt_core.data.batches import Batches
 from gpt_core.data.permutation import endless_order

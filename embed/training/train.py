@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embed.encoding.encoder import Encoder
 from embed.formats.folder import load_network, model_folder, pad_token_id, save_embedder
+from embed.formats.settings import load_settings
 from embed.network.config import EmbedderConfig, Pooling
 from embed.network.network import Dense, Network
 from embed.training.batches import Collator, MixedBatches, Role, TaskData
@@ -28,11 +29,12 @@ from gpt_core.common.files import atomic_write
 from gpt_core.data.batches import Batches
 from gpt_core.formats.card import trained
 from gpt_core.hardware.device import Numerics
+from gpt_core.hub import run_folder
 from gpt_core.hub.locate import resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
-from gpt_core.training import checkpoint
-from gpt_core.training.loop import agree_on_numerics, train
+from gpt_core.training.loop import train
+from gpt_core.training.numerics import agree_on_numerics
 from gpt_core.training.out_of_memory import shortage_named
 from gpt_core.training.parallel.ranks import ALONE, Ranks, join
 from gpt_core.training.pretraining.pretrain import evaluator as lm_evaluator
@@ -69,7 +71,7 @@ def train_embedder(config: TrainEmbedderConfig) -> dict[str, float]:
 
 
 def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, float]:
-    resume = ranks.on_main(lambda: checkpoint.latest(config.out_dir))
+    resume = ranks.on_main(lambda: run_folder.latest(config.out_dir))
     torch.manual_seed(config.seed)
     network, settings, tokenizer, fresh = build(config)
     encoder = Encoder(network.gpt, tokenizer, settings)  # for its way to cut texts
@@ -133,7 +135,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     if ranks.main:
         describe(config, trainee, batches, numerics, resume)
     with ExitStack() as held:
-        ranks.on_main(lambda: held.enter_context(checkpoint.alone_in(Path(config.out_dir))))
+        ranks.on_main(lambda: held.enter_context(run_folder.alone_in(Path(config.out_dir))))
         if lm is not None:
             held.callback(lm[0].close)
         before = first_figures(config, trainee, evaluate, resume, ranks)
@@ -170,7 +172,7 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
     """
     folder = resolve(config.init_from)
     if (folder / "modules.json").is_file() or (folder / "embedder.json").is_file():
-        start, settings = load_network(folder), EmbedderConfig.load(folder)
+        start, settings = load_network(folder), load_settings(folder)
     else:
         start, settings = Network(GPT.from_pretrained(model_folder(folder)), Pooling()), EmbedderConfig()
     shape = start.gpt.config
@@ -317,10 +319,10 @@ def first_figures(
 
 def report(config: TrainEmbedderConfig, before: dict[str, float]) -> None:
     """Print what the best checkpoint's figures are, beside those before training."""
-    best = checkpoint.best_or_latest(config.out_dir)
+    best = run_folder.best_or_latest(config.out_dir)
     if best is None:
         return
-    after = checkpoint.load_state(best)["figures"]
+    after = run_folder.load_state(best)["figures"]
     for name in before:
         if name in after:
             print(f"{name}: {before[name]:.4f} before, {after[name]:.4f} after")

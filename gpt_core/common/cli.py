@@ -1,19 +1,17 @@
 """What every script does around its one function: parse, run, and turn failures into one line and an exit code."""
 
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import tyro
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.presets import read_config
+from gpt_core.common.terminal import printable
 
-CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 Function = Callable[..., Any]
 
 
@@ -54,22 +52,3 @@ def open_door(
         # Die by the signal, so that a shell loop or make that runs us stops, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-
-
-def printable(text: str) -> str:
-    """Text of others for a terminal: control characters, which could recolour, retitle or clear it, become U+FFFD."""
-    return CONTROL.sub("\ufffd", text)
-
-
-def write_text(text: str) -> None:
-    """Write text of others to stdout at once: as it is into a pipe or a file, `printable` on a terminal."""
-    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
-
-
-@contextmanager
-def until_nobody_reads() -> Iterator[None]:
-    """Write to stdout inside; end quietly where its reader has enough, as `| head` does."""
-    try:
-        yield
-    except BrokenPipeError:  # the null device takes what Python still flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

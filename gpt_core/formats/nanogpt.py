@@ -17,8 +17,7 @@ from torch import Tensor
 from gpt_core.common.errors import InputError
 from gpt_core.formats.pickles import are_tensors, read_plain_pickle, read_torch
 from gpt_core.model.config import GPTConfig
-from gpt_core.tokenizer.builtin import gpt2_tiktoken
-from gpt_core.tokenizer.characters import character_backend
+from gpt_core.tokenizer.builtin import character_backend, gpt2_tiktoken
 
 GPT2_VOCABULARIES = (50257, 50304)  # GPT-2's own, and nanoGPT's, which is padded to a multiple of 64
 

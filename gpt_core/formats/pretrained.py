@@ -17,10 +17,10 @@ from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
 from gpt_core.formats.pickles import read_bin
 from gpt_core.hub.locate import gguf_in, resolve
-from gpt_core.model.attention import Rope
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.model.masks import Alibi
+from gpt_core.model.rope import Rope
 
 
 def load(name_or_folder: str | Path) -> GPT:

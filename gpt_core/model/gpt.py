@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gpt_core.model.attention import Attention, Rope, make_norm
+from gpt_core.model.attention import Attention
 from gpt_core.model.cache import CacheRows
 from gpt_core.model.config import GPTConfig
-from gpt_core.model.layers import Dropout
+from gpt_core.model.layers import MLP, Dropout, make_norm
 from gpt_core.model.masks import Alibi, segment_mask, segment_positions, window_mask
+from gpt_core.model.rope import Rope
 
 if TYPE_CHECKING:
     from gpt_core.formats.card import Card
@@ -43,29 +44,6 @@ class GPTOutput(NamedTuple):
     logits: Tensor | None = None
     loss_sum: Tensor | None = None
     n_targets: Tensor | None = None
-
-
-class MLP(nn.Module):
-    """GPT-2's two layers with GELU (tanh form, or exact), or SwiGLU: down(silu(gate(x)) · up(x))."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
-        self.gelu_form: Literal["none", "tanh"] = "none" if config.mlp == "gelu_erf" else "tanh"
-        self.gate: nn.Linear | None = None
-        if config.mlp == "swiglu":
-            self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
-        self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
-        self.gate_up: nn.Module | None = None  # both in one, in `gpt_core.generation.fast_model`
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) → (B, T, C)."""
-        if self.gate_up is not None:
-            gate, up = self.gate_up(x).chunk(2, dim=-1)
-            return self.down(F.silu(gate) * up)
-        if self.gate is None:
-            return self.down(F.gelu(self.up(x), approximate=self.gelu_form))
-        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):

@@ -1,9 +1,16 @@
-"""Dropout (Srivastava et al. 2014), quick on a CPU, too."""
+"""What blocks are made of beside attention: norms, the MLP, dropout.
+
+References: dropout (Srivastava et al. 2014), RMSNorm (Zhang & Sennrich 2019), SwiGLU (Shazeer 2020).
+"""
+
+from typing import Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+
+from gpt_core.model.config import GPTConfig
 
 
 class Dropout(nn.Module):
@@ -31,3 +38,36 @@ def dropout(x: Tensor, p: float) -> Tensor:
     cut = round(256 * p)
     keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
     return x * keep * (256 / (256 - cut))
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, in the precision of its weights: autocast hands it queries and keys in 16 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
+        return super().forward(x.type_as(self.weight))
+
+
+def make_norm(config: GPTConfig, width: int) -> nn.Module:
+    """RMSNorm or LayerNorm over the last `width` numbers."""
+    kind = RMSNorm if config.norm == "rmsnorm" else nn.LayerNorm
+    return kind(width, eps=config.norm_eps)
+
+
+class MLP(nn.Module):
+    """GPT-2's two layers with GELU (tanh form, or exact), or SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.gelu_form: Literal["none", "tanh"] = "none" if config.mlp == "gelu_erf" else "tanh"
+        self.gate: nn.Linear | None = None
+        if config.mlp == "swiglu":
+            self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)."""
+        if self.gate is None:
+            return self.down(F.gelu(self.up(x), approximate=self.gelu_form))
+        return self.down(F.silu(self.gate(x)) * self.up(x))

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import tiktoken
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 ASSETS = Path(__file__).parent / "assets" / "gpt2"
@@ -38,4 +38,20 @@ def gpt2_rust() -> RustTokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(GPT2_EOS, special=True, normalized=False)])
+    return backend
+
+
+NO_TOKEN = "\x00unknown"  # in no vocabulary, so that an unknown character is an error and not a silent token
+
+
+def character_backend(vocab: dict[str, int], unknown: str = NO_TOKEN) -> RustTokenizer:
+    """A tokenizer that makes a token of each character.
+
+    Args:
+        vocab: ids of the characters.
+        unknown: the token of a character that `vocab` lacks; by default such a character is an error.
+    """
+    backend = RustTokenizer(models.WordLevel(vocab, unk_token=unknown))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
     return backend

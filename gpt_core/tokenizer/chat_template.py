@@ -100,11 +100,3 @@ def render(template: str, messages: list[dict[str, str]], special_tokens: dict[s
             f"The model's chat template does not take these messages: {reply['refused'].rstrip('.')}."
         )
     return reply["text"]
-
-
-def default_template(templates: Any) -> str | None:
-    """The template in `tokenizer_config.json`'s `chat_template`: the only one, or of several the one named default."""
-    if isinstance(templates, list):
-        named = {t.get("name"): t.get("template") for t in templates if isinstance(t, dict)}
-        templates = named.get("default")
-    return templates if isinstance(templates, str) else None

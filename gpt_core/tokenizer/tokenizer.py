@@ -16,10 +16,8 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
-from gpt_core.formats.huggingface.tokenizer import read_tokenizer
 from gpt_core.hub.locate import resolve
-from gpt_core.tokenizer.builtin import BYTE_OF, gpt2_rust, gpt2_tiktoken
-from gpt_core.tokenizer.characters import character_backend
+from gpt_core.tokenizer.builtin import BYTE_OF, character_backend, gpt2_rust, gpt2_tiktoken
 from gpt_core.tokenizer.chat_template import render
 
 # a text on which tokenizers with the same vocabulary but other rules for cutting it come apart
@@ -72,6 +70,10 @@ class Tokenizer:
         if str(name_or_folder) == "gpt2":
             gpt2 = gpt2_tiktoken()
             return cls(gpt2, bos_id=gpt2.eot_token, eos_id=gpt2.eot_token)
+        from gpt_core.formats.huggingface.tokenizer import (
+            read_tokenizer,  # knows the files; this module does not
+        )
+
         backend, ids, template = read_tokenizer(resolve(name_or_folder))
         return cls(backend, bos_id=ids["bos"], eos_id=ids["eos"], pad_id=ids["pad"], chat_template=template)
 

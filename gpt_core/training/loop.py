@@ -11,15 +11,17 @@ from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.signals import StopSignal, act
-from gpt_core.hardware.device import Numerics, choose_numerics, use_tf32
+from gpt_core.hardware.device import Numerics
+from gpt_core.hub import run_folder
 from gpt_core.training import checkpoint
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.monitoring.diagnostics import update_to_weight
 from gpt_core.training.monitoring.flops import peak_flops
 from gpt_core.training.monitoring.run_log import Watch
 from gpt_core.training.optim import learning_rate_factor
-from gpt_core.training.parallel.parallel import Parallel, make_parallel, try_compiled
+from gpt_core.training.parallel.parallel import Parallel
 from gpt_core.training.parallel.ranks import ALONE, Ranks
+from gpt_core.training.parallel.torch_parallel import TorchParallel, try_compiled
 
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Tensor | int]]
 
@@ -87,7 +89,7 @@ def train(
         state = checkpoint.restore(resume, parallel, batches)
         first, figures, best = state["step"], state["figures"], state["best"]
     out_dir = Path(config.out_dir)
-    ranks.on_main(lambda: checkpoint.prepare(out_dir, first))
+    ranks.on_main(lambda: run_folder.prepare(out_dir, first))
     model.train()
     if numerics.compile:
         try_compiled(model, lambda: rehearse(parallel, batches, loss_function), ranks)
@@ -175,7 +177,7 @@ def train(
                 out_dir, step, save_model=save_model, parallel=parallel, batches=batches, figures=figures, best=best,
                 numerics=numerics, ranks=ranks,
             )  # fmt: skip
-            ranks.on_main(lambda: checkpoint.prune(out_dir, config.keep_checkpoints))
+            ranks.on_main(lambda: run_folder.prune(out_dir, config.keep_checkpoints))
             watch.skip_time()
         act(stopping)
     return figures
@@ -202,25 +204,14 @@ def not_finite(batches: TrainBatches, bad: int, step: int, loss: float, out_dir:
     )
 
 
-def agree_on_numerics(
-    config: TrainConfig, ranks: Ranks, width: int, n_tokens: int, resume: Path | None
-) -> Numerics:
-    """Number format, threads and compilation as rank 0 finds them best; the threads are set for this process.
-
-    Args:
-        config: what it leaves open is decided, first as in `resume`, a checkpoint, if that is given.
-        ranks: all of them take the same.
-        width: of the model, n_embd.
-        n_tokens: tokens in one forward.
-        resume: the checkpoint that the run goes on from.
+def make_parallel(model: nn.Module, config: TrainConfig, ranks: Ranks, numerics: Numerics) -> Parallel:
+    """The way of sharing that `config` names.
 
     Raises:
-        InputError: for float16 without a GPU.
+        InputError: for one that this way of starting, or this number format, does not allow.
     """
-    use_tf32(config.tf32)
-    recorded = None if resume is None else checkpoint.load_state(resume)["numerics"]
-    numerics = ranks.on_main(
-        lambda: choose_numerics(config, ranks.device, ranks.local_world_size, width, n_tokens, recorded)
-    )
-    torch.set_num_threads(numerics.threads)
-    return numerics
+    if config.parallel == "deepspeed":
+        from gpt_core.training.parallel.zero3 import ZeRO3
+
+        return ZeRO3(model, config, ranks, numerics)
+    return TorchParallel(model, config, ranks, numerics)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from embed.network.corpus_map import Vectors
+from embed.data.vectors import Vectors
 from gpt_core.common.files import atomic_write, sha256_file
+from index.dense.moments import Moments
 from index.store.store import Numbers
 
 # isort: split
@@ -24,7 +23,6 @@ from index.store.store import Numbers
 import faiss
 
 FILE, MANIFEST = "snapshot.faiss", "snapshot.json"
-USUAL_BLAS_THRESHOLD = faiss.cvar.distance_compute_blas_threshold
 
 
 @dataclass(frozen=True)
@@ -40,31 +38,6 @@ class State:
     identity: str
     map_hash: str
     sequence: int
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of n vectors: how many, their sum (d,), and the sum of their outer products (d, d), in float64."""
-
-    n: int
-    total: NDArray[np.float64]
-    outer: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, vectors: Vectors) -> "Moments":
-        """The moments of `vectors` (n, d)."""
-        dimension = vectors.shape[1]
-        outer = np.zeros((dimension, dimension))
-        for start in range(0, len(vectors), 16384):  # a float64 copy of a block, never of the corpus
-            block = vectors[start : start + 16384].astype(np.float64)
-            outer += block.T @ block
-        return cls(len(vectors), vectors.sum(axis=0, dtype=np.float64), outer)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
-
-    def __sub__(self, other: "Moments") -> "Moments":
-        return Moments(self.n - other.n, self.total - other.total, self.outer - other.outer)
 
 
 class Snapshot:
@@ -146,21 +119,3 @@ def _read_manifest(folder: Path) -> tuple[State, str] | None:
         return state, manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def nearest(queries: Vectors, vectors: Vectors, k: int) -> tuple[Vectors, Numbers]:
-    """Exact inner-product search.
-
-    Args:
-        queries: (Q, d).
-        vectors: (n, d), contiguous.
-        k: at most n.
-
-    Returns:
-        Scores (Q, k), highest first, and the rows of `vectors` that have them (Q, k).
-    """
-    # FAISS keeps this per thread, and a thread that it has not seen takes all processors.
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    # BLAS is many times faster for a batch, and slower for a single query; FAISS would use it for hundreds only.
-    faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= 8 else USUAL_BLAS_THRESHOLD
-    return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)

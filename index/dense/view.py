@@ -6,9 +6,12 @@ from functools import cached_property
 
 import numpy as np
 
-from embed.network.corpus_map import CorpusMap, Vectors
-from index.dense.snapshot import Moments, Snapshot, State, nearest
-from index.search.fusion import Scores, Spread
+from embed.data.vectors import Vectors
+from embed.network.corpus_map import CorpusMap
+from index.dense.exact import nearest
+from index.dense.moments import Moments
+from index.dense.scores import Scores, Spread
+from index.dense.snapshot import Snapshot, State
 from index.store.store import Numbers, Store
 
 # How many rows may be newer than the snapshot, or deleted since, before a new one is made: so many, or this share.

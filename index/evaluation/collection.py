@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from embed.data.beir import Qrels, check_qrels, find_part, join_title, read_qrels, read_queries
 from embed.data.pairs import read_examples
 from gpt_core.common.errors import InputError
-from index.reading.read import Document, iter_documents
+from index.reading.document import Document
+from index.reading.read import iter_documents
 
 Run = dict[str, dict[str, float]]  # query id → document id → score
 

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from embed.data.vectors import Vectors
 from embed.network.config import Fusion
-from embed.network.corpus_map import CorpusMap, Vectors
+from embed.network.corpus_map import CorpusMap
 from index.dense.snapshot import Snapshot, State
 from index.dense.view import View
 from index.evaluation.collection import Collection, Run
 from index.index import Index
-from index.search.rank import Matches, Ranked, rank_dense, rank_hybrid
+from index.search.hits import Ranked
+from index.search.matches import Matches
+from index.search.rank import rank_dense, rank_hybrid
 from index.store.store import Store
 
 QUERIES = 256  # at a time: their candidates' scores fit in a cache

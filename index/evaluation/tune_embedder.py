@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from embed.data.vectors import Vectors, unit_length
 from embed.encoding.encoder import Encoder
 from embed.network.config import EmbedderConfig, Fusion, MapKind, Pooling
-from embed.network.corpus_map import CorpusMap, Vectors, unit_length
+from embed.network.corpus_map import CorpusMap
 from embed.network.pooling import pool
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
 from gpt_core.hub.locate import DEFAULT_MODEL
+from index.dense.scores import Scores, Spread
 from index.evaluation.collection import Collection
 from index.evaluation.metrics import score
 from index.index import Index
-from index.search.fusion import Scores, Spread, fuse
+from index.search.fusion import fuse
 
 FUSIONS = [
     Fusion("rrf"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpt_core.common.errors import InputError
 from gpt_core.tokenizer.tokenizer import Tokenizer
-from index.reading.read import Document
+from index.reading.document import Document
 
 # Best first; a match ends where the passage may end.
 ENDS = [
@@ -125,3 +125,8 @@ def _step(window: str, starts: list[int], end: int, fresh: int, overlap: int) ->
         if match and match.end() < end:
             return max(match.end(), 1)
     return max(earliest, 1) if earliest < end else fresh
+
+
+def full_text(title: str, text: str) -> str:
+    """A passage as it is embedded and searched for words: with its document's title before it."""
+    return f"{title}\n{text}" if title and text else title + text

@@ -7,8 +7,6 @@ diacritics and applies Porter's stemmer (`TOKENIZER`).
 
 from embed.text.terms import bigrams, terms
 
-TOKENIZER = "porter unicode61 remove_diacritics 2"
-
 # FTS5 takes time that grows with the terms of a query; a pasted book needs no more of them to be found.
 MAX_TERMS = 1024
 

@@ -1,25 +1,10 @@
 """Hybrid search's arithmetic: one score out of a dense and a lexical one."""
 
-from typing import Any, NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.network.config import Fusion
-
-Scores = NDArray[np.floating[Any]]
-
-
-class Spread(NamedTuple):
-    """Mean and standard deviation of one query's scores over the whole corpus."""
-
-    mean: float
-    deviation: float
-
-    @classmethod
-    def of(cls, scores: Scores) -> "Spread":
-        """The spread of these scores (n,); zeros if there are none, as when nothing passes a filter."""
-        return cls(float(scores.mean()), float(scores.std())) if len(scores) else cls(0, 0)
+from index.dense.scores import Scores, Spread
 
 
 def fuse(

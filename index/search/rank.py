@@ -1,92 +1,15 @@
 """Ranking the passages of one state of an index for a query: dense, lexical, or both."""
 
-import json
-import sqlite3
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-
 import numpy as np
 
+from embed.data.vectors import Vectors
 from embed.network.config import Fusion
-from embed.network.corpus_map import Vectors
+from index.dense.scores import Scores, Spread
 from index.dense.view import View
-from index.reading.passages import passage_id
-from index.search.expression import match_expression
-from index.search.fusion import Scores, Spread, fuse
-from index.store.store import Numbers, Store
-
-
-class Ranked(NamedTuple):
-    """A passage's place in a result: its number and scores; None for a leg that was not asked."""
-
-    number: int
-    score: float
-    dense: float | None
-    lexical: float | None
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A passage that a search found.
-
-    Attributes:
-        passage_id, doc_id, title, text: which passage, of which document.
-        start, end: offsets in Unicode code points into the document's text.
-        score: what the result is ordered by; comparable within one result only.
-        dense: cosine of query and passage; None if the dense leg was not asked.
-        lexical: BM25, 0 where no term of the query occurs; None if the lexical leg was not asked.
-        metadata: the document's.
-    """
-
-    passage_id: str
-    doc_id: str
-    title: str
-    text: str
-    start: int
-    end: int
-    score: float
-    dense: float | None
-    lexical: float | None
-    metadata: dict[str, Any]
-
-    @classmethod
-    def of(cls, ranked: Ranked, row: dict[str, Any]) -> "Hit":
-        """The hit for a passage's place in a result and its row in the store."""
-        name = passage_id(row["doc_id"], row["start"], row["end"])
-        row = {**row, "metadata": json.loads(row["metadata"])}
-        return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)
-
-
-class Matches(NamedTuple):
-    """All passages in which a term of the query occurs: numbers (n,), rising, and BM25 (n,)."""
-
-    numbers: Numbers
-    scores: Scores
-
-    @classmethod
-    def find(cls, store: Store, tx: sqlite3.Connection, text: str, allowed: Numbers | None) -> "Matches":
-        """The matches of a query's `text` among the passages `allowed`; None: all."""
-        expression = match_expression(text)
-        if expression is None:  # nothing but stop words and punctuation
-            return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        numbers, scores = store.lexical_scores(tx, expression)
-        keep = slice(None) if allowed is None else np.isin(numbers, allowed)
-        return cls(numbers[keep], scores[keep])
-
-    def of(self, numbers: Numbers) -> Scores:
-        """The BM25 (m,) of the passages `numbers` (m,); 0 for one that does not match."""
-        if not len(self.numbers):
-            return np.zeros(len(numbers), dtype=np.float32)
-        places = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        return np.where(self.numbers[places] == numbers, self.scores[places], 0)
-
-    def spread(self, n_passages: int) -> Spread:
-        """Mean and deviation over all `n_passages`, of which those that do not match score 0."""
-        if not n_passages:
-            return Spread(0, 0)
-        scores = self.scores.astype(np.float64)
-        mean = scores.sum() / n_passages
-        return Spread(mean, float(np.sqrt(max(scores @ scores / n_passages - mean**2, 0))))
+from index.search.fusion import fuse
+from index.search.hits import Ranked
+from index.search.matches import Matches
+from index.store.store import Numbers
 
 
 def rank_lexical(matches: Matches, k: int) -> list[Ranked]:

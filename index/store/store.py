@@ -19,40 +19,18 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from embed.network.corpus_map import CorpusMap, Vectors
+from embed.data.vectors import Vectors
+from embed.network.corpus_map import CorpusMap
 from embed.text.terms import index_text
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder
-from index.reading.passages import Passage
-from index.reading.read import Document
-from index.search.expression import TOKENIZER
+from index.reading.document import Document
+from index.reading.passages import Passage, full_text
+from index.store.schema import FORMAT, NOT_OURS, SCHEMA
 from index.store.settings import Settings
 
-FORMAT = 1  # of the schema and of what `index_text` makes of a text
 FILE = "index.sqlite"
 Numbers = NDArray[np.int64]
-
-# What the machine does to us, such as a full disk; other errors of SQLite are bugs of ours.
-NOT_OURS = {
-    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL),
-    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
-}
-
-SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT;
-CREATE TABLE documents (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL,
-    metadata TEXT NOT NULL, hash TEXT NOT NULL, source TEXT NOT NULL
-) STRICT;
-CREATE TABLE passages (
-    number INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents (number),
-    start INTEGER NOT NULL, stop INTEGER NOT NULL, text TEXT NOT NULL
-) STRICT;
-CREATE INDEX passages_of_document ON passages (document);
-CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT;
-CREATE TABLE tombstones (sequence INTEGER PRIMARY KEY, passage INTEGER NOT NULL) STRICT;
-CREATE VIRTUAL TABLE lexical USING fts5 (terms, tokenize = '{TOKENIZER}');
-"""
 
 
 class Store:
@@ -295,11 +273,6 @@ def _blame(path: Path) -> Iterator[None]:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_OURS:
             raise OSError(f"{path}: {error}") from error
         raise
-
-
-def full_text(title: str, text: str) -> str:
-    """A passage as it is embedded and searched for words: with its document's title before it."""
-    return f"{title}\n{text}" if title and text else title + text
 
 
 def _get(tx: sqlite3.Connection, key: str) -> Any:

@@ -7,12 +7,13 @@ from itertools import islice
 import numpy as np
 from numpy.typing import ArrayLike
 
+from embed.data.vectors import Vectors, unit_length
 from embed.encoding.encoder import Encoder
-from embed.network.corpus_map import CorpusMap, Vectors, unit_length
+from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
-from index.reading.passages import LEAST_TOKENS, Passage, split
-from index.reading.read import Document
-from index.store.store import Store, full_text
+from index.reading.document import Document
+from index.reading.passages import LEAST_TOKENS, Passage, full_text, split
+from index.store.store import Store
 
 # So many passages are encoded and committed together: what a kill can cost, against what a batch saves.
 PASSAGES_PER_COMMIT = 64

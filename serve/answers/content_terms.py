@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from embed.text.terms import CJK
-from index.search.expression import TOKENIZER
+from index.store.schema import TOKENIZER
 
 _TERM = re.compile(
     rf"(?P<run>[{CJK}]+)|(?P<number>\d+(?:[.,]\d+)*)(?:st|nd|rd|th|s)?|(?P<word>[^\W\d_{CJK}][^\W_{CJK}]*)"

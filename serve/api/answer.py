@@ -11,11 +11,12 @@ from pydantic import TypeAdapter
 from gpt_core.generation.sampling import SamplingParams
 from index import Hit
 from serve.answers import answer as answering
-from serve.answers.answer import Answer, Prompt
+from serve.answers.answer import Answer
+from serve.answers.prompt import Prompt
 from serve.api.schemas import AnswerRequest, SearchRequest
-from serve.http.http import EventStream, event, until_disconnect
+from serve.http.streams import EventStream, event, until_disconnect
 from serve.work.service import Service, ServiceDep
-from serve.work.worker import TokenStream
+from serve.work.token_stream import TokenStream
 
 router = APIRouter(prefix="/v1", tags=["search and answers"])
 

@@ -14,9 +14,9 @@ from gpt_core.generation.sampling import SamplingParams
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from serve.api.logprobs import LogprobsOf
 from serve.api.schemas import ChatRequest, CompletionRequest
-from serve.http.http import EventStream, event, until_disconnect
+from serve.http.streams import EventStream, event, until_disconnect
 from serve.work.service import Service, ServiceDep
-from serve.work.worker import TokenStream, merged
+from serve.work.token_stream import TokenStream, merged
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"])
 

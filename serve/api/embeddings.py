@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from embed import Encoder
 from gpt_core.common.errors import InputError
 from serve.api.schemas import EmbeddingsRequest
-from serve.http.http import until_disconnect
+from serve.http.streams import until_disconnect
 from serve.work.service import Service, ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"])

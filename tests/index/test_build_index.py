@@ -17,7 +17,7 @@ from gpt_core.common.cli import open_door
 from gpt_core.common.errors import InputError
 from index.build_index import build_index
 from index.index import Index
-from index.reading.read import Document
+from index.reading.document import Document
 from index.search_index import search_index
 from index.store.store import Store
 

@@ -7,13 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers import Tokenizer as RustTokenizer
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.formats.gguf.container import GGUF
 from gpt_core.formats.gguf.rope import read_scaling
+from gpt_core.formats.gguf.tokenizer import read_special_ids
 from gpt_core.model.config import GPTConfig
 
 BLOCK = {
@@ -31,28 +30,6 @@ BLOCK = {
 }
 ROPE_FREQS = "rope_freqs.weight"  # how many times as slow each rotary pair is
 TOP = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "norm", "output": "head"}
-
-# How text is cut before byte-pair merging, by the name that llama.cpp gives the scheme (`tokenizer.ggml.pre`)
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-SPLITS = {
-    "qwen2": CONTRACTIONS
-    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "llama-bpe": CONTRACTIONS
-    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
-SCHEMES = ("gpt-2", "smollm", *SPLITS)
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
-
-
-def pre_tokenizer(scheme: str) -> pre_tokenizers.PreTokenizer:
-    """How text is cut before byte-pair merging under one of SCHEMES."""
-    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=scheme not in SPLITS)
-    if scheme in SPLITS:
-        split = pre_tokenizers.Split(Regex(SPLITS[scheme]), behavior="isolated")
-        return pre_tokenizers.Sequence([split, by_bytes])
-    if scheme == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
-    return by_bytes
 
 
 def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
@@ -102,7 +79,7 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
         return number(key, default, whole=True)
 
     n_embd, n_head = size("embedding_length"), size("attention.head_count")
-    ids: dict[str, Any] = _special_ids(file)
+    ids: dict[str, Any] = read_special_ids(file)
     turn = ids.pop("eot")
     if turn is not None and turn != ids["eos"]:
         ids["eos"] = (ids["eos"], turn)
@@ -132,21 +109,6 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
     )
 
 
-def _special_ids(file: GGUF) -> dict[str, int | None]:
-    """The ids of bos, eos, pad and eot, None where the file names none.
-
-    eot, the end of a turn, ends a text, too, and stands in for eos where there is none.
-    """
-    n_tokens, ids = len(file.texts("tokenizer.ggml.tokens")), {}
-    for name, key in {"bos": "bos", "eos": "eos", "pad": "padding", "eot": "eot"}.items():
-        ids[name] = file.get(f"tokenizer.ggml.{key}_token_id")
-        if ids[name] is not None and ids[name] not in range(n_tokens):
-            raise InputError(
-                f"{file.path} has tokenizer.ggml.{key}_token_id = {ids[name]!r}; expected one of its {n_tokens} tokens."
-            )
-    return ids | {"eos": ids["eot"] if ids["eos"] is None else ids["eos"]}
-
-
 def _unpermute(weight: Tensor, n_head: int) -> Tensor:
     """llama.cpp turns neighbouring pairs (x_2i, x_2i+1) where we turn (x_i, x_i+half): reorder the rows back."""
     out, *rest = weight.shape
@@ -155,70 +117,3 @@ def _unpermute(weight: Tensor, n_head: int) -> Tensor:
     return (
         weight.view(n_head, out // n_head // 2, 2, *rest).transpose(1, 2).reshape(weight.shape).contiguous()
     )
-
-
-def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None], str | None]:
-    """The tokenizer inside a GGUF file.
-
-    Returns:
-        A `tokenizers` tokenizer, the ids of bos, eos and pad, and the chat template.
-
-    Raises:
-        InputError: for a vocabulary that is not byte-level BPE, or an unknown way of cutting text before the merges.
-    """
-    file = GGUF(path)
-    kind, pre = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
-        raise InputError(f"{path} has a tokenizer of kind {kind!r}; expected gpt2, which is byte-level BPE.")
-    tokens = file.texts("tokenizer.ggml.tokens")
-    parted = [m.partition(" ") for m in file.texts("tokenizer.ggml.merges")]
-    merges = [(left, right) for left, _, right in parted]
-    types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
-    if pre not in ("default", *SCHEMES):
-        raise InputError(f"{path} cuts text by {pre!r}; expected default, {' or '.join(SCHEMES)}.")
-    # an unused token stands for a row of the model's matrix that no text comes to
-    n_types = len(types) if isinstance(types, list) else "no list of"
-    if n_types != len(tokens):
-        raise InputError(
-            f"{path} has {len(tokens)} tokens but {n_types} token types; convert the model again."
-        )
-    vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
-    odd = next((pair for pair in merges if not pair[1] or "".join(pair) not in vocab), None)
-    if odd is not None:  # over which `tokenizers` can panic, which is no Exception
-        raise InputError(
-            f"{path} has a vocabulary and merges that do not fit together: {' '.join(odd)!r} makes no token."
-        )
-    try:
-        tokenizer = RustTokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
-    except Exception as error:  # tokenizers has no narrower one
-        raise InputError(f"{path} has a vocabulary and merges that do not fit together: {error}.") from error
-    tokenizer.pre_tokenizer = pre_tokenizer("gpt-2" if pre == "default" else pre)
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.decoder = decoders.ByteLevel()
-    for special in (True, False):
-        wanted = CONTROL if special else USER_DEFINED
-        added = [
-            AddedToken(t, special=special, normalized=False)
-            for t, k in zip(tokens, types, strict=True)
-            if k == wanted
-        ]
-        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
-    ids = _special_ids(file)
-    del ids["eot"]
-    _add_ends(tokenizer, tokens, ids, file)
-    return tokenizer, ids, file.get("tokenizer.chat_template")
-
-
-def _add_ends(tokenizer: RustTokenizer, tokens: list[str], ids: dict[str, int | None], file: GGUF) -> None:
-    """Where the file says so, `add_special_tokens` puts bos before a text and eos behind it."""
-    ends: dict[str, int] = {
-        name: i
-        for name in ("bos", "eos")
-        if file.get(f"tokenizer.ggml.add_{name}_token", False) and (i := ids[name]) is not None
-    }
-    if ends:
-        before, behind = ([tokens[ends[name]]] if name in ends else [] for name in ("bos", "eos"))
-        single = [*before, "$A", *behind]
-        special = [(tokens[i], i) for i in ends.values()]
-        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)

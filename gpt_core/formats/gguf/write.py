@@ -4,7 +4,6 @@ Names, layouts and number formats follow llama.cpp's conversion scripts and
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; gguf_file.py reads the same files back.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +12,14 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Format
-from gguf import LlamaFileType, TokenType
+from gguf import LlamaFileType
 from numpy.typing import NDArray
-from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, pre_tokenizers
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
-from gpt_core.formats.gguf.read import BLOCK, SCHEMES, TOP, pre_tokenizer
+from gpt_core.formats.gguf.read import BLOCK, TOP
 from gpt_core.formats.gguf.rope import add_scaling, scaling_refusal
+from gpt_core.formats.gguf.tokenizer import add_tokenizer
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -179,114 +177,3 @@ def _converted(name: str, value: Tensor, form: Format) -> NDArray[Any]:
             f"{name} holds {largest:.3g}, beyond what {form.name} can hold; export with --to hf --dtype float32."
         )
     return gguf.quants.quantize(values, form)
-
-
-def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConfig) -> None:
-    """Add a byte-level BPE, its special tokens and its chat template.
-
-    Rows of the model's matrix without a token get names such as [PAD50257], as llama.cpp's converter gives them.
-
-    Raises:
-        InputError: for another kind of tokenizer, a way to cut text that llama.cpp has no name for, or no token that
-            ends a text.
-    """
-    backend = tokenizer.rust
-    content = json.loads(backend.to_str())
-    scheme = scheme_of(content)
-    texts = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
-    added = backend.get_added_tokens_decoder()
-    tokens, types = [], []
-    for i in range(config.vocab_size):
-        if i in texts:
-            kind = TokenType.NORMAL
-            if i in added:
-                kind = TokenType.CONTROL if added[i].special else TokenType.USER_DEFINED
-        else:
-            kind = TokenType.UNUSED
-        tokens.append(texts.get(i, f"[PAD{i}]"))
-        types.append(kind)
-    if len(set(tokens)) < len(tokens):
-        raise InputError(
-            "The tokenizer has a token of the form [PAD…] that stands for text; export with --to hf."
-        )
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")  # byte-level BPE, whoever trained it
-    writer.add_tokenizer_pre(scheme)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    _add_special_ids(writer, tokenizer, config)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
-
-
-def _add_special_ids(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConfig) -> None:
-    eos_ids = [i for i in (tokenizer.eos_id, *config.eos_ids) if i is not None]
-    if not eos_ids:
-        raise InputError(
-            "The tokenizer names no token that ends a text, and llama.cpp would take token 11 for it; name one as "
-            "eos_token in its tokenizer_config.json."
-        )
-    bos_id, pad_id = (
-        next((i for i in ids if i is not None), None)
-        for ids in ((tokenizer.bos_id, config.bos_id), (tokenizer.pad_id, config.pad_id))
-    )
-    eos_id = eos_ids[0]
-    writer.add_eos_token_id(eos_id)
-    writer.add_bos_token_id(eos_id if bos_id is None else bos_id)  # without one llama.cpp takes 11, again
-    if pad_id is not None:
-        writer.add_pad_token_id(pad_id)
-    for turn in eos_ids[1:]:
-        if turn != eos_id:
-            writer.add_eot_token_id(turn)
-            break
-    plain, whole = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
-    for before in (False, True):
-        for behind in (False, True):
-            if whole == [bos_id] * before + plain + [eos_id] * behind:
-                writer.add_add_bos_token(before)
-                writer.add_add_eos_token(behind)
-                return
-    raise InputError(
-        "The tokenizer puts other tokens around a text than its begin and end token; export with --to hf."
-    )
-
-
-def scheme_of(content: dict[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer cuts text, from the content of its tokenizer.json.
-
-    Raises:
-        InputError: for what is no byte-level BPE, or one that cuts text in a way without a name.
-    """
-    bpe = content["model"]
-    if bpe["type"] != "BPE":
-        raise InputError(f"A vocabulary of kind {bpe['type']} has no place in GGUF; export with --to hf.")
-    ours = _comparable(content["pre_tokenizer"])
-    scheme = next((s for s in SCHEMES if _comparable(_as_json(pre_tokenizer(s))) == ours), None)
-    plain = not any(
-        bpe.get(key)
-        for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout", "byte_fallback")
-    )
-    # bytes without a token are dropped by both libraries, unless one is told of a token for them
-    whole = bpe.get("unk_token") is None or set(pre_tokenizers.ByteLevel.alphabet()) <= set(bpe["vocab"])
-    normal = content["normalizer"] is None or (scheme == "qwen2" and content["normalizer"] == {"type": "NFC"})
-    same_merging = bool(bpe.get("ignore_merges")) == (scheme == "llama-bpe")
-    if scheme is None or not (plain and whole and normal and same_merging):
-        raise InputError(
-            f"The tokenizer cuts or merges text in a way that llama.cpp has no name for (it has {', '.join(SCHEMES)}); "
-            "export with --to hf."
-        )
-    return scheme
-
-
-def _as_json(way: pre_tokenizers.PreTokenizer) -> Any:
-    backend = RustTokenizer(models.BPE())
-    backend.pre_tokenizer = way
-    return json.loads(backend.to_str())["pre_tokenizer"]
-
-
-def _comparable(value: Any) -> Any:
-    """Without `trim_offsets`, which moves no token."""
-    if isinstance(value, dict):
-        return {key: _comparable(v) for key, v in value.items() if key != "trim_offsets"}
-    return [_comparable(v) for v in value] if isinstance(value, list) else value

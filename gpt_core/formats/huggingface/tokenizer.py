@@ -9,11 +9,10 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from gpt_core.common.errors import InputError
-from gpt_core.formats.gguf.read import read_gguf_tokenizer
+from gpt_core.formats.gguf.tokenizer import read_gguf_tokenizer
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint_tokenizer
 from gpt_core.hub.locate import gguf_in
 from gpt_core.tokenizer.builtin import GPT2_EOS
-from gpt_core.tokenizer.chat_template import default_template
 
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -177,3 +176,11 @@ def _text(token: Any) -> str | None:
     """A token as the files write it, alone or as an object with its flags."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
+
+
+def default_template(templates: Any) -> str | None:
+    """The template in `tokenizer_config.json`'s `chat_template`: the only one, or of several the one named default."""
+    if isinstance(templates, list):
+        named = {t.get("name"): t.get("template") for t in templates if isinstance(t, dict)}
+        templates = named.get("default")
+    return templates if isinstance(templates, str) else None

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from gpt_core.common.cli import printable
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.files import atomic_write
+from gpt_core.common.terminal import printable
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.monitoring.loss_plot import plot_losses
 from gpt_core.training.parallel.ranks import Ranks

@@ -4,24 +4,16 @@ Both sides of `Parallel` follow the same gradient: the sum of the losses of all 
 number of their targets.
 """
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt_core.common.errors import InputError
-from gpt_core.hardware.device import Numerics
-from gpt_core.training.config import TrainConfig
-from gpt_core.training.optim import build_optimizers, set_learning_rates
-from gpt_core.training.parallel.ranks import Ranks
 
 LOSS_SCALE = "GradScaler:loss"  # among optimizers' state of parameters: what float16 scales the loss with
 
@@ -72,147 +64,6 @@ class Parallel(Protocol):
         ...
 
 
-def make_parallel(model: nn.Module, config: TrainConfig, ranks: Ranks, numerics: Numerics) -> Parallel:
-    """The way of sharing that `config` names.
-
-    Raises:
-        InputError: for one that this way of starting, or this number format, does not allow.
-    """
-    if config.parallel == "deepspeed":
-        from gpt_core.training.parallel.zero3 import ZeRO3
-
-        return ZeRO3(model, config, ranks, numerics)
-    return TorchParallel(model, config, ranks, numerics)
-
-
-class TorchParallel:
-    """One process alone, DistributedDataParallel, or FSDP2 (`fully_shard`), by configuration.
-
-    FSDP2 keeps float32 weights and sends float32 (autocast casts as it does everywhere else), so the three follow the
-    same numbers.
-
-    Args:
-        model: whole, the same on every rank; on `ranks.device`, or for FSDP2 on the CPU. Its blocks are `model.blocks`.
-        config: which of them, and the optimizers.
-        ranks: the processes.
-        numerics: the number format.
-    """
-
-    def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks, numerics: Numerics) -> None:
-        self.model = self.network = model
-        self.ranks, self.numerics, self.grad_clip = ranks, numerics, config.grad_clip
-        if numerics.compile:
-            # Block by block: one compiled graph serves all layers, and gradients still travel while the backward of
-            # earlier layers is running.
-            for block in model.blocks:  # type: ignore[union-attr]
-                block.compile()
-        if config.parallel == "fsdp2":
-            if not torch.distributed.is_initialized():
-                raise InputError(
-                    "parallel is fsdp2, which needs ranks: start with torchrun --nproc_per_node=N."
-                )
-            if numerics.dtype == "float16":
-                raise InputError(
-                    "dtype is float16, whose loss scale FSDP2 does not know; use bfloat16 or float32."
-                )
-            mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-            on_gpu = ranks.device.type != "cpu"  # elsewhere the weights are in the CPU's memory anyway
-            offload = CPUOffloadPolicy() if config.cpu_offload and on_gpu else OffloadPolicy()
-            for block in model.blocks:  # type: ignore[union-attr]
-                fully_shard(block, mesh=mesh, offload_policy=offload)
-            fully_shard(model, mesh=mesh, offload_policy=offload)
-        elif ranks.world_size > 1:
-            devices = [ranks.device] if ranks.device.type == "cuda" else None
-            self.network = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
-        self.optimizers = build_optimizers(model, config)
-        # A loss here is a sum over thousands of targets, so float16 needs no scale to begin with.
-        self.scaler = torch.amp.GradScaler(
-            ranks.device.type, init_scale=1.0, enabled=numerics.dtype == "float16"
-        )
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-
-    @contextmanager
-    def micro_step(self, last: bool) -> Iterator[None]:
-        """See `Parallel`."""
-        with gradient_sync(self.network, last), self.numerics.autocast():
-            yield
-
-    def backward(self, loss: Tensor) -> None:
-        """See `Parallel`."""
-        with torch.autocast(self.numerics.device, enabled=False):
-            self.scaler.scale(loss).backward()
-
-    def update(self, n_targets: Tensor, factor: float) -> Tensor:
-        """See `Parallel`."""
-        set_learning_rates(self.optimizers, factor)
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = _whole(nn.utils.get_total_norm(gradients))  # on the CPU where gradients are offloaded
-        divisor = n_targets.to(norm.device) / self.ranks.world_size  # ranks exchange means, not sums
-        norm = norm / divisor
-        scale = 1 / divisor
-        if self.grad_clip:
-            scale = scale * torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
-        for gradient in gradients:
-            gradient.mul_(scale.to(gradient.dtype))
-        # The scaler looks at each optimizer's gradients apart, and one must not step where another's overflowed.
-        overflow = self.scaler.is_enabled() and not norm.isfinite()
-        for optimizer in self.optimizers:
-            if not overflow:
-                self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        if self.scaler.is_enabled():
-            self.scaler.update()
-        return norm.to(n_targets.device)
-
-    def weights(self) -> dict[str, Tensor]:
-        """See `Parallel`."""
-        return self._on_main(self.model.state_dict())
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """See `Parallel`."""
-        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        tensors = {
-            f"{type(optimizer).__name__}:{names[p]}:{key}": tensor
-            for optimizer in self.optimizers
-            for p, state in optimizer.state.items()
-            for key, tensor in state.items()
-        }
-        scale = {
-            f"{LOSS_SCALE}:{key}": torch.tensor(value) for key, value in self.scaler.state_dict().items()
-        }
-        return self._on_main(tensors | scale)
-
-    def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """See `Parallel`."""
-        names = {p: name for name, p in self.model.named_parameters()}
-        saved = by_parameter(tensors)
-        scale = saved.pop(LOSS_SCALE, None)
-        if scale is not None and self.scaler.is_enabled():
-            self.scaler.load_state_dict({key: tensor.item() for key, tensor in scale.items()})
-        for optimizer in self.optimizers:
-            content = optimizer.state_dict()
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            owners = [f"{type(optimizer).__name__}:{names[p]}" for p in parameters]
-            content["state"] = {
-                i: {key: _like(tensor, p) for key, tensor in saved.pop(owner).items()}
-                for i, (p, owner) in enumerate(zip(parameters, owners, strict=True))
-                if owner in saved
-            }
-            optimizer.load_state_dict(content)
-        refuse_left_over(saved)
-
-    def _on_main(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gather tensors one by one, so that only rank 0 ever holds them all."""
-        gathered = {}
-        for name, tensor in tensors.items():
-            whole = _whole(tensor.detach())
-            if self.ranks.main:
-                gathered[name] = whole.cpu()
-        return gathered
-
-
 @contextmanager
 def gradient_sync(network: nn.Module, travel: bool) -> Iterator[None]:
     """Around forward and backward of `network`: whether gradients travel between ranks, where there are several."""
@@ -249,36 +100,3 @@ def refuse_left_over(saved: dict[str, dict[str, Tensor]]) -> None:
             f"The checkpoint holds {optimizer}'s state of {parameter}, which this run does not train with that "
             "optimizer; resume with the same model and optimizer, or choose another out_dir."
         )
-
-
-def try_compiled(model: nn.Module, trial: Callable[[], None], ranks: Ranks) -> None:
-    """Run `trial` on a model whose blocks were compiled; where compilation fails, warn once and go on without it.
-
-    Args:
-        model: its gradients are cleared afterwards.
-        trial: forward and backward of a batch as they will come.
-        ranks: all go on without it if one must.
-    """
-    reason = ""
-    try:
-        trial()
-    except RuntimeError as error:  # the compilers' errors, and torch's own of a missing C++ or Triton
-        reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO_VERBOSE")[0][:200]
-    if ranks.max(int(bool(reason))):
-        torch.compiler.set_stance("force_eager")
-        if reason:
-            print(f"warning: torch.compile failed, training goes on without it: {reason}", file=sys.stderr)
-    for p in model.parameters():
-        p.grad = None
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of `tensor`, split over the ranks as `parameter` is if it has its shape."""
-    if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
-        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
-    # A copy of its own is aligned as a fresh tensor is; mapped memory may make kernels round differently.
-    return tensor.clone()

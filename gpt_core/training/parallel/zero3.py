@@ -1,7 +1,7 @@
 """ZeRO-3 (Rajbhandari et al. 2020) by DeepSpeed: every rank keeps a part of each weight and of its optimizer state.
 
-The same shape as `parallel.TorchParallel`, the same gradient and the same checkpoints. A weight is gathered while a
-module needs it and let go afterwards; with offloading the parts lie in the CPU's memory.
+The same interface, gradient and checkpoints as `torch_parallel.TorchParallel`. A weight is gathered while a module
+needs it and freed afterwards; with offloading the parts lie in the CPU's memory.
 """
 
 import os

@@ -8,15 +8,16 @@ import torch
 
 from gpt_core.data.batches import Windows, check_batch_sizes
 from gpt_core.data.shards import Shard
-from gpt_core.hardware.device import Numerics, choose_numerics, pick_device, use_tf32
+from gpt_core.hardware.device import Numerics, pick_device, use_tf32
 from gpt_core.hub.locate import resolve
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.monitoring.flops import PEAK_TFLOPS, flops_per_token
+from gpt_core.training.numerics import choose_numerics
 from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.data import open_data
 from gpt_core.training.pretraining.measure_step import Memory, Speed, measure
-from gpt_core.training.pretraining.pretrain import open_data
 
 CHINCHILLA = 20  # training tokens per parameter that made the best use of arithmetic (Hoffmann et al. 2022)
 MFU = 0.4  # share of its peak that a GPU is taken to reach

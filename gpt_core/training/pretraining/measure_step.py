@@ -16,8 +16,8 @@ from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT, LOSS_CHUNK
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.monitoring.flops import flops_per_token
-from gpt_core.training.parallel.parallel import TorchParallel, try_compiled
 from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.parallel.torch_parallel import TorchParallel, try_compiled
 
 LONG = 4.0  # seconds that are measured
 FREE_SHARE = 0.7  # of the free memory that a measurement may take

@@ -9,25 +9,25 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
 from gpt_core.data.batches import EVAL_TOKENS, IGNORED, Batches, Windows
-from gpt_core.data.shards import Shard, check_tokenizer, open_split
 from gpt_core.formats.card import Card, trained
 from gpt_core.generation.generate import generate
 from gpt_core.hardware.device import Numerics
+from gpt_core.hub import run_folder
 from gpt_core.hub.locate import resolve
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
-from gpt_core.training import checkpoint
-from gpt_core.training.loop import agree_on_numerics, train
+from gpt_core.training.loop import train
 from gpt_core.training.monitoring.diagnostics import Maxima
 from gpt_core.training.monitoring.flops import flops_per_token
+from gpt_core.training.numerics import agree_on_numerics
 from gpt_core.training.out_of_memory import shortage_named
 from gpt_core.training.parallel.ranks import ALONE, Ranks, join
 from gpt_core.training.pretraining.config import PretrainConfig
+from gpt_core.training.pretraining.data import open_data, verify
 
 FIRST_LOSS_TOLERANCE = 0.5  # nats: how far an untrained model's loss may lie from that of a uniform guess
 FIRST_LOSS_TOKENS = 2**11  # to measure it on
@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
 
 def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     tokenizer, splits = open_data(config)
-    resume = ranks.on_main(lambda: checkpoint.latest(config.out_dir))
+    resume = ranks.on_main(lambda: run_folder.latest(config.out_dir))
     if config.eval_only and resume is None and config.init_from == "scratch":
         raise InputError(
             f"{config.out_dir} holds no checkpoint, and init_from is scratch: there is nothing to evaluate."
@@ -125,7 +125,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         return config.sample_prompt + str(text)
 
     with closing(batches), ExitStack() as held:
-        ranks.on_main(lambda: held.enter_context(checkpoint.alone_in(Path(config.out_dir))))
+        ranks.on_main(lambda: held.enter_context(run_folder.alone_in(Path(config.out_dir))))
         return train(
             model,
             batches,
@@ -139,23 +139,6 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
             sample=sample if config.sample_tokens else None,
             flops_per_target=flops_per_token(model.config, block_size),
         )
-
-
-def open_data(config: PretrainConfig) -> tuple[Tokenizer, dict[str, list[Shard]]]:
-    """The tokenizer, and the shards of the splits "train" and "val".
-
-    Raises:
-        InputError: if either is missing, a shard is torn, or it was made with another tokenizer.
-    """
-    splits = {name: open_split(config.data_dir, name) for name in ("train", "val")}
-    if config.tokenizer is None and not Path(config.data_dir, "tokenizer.json").exists():
-        raise InputError(
-            f"{config.data_dir} has no tokenizer.json; give --tokenizer, for nanoGPT's data of GPT-2's BPE: gpt2."
-        )
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
-    for shards in splits.values():
-        check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
-    return tokenizer, splits
 
 
 def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | None) -> GPT:
@@ -207,17 +190,6 @@ def describe_run(
         f"{training.n_targets:,} tokens to learn from, {config.batch_size * training.block_size:,} a step",
         flush=True,
     )
-
-
-def verify(splits: dict[str, list[Shard]], vocab_size: int) -> None:
-    """Read every shard once and hold it against its checksum and the vocabulary.
-
-    Raises:
-        InputError: naming the shard that is damaged.
-    """
-    for name, shards in splits.items():
-        for shard in tqdm(shards, desc=f"checking {name} shards", leave=False, disable=None):
-            shard.verify(vocab_size)
 
 
 def check_first_loss(model: GPT, windows: Windows) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from embed.formats.settings import load_settings
 from embed.network.config import EmbedderConfig, Fusion, Pooling
 from gpt_core.common.errors import InputError
 
@@ -35,16 +36,16 @@ def test_own_file_beats_sentence_transformers_beats_known_beats_the_default(tmp_
     folder = tmp_path / "smollm2-135m-instruct"
     write_sentence_transformers(folder, {"pooling_mode": "mean"})
     write(folder, "embedder.json", EmbedderConfig(max_tokens=77).to_json())
-    assert EmbedderConfig.load(folder).max_tokens == 77
+    assert load_settings(folder).max_tokens == 77
 
     (folder / "embedder.json").unlink()
-    assert EmbedderConfig.load(folder) == EmbedderConfig(Pooling("mean"), query_prompt="q: ")
+    assert load_settings(folder) == EmbedderConfig(Pooling("mean"), query_prompt="q: ")
 
     (folder / "modules.json").unlink()
-    assert EmbedderConfig.load(folder).corpus_map != "none"
+    assert load_settings(folder).corpus_map != "none"
     assert capsys.readouterr().err == ""
 
-    assert EmbedderConfig.load(folder.rename(tmp_path / "another")) == EmbedderConfig()
+    assert load_settings(folder.rename(tmp_path / "another")) == EmbedderConfig()
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "weighted mean of its last layer" in said
@@ -61,7 +62,7 @@ def test_own_file_beats_sentence_transformers_beats_known_beats_the_default(tmp_
 def test_reads_every_spelling_of_sentence_transformers(tmp_path, pooling):
     write_sentence_transformers(tmp_path, {"word_embedding_dimension": 8, **pooling}, "2_Normalize")
     write(tmp_path, "modules.json", json.loads((tmp_path / "modules.json").read_text())[:2])
-    assert EmbedderConfig.load(tmp_path).pooling == Pooling("lasttoken")
+    assert load_settings(tmp_path).pooling == Pooling("lasttoken")
 
 
 @pytest.mark.parametrize("flag", ["weightedmean", "mean"])
@@ -69,7 +70,7 @@ def test_reads_old_flags(tmp_path, flag):
     write_sentence_transformers(
         tmp_path, {f"pooling_mode_{flag}_tokens": True, "pooling_mode_max_tokens": False}
     )
-    assert EmbedderConfig.load(tmp_path).pooling == Pooling(flag)
+    assert load_settings(tmp_path).pooling == Pooling(flag)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_reads_old_flags(tmp_path, flag):
 def test_refuses_what_it_would_compute_differently(tmp_path, pooling, more, said):
     write_sentence_transformers(tmp_path, pooling, *more)
     with pytest.raises(InputError, match=said):
-        EmbedderConfig.load(tmp_path)
+        load_settings(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,6 @@ def test_refuses_what_it_would_compute_differently(tmp_path, pooling, more, said
 def test_bad_settings_are_one_clear_sentence(tmp_path, text, said):
     write(tmp_path, "embedder.json", text)
     with pytest.raises(InputError, match=said) as caught:
-        EmbedderConfig.load(tmp_path)
+        load_settings(tmp_path)
     assert str(tmp_path / "embedder.json") in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from embed.network.corpus_map import SHRINKAGE, CorpusMap, unit_length
+from embed.data.vectors import unit_length
+from embed.network.corpus_map import SHRINKAGE, CorpusMap
 
 
 def corpus(n: int, d: int = 24, seed: int = 0) -> np.ndarray:

@@ -18,7 +18,7 @@ import torch._dynamo  # once here, not in every child
 
 from embed.training.step import LanguageModel
 from gpt_core.hardware.device import Numerics
-from gpt_core.training.parallel.parallel import make_parallel
+from gpt_core.training.loop import make_parallel
 from gpt_core.training.parallel.ranks import Ranks, join
 from tests.embed.training.contrastive_cases import batch, difference, examples, settings, step, trainee
 

@@ -23,9 +23,9 @@ from embed.training.step import EmbeddingLoss
 from embed.training.train import train_embedder
 from gpt_core.common.errors import InputError
 from gpt_core.data.prepare_data import prepare_data
+from gpt_core.hub import run_folder
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
-from gpt_core.training import checkpoint
 from tests.tiny_models import TEXTS, reference_model, save_model
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
@@ -68,7 +68,7 @@ def config(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def newest(config: TrainEmbedderConfig) -> Path:
-    found = checkpoint.latest(config.out_dir)
+    found = run_folder.latest(config.out_dir)
     assert found is not None
     return found
 
@@ -88,7 +88,7 @@ def test_from_a_file_of_pairs_to_a_better_embedder_that_sentence_transformers_op
     assert figures["nDCG@10"] > before["nDCG@10"] + 0.1
     assert f"nDCG@10: {before['nDCG@10']:.4f} before, " in said
     assert "pairs: 54 examples, 100.0% of the batches" in said
-    best = checkpoint.best_or_latest(config.out_dir)
+    best = run_folder.best_or_latest(config.out_dir)
     assert said.endswith(f"the best checkpoint, an embedder's folder: {best}\n")
     ours, theirs = Encoder.from_pretrained(best), SentenceTransformer(str(best), device="cpu")
     assert ours.config.query_prompt == "find: "
@@ -126,7 +126,7 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bits(driven, folder, name):
     if name == "lora":
         dense = [path / "2_Dense" / "model.safetensors" for path in (one, other)]
         assert dense[0].read_bytes() == dense[1].read_bytes()
-    figures = [checkpoint.load_state(path)["figures"] for path in (one, other)]
+    figures = [run_folder.load_state(path)["figures"] for path in (one, other)]
     assert figures[0] == figures[1]
 
 
@@ -280,7 +280,7 @@ def test_a_mixed_run_takes_each_set_by_its_weight_and_tells_of_each(config, fold
     assert "pairs: 54 examples, 25.0% of the batches" in said
     assert "more: 27 examples, 75.0% of the batches" in said
     assert {"loss pairs", "loss more", "nDCG@10 pairs", "nDCG@10 more"} < set(figures)
-    assert checkpoint.load_state(newest(config))["data"]["taken"] == [1, 3]
+    assert run_folder.load_state(newest(config))["data"]["taken"] == [1, 3]
 
 
 def test_an_embedder_is_trained_on(config, folder):
@@ -389,7 +389,7 @@ def test_a_checkpoint_of_pretraining_is_refused(config):
     manifest = saved / "state.json"
     state = json.loads(manifest.read_text())
     del state["manifest"]["training.safetensors"]
-    manifest.write_text(json.dumps(state | {"checksum": checkpoint._checksum(state)}))
+    manifest.write_text(json.dumps(state | {"checksum": run_folder.state_checksum(state)}))
     with pytest.raises(InputError, match="a checkpoint of another kind of training; choose another out_dir"):
         train_embedder(config)
 

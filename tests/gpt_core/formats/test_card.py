@@ -14,8 +14,8 @@ from gpt_core import GPT, GPTConfig
 from gpt_core.data.prepare_data import prepare_data
 from gpt_core.formats.card import MARK, Card, command_line, derived, read_card, with_command
 from gpt_core.formats.export import export_gguf, export_hf
+from gpt_core.hub import run_folder
 from gpt_core.hub.locate import KNOWN
-from gpt_core.training import checkpoint
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
 from tests.tiny_models import TEXTS, save_model
@@ -84,8 +84,8 @@ def test_a_card_written_on_leaves_the_checkpoint_whole_and_stays(run, tmp_path, 
     card = (folder / "README.md").read_text()
     own = card.replace(MARK, "").replace("tags:", "license: mit\ntags:")
     (folder / "README.md").write_text(own)
-    assert checkpoint.latest(run / "out") == folder
-    assert "README.md" not in checkpoint.load_state(folder)["manifest"]
+    assert run_folder.latest(run / "out") == folder
+    assert "README.md" not in run_folder.load_state(folder)["manifest"]
     GPT.from_pretrained(folder).save_pretrained(folder)
     assert (folder / "README.md").read_text() == own
 

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from gpt_core import GPT, GPTConfig, InputError, Tokenizer
 from gpt_core.formats.card import Card
 from gpt_core.formats.export import export_gguf, export_hf
-from gpt_core.formats.gguf.read import SCHEMES, pre_tokenizer
 from gpt_core.formats.gguf.rope import read_scaling
+from gpt_core.formats.gguf.tokenizer import SCHEMES, pre_tokenizer
 from gpt_core.model.rope_scaling import RopeScaling
 from tests.tiny_models import save_model
 

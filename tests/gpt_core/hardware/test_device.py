@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gpt_core.common.errors import InputError
-from gpt_core.hardware.device import Numerics, choose_numerics, pick_device
+from gpt_core.hardware.device import Numerics, pick_device
 from gpt_core.training.config import TrainConfig
+from gpt_core.training.numerics import choose_numerics
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core.hardware import onednn as products
-from gpt_core.model import attention
+from gpt_core.model import attention, cpu_attention
 from gpt_core.model.cache import Cache
 from gpt_core.model.gpt import GPT
 from tests.tiny_models import GRAPHS
@@ -23,7 +23,7 @@ def test_attention_in_blocks_is_causal_attention(n_rows, n_kv_head, group, n_tok
     k, v = torch.randn(2, n_rows, n_before + n_tokens, n_kv_head, 8, dtype=torch.float64).transpose(2, 3)
     seen = torch.ones(n_tokens, n_before + n_tokens, dtype=torch.bool).tril(n_before)
     plain = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
-    torch.testing.assert_close(attention.attend_in_blocks(q, k, v), plain, atol=1e-12, rtol=0)
+    torch.testing.assert_close(cpu_attention.attend_in_blocks(q, k, v), plain, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -44,8 +44,8 @@ def test_attention_from_few_is_attention(dtype, many, kind, n_rows, n_kv_head, g
         q.double(), k.double(), v.double(), mask.double() if kind == "float" else mask, enable_gqa=True
     )
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(attention, "MANY", many)
-        few = attention.attend_from_few(q, k, v, mask)
+        m.setattr(cpu_attention, "MIN_KEY_ELEMENTS_BF16", many)
+        few = cpu_attention.attend_from_few(q, k, v, mask)
     assert few.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(few.double(), exact, atol=tolerance, rtol=0.4 * tolerance)
@@ -58,7 +58,7 @@ def test_bf16_without_gradients_takes_the_blocks_and_stays_as_near_to_float32(gr
     ids = torch.randint(0, 320, (3, 130))
     taken = []
     monkeypatch.setattr(
-        attention, "attend_in_blocks", lambda *a, f=attention.attend_in_blocks: taken.append(1) or f(*a)
+        attention, "attend_in_blocks", lambda *a, f=cpu_attention.attend_in_blocks: taken.append(1) or f(*a)
     )
     with torch.inference_mode():
         exact = model(ids).hidden
@@ -81,7 +81,7 @@ def test_a_long_prompt_in_bf16_takes_the_blocks_in_every_chunk(graph, monkeypatc
     monkeypatch.setattr(
         attention,
         "attend_in_blocks",
-        lambda q, *kv, f=attention.attend_in_blocks: taken.append(q.shape[2]) or f(q, *kv),
+        lambda q, *kv, f=cpu_attention.attend_in_blocks: taken.append(q.shape[2]) or f(q, *kv),
     )
 
     def read(chunks, slots, n_real=None):

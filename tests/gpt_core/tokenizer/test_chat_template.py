@@ -15,8 +15,9 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from gpt_core.common.errors import InputError
+from gpt_core.formats.huggingface.tokenizer import default_template
 from gpt_core.tokenizer.builtin import gpt2_rust
-from gpt_core.tokenizer.chat_template import _renderer, default_template, render
+from gpt_core.tokenizer.chat_template import _renderer, render
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<turn>")

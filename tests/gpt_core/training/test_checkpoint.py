@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 from gpt_core.common.errors import InputError
 from gpt_core.data.prepare_data import prepare_data
 from gpt_core.hardware.device import Numerics
+from gpt_core.hub import run_folder
 from gpt_core.training import checkpoint
 from gpt_core.training.config import TrainConfig
-from gpt_core.training.parallel.parallel import Parallel, make_parallel
+from gpt_core.training.loop import make_parallel
+from gpt_core.training.parallel.parallel import Parallel
 from gpt_core.training.parallel.ranks import ALONE
 
 DRAW = random.Random(1)  # while a checkpoint is saved, and while the model runs forwards
@@ -91,7 +93,7 @@ def test_torn_checkpoints_are_passed_over_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = save(tmp_path, 9), save(tmp_path, 10)
-    assert checkpoint.latest(tmp_path) == bad
+    assert run_folder.latest(tmp_path) == bad
     for path in sorted(bad.iterdir()):
         whole = path.read_bytes()
         middle = len(whole) // 2
@@ -105,38 +107,38 @@ def test_torn_checkpoints_are_passed_over_and_named(
             if torn is not None:
                 path.write_bytes(torn)
             capsys.readouterr()
-            assert checkpoint.latest(tmp_path) == good
+            assert run_folder.latest(tmp_path) == good
             message = capsys.readouterr().err
             assert "Skipping a checkpoint" in message
             assert "step-10 is torn" in message
             assert path.name in message
             path.write_bytes(whole)
-    assert checkpoint.latest(tmp_path) == bad
+    assert run_folder.latest(tmp_path) == bad
 
 
 def test_best_or_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert checkpoint.best_or_latest(tmp_path) is None
+    assert run_folder.best_or_latest(tmp_path) is None
     (tmp_path / "step-x").mkdir()
     (tmp_path / "step-1").write_text("no folder")
-    assert checkpoint.best_or_latest(tmp_path) is None
+    assert run_folder.best_or_latest(tmp_path) is None
     save(tmp_path, 9)
     newest = save(tmp_path, 10)
-    assert checkpoint.best_or_latest(tmp_path) == newest  # none was evaluated
+    assert run_folder.best_or_latest(tmp_path) == newest  # none was evaluated
     best = save(tmp_path, 20, val_loss=1.0)
     save(tmp_path, 30, val_loss=2.0)
     save(tmp_path, 40, val_loss=math.nan)
     save(tmp_path, 100)
-    assert checkpoint.best_or_latest(tmp_path) == best
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-100"
+    assert run_folder.best_or_latest(tmp_path) == best
+    assert run_folder.latest(tmp_path) == tmp_path / "step-100"
     (best / "model.safetensors").write_bytes(b"")
-    assert checkpoint.best_or_latest(tmp_path) == tmp_path / "step-30"
+    assert run_folder.best_or_latest(tmp_path) == tmp_path / "step-30"
     assert "step-20 is torn" in capsys.readouterr().err
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0), (10, 2.0)):
         save(tmp_path, step, val_loss=loss)
-    checkpoint.prune(tmp_path, keep=2)
+    run_folder.prune(tmp_path, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-10", "step-2", "step-4"]
 
 
@@ -144,23 +146,23 @@ def test_a_torn_newer_checkpoint_is_set_aside(tmp_path: Path) -> None:
     whole, torn = save(tmp_path, 4), save(tmp_path, 10)
     (torn / "state.json").unlink()
     (tmp_path / ".step-11.xyz").mkdir()
-    checkpoint.prepare(tmp_path, step=4)
+    run_folder.prepare(tmp_path, step=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-4", "torn-step-10"]
     save(tmp_path, 6)
-    checkpoint.prune(tmp_path, keep=1)
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-6"
+    run_folder.prune(tmp_path, keep=1)
+    assert run_folder.latest(tmp_path) == tmp_path / "step-6"
     assert not whole.exists()
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
-    with checkpoint.alone_in(tmp_path / "run"):
+    with run_folder.alone_in(tmp_path / "run"):
         with pytest.raises(InputError, match=r"Another training is at work in .*run"):
-            checkpoint.alone_in(tmp_path / "run").__enter__()
+            run_folder.alone_in(tmp_path / "run").__enter__()
         save(tmp_path / "run", 4)
         with pytest.raises(InputError, match=r"Another training has just written .*step-4"):
-            checkpoint.prepare(tmp_path / "run", step=0)
-    with checkpoint.alone_in(tmp_path / "run"):
-        assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / "step-4"
+            run_folder.prepare(tmp_path / "run", step=0)
+    with run_folder.alone_in(tmp_path / "run"):
+        assert run_folder.latest(tmp_path / "run") == tmp_path / "run" / "step-4"
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert [p.name for p in tmp_path.iterdir()] == ["step-9"]
-    assert checkpoint.latest(tmp_path) == good
+    assert run_folder.latest(tmp_path) == good
 
 
 def test_what_is_restored(tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ from gpt_core.common.errors import InputError
 from gpt_core.data.batches import IGNORED, Batches, Windows
 from gpt_core.data.shards import Shard
 from gpt_core.hardware.device import Numerics
+from gpt_core.hub import run_folder
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
-from gpt_core.training import checkpoint
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.loop import train
-from gpt_core.training.parallel.parallel import TorchParallel
 from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.parallel.torch_parallel import TorchParallel
 from gpt_core.training.pretraining.pretrain import evaluator, next_token_loss
 
 TIMES = ("ms_per_step", "targets_per_s", "cpu_s")
@@ -60,7 +60,7 @@ def run(
     """Train on the made-up tokens, resuming what is in out_dir."""
     windows = tokens(200)
     batches = Batches(windows, batch_size, micro_batch_size, settings.seed)
-    resume = checkpoint.latest(settings.out_dir)
+    resume = run_folder.latest(settings.out_dir)
     if resume is not None:
         model.load_state_dict(GPT.from_pretrained(resume).state_dict())
     return train(
@@ -146,7 +146,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path, optimizer: Any
     with pytest.raises(KeyboardInterrupt):
         run(fresh(dropout=0.2), stopped, 2, interrupt)
     assert (
-        checkpoint.latest(tmp_path / "stopped") == tmp_path / "stopped" / "step-6"
+        run_folder.latest(tmp_path / "stopped") == tmp_path / "stopped" / "step-6"
     )  # finished the step, saved
     again = run(fresh(dropout=0.2), stopped, micro_batch_size=2)
     assert again == straight
@@ -189,7 +189,7 @@ def test_sigterm_saves_and_exits_with_143(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as exit_info:
         run(fresh(), config(tmp_path), loss_function=terminate)
     assert exit_info.value.code == 143
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-1"
+    assert run_folder.latest(tmp_path) == tmp_path / "step-1"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -206,7 +206,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path: 
         InputError, match=r"not a finite number at step 3, whose batch is windows 8 to 11 of epoch 0"
     ):
         run(fresh(), config(tmp_path, eval_interval=2), loss_function=breaks)
-    path = checkpoint.latest(tmp_path)
+    path = run_folder.latest(tmp_path)
     assert path == tmp_path / "step-2"
     assert all(p.isfinite().all() for p in GPT.from_pretrained(path).parameters())
 
@@ -222,7 +222,7 @@ def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path: Path
             config(tmp_path, eval_interval=1, keep_checkpoints=1),
             save_model=model.save_pretrained,
         )
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-1"
+    assert run_folder.latest(tmp_path) == tmp_path / "step-1"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -346,7 +346,7 @@ def test_a_second_loss_drives_the_loop_and_may_run_its_own_backward(tmp_path: Pa
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         assert figures[-1]["val_loss"] < 0.5 * untrained["val_loss"]
     assert torch.allclose(weights[0], weights[1], atol=1e-4)
-    best = checkpoint.best_or_latest(tmp_path / "grad_cache")
+    best = run_folder.best_or_latest(tmp_path / "grad_cache")
     assert best is not None
     assert (best / "towers.safetensors").exists()
 
@@ -394,7 +394,7 @@ def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(
 
     def go() -> dict[str, float]:
         model, windows = fresh(), tokens(200)
-        resume = checkpoint.latest(tmp_path)
+        resume = run_folder.latest(tmp_path)
         return train(
             model, Batches(windows, 4, 4, 1), next_token_loss, evaluate,
             config(tmp_path, max_iters=12, eval_interval=2, patience=2),
@@ -404,9 +404,9 @@ def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(
     assert go() == go()  # the second time there is nothing left to do
     said = "stopped early: the last 2 evaluations had no lower val_loss than 2.0000; go on with a higher patience"
     assert capsys.readouterr().out.count(said) == 2
-    latest = checkpoint.latest(tmp_path)
+    latest = run_folder.latest(tmp_path)
     assert latest == tmp_path / "step-8"  # 2.5 and 2.1 are no gain over 2.0
-    assert checkpoint.best_or_latest(tmp_path) == tmp_path / "step-4"
+    assert run_folder.best_or_latest(tmp_path) == tmp_path / "step-4"
 
 
 @pytest.mark.parametrize(

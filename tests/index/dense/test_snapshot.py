@@ -10,7 +10,7 @@ import pytest
 from index.dense import snapshot
 from index.dense.snapshot import FILE, MANIFEST
 from index.index import Index
-from index.reading.read import Document
+from index.reading.document import Document
 from index.store.store import FILE as TRUTH
 
 D = 8

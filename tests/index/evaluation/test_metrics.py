@@ -12,7 +12,7 @@ from scipy import stats
 
 from index.evaluation.collection import Collection
 from index.evaluation.metrics import bootstrap, score, score_queries
-from index.reading.read import Document
+from index.reading.document import Document
 
 DIFFERENCES = arrays(np.float64, st.integers(2, 40), elements=st.integers(-8, 8).map(lambda n: n / 8))
 

@@ -7,7 +7,7 @@ from embed.network.corpus_map import CorpusMap
 from index import Index
 from index.evaluation.collection import Collection
 from index.evaluation.rank_vectors import Legs
-from index.reading.read import Document
+from index.reading.document import Document
 
 SUBJECTS = ["winter wheat", "steam engines", "coral reefs", "tax law", "string quartets", "北京大学的历史"]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gpt_core.common.errors import InputError
 from index.evaluation.collection import Collection
 from index.evaluation.runs import read_run, write_run
-from index.reading.read import Document
+from index.reading.document import Document
 
 NAMES = [f"d{i}" for i in range(8)]
 SCORES = st.dictionaries(st.sampled_from(NAMES), st.floats(-1e3, 1e3, width=32), min_size=1)

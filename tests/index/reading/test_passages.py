@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from gpt_core import Tokenizer
 from gpt_core.common.errors import InputError
+from index.reading.document import Document
 from index.reading.passages import split
-from index.reading.read import Document
 
 TOKENIZERS = {
     "bytes": Tokenizer.from_pretrained("gpt2"),

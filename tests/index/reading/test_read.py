@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from gpt_core.common.errors import InputError
-from index.reading.read import Document, iter_documents, list_files
+from index.reading.document import Document
+from index.reading.read import iter_documents, list_files
 
 
 def write(path: Path, content: str | bytes) -> Path:

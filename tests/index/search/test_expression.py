@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed.text.terms import index_text
-from index.search.expression import MAX_TERMS, TOKENIZER, match_expression
+from index.search.expression import MAX_TERMS, match_expression
+from index.store.schema import TOKENIZER
 
 
 def found(query: str, *texts: str) -> list[int]:

@@ -3,7 +3,7 @@ import pytest
 
 from gpt_core.common.errors import InputError
 from index.index import Index
-from index.reading.read import Document
+from index.reading.document import Document
 from index.search.filters import parse_filter
 
 METADATA = [

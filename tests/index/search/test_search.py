@@ -14,7 +14,7 @@ from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
 from index.dense import view as dense
 from index.index import Index
-from index.reading.read import Document
+from index.reading.document import Document
 
 # isort: split
 import faiss

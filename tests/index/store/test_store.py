@@ -17,7 +17,7 @@ import pytest
 
 from gpt_core.common.errors import InputError
 from index.index import Index
-from index.reading.read import Document
+from index.reading.document import Document
 from index.store.store import FILE
 
 

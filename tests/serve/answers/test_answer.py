@@ -10,7 +10,8 @@ from gpt_core import InputError
 from gpt_core.generation.engine import Engine
 from index import Document, Hit, Index
 from serve import create_app
-from serve.answers.answer import GREEDY, NOT_FOUND, PASSAGE_TOKENS, answer, build_prompt, ground, retrieve
+from serve.answers.answer import GREEDY, NOT_FOUND, answer, ground, retrieve
+from serve.answers.prompt import PASSAGE_TOKENS, build_prompt
 from serve.ask import ask, render
 from serve.work.loading import load
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker

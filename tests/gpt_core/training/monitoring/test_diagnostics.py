@@ -14,9 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from gpt_core.model.attention import attend, rotate
+from gpt_core.model.attention import attend
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
+from gpt_core.model.rope import rotate
 from gpt_core.training.monitoring.diagnostics import Maxima, largest_logit, update_to_weight
 
 QWEN3 = GPTConfig(

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from gpt_core.data.prepare_data import prepare_data
-from gpt_core.training import checkpoint
+from gpt_core.hub import run_folder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
 
@@ -73,7 +73,7 @@ def test_sigterm_to_one_rank_saves_one_step_and_ends_all(data_dir: Path, tmp_pat
     found, said = drive("terminated", data_dir, tmp_path)
     assert found["codes"] == [143, 143], said
     assert found["checkpoints"] == [f"step-{found['last']}"]
-    assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / found["checkpoints"][0]
+    assert run_folder.latest(tmp_path / "run") == tmp_path / "run" / found["checkpoints"][0]
 
 
 def test_ranks_let_go_of_ddp_before_they_part(data_dir: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from gpt_core.common.errors import InputError
 from gpt_core.data.prepare_data import prepare_data
 from gpt_core.hardware.device import Numerics
-from gpt_core.training import checkpoint
+from gpt_core.hub import run_folder
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.parallel.zero3 import ZeRO3
@@ -162,10 +162,10 @@ def test_the_deepspeed_launcher_trains_what_one_process_does(tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 ranks, deepspeed" in done.stdout
-    one, two = (checkpoint.best_or_latest(out_dir) for out_dir in (alone.out_dir, shared["out_dir"]))
+    one, two = (run_folder.best_or_latest(out_dir) for out_dir in (alone.out_dir, shared["out_dir"]))
     assert one is not None
     assert two is not None
-    assert checkpoint.read_state(two)["figures"]["val_loss"] == pytest.approx(figures["val_loss"], abs=1e-5)
+    assert run_folder.read_state(two)["figures"]["val_loss"] == pytest.approx(figures["val_loss"], abs=1e-5)
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert largest_difference(load_file(one / file), load_file(two / file)) < 1e-4

@@ -26,9 +26,9 @@ from gpt_core.data.prepare_data import prepare_data
 from gpt_core.data.shards import ShardWriter, open_split
 from gpt_core.generation.generate import generate
 from gpt_core.generation.sample import sample
+from gpt_core.hub import run_folder
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
-from gpt_core.training import checkpoint
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import evaluator, pretrain
 
@@ -61,7 +61,7 @@ def run_dir(data_dir: Path) -> Path:
 
 
 def test_a_run_learns_and_leaves_a_model_folder(run_dir: Path, data_dir: Path) -> None:
-    best = checkpoint.best_or_latest(run_dir)
+    best = run_folder.best_or_latest(run_dir)
     assert best is not None
     model, tokenizer = GPT.from_pretrained(run_dir), Tokenizer.from_pretrained(run_dir)
     assert tokenizer.fingerprint == Tokenizer.from_pretrained(data_dir).fingerprint
@@ -259,7 +259,7 @@ def test_ctrl_c_saves_and_ends_the_process_by_the_signal(data_dir: Path, tmp_pat
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert errors == "pretrain.py: stopped\n"
-    path = checkpoint.latest(tmp_path)
+    path = run_folder.latest(tmp_path)
     assert path is not None
     assert path.name == f"step-{json.loads(log.read_text().splitlines()[-1])['step']}"
 

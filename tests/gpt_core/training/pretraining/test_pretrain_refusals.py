@@ -11,7 +11,7 @@ import torch
 
 from gpt_core.common.errors import InputError
 from gpt_core.data.prepare_data import prepare_data
-from gpt_core.training import checkpoint
+from gpt_core.hub import run_folder
 from gpt_core.training.pretraining import pretrain as module
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
@@ -54,11 +54,11 @@ def test_torn_document_offsets_are_refused(config: PretrainConfig, tmp_path: Pat
 
 
 def test_a_folder_in_use_is_left_alone(config: PretrainConfig, tmp_path: Path) -> None:
-    with checkpoint.alone_in(tmp_path), pytest.raises(InputError, match="Another training is at work"):
+    with run_folder.alone_in(tmp_path), pytest.raises(InputError, match="Another training is at work"):
         pretrain(replace(config, out_dir=str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
     pretrain(replace(config, out_dir=str(tmp_path)))
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-1"
+    assert run_folder.latest(tmp_path) == tmp_path / "step-1"
 
 
 def test_a_full_disk_names_the_folder(

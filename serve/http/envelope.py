@@ -1,23 +1,18 @@
 """What the routes share: errors in OpenAI's envelope, event streams, and clients that go away."""
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt_core.common.errors import InputError
 from serve.work.errors import GenerationError, NotFoundError, OverloadedError, UnavailableError
 
-T = TypeVar("T")
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
-MAX_BODY = 16 * 2**20  # bytes: more text than one request may reasonably hold
 # OpenAI answers 400 where FastAPI and we answer 422.
 OPENAI_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
 
@@ -90,84 +85,3 @@ def _describe_invalid(error: RequestValidationError) -> dict[str, Any]:
         path = path[: next(form, None)]
     field = ".".join(map(str, path))
     return envelope(f"{field}: {message}" if field else message, "invalid_request_error", field or None, kind)
-
-
-class BodyLimit:
-    """ASGI middleware that answers 413 to bodies of more than `MAX_BODY` bytes before they fill the memory."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count what is received."""
-        n_bytes = 0
-
-        async def limited() -> Message:
-            nonlocal n_bytes
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > MAX_BODY:
-                raise HTTPException(413, f"The body is longer than {MAX_BODY} bytes")
-            return message
-
-        await self.app(scope, limited, send)
-
-
-def event(data: str | dict[str, Any], name: str | None = None) -> str:
-    """One server-sent event; `data` is JSON already if it is a string."""
-    data = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    return f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n"
-
-
-class EventStream(StreamingResponse):
-    """A response of server-sent events that calls `on_close` when it has ended, however it ended.
-
-    What the rooms raise after the stream has begun becomes its last event.
-    """
-
-    def __init__(
-        self, events: AsyncIterator[str], on_close: Callable[[], None], error_name: str | None = None
-    ) -> None:
-        headers = {
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-        }  # proxies must not hold events back
-        super().__init__(self._guarded(events, error_name), headers=headers, media_type="text/event-stream")
-        self._on_close = on_close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; Starlette cancels this when the client goes away."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._on_close()
-
-    @staticmethod
-    async def _guarded(events: AsyncIterator[str], error_name: str | None) -> AsyncIterator[str]:
-        try:
-            async for text in events:
-                yield text
-        except (InputError, GenerationError, UnavailableError) as error:
-            yield event(describe(error), error_name)
-
-
-async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
-    """Await `work`, but cancel it and raise ClientDisconnect if the client goes away first.
-
-    A web framework notices that by itself only while it streams a response.
-    """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        watcher.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -1,0 +1,33 @@
+"""Mean and covariance of all stored vectors, kept up to date."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed.data.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of n vectors: how many, their sum (d,), and the sum of their outer products (d, d), in float64."""
+
+    n: int
+    total: NDArray[np.float64]
+    outer: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> "Moments":
+        """The moments of `vectors` (n, d)."""
+        dimension = vectors.shape[1]
+        outer = np.zeros((dimension, dimension))
+        for start in range(0, len(vectors), 16384):  # a float64 copy of a block, never of the corpus
+            block = vectors[start : start + 16384].astype(np.float64)
+            outer += block.T @ block
+        return cls(len(vectors), vectors.sum(axis=0, dtype=np.float64), outer)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
+
+    def __sub__(self, other: "Moments") -> "Moments":
+        return Moments(self.n - other.n, self.total - other.total, self.outer - other.outer)

@@ -1,0 +1,20 @@
+"""Scores of passages, and the mean and spread of a query's scores over the corpus."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.floating[Any]]
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation of one query's scores over the whole corpus."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, scores: Scores) -> "Spread":
+        """The spread of these scores (n,); zeros if there are none, as when nothing passes a filter."""
+        return cls(float(scores.mean()), float(scores.std())) if len(scores) else cls(0, 0)

@@ -1,0 +1,42 @@
+"""What FTS5 finds, with BM25 scores."""
+
+import sqlite3
+from typing import NamedTuple
+
+import numpy as np
+
+from index.dense.scores import Scores, Spread
+from index.search.expression import match_expression
+from index.store.store import Numbers, Store
+
+
+class Matches(NamedTuple):
+    """All passages in which a term of the query occurs: numbers (n,), rising, and BM25 (n,)."""
+
+    numbers: Numbers
+    scores: Scores
+
+    @classmethod
+    def find(cls, store: Store, tx: sqlite3.Connection, text: str, allowed: Numbers | None) -> "Matches":
+        """The matches of a query's `text` among the passages `allowed`; None: all."""
+        expression = match_expression(text)
+        if expression is None:  # nothing but stop words and punctuation
+            return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        numbers, scores = store.lexical_scores(tx, expression)
+        keep = slice(None) if allowed is None else np.isin(numbers, allowed)
+        return cls(numbers[keep], scores[keep])
+
+    def of(self, numbers: Numbers) -> Scores:
+        """The BM25 (m,) of the passages `numbers` (m,); 0 for one that does not match."""
+        if not len(self.numbers):
+            return np.zeros(len(numbers), dtype=np.float32)
+        places = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        return np.where(self.numbers[places] == numbers, self.scores[places], 0)
+
+    def spread(self, n_passages: int) -> Spread:
+        """Mean and deviation over all `n_passages`, of which those that do not match score 0."""
+        if not n_passages:
+            return Spread(0, 0)
+        scores = self.scores.astype(np.float64)
+        mean = scores.sum() / n_passages
+        return Spread(mean, float(np.sqrt(max(scores @ scores / n_passages - mean**2, 0))))

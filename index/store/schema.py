@@ -1,0 +1,32 @@
+"""The store's tables, and which errors of SQLite the machine causes."""
+
+import sqlite3
+
+TOKENIZER = "porter unicode61 remove_diacritics 2"
+
+
+FORMAT = 1  # of the schema and of what `index_text` makes of a text
+
+
+# What the machine does to us, such as a full disk; other errors of SQLite are bugs of ours.
+NOT_OURS = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
+}
+
+
+SCHEMA = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT;
+CREATE TABLE documents (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL,
+    metadata TEXT NOT NULL, hash TEXT NOT NULL, source TEXT NOT NULL
+) STRICT;
+CREATE TABLE passages (
+    number INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents (number),
+    start INTEGER NOT NULL, stop INTEGER NOT NULL, text TEXT NOT NULL
+) STRICT;
+CREATE INDEX passages_of_document ON passages (document);
+CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT;
+CREATE TABLE tombstones (sequence INTEGER PRIMARY KEY, passage INTEGER NOT NULL) STRICT;
+CREATE VIRTUAL TABLE lexical USING fts5 (terms, tokenize = '{TOKENIZER}');
+"""
