@@ -24,7 +24,7 @@ install: .venv/.dev  ## everything that tests and benchmarks need
 test: .venv/.dev check  ## lint, types, import rules and every test
 	$(BIN)/python -m pytest
 
-check: .venv/.dev  ## lint, types and the room rule
+check: .venv/.dev  ## lint, types and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,7 +40,7 @@ clean:  ## remove what make made; the model cache stays
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zhizhi needs Python 3.11 or later, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 
-.venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
+.venv/.runtime: .venv/bin/python pyproject.toml setup.py constraints.txt
 	$(PIP_INSTALL) -e .
 	@touch $@
 

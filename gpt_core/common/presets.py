@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import difflib
+from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +48,7 @@ def read_preset(kind: type[T], path: str | Path) -> T:
         InputError: for a missing or broken file, a key that `kind` does not have, or a value of another type.
     """
     try:
-        raw: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        raw: Any = yaml.safe_load(find_preset(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
         raise InputError(f"There is no preset {path}; the shipped ones lie in configs/.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -68,3 +70,12 @@ def read_preset(kind: type[T], path: str | Path) -> T:
         raise InputError(
             f"{path}: {first['loc'][0]} is {first['input']!r}; {first['msg'].lower()}."
         ) from error
+
+
+def find_preset(path: str | Path) -> Path:
+    """`path`, or where there is no such file and it is `configs/NAME`, the preset NAME of the installed package."""
+    path = Path(path)
+    if not path.exists() and path.parts[:-1] == ("configs",):
+        with suppress(ModuleNotFoundError):  # a checkout that is not installed
+            return Path(str(resources.files("zhizhi.configs") / path.name))
+    return path

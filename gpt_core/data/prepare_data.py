@@ -52,7 +52,7 @@ def prepare_data(
     Args:
         out: the folder to make; it must not exist or be empty.
         input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such.
-        dataset: a set instead: shakespeare_char or shakespeare (the 1 MB of examples/tiny_shakespeare.txt),
+        dataset: a set instead: shakespeare_char or shakespeare (the 1 MB of gpt_core/data/tiny_shakespeare.txt),
             openwebtext, openwebtext-10k, fineweb-edu (its sample of 10 billion tokens), or the name of any other on the
             Hugging Face hub, or a folder that the library `datasets` opens.
         dataset_config: the set's configuration, if it has several.

@@ -17,7 +17,7 @@ from gpt_core.data.row_files import as_string, no_column, read_csv, read_jsonl, 
 TEXT = (".txt", ".md")
 KINDS = (*TEXT, *JSONL, ".csv", ".parquet")
 HUB_POSITIONS = 64  # rows of a hub's set between two at which reading can go on
-SHAKESPEARE = Path(__file__).parents[2] / "examples" / "tiny_shakespeare.txt"
+SHAKESPEARE = Path(__file__).with_name("tiny_shakespeare.txt")
 
 Position = dict[str, Any]  # where reading goes on, as JSON
 

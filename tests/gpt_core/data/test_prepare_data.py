@@ -44,7 +44,7 @@ def test_shakespeare_char_is_nanogpts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "train: 1,003,854 tokens" in said  # the counts that nanoGPT's prepare.py prints
     assert "val: 111,540 tokens" in said
     assert "vocabulary of 65" in said
-    original = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")
+    original = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")
     assert texts(tmp_path / "out", "train") + texts(tmp_path / "out", "val") == [
         original[:1_003_854],
         original[1_003_854:],
@@ -141,7 +141,7 @@ def test_a_folder_of_mixed_kinds_is_read_and_the_rest_is_named(
 def test_a_document_that_is_cut_for_encoding_has_the_tokens_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")[:60_000] + "知之为知之，" * 2000
+    text = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:60_000] + "知之为知之，" * 2000
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     write_jsonl(tmp_path / "b.jsonl", ["short", text, *(f"short {i}" for i in range(20))])
     gpt2 = Tokenizer.from_pretrained("gpt2")
@@ -181,7 +181,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["text", "rows"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    text = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")[:20_000] + "知之为知之。\n" * 300
+    text = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:20_000] + "知之为知之。\n" * 300
     if kind == "text":
         args = ["--input", str(tmp_path / "a.txt"), "--tokenizer", "char"]
         (tmp_path / "a.txt").write_text(text, encoding="utf-8")
@@ -208,7 +208,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind:
 
 
 def test_a_full_disk_and_ctrl_c_are_one_line_and_cost_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(Path("examples/tiny_shakespeare.txt").read_bytes()[:20_000])
+    (tmp_path / "a.txt").write_bytes(Path("gpt_core/data/tiny_shakespeare.txt").read_bytes()[:20_000])
     args = ["--input", str(tmp_path / "a.txt")]
     lives(["end"], *args, "--out", str(tmp_path / "whole"))
     said, errors = lives(["full:5000", "interrupt:10", "end"], *args, "--out", str(tmp_path / "out"))
@@ -223,7 +223,7 @@ def test_a_full_disk_and_ctrl_c_are_one_line_and_cost_nothing(tmp_path: Path) ->
 def test_what_was_made_from_other_inputs_is_thrown_away(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.txt").write_bytes(Path("examples/tiny_shakespeare.txt").read_bytes()[:20_000])
+    (tmp_path / "a.txt").write_bytes(Path("gpt_core/data/tiny_shakespeare.txt").read_bytes()[:20_000])
     args = ["--input", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]
     said, _ = lives(["encode:15"], *args)
     assert said[-1] == "status -9"
@@ -279,7 +279,7 @@ def test_a_set_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak")
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    shakespeare = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")
+    shakespeare = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")
     program = (
         "import sys; from gpt_core.data.prepare_data import prepare_data\n"
         "prepare_data(input=[sys.argv[1]], out=sys.argv[2], tokenizer='char', val_fraction=0.5)\n"

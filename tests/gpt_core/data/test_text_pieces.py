@@ -72,7 +72,7 @@ def test_harmless_cuts_change_no_id_of_gpt2(text: str, length: int) -> None:
 
 @pytest.mark.parametrize("length", [50, 1000])
 def test_real_text_is_cut_harmlessly_and_its_ids_stay(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    english = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")[:200_000]
+    english = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:200_000]
     for text in (english, "知之为知之，不知为不知，是知也。" * 1000):
         assert ids_in_pieces(GPT2, text, length, monkeypatch) == GPT2.encode(text)
         assert all(harmless for _, harmless in cut_text(text))
@@ -84,7 +84,7 @@ def test_cuts_at_spaces_are_harmless_for_a_llama_like_split(
     smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = Tokenizer.from_pretrained(smollm2)
-    text = re.sub(r"\s+", " ", Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")[:50_000])
+    text = re.sub(r"\s+", " ", Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:50_000])
     assert not cuts_show(tokenizer)
     assert ids_in_pieces(tokenizer, text, 300, monkeypatch) == tokenizer.encode(text)
 

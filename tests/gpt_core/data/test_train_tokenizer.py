@@ -22,7 +22,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    text = Path("examples/tiny_shakespeare.txt").read_text(encoding="utf-8")[:200_000]
+    text = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:200_000]
     with open(folder / "a.jsonl", "w") as file:
         for part in text.split("\n\n"):
             file.write(json.dumps({"body": part}) + "\n")

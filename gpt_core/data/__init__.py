@@ -1,0 +1,1 @@
+"""Documents to batches: sources, token shards, the loader, tokenizer training."""
