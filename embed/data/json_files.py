@@ -1,9 +1,9 @@
 """JSON and text files, read with errors that name the file."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 from gpt_core.common.errors import InputError
 
 

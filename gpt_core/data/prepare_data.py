@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gpt_core.hardware.device import available_cores
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write, fsync_path, refuse_used
-from gpt_core.data.text_pieces import PIECE, cuts_show
 from gpt_core.data.shards import ShardWriter
 from gpt_core.data.sources import SETS, NamedSet, Piece, Position, Source, open_source
+from gpt_core.data.text_pieces import PIECE, cuts_show
+from gpt_core.hardware.device import available_cores
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SAVE_SECONDS = 5.0  # what a kill costs at most

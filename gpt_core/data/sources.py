@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
-from gpt_core.common.list_files import list_files
 from gpt_core.common.jsonl import JSONL
-from gpt_core.data.text_pieces import cut_pieces, cut_text, survey
+from gpt_core.common.list_files import list_files
 from gpt_core.data.row_files import as_string, no_column, read_csv, read_jsonl, read_parquet
+from gpt_core.data.text_pieces import cut_pieces, cut_text, survey
 
 TEXT = (".txt", ".md")
 KINDS = (*TEXT, *JSONL, ".csv", ".parquet")

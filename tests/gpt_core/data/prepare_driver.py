@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt_core.data import text_pieces as pieces
-from gpt_core.data import prepare_data as prepare
 from gpt_core.common.cli import open_door
-from gpt_core.tokenizer.builtin import gpt2_rust, gpt2_tiktoken
+from gpt_core.data import prepare_data as prepare
+from gpt_core.data import text_pieces as pieces
 from gpt_core.data.shards import ShardWriter
+from gpt_core.tokenizer.builtin import gpt2_rust, gpt2_tiktoken
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 

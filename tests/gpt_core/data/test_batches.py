@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.data import batches as loader
 from gpt_core.common.errors import InputError
+from gpt_core.data import batches as loader
 from gpt_core.data.batches import IGNORED, Batches, Windows
 from gpt_core.data.permutation import permute
 from gpt_core.data.shards import HEADER, Shard, ShardWriter, open_split

@@ -141,7 +141,10 @@ def test_a_folder_of_mixed_kinds_is_read_and_the_rest_is_named(
 def test_a_document_that_is_cut_for_encoding_has_the_tokens_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:60_000] + "知之为知之，" * 2000
+    text = (
+        Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:60_000]
+        + "知之为知之，" * 2000
+    )
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     write_jsonl(tmp_path / "b.jsonl", ["short", text, *(f"short {i}" for i in range(20))])
     gpt2 = Tokenizer.from_pretrained("gpt2")
@@ -181,7 +184,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["text", "rows"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    text = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:20_000] + "知之为知之。\n" * 300
+    text = (
+        Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:20_000]
+        + "知之为知之。\n" * 300
+    )
     if kind == "text":
         args = ["--input", str(tmp_path / "a.txt"), "--tokenizer", "char"]
         (tmp_path / "a.txt").write_text(text, encoding="utf-8")

@@ -84,7 +84,9 @@ def test_cuts_at_spaces_are_harmless_for_a_llama_like_split(
     smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = Tokenizer.from_pretrained(smollm2)
-    text = re.sub(r"\s+", " ", Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:50_000])
+    text = re.sub(
+        r"\s+", " ", Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:50_000]
+    )
     assert not cuts_show(tokenizer)
     assert ids_in_pieces(tokenizer, text, 300, monkeypatch) == tokenizer.encode(text)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from gpt_core.common.errors import InputError
 from gpt_core.data.prepare_data import prepare_data
-from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.data.train_tokenizer import train_tokenizer
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
 TEXTS = [
     "It's 2026, we'll see:\n\n  x_1 += 3.14159\t",
