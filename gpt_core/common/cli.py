@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from gpt_core.common.errors import InputError
+from gpt_core.common.errors import ExplainedError
 from gpt_core.common.presets import read_config
 from gpt_core.common.terminal import printable
 
@@ -45,7 +45,7 @@ def open_door(
                 args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != repeated]
             function(read_config(config, prog=prog, description=description, args=args))
     # OSError: a full disk or a missing permission, in the system's own sentence; FloatingPointError: a model gives NaN
-    except (InputError, OSError, FloatingPointError) as error:
+    except (ExplainedError, OSError, FloatingPointError) as error:
         sys.exit(f"{prog}: {printable(' '.join(str(error).splitlines()))}")  # a name may hold anything
     except KeyboardInterrupt as interrupt:
         print("; ".join([f"{prog}: stopped", *map(str, interrupt.args)]), file=sys.stderr)

@@ -1,8 +1,9 @@
-"""The one exception that a user's mistake raises, in every room."""
+"""The failures that a command explains in one line; anything else that is raised is a bug of ours."""
 
 
-class InputError(ValueError):
-    """Bad input, said in one sentence: the offending value, what was expected, and how to mend it.
+class ExplainedError(Exception):
+    """A failure whose message is one sentence for the user. Commands print it on one line and exit with 1."""
 
-    Doors print it on one line and exit 1; the HTTP API answers 422. Anything else that is raised is our bug.
-    """
+
+class InputError(ExplainedError, ValueError):
+    """Bad input: the message names the offending value, what was expected and how to mend it. HTTP answers 422."""

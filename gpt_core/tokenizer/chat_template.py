@@ -71,7 +71,8 @@ class _Renderer:
 
 _renderer = _Renderer()
 atexit.register(_renderer.stop)
-os.register_at_fork(after_in_child=_renderer.forget)
+if hasattr(os, "register_at_fork"):  # which Windows lacks, as it lacks fork
+    os.register_at_fork(after_in_child=_renderer.forget)
 
 
 def render(template: str, messages: list[dict[str, str]], special_tokens: dict[str, str]) -> str:

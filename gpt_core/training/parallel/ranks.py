@@ -19,14 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from gpt_core.common.errors import InputError
+from gpt_core.common.errors import ExplainedError, InputError
 from gpt_core.hardware.device import DeviceName, pick_device
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
-class PeerLost(InputError):
+class PeerLost(ExplainedError):
     """Another rank died; this one must not wait for it, nor save what only all ranks together can."""
 
 

