@@ -1,1 +1,1 @@
-"""Speed and learning beside peers: what `scripts/bench.py` runs."""
+"""The benchmarks of `scripts/bench.py`: speed and learning, compared with peers."""

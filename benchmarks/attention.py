@@ -1,4 +1,4 @@
-"""Time and memory of the kernels behind `scaled_dot_product_attention`, causal, forward and backward."""
+"""Benchmark the kernels of causal `scaled_dot_product_attention`: time and memory, forward and backward."""
 
 import re
 import resource
@@ -35,17 +35,17 @@ def bench_attention(
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
     device: DeviceName = "auto",
 ) -> None:
-    """Time causal attention by PyTorch's flash, memory-efficient and math kernels, and what memory each takes.
+    """Measure time and memory of causal attention with PyTorch's flash, memory-efficient and math kernels.
 
-    forward_ms and forward_backward_ms are the shortest of five; memory_mib is the peak of a forward with its backward
-    beyond the inputs. A kernel that this device, number format or length does not have is listed as such. Each
-    kernel and length is measured in a process of its own. Prints a table and ends with a line of JSON.
+    forward_ms and forward_backward_ms are the minimum of five runs; memory_mib is the peak memory of a forward and
+    backward without the inputs. Kernels that do not support this device, dtype or length are listed with a note. Each
+    kernel and length is measured in a separate process. Prints a table and ends with a line of JSON.
 
     Args:
-        lengths: tokens in a row.
-        head_dims: widths of a head.
-        batch_size: rows.
-        n_head: heads.
+        lengths: sequence lengths in tokens.
+        head_dims: dimensions of a head.
+        batch_size: sequences.
+        n_head: attention heads.
         dtype: of queries, keys and values.
         device: auto: cuda, else mps, else cpu.
     """
@@ -53,7 +53,7 @@ def bench_attention(
     given = {"lengths": lengths, "head_dims": head_dims, "batch_size": (batch_size,), "n_head": (n_head,)}
     for name, values in given.items():
         if not values or min(values) < 1:
-            raise InputError(f"{name} is {values}; expected numbers of at least 1.")
+            raise InputError(f"{name} is {values}; expected one or more numbers, each at least 1.")
     rows = []
     for length in lengths:
         for head_dim in head_dims:
@@ -65,10 +65,10 @@ def bench_attention(
 
 
 def measure(kernel: str, shape: tuple[int, int, int, int], dtype: str, device: str) -> dict[str, Any]:
-    """Figures of one kernel in this process, or {"note": why it has none}.
+    """Measure one kernel in this process; returns its figures, or {"note": reason} if it does not run.
 
     Args:
-        kernel: of `KERNELS`.
+        kernel: a key of `KERNELS`.
         shape: (B, n_head, T, head_dim) of queries, keys and values.
         dtype: "float32", "bfloat16" or "float16".
         device: "cpu", "cuda" or "mps".
@@ -83,7 +83,7 @@ def measure(kernel: str, shape: tuple[int, int, int, int], dtype: str, device: s
     def forward_backward() -> None:
         torch.autograd.grad(forward(), inputs, upstream)
 
-    # Asked for a kernel that it lacks, torch warns for each reason and then raises.
+    # For an unsupported kernel, torch warns with each reason and then raises.
     with sdpa_kernel(KERNELS[kernel]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = _memory(place, peak=False)
@@ -94,8 +94,10 @@ def measure(kernel: str, shape: tuple[int, int, int, int], dtype: str, device: s
         except RuntimeError as error:
             if not re.search("No (available kernel|viable backend)", str(error)):
                 raise
-            return {"note": f"not on this device for {dtype}"}
-        memory = max(0, _memory(place, peak=True) - before) / 2**20  # the system counts both only roughly
+            return {"note": f"not supported on this device for {dtype}"}
+        memory = (
+            max(0, _memory(place, peak=True) - before) / 2**20
+        )  # the operating system reports both only roughly
         with torch.no_grad():
             forward_ms = _shortest_ms(forward, place)
         return {
@@ -110,7 +112,7 @@ def _shortest_ms(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def _memory(device: torch.device, peak: bool) -> int:
-    """Bytes that are allocated on a GPU, or that this process holds of the CPU's memory; their peak so far."""
+    """Bytes allocated on the GPU, or resident memory of this process; with `peak`, the high-water mark."""
     if device.type == "cuda" and not peak:
         return torch.cuda.memory_allocated()
     here = Path("/proc/self/statm")
@@ -120,7 +122,7 @@ def _memory(device: torch.device, peak: bool) -> int:
 
 
 def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Each kernel's time of forward and backward over that of math."""
+    """Each kernel's forward and backward time divided by that of the math kernel."""
     times = {(row["kernel"], row["T"], row["head_dim"]): row.get("forward_backward_ms") for row in rows}
     ratios = {}
     for (kernel, length, head_dim), ms in times.items():

@@ -1,4 +1,4 @@
-"""What `bench.py generate` measures, each in a process of its own: ours, transformers and llama.cpp."""
+"""The measurements of `bench.py generate`, each run in a separate process: ours, transformers and llama.cpp."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 
 Clocks = tuple[float, float]  # wall seconds, CPU seconds of all threads
 
-# Arguments: a GGUF file, threads; on standard input the two prompts and the number of tokens, as JSON.
+# Arguments: a GGUF file, threads. stdin: JSON of the two prompts and the number of tokens.
 LLAMA_CPP = """
 import ctypes, json, sys, time
 import numpy as np
@@ -55,45 +55,46 @@ print(json.dumps({"begun": begun, "read": read, "done": done, "ids": ids, "versi
 def ours(
     name: str, dtype: InferenceDtype, prompts: list[list[int]], n_new: int, threads: int, device: DeviceName
 ) -> dict[str, Any]:
-    """Decode with our engine, nothing guessed.
+    """Decode with our engine, without drafts.
 
     Args:
-        name: of the model.
-        dtype: as in `load_for_inference`.
-        prompts: to warm up with, to be read, to be continued alone; further ones are continued all at once.
-        n_new: tokens after each prompt.
-        threads: of the CPU.
-        device: where.
+        name: model name or folder.
+        dtype: as for `load_for_inference`.
+        prompts: the first is for warm-up, the second for timing the prefill, the third is continued alone; all further
+            ones are continued concurrently.
+        n_new: tokens to generate after each prompt.
+        threads: CPU threads.
+        device: where to run.
 
     Returns:
-        The figures that `rates` makes of the lone request; uncached_per_s: tokens/s without a cache; concurrent_per_s
-        and concurrent_cpu_ms: of all further requests together; bytes_per_token: of weights and cache that a step of
-        the lone request reads, on average; weights_mib; memory_gib; texts: the first n_new ids after each prompt but
+        The figures of `rates` for the single request; uncached_per_s: tokens/s without a cache; concurrent_per_s and
+        concurrent_cpu_ms: of all concurrent requests; bytes_per_token: mean bytes of weights and cache that a
+        step of the single request reads; weights_mib; memory_gib; texts: the first n_new ids after each prompt except
         the first two.
     """
     torch.set_num_threads(threads)
     model = load_for_inference(name, dtype, device)
-    n_together = len(prompts) - 3
-    context = min(max(map(len, prompts)) + n_new + n_together + 2, model.config.block_size)
-    engine = Engine(model, Tokenizer.from_pretrained(name), max(1, n_together), context=context, draft=0)
-    engine.eos_ids = set()  # no token ends a text: every one has as many
-    warm_up, read, alone, *together = prompts
+    n_concurrent = len(prompts) - 3
+    context = min(max(map(len, prompts)) + n_new + n_concurrent + 2, model.config.block_size)
+    engine = Engine(model, Tokenizer.from_pretrained(name), max(1, n_concurrent), context=context, draft=0)
+    engine.eos_ids = set()  # no end-of-text token: all texts have the same length
+    warm_up, read, alone, *concurrent = prompts
     _decode(engine, [warm_up], 2)
     begun = clocks()
     _decode(engine, [read], 0)
-    figures = _reading(begun, clocks(), len(read))
+    figures = _prefill_rates(begun, clocks(), len(read))
     (request,), wall, cpu = _decode(engine, [alone], n_new)
     figures |= {"decode_per_s": 1 / wall, "cpu_ms_per_token": 1e3 * cpu}
     texts = [request.token_ids[:n_new]]
-    if together:
-        requests, wall, cpu = _decode(engine, together, n_new)
+    if concurrent:
+        requests, wall, cpu = _decode(engine, concurrent, n_new)
         figures |= {"concurrent_per_s": 1 / wall, "concurrent_cpu_ms": 1e3 * cpu}
         texts += [r.token_ids[:n_new] for r in requests]
     figures["uncached_per_s"] = 1 / _uncached_seconds(model, alone + texts[0], n_new)
-    k = engine.cache.k  # (n_layer, slots, n_kv_head, length, head_dim), and as much in v
-    kept = 2 * k[:, 0, :, 0].nbytes * (len(alone) + n_new / 2)
+    k = engine.cache.k  # (n_layer, n_slots, n_kv_head, length, head_dim), as is v
+    cache_bytes = 2 * k[:, 0, :, 0].nbytes * (len(alone) + n_new / 2)
     return figures | {
-        "bytes_per_token": weight_bytes(model) + kept,
+        "bytes_per_token": weight_bytes(model) + cache_bytes,
         "weights_mib": weight_bytes(model) / 2**20,
         "memory_gib": peak_memory(model.device) / 2**30,
         "texts": texts,
@@ -103,11 +104,11 @@ def ours(
 def transformers(
     folder: str, dtype: str, prompts: list[list[int]], n_new: int, threads: int, device: DeviceName
 ) -> dict[str, Any]:
-    """The same with transformers' `generate`: a prompt to warm up with, and one to be read and continued."""
+    """The same with transformers' `generate`: a prompt for warm-up, and one to prefill and continue."""
     from transformers import AutoModelForCausalLM
 
     class Clock:
-        """A streamer: `generate` hands it the prompt when it begins, and each token as soon as it is on the CPU."""
+        """A streamer: `generate` passes it the prompt at the start, and each token as soon as it is on the CPU."""
 
         def __init__(self) -> None:
             self.at: list[Clocks] = []
@@ -140,10 +141,10 @@ def transformers(
 
 
 def llama_cpp(python: str, file: str, prompts: list[list[int]], n_new: int, threads: int) -> dict[str, Any]:
-    """The same with llama.cpp, through llama-cpp-python in another Python; its own C functions, no sampler.
+    """The same with llama.cpp's C functions, called through llama-cpp-python in another Python; no sampler.
 
     Raises:
-        InputError: if it fails, with the last line that it wrote.
+        InputError: if it fails, with the last line of its stderr.
     """
     try:
         done = subprocess.run(
@@ -152,7 +153,7 @@ def llama_cpp(python: str, file: str, prompts: list[list[int]], n_new: int, thre
         )  # fmt: skip
     except OSError as error:
         raise InputError(
-            f"--llama_python {python} does not start: {error.strerror}; name a Python program."
+            f"--llama_python {python} does not start: {error.strerror}; expected a Python interpreter."
         ) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -163,27 +164,27 @@ def llama_cpp(python: str, file: str, prompts: list[list[int]], n_new: int, thre
 
 
 def read_bandwidth(threads: int, device: DeviceName) -> float:
-    """Bytes a second that this machine reads from memory: of five sums over a GiB the fastest."""
+    """Memory read bandwidth in bytes per second: the fastest of five sums over 1 GiB."""
     torch.set_num_threads(threads)
     numbers = torch.ones(2**28, device=device)
     return numbers.nbytes / min(wall_seconds(numbers.sum, numbers.device) for _ in range(5))
 
 
 def clocks() -> Clocks:
-    """Now: wall and CPU seconds."""
+    """The current wall and CPU clocks in seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def rates(begun: Clocks, read: Clocks, done: Clocks, n_prompt: int, n_new: int) -> dict[str, float]:
-    """prefill_per_s and decode_per_s: tokens a wall second; prefill_cpu_ms and cpu_ms_per_token: CPU time of each."""
-    return _reading(begun, read, n_prompt) | {
+    """prefill_per_s, decode_per_s: tokens per wall second; prefill_cpu_ms, cpu_ms_per_token: CPU ms per token."""
+    return _prefill_rates(begun, read, n_prompt) | {
         "decode_per_s": n_new / (done[0] - read[0]),
         "cpu_ms_per_token": 1e3 * (done[1] - read[1]) / n_new,
     }
 
 
 def weight_bytes(model: GPT) -> int:
-    """Bytes of all weights that a step reads: of tables that are looked up, such as embeddings, only a row is."""
+    """Bytes of the weights that a decoding step reads; embedding tables are excluded, since only a row is read."""
     head = model.wte if model.head is None else model.head
     weights = {
         tensor
@@ -194,7 +195,7 @@ def weight_bytes(model: GPT) -> int:
 
 
 def _decode(engine: Engine, prompts: list[list[int]], n_new: int) -> tuple[list[Request], float, float]:
-    """Continue `prompts` together; wall and CPU seconds a token, from when all are read until one has its n_new."""
+    """Continue `prompts` concurrently; wall and CPU seconds per token, from the last prefill to the first finish."""
     params = SamplingParams(max_new_tokens=n_new + len(prompts) + 1 if n_new else 1, temperature=0.0)
     requests = [engine.submit(prompt, params) for prompt in prompts]
     while not all(r.token_ids or r.done for r in requests):
@@ -213,10 +214,10 @@ def _decode(engine: Engine, prompts: list[list[int]], n_new: int) -> tuple[list[
 
 @torch.inference_mode()
 def _uncached_seconds(model: GPT, ids: list[int], n_new: int) -> float:
-    """Seconds a token where each of the last `n_new` of `ids` takes a forward over all before it.
+    """Seconds per token if each of the last `n_new` ids takes a forward over all ids before it.
 
-    Three forwards tell the mean of them all: what they cost grows at most with the square of the length, for which
-    Simpson's rule is exact.
+    The mean is estimated from three forwards by Simpson's rule, which is exact since the cost is at most quadratic in
+    the length.
     """
 
     def forward(n: int) -> float:
@@ -231,7 +232,7 @@ def _uncached_seconds(model: GPT, ids: list[int], n_new: int) -> float:
     return (first + 4 * middle + last) / 6
 
 
-def _reading(begun: Clocks, read: Clocks, n_prompt: int) -> dict[str, float]:
+def _prefill_rates(begun: Clocks, read: Clocks, n_prompt: int) -> dict[str, float]:
     return {
         "prefill_per_s": n_prompt / (read[0] - begun[0]),
         "prefill_cpu_ms": 1e3 * (read[1] - begun[1]) / n_prompt,

@@ -1,4 +1,4 @@
-"""How fast an embedder encodes: ours next to sentence-transformers with the same weights, and next to a baseline."""
+"""Benchmark embedders: ours, sentence-transformers with the same weights, and a baseline model."""
 
 import contextlib
 import random
@@ -27,8 +27,8 @@ COLUMNS = (
     "system", "dtype", "threads", "docs_per_s", "docs_per_cpu_s", "tokens_per_doc", "lowest_cosine", "load_s",
 )  # fmt: skip
 OURS, PEER = "ours", "sentence-transformers"
-WARM_UP = 8  # documents before the clock starts
-SEED = 0  # of which documents are taken
+N_WARM_UP = 8  # documents that are encoded before the timing
+SEED = 0  # for drawing the documents
 
 
 def bench_encode(
@@ -42,23 +42,24 @@ def bench_encode(
     threads: int | None = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Time the encoding of documents: by ours, by sentence-transformers with the same weights, and by a baseline.
+    """Measure the speed of encoding documents: ours, sentence-transformers with the same weights, and a baseline.
 
-    The embedder is exported once; both open that folder. sentence-transformers encodes as it comes, batches of 32, and
-    under the same autocast where dtype is not float32; the baseline as it comes, in float32, with its own longest
-    input. Each measurement is a process of its own, in turns, `rounds` times, on the same documents drawn at random;
-    figures are medians over the rounds, tokenisation included, loading and a few documents to warm up not. docs_per_s:
-    a wall second; docs_per_cpu_s: a CPU second of all threads, which other programs on the machine disturb less;
-    tokens_per_doc: after cuts; lowest_cosine: of a document's vector with sentence-transformers' in the first of
-    dtypes; load_s: seconds until the model is there. Prints a table and ends with a line of JSON.
+    The embedder is exported once and both load that folder. sentence-transformers has its default settings (batches
+    of 32), with the same autocast where dtype is not float32; the baseline has its default settings in float32 with its
+    own maximum length. Each measurement runs in a separate process; the systems alternate for `rounds` rounds on the
+    same randomly drawn documents. Figures are medians over the rounds, with tokenization, without loading and warm-up.
+    docs_per_s: per wall second; docs_per_cpu_s: per CPU second of all threads, less affected by other programs;
+    tokens_per_doc: after truncation; lowest_cosine: minimum cosine between a document's vector and that of
+    sentence-transformers in the first of dtypes; load_s: seconds to load the model. Prints a table and ends with a
+    line of JSON.
 
     Args:
-        data: a BEIR folder, whose corpus is taken, or a file of texts (.jsonl, .jsonl.gz, .jsonl.xz, .txt).
+        data: a BEIR folder (its corpus is used) or a file of texts (.jsonl, .jsonl.gz, .jsonl.xz, .txt).
         embedder: the embedder's folder or name.
-        baseline: a sentence-transformers model to be next to; None: none.
-        docs: documents of a measurement.
-        dtypes: number formats of the matrix products.
-        rounds: measurements of each system.
+        baseline: a sentence-transformers model to compare with; None: none.
+        docs: documents per measurement.
+        dtypes: dtypes of the matrix products.
+        rounds: measurements per system.
         threads: CPU threads; None: all cores.
         device: auto: cuda, else mps, else cpu.
     """
@@ -68,10 +69,10 @@ def bench_encode(
     if not dtypes:
         raise InputError("dtypes names nothing; expected float32 or bfloat16, or both.")
     with extra("eval"):
-        import sentence_transformers  # noqa: F401  (here rather than in a process far away)
+        import sentence_transformers  # noqa: F401  (fail here, not in a subprocess)
     texts = [text for _, text in TextFile.find(data)]
     if not texts:
-        raise InputError(f"{data} has no texts.")
+        raise InputError(f"{data} has no texts; expected at least one.")
     texts = random.Random(SEED).sample(texts, min(docs, len(texts)))
     n_threads, place = threads or available_cores(), pick_device(device).type
 
@@ -90,8 +91,8 @@ def bench_encode(
                 runs[name, dtype].append(in_own_process(function, path, dtype, texts, n_threads, place))
     rows = []
     reference = runs[PEER, dtypes[0]][0]["vectors"]
-    for (name, number_format), measured in runs.items():
-        rows.append(_row(name, number_format, measured))
+    for (name, dtype_name), measured in runs.items():
+        rows.append(_row(name, dtype_name, measured))
         if name in (OURS, PEER):
             rows[-1]["lowest_cosine"] = float((measured[0]["vectors"] * reference).sum(axis=1).min())
     print_report(rows, COLUMNS, _ratios(rows, baseline), ("sentence-transformers", "transformers"))
@@ -130,8 +131,8 @@ def _sentence_transformers(
 def _timed(
     encode: Callable[[list[str]], Vectors], texts: list[str], device: str, n_tokens: int, load_s: float
 ) -> dict[str, Any]:
-    """Encode a few texts and then, by the clock, all."""
-    encode(texts[:WARM_UP])
+    """Encode a few texts as warm-up, then time the encoding of all."""
+    encode(texts[:N_WARM_UP])
     made: list[Vectors] = []
     cpu = time.process_time()
     wall = wall_seconds(lambda: made.append(encode(texts)), torch.device(device))
@@ -146,7 +147,7 @@ def _timed(
 
 
 def _row(name: str, dtype: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The medians of a system's rounds, and what each round gave."""
+    """The medians over a system's rounds, and the figures of each round."""
     figures = ("docs_per_s", "docs_per_cpu_s", "load_s")
     return {
         "system": name,

@@ -1,4 +1,4 @@
-"""How fast a model writes: ours next to transformers, llama.cpp and what memory allows, and what each trick brings."""
+"""Benchmark generation: ours, transformers and llama.cpp, against memory bandwidth and without optimisations."""
 
 import contextlib
 import sys
@@ -28,7 +28,7 @@ COLUMNS = (
     "of_bandwidth", "perplexity", "same_next", "tokens_per_step",
 )  # fmt: skip
 OURS, PEER, LLAMA = "ours", "transformers", "llama.cpp"
-TOGETHER = 8  # requests at once
+N_CONCURRENT = 8  # concurrent requests
 MEDIANS = (
     "prefill_per_s", "prefill_cpu_ms", "decode_per_s", "cpu_ms_per_token", "uncached_per_s", "concurrent_per_s",
     "concurrent_cpu_ms",
@@ -59,32 +59,33 @@ def bench_generate(
     threads: int | None = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Time greedy decoding with the same weights: by our engine, by transformers' generate and by llama.cpp.
+    """Measure greedy decoding with the same weights: our engine, transformers' generate and llama.cpp.
 
-    Each measurement is a process of its own, in turns, `rounds` times, on prompts that differ from round to round;
-    figures are medians over the rounds. No token ends a text, and nothing is guessed but with --squad. prefill_per_s:
-    tokens of the prompt a wall second; decode_per_s: tokens after it, the first not counted; cpu_ms_per_token: CPU time
-    of all threads for one of these, which other programs disturb less; uncached_per_s: each token by a forward over all
-    before it; concurrent_per_s: of eight requests together; of_bandwidth: the share of this machine's reading speed
-    (measured in the same run) at which the weights and the cache are read; perplexity and same_next: of the first
-    eval_tokens of data, in windows of 512, and how often the most probable token is that of the first of dtypes;
-    same_texts and same_for: the share of greedy texts that are that one's, and for how many tokens they are.
-    llama.cpp runs the model's own GGUF file if it is one, and its export as Q8_0 and F16. With --squad, answers that
-    quote passages are written with and without guessed tokens. Prints a table and ends with a line of JSON.
+    Each measurement runs in a separate process; the systems alternate for `rounds` rounds, with different prompts in
+    each round. Figures are medians over the rounds. End-of-text tokens are ignored, and tokens are drafted only with
+    --squad. prefill_per_s: prompt tokens per wall second; decode_per_s: new tokens per wall second, without the first;
+    cpu_ms_per_token: CPU time of all threads per new token, less affected by other programs; uncached_per_s: tokens/s
+    with a full forward per token; concurrent_per_s: tokens/s of eight concurrent requests; of_bandwidth: bytes of
+    weights and cache read per second, as a fraction of the machine's measured read bandwidth; perplexity: on the first
+    eval_tokens of data, in windows of 512; same_next: how often the most probable token is that of the first of dtypes;
+    same_texts and same_for: the fraction of greedy texts equal to that of the first of dtypes, and the mean length of
+    the common prefix in tokens. llama.cpp runs the model's own GGUF file, if it has one, and exports as Q8_0 and F16.
+    With --squad, answers that quote passages are generated with and without drafts. Prints a table and ends with a
+    line of JSON.
 
     Args:
         model: a model folder or known name.
         data: a text: a file, a folder of files, or token shards of the model's tokenizer.
-        llama_python: a Python that has llama-cpp-python; if not given, llama.cpp is left out.
+        llama_python: a Python interpreter with llama-cpp-python; without it, llama.cpp is left out.
         squad: SQuAD's JSON (.json, .json.gz), for answers that quote.
-        dtypes: number formats of ours; transformers takes those that it has.
-        prompt_tokens: length of a prompt.
-        new_tokens: tokens that are written after it.
-        rounds: measurements of each system.
-        eval_tokens: of data, to be predicted; 0: none.
-        answers: of squad, each over another passage.
-        draft: tokens that are guessed in a step there.
-        squad_dtype: number format there.
+        dtypes: dtypes of our engine; transformers runs those that it supports.
+        prompt_tokens: prompt length.
+        new_tokens: tokens to generate after each prompt.
+        rounds: measurements per system.
+        eval_tokens: tokens of data for the perplexity; 0: none.
+        answers: number of questions from squad, each on a different passage.
+        draft: maximum number of drafted tokens per step, with --squad.
+        squad_dtype: dtype of the model, with --squad.
         threads: CPU threads; None: all cores.
         device: auto: cuda, else mps, else cpu.
     """
@@ -93,18 +94,18 @@ def bench_generate(
         if value < 1:
             raise InputError(f"{name} is {value}; expected at least 1.")
     if eval_tokens < 0:
-        raise InputError(f"eval_tokens is {eval_tokens}; expected at least 1, or 0 for none.")
+        raise InputError(f"eval_tokens is {eval_tokens}; expected at least 1, or 0 for no perplexity.")
     if not dtypes:
-        raise InputError("dtypes names nothing; expected float32, bfloat16 or int8, or several.")
+        raise InputError("dtypes names nothing; expected one or more of float32, bfloat16 and int8.")
     with extra("eval"):
-        import transformers  # noqa: F401  (here rather than in a process far away)
+        import transformers  # noqa: F401  (fail here, not in a subprocess)
     folder, place, n_threads = resolve(model), pick_device(device).type, threads or available_cores()
     questions = [] if squad is None else read_questions(squad, answers)
     block_size = GPT.from_pretrained(folder).config.block_size
-    if prompt_tokens + new_tokens + TOGETHER + 1 > block_size:
+    if prompt_tokens + new_tokens + N_CONCURRENT + 1 > block_size:
         raise InputError(
-            f"prompt_tokens and new_tokens are {prompt_tokens} and {new_tokens}; the model's context of {block_size} "
-            f"holds {block_size - TOGETHER - 1} in all here."
+            f"prompt_tokens + new_tokens is {prompt_tokens + new_tokens}; expected at most "
+            f"{block_size - N_CONCURRENT - 1} for the model's context of {block_size} tokens."
         )
     ids = read_ids(data, model, Tokenizer.from_pretrained(folder), max(eval_tokens + 1, 2**16))
     prompts = cut_prompts(ids, rounds, prompt_tokens, data)
@@ -126,22 +127,22 @@ def bench_generate(
         _add_quality(rows, str(folder), dtypes, ids[: eval_tokens + 1], n_threads, place)
     found, ratios = list(rows.values()), _ratios(rows, dtypes)
     if questions:
-        say(f"{len(questions)} answers with and without guesses, {squad_dtype}")
+        say(f"{len(questions)} answers with and without drafts, {squad_dtype}")
         told = in_own_process(quotes, str(folder), squad_dtype, questions, draft, n_threads, place)
         quoted, brought = summary(told, draft, squad_dtype)
         found, ratios = found + quoted, ratios | brought
     if llama_python is None:
-        say("llama.cpp is left out; name a Python that has llama-cpp-python with --llama_python")
+        say("llama.cpp is left out; to include it, give --llama_python a Python with llama-cpp-python")
     print_report(found, COLUMNS, ratios, ("transformers",))
 
 
 def cut_prompts(ids: list[int], rounds: int, size: int, data: str) -> list[list[list[int]]]:
-    """For each round, windows of a text: to warm up, to be read, to be continued alone, and together.
+    """Cut a text into each round's prompts, in the order of `benchmarks.decode.ours`.
 
     Raises:
-        InputError: if the text is so short that two of them would be the same.
+        InputError: if the text is too short for different prompts.
     """
-    n = TOGETHER + 3
+    n = N_CONCURRENT + 3
     stride = min(size, (len(ids) - size) // max(rounds * n - 1, 1))
     if stride < 1:
         raise InputError(
@@ -152,14 +153,14 @@ def cut_prompts(ids: list[int], rounds: int, size: int, data: str) -> list[list[
 
 
 def say(what: str) -> None:
-    """Tell on standard error how far things are."""
+    """Print progress to stderr."""
     print(what, file=sys.stderr, flush=True)
 
 
 def _systems(
     folder: Path, scratch: Path, dtypes: tuple[InferenceDtype, ...], n_new: int, threads: int, device: str
 ) -> Systems:
-    """Ours in each number format, each after transformers in the same, if it has that."""
+    """The systems in order: for each dtype transformers, if it supports it, then ours."""
 
     def own(dtype: InferenceDtype) -> Callable[[list[list[int]]], dict[str, Any]]:
         return lambda prompts: in_own_process(ours, str(folder), dtype, prompts, n_new, threads, device)
@@ -180,7 +181,7 @@ def _systems(
 
 
 def _llama(folder: Path, scratch: Path, python: str, n_new: int, threads: int) -> Systems:
-    """llama.cpp on the model's own GGUF file, and on its exports."""
+    """llama.cpp with the model's own GGUF file and with exported files."""
 
     def peer(file: Path) -> Callable[[list[list[int]]], dict[str, Any]]:
         return lambda prompts: llama_cpp(python, str(file), [prompts[0], prompts[2]], n_new, threads)
@@ -195,7 +196,7 @@ def _llama(folder: Path, scratch: Path, python: str, n_new: int, threads: int) -
 
 
 def _row(system: str, dtype: str, runs: list[dict[str, Any]], bandwidth: float) -> dict[str, Any]:
-    """The medians of a system's rounds, and what each round gave."""
+    """The medians over a system's rounds, and the figures of each round."""
     row: dict[str, Any] = {"system": system, "dtype": dtype}
     row |= {key: float(np.median([run[key] for run in runs])) for key in MEDIANS if key in runs[0]}
     if "bytes_per_token" in runs[0]:
@@ -208,12 +209,12 @@ def _row(system: str, dtype: str, runs: list[dict[str, Any]], bandwidth: float) 
 def _add_texts(
     rows: dict[tuple[str, str], dict[str, Any]], runs: dict[tuple[str, str], list[dict[str, Any]]], first: str
 ) -> None:
-    """Put into the rows how far the texts are those that ours wrote in the number format `first`."""
+    """Add to the rows how far the texts equal those of our engine in dtype `first`."""
     for key, measured in runs.items():
         written, reference = [], []
         for run, other in zip(measured, runs[OURS, first], strict=True):
             written += run["texts"]
-            reference += other["texts"][: len(run["texts"])]  # peers wrote after the lone prompt alone
+            reference += other["texts"][: len(run["texts"])]  # peers continued only the single prompt
         rows[key] |= same_texts(written, reference)
 
 
@@ -225,7 +226,7 @@ def _add_quality(
     threads: int,
     device: str,
 ) -> None:
-    """Put perplexity and agreement with the first of `dtypes` into the rows of ours."""
+    """Add perplexity and agreement with the first of `dtypes` to our rows."""
     reference: Any = None
     for dtype in dtypes:
         say(f"predicting {len(ids) - 1} tokens, {dtype}")
@@ -251,10 +252,10 @@ def _ratios(
         row = rows[OURS, dtype]
         compare((OURS, dtype), (PEER, dtype), SPEEDS)
         ratios[f"{OURS} {dtype}, with/without a cache tokens/s"] = row["decode_per_s"] / row["uncached_per_s"]
-        ratios[f"{OURS} {dtype}, {TOGETHER} requests/1 tokens/s"] = (
+        ratios[f"{OURS} {dtype}, {N_CONCURRENT} requests/1 tokens/s"] = (
             row["concurrent_per_s"] / row["decode_per_s"]
         )
-        ratios[f"{OURS} {dtype}, {TOGETHER} requests/1 tokens/CPU-s"] = (
+        ratios[f"{OURS} {dtype}, {N_CONCURRENT} requests/1 tokens/CPU-s"] = (
             row["cpu_ms_per_token"] / row["concurrent_cpu_ms"]
         )
         ratios[f"{OURS} {dtype}/memory bandwidth"] = row["of_bandwidth"]

@@ -1,4 +1,4 @@
-"""What training learns for its CPU-seconds: ours next to nanoGPT at its README's CPU size, over several seeds."""
+"""Benchmark training quality per CPU-second: ours and nanoGPT at its README's CPU size, over several seeds."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ from gpt_core.training.pretraining.pretrain import evaluator, next_token_loss, p
 SystemName = Literal[
     "nanoGPT", "nanoGPT tuned", "gpt2", "qwen3", "gpt2 zero", "gpt2 rotary", "gpt2 zero rotary"
 ]
-PEERS = {  # the rest is its README's command for a CPU
+PEERS = {  # all other settings: its README's command for a CPU
     "nanoGPT": {"learning_rate": 1e-3, "min_lr": 1e-4},
     "nanoGPT tuned": {"learning_rate": 3e-3, "min_lr": 3e-4},
 }
@@ -47,7 +47,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 COLUMNS = ("system", "seeds", "loss", "lowest", "highest", "cpu_s", "cpu_s_to_target")
 
-Curve = list[tuple[int, float, float]]  # steps, CPU seconds of training up to there, validation loss
+Curve = list[tuple[int, float, float]]  # (step, CPU seconds of training so far, validation loss)
 
 
 def bench_learn(
@@ -62,28 +62,28 @@ def bench_learn(
     presets: str = "configs",
     out: str | None = None,
 ) -> None:
-    """Train at nanoGPT's README CPU size, each system with several seeds: validation loss, and CPU-seconds to a loss.
+    """Train each system with several seeds at nanoGPT's CPU size: validation loss, and CPU-seconds to a target loss.
 
-    4 layers, 4 heads, 128 wide, context 64, batch 12, one thread. Systems: nanoGPT, with its README's settings and
-    with a learning rate of 3e-3 ("tuned"), both its own train.py; gpt2 and qwen3, our presets shakespeare_char_cpu_gpt2
-    and shakespeare_char_cpu; the first of these also with zero residual projections at the start, with rotary
-    positions, and with both. loss: mean over seeds, after the last step, over the whole validation split in windows
-    that do not overlap (nanoGPT's by its own model.py). CPU-seconds are those of training; evaluations and checkpoints
-    do not count. Prints a table and ends with a line of JSON.
+    4 layers, 4 heads, width 128, context 64, batch 12, one thread. Systems: nanoGPT's own train.py with its README's
+    settings and with a learning rate of 3e-3 ("tuned"); gpt2 and qwen3, our presets shakespeare_char_cpu_gpt2 and
+    shakespeare_char_cpu; and gpt2 with zero-initialised residual projections, with rotary positions, and with both.
+    loss: mean over seeds after the last step, on the whole validation split in non-overlapping windows (nanoGPT's
+    computed by its own model.py). CPU-seconds are those of training, without evaluations and checkpoints. Prints a
+    table and ends with a line of JSON.
 
     Args:
         data: a folder with character shards, from scripts/prepare_data.py.
-        peer: a checkout of nanoGPT, for its two systems.
-        seeds: of the initial weights and the data's order.
-        systems: which to train; if not given, all, or without --peer all of ours.
-        steps: to train for; the learning rates fall over as many.
+        peer: a checkout of nanoGPT, needed for its two systems.
+        seeds: seeds of the initial weights and the data order.
+        systems: systems to train; by default all, or without --peer all of ours.
+        steps: training steps, also the length of the learning-rate decay.
         eval_interval: steps between evaluations.
-        target: the loss to reach; between evaluations it is interpolated linearly.
-        presets: the folder of our presets.
-        out: a folder for the result of each run; what is in it already is not run again.
+        target: target loss; the time to reach it is interpolated linearly between evaluations.
+        presets: folder of our presets.
+        out: folder for the result of each run; runs that already have a result are skipped.
     """
     if not seeds:
-        raise InputError("--seeds names none; expected whole numbers.")
+        raise InputError("--seeds names none; expected one or more integers.")
     checkout = None if peer is None else check_peer(peer)
     chosen: Sequence[str] = systems or [n for n in (*PEERS, *OURS) if checkout is not None or n in OURS]
     if checkout is None and (needed := [name for name in chosen if name in PEERS]):
@@ -116,7 +116,7 @@ def bench_learn(
 
 
 def peer_settings(name: str, steps: int, eval_interval: int) -> dict[str, Any]:
-    """nanoGPT's keys: its README's for a CPU over its config/train_shakespeare_char.py."""
+    """nanoGPT's configuration: config/train_shakespeare_char.py with its README's changes for a CPU."""
     return PEERS[name] | {
         "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12, "dropout": 0.0,
         "gradient_accumulation_steps": 1, "max_iters": steps, "lr_decay_iters": steps, "beta2": 0.99,
@@ -136,14 +136,14 @@ def learn_peer(checkout: Path, settings: dict[str, Any], data: str, folder: Path
 
 
 def our_settings(preset: PretrainConfig, name: str, steps: int, eval_interval: int) -> dict[str, Any]:
-    """A preset with what the system changes, on one thread; PretrainConfig knows no position "rope"."""
+    """A preset with the system's changes, on one thread. PretrainConfig rejects position "rope"; `learn` handles it."""
     keys = dataclasses.asdict(preset) | {"max_iters": steps, "eval_interval": eval_interval}
     keys |= {"warmup_iters": min(preset.warmup_iters, steps // 2), "threads": 1, "device": "cpu"}
     return {key: value for key, value in keys.items() if key not in ("out_dir", "data_dir")} | OURS[name][1]
 
 
 def learn(settings: dict[str, Any]) -> Curve:
-    """Train one of ours in this process; the curve is from its log."""
+    """Train one of our systems in this process; returns the curve from its log."""
     rotary = settings["position"] == "rope"
     config = PretrainConfig(**settings | ({"position": None} if rotary else {}))
     with contextlib.redirect_stdout(sys.stderr):
@@ -161,7 +161,7 @@ def learn(settings: dict[str, Any]) -> Curve:
 
 
 def _train_unsaved(config: PretrainConfig) -> None:
-    """Train a graph with rotary positions instead of its own. No format describes it, so its weights are not kept."""
+    """Train a graph with rotary positions instead of its own; not saved, since no file format describes it."""
     tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
     torch.manual_seed(config.seed)
     shape = dataclasses.replace(config.gpt_config(tokenizer), position="rope")
@@ -191,7 +191,7 @@ def _train_unsaved(config: PretrainConfig) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let processes that are started meanwhile compute on one thread."""
+    """Context manager: processes started in the block compute on one thread."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -203,7 +203,7 @@ def one_thread() -> Iterator[None]:
 
 
 def cpu_seconds_to(target: float, curve: Curve) -> float | None:
-    """CPU seconds at which the loss first was `target`, interpolated between evaluations; None if it never was."""
+    """CPU seconds until the loss first reached `target`, interpolated between evaluations; None if it never did."""
     for (_, cpu_before, before), (_, cpu_s, loss) in itertools.pairwise(curve):
         if before > target >= loss:
             return cpu_before + (cpu_s - cpu_before) * (before - target) / (before - loss)
@@ -219,7 +219,7 @@ def _read(path: Path, settings: dict[str, Any]) -> Curve | None:
 
 
 def summarise(name: str, curves: list[Curve], target: float) -> dict[str, Any]:
-    """A system's row: means over its seeds."""
+    """The row of a system: means over its seeds."""
     losses = [curve[-1][2] for curve in curves]
     reached = [cpu_s for curve in curves if (cpu_s := cpu_seconds_to(target, curve)) is not None]
     return {
@@ -239,7 +239,7 @@ def summarise(name: str, curves: list[Curve], target: float) -> dict[str, Any]:
 
 
 def ratios(rows: dict[str, dict[str, Any]], target: float) -> dict[str, float]:
-    """Each of ours over each of nanoGPT's: losses, and CPU seconds to the target."""
+    """Each of our systems divided by each of nanoGPT's: losses, and CPU seconds to the target."""
     found = {}
     for ours, peer in itertools.product(OURS, PEERS):
         if ours in rows and peer in rows:
@@ -248,6 +248,6 @@ def ratios(rows: dict[str, dict[str, Any]], target: float) -> dict[str, float]:
             theirs = rows[peer]["cpu_s_to_target"]
             if mine is not None and theirs is not None:
                 found[f"{ours}/{peer} CPU-s to {target}"] = mine / theirs
-            elif mine is not None:  # the peer would have needed longer still
+            elif mine is not None:  # the peer did not reach the target in its whole run
                 found[f"{ours}/{peer} CPU-s to {target}, at most"] = mine / rows[peer]["cpu_s"]
     return found

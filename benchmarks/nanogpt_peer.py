@@ -1,7 +1,7 @@
-"""nanoGPT beside ours: its own train.py, unmodified, run from a checkout and watched from outside.
+"""Run nanoGPT's unmodified train.py from a checkout, with instrumentation.
 
-Its configurator executes the file it is given inside train.py, so that file can wrap the few functions of torch that
-train.py calls once a step or once a checkpoint, and note the clocks there.
+nanoGPT's configurator executes the given config file inside train.py. That file wraps the torch functions that
+train.py calls once per step or checkpoint, to record the clocks.
 """
 
 import json
@@ -20,7 +20,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.data.shards import Shard, open_split
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-WATCHED = """
+INSTRUMENTATION = """
 import atexit as _atexit, json as _json, os as _os, resource as _resource, time as _time
 _clip, _save, _seed = torch.nn.utils.clip_grad_norm_, torch.save, torch.manual_seed
 _steps, _saves, _idle = [], [], [0.0]
@@ -47,7 +47,7 @@ torch.nn.utils.clip_grad_norm_, torch.save = _watched_clip, _watched_save
 torch.manual_seed = lambda seed: _seed(SEED)
 _atexit.register(_report)
 """
-# On a CPU train.py makes its autocast with nullcontext(); this is how one switches bfloat16 on by hand.
+# On a CPU train.py uses nullcontext() instead of autocast; this replaces it by bfloat16 autocast.
 CPU_AUTOCAST = 'nullcontext = lambda: torch.autocast("cpu", torch.bfloat16)\n'
 
 EVALUATE = """
@@ -76,10 +76,10 @@ print(json.dumps(losses))
 
 
 def check_peer(peer: str | Path) -> Path:
-    """The folder of a nanoGPT checkout.
+    """Check that `peer` is a checkout of nanoGPT; returns its absolute path.
 
     Raises:
-        InputError: if it is none.
+        InputError: if a file of nanoGPT is missing.
     """
     folder = Path(peer).resolve()
     for name in ("train.py", "model.py", "configurator.py"):
@@ -89,20 +89,22 @@ def check_peer(peer: str | Path) -> Path:
 
 
 def write_bins(data: str | Path, folder: Path) -> None:
-    """Write the splits of our shards as nanoGPT reads them: train.bin, val.bin, and meta.pkl with the vocabulary.
+    """Write our shards' splits in nanoGPT's format: train.bin, val.bin, and meta.pkl with the vocabulary size.
 
     Raises:
-        InputError: if the ids do not fit into its 16 bits.
+        InputError: if the ids do not fit into 16 bits.
     """
     vocab_size = Tokenizer.from_pretrained(data).vocab_size
     if vocab_size > 2**16:
-        raise InputError(f"{data} has a vocabulary of {vocab_size}; nanoGPT keeps ids in 16 bits.")
+        raise InputError(
+            f"{data} has a vocabulary of {vocab_size}; nanoGPT stores ids in 16 bits, expected at most 65536."
+        )
     folder.mkdir(parents=True)
     for split in ("train", "val"):
         with open(folder / f"{split}.bin", "wb") as f:
             for shard in open_split(data, split):
                 _write_ids(shard, f)
-    if vocab_size != 50257:  # without a meta.pkl nanoGPT takes GPT-2's vocabulary and pads it
+    if vocab_size != 50257:  # without a meta.pkl nanoGPT uses GPT-2's vocabulary, padded
         (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
 
 
@@ -114,25 +116,25 @@ def _write_ids(shard: Shard, file: Any) -> None:
 def train_peer(
     peer: Path, out_dir: Path, keys: dict[str, Any], *, seed: int = 1337, autocast: bool = False
 ) -> dict[str, Any]:
-    """Run its train.py to the end.
+    """Run nanoGPT's train.py to the end.
 
     Args:
         peer: the checkout.
-        out_dir: an absolute folder to make; its checkpoints are kept there as step-N.pt, and what it printed.
-        keys: its own configuration keys; "dataset" may be an absolute folder.
-        seed: instead of the 1337 that it always takes.
-        autocast: bfloat16 on a CPU, which it does not offer.
+        out_dir: absolute path of the folder to create, for checkpoints (step-N.pt) and the printed output.
+        keys: nanoGPT's configuration keys; "dataset" may be an absolute folder.
+        seed: replaces train.py's fixed seed of 1337.
+        autocast: use bfloat16 autocast on a CPU, which train.py does not offer.
 
     Returns:
         {"steps": [(wall seconds, CPU seconds) at each step's clipping], "saves": [{"step", "cpu_s": CPU seconds since
-        the first step, without the savings}], "memory": peak in bytes, of the GPU or else of the process, "threads"}.
+        the first step, without saving}], "memory": peak bytes of the GPU, or of the process, "threads"}.
 
     Raises:
-        InputError: if it fails.
+        InputError: if train.py fails.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     config = out_dir / "config.py"
-    config.write_text(WATCHED.replace("SEED", str(seed)) + (CPU_AUTOCAST if autocast else ""))
+    config.write_text(INSTRUMENTATION.replace("SEED", str(seed)) + (CPU_AUTOCAST if autocast else ""))
     arguments = [f"--{key}={value}" for key, value in (keys | {"out_dir": str(out_dir)}).items()]
     _run(peer, [str(peer / "train.py"), str(config), *arguments], out_dir / "printed.txt")
     return json.loads((out_dir / "watched.json").read_text())
@@ -141,9 +143,9 @@ def train_peer(
 def evaluate_peer(
     peer: Path, out_dir: Path, val_bin: Path, block_size: int, steps: Sequence[int]
 ) -> list[float]:
-    """Losses of its checkpoints over every token of a split but the first, by its own model.py.
+    """Losses of the checkpoints over all tokens of a split except the first, computed by nanoGPT's model.py.
 
-    Windows of block_size do not overlap, the last may be shorter: the same ones that ours are evaluated on.
+    The windows of block_size do not overlap, and the last may be shorter, as in our evaluation.
     """
     paths = [str(out_dir / f"step-{step}.pt") for step in steps]
     printed = out_dir / "evaluated.txt"
@@ -164,7 +166,7 @@ def _run(peer: Path, arguments: list[str], printed: Path) -> None:
 
 
 def rates(steps: Sequence[Sequence[float]], tokens: int, skip: int) -> dict[str, float]:
-    """Tokens a wall second and CPU seconds a million tokens, medians over the steps after the first `skip`."""
+    """Tokens per wall second and CPU seconds per million tokens: medians over the steps after the first `skip`."""
     wall, cpu = (np.diff([step[i] for step in steps])[skip:] for i in (0, 1))
     seconds = float(np.median(wall)) if len(wall) else math.nan
     return {"tokens_per_s": tokens / seconds, "cpu_s_per_mtok": 1e6 * float(np.median(cpu)) / tokens}

@@ -1,4 +1,4 @@
-"""What a number format does to a model: its perplexity, and how often it says what float32 says."""
+"""Effect of the dtype on a model: perplexity, and agreement with the reference dtype."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,20 +15,20 @@ from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
 from gpt_core.hardware.device import DeviceName
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-WINDOW = 512  # tokens that are predicted in one forward
+WINDOW = 512  # tokens predicted in one forward
 
 
 def read_ids(data: str, name: str, tokenizer: Tokenizer, n: int) -> list[int]:
-    """The first `n` ids of a text, or fewer if it has no more.
+    """The first `n` ids of a text, or all if it has fewer.
 
     Args:
-        data: a folder of token shards, whose split "val" is taken, or what `gpt_core.data.sources.Files` reads.
-        name: of the model, for messages.
-        tokenizer: the model's own.
-        n: how many.
+        data: a folder of token shards (their split "val" is read), or a source for `gpt_core.data.sources.Files`.
+        name: model name for error messages.
+        tokenizer: the model's tokenizer.
+        n: maximum number of ids.
 
     Raises:
-        InputError: if the data cannot be read, or are shards of another tokenizer.
+        InputError: if the data cannot be read or are shards of another tokenizer.
     """
     ids: list[int] = []
     if any(Path(data).glob("*.bin")):
@@ -48,10 +48,10 @@ def read_ids(data: str, name: str, tokenizer: Tokenizer, n: int) -> list[int]:
 def predictions(
     name: str, dtype: InferenceDtype, ids: list[int], threads: int, device: DeviceName
 ) -> dict[str, Any]:
-    """Predict each of `ids` but the first from those before it in its window of `WINDOW` tokens.
+    """Predict each of `ids` except the first from the ids before it in its window of `WINDOW` tokens.
 
     Returns:
-        loss: the mean in nats; best: (n - 1,) the token that was most probable in each place.
+        loss: mean in nats; best: (n - 1,) the most probable id at each position.
     """
     torch.set_num_threads(threads)
     model = load_for_inference(name, dtype, device)
@@ -67,15 +67,15 @@ def predictions(
 
 
 def same_tokens(ours: NDArray, reference: NDArray) -> float:
-    """In which share of the places the most probable token is the same."""
+    """Fraction of positions with the same most probable token."""
     return float((ours == reference).mean())
 
 
 def same_texts(ours: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> dict[str, float]:
-    """same_texts: the share of greedy texts that are the same; same_for: for how many tokens they are, on average."""
-    alike = [
+    """same_texts: fraction of equal greedy texts; same_for: mean length of the common prefix in tokens."""
+    n_common = [
         next((i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), len(pair[0]))
         for pair in zip(ours, reference, strict=True)
     ]
-    whole = [n == len(text) for n, text in zip(alike, ours, strict=True)]
-    return {"same_texts": float(np.mean(whole)), "same_for": float(np.mean(alike))}
+    whole = [n == len(text) for n, text in zip(n_common, ours, strict=True)]
+    return {"same_texts": float(np.mean(whole)), "same_for": float(np.mean(n_common))}

@@ -1,4 +1,4 @@
-"""What guessing tokens ahead brings where answers quote: questions over SQuAD's passages, with and without it."""
+"""Benchmark prompt lookup on answers that quote: questions on SQuAD passages, with and without drafts."""
 
 import gzip
 import json
@@ -20,22 +20,22 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SYSTEM = "You copy sentences out of a text, word for word."
 REQUEST = "{passage}\n\n{question} Copy the sentence of the text that answers, word for word."
-BEGINNING = 'The text says: "'  # of the answer: a small model would paraphrase otherwise
-END = ('"', "\n")
+ANSWER_PREFIX = 'The text says: "'  # a small model would paraphrase without it
+STOP_STRINGS = ('"', "\n")
 ANSWER_TOKENS = 96
-LONG = 24  # tokens from which on an answer counts as long
-SEED = 0  # of which passages are taken
+LONG_ANSWER_TOKENS = 24  # answers of at least this length are also reported separately
+SEED = 0  # for drawing the passages
 
 
 def read_questions(path: str, n: int) -> list[tuple[str, str]]:
-    """A passage and a question over it, of up to `n` different passages drawn at random.
+    """(passage, question) for up to `n` different passages drawn at random.
 
     Args:
         path: SQuAD's JSON (`.json`, `.json.gz`).
-        n: how many.
+        n: maximum number of passages.
 
     Raises:
-        InputError: for a file that is missing, damaged or of another form.
+        InputError: if the file is missing, damaged or has another format.
     """
     opened: Any = gzip.open if path.endswith(".gz") else open
     try:
@@ -54,7 +54,7 @@ def read_questions(path: str, n: int) -> list[tuple[str, str]]:
             f"{path} is not SQuAD's JSON; expected data, paragraphs, context, qas, question."
         ) from None
     if not found:
-        raise InputError(f"{path} asks no question.")
+        raise InputError(f"{path} has no questions; expected SQuAD's JSON with at least one.")
     return random.Random(SEED).sample(found, min(n, len(found)))
 
 
@@ -66,23 +66,23 @@ def quotes(
     threads: int,
     device: DeviceName,
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Answer greedily without guesses and with up to `draft` a step, in turns; to be called in its own process.
+    """Answer greedily without drafts and with up to `draft` drafted tokens per step; call it in a separate process.
 
     Returns:
-        Of each question the two answers, in this order: text (ids), said (the same as a string), quoted (whether the
-        passage has it word for word), prefill_s (reading the prompt), and wall_s, cpu_s and steps of writing.
+        For each question the answers without and with drafts: text (ids), said (the text as a string), quoted (whether
+        the passage contains it verbatim), prefill_s, and wall_s, cpu_s and steps of decoding.
 
     Raises:
-        InputError: for a model without a chat template, or a passage that does not fit its context.
+        InputError: for a model without a chat template, or a passage that does not fit the context.
     """
     torch.set_num_threads(threads)
     model, tokenizer = load_for_inference(name, dtype, device), Tokenizer.from_pretrained(name)
     plain, guessing = (Engine(model, tokenizer, max_running=1, draft=n) for n in (0, draft))
     found = []
-    for number, (passage, question) in enumerate([*questions[:1], *questions]):  # the first one warms up
+    for number, (passage, question) in enumerate([*questions[:1], *questions]):  # the first is for warm-up
         content = REQUEST.format(passage=passage, question=question)
         chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
-        prompt = tokenizer.chat(chat) + tokenizer.encode(BEGINNING)
+        prompt = tokenizer.chat(chat) + tokenizer.encode(ANSWER_PREFIX)
         if number % 2:
             one, other = _answer(plain, prompt), _answer(guessing, prompt)
         else:
@@ -96,11 +96,14 @@ def quotes(
 def summary(
     pairs: list[tuple[dict[str, Any], dict[str, Any]]], draft: int, dtype: str
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows of all answers and of those that are long without guesses; and what guessing brings."""
+    """Rows for all answers and for those that are long without drafts; and the ratios with/without drafts."""
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
-    for which, least in (("answers", 1), (f"answers of {LONG} tokens or more", LONG)):
-        chosen = [pair for pair in pairs if len(pair[0]["text"]) >= least]
+    for which, min_tokens in (
+        ("answers", 1),
+        (f"answers of {LONG_ANSWER_TOKENS} tokens or more", LONG_ANSWER_TOKENS),
+    ):
+        chosen = [pair for pair in pairs if len(pair[0]["text"]) >= min_tokens]
         if not chosen:
             continue
         same = sum(one["text"] == other["text"] for one, other in chosen)
@@ -138,7 +141,7 @@ def _row(system: str, dtype: str, taken: Sequence[dict[str, Any]]) -> dict[str, 
 
 
 def _answer(engine: Engine, prompt: list[int]) -> dict[str, Any]:
-    """Read the prompt, then answer it; the second request finds it in the engine's cache."""
+    """Prefill the prompt with one request, then answer it with a second one from the engine's cache."""
     begun = clocks()
     _run(engine, prompt, 1)
     read = clocks()
@@ -155,7 +158,7 @@ def _answer(engine: Engine, prompt: list[int]) -> dict[str, Any]:
 
 
 def _run(engine: Engine, prompt: list[int], n_new: int) -> tuple[Request, int]:
-    request = engine.submit(prompt, SamplingParams(max_new_tokens=n_new, temperature=0.0, stop=END))
+    request = engine.submit(prompt, SamplingParams(max_new_tokens=n_new, temperature=0.0, stop=STOP_STRINGS))
     steps = 1
     while engine.step():
         steps += 1

@@ -1,4 +1,4 @@
-"""How fast training is: the one loop next to nanoGPT's, and what each setting of ours brings."""
+"""Benchmark training speed: ours and nanoGPT, and the effect of each of our settings."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from gpt_core.training.pretraining.pretrain import pretrain
 
 COLUMNS = ("system", "dtype", "compile", "threads", "tokens_per_s", "cpu_s_per_mtok", "mfu", "memory_gib")
 OURS, MUON, PEER, PEER_BY_HAND = "ours", "ours, Muon", "nanoGPT", "nanoGPT, bf16 compiled"
-# Each rung keeps what those before it changed. "kernel" is not a key of the training: which attention is allowed.
+# Changes are cumulative. "kernel" is not a key of the training config: it selects the allowed attention kernels.
 LADDER: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "float32", "compile": "off", "tf32": False, "kernel": "math", "vocab_multiple": 1},
     "TF32": {"tf32": True},
@@ -53,31 +53,32 @@ def bench_train(
     compile: Literal["auto", "on", "off"] = "auto",
     ladder: bool = False,
 ) -> None:
-    """Time training steps of GPT-2's graph: ours with AdamW and with Muon and, with --peer, nanoGPT.
+    """Measure training steps of GPT-2's architecture: ours with AdamW and with Muon and, with --peer, nanoGPT.
 
-    nanoGPT runs its own train.py twice: as it comes (on a CPU float32 and uncompiled, as its README says; on a GPU
-    bfloat16 and compiled), and on a CPU also with bfloat16 autocast and compilation switched on by hand. Each
-    measurement is a process of its own, in turns, `rounds` times; figures are medians over the steps after the first
-    `skip` of all rounds, data loading and logging included, checkpoints and evaluations not. tokens_per_s: a wall
-    second; cpu_s_per_mtok: CPU seconds of all threads a million tokens; mfu: model FLOPs over the device's peak;
-    memory_gib: peak, of the GPU or else of the process. Prints a table and ends with a line of JSON.
+    nanoGPT runs its own train.py with default settings (on a CPU float32 and uncompiled, as its README says; on a GPU
+    bfloat16 and compiled), and on a CPU a second time with bfloat16 autocast and compilation switched on. Each
+    measurement runs in a separate process; the systems alternate for `rounds` rounds. Figures are medians over the
+    steps after the first `skip` of all rounds, with data loading and logging, without checkpoints and evaluations.
+    tokens_per_s: per wall second; cpu_s_per_mtok: CPU seconds of all threads per million tokens; mfu: model FLOPs
+    divided by the device's peak; memory_gib: peak of the GPU, or of the process. Prints a table and ends with a line
+    of JSON.
 
     Args:
         data: a folder with token shards, from scripts/prepare_data.py.
         peer: a checkout of nanoGPT.
-        n_layer: blocks.
+        n_layer: transformer blocks.
         n_head: attention heads.
-        n_embd: width.
+        n_embd: embedding width.
         block_size: context, in tokens.
         batch_size: sequences per step.
-        micro_batch_size: sequences per forward, the rest of batch_size is accumulated; if not given, all of them.
-        steps: steps of each measurement.
-        skip: of these the first, which compile and warm up, do not count.
-        rounds: measurements of each system.
+        micro_batch_size: sequences per forward, with gradient accumulation up to batch_size; by default batch_size.
+        steps: steps per measurement.
+        skip: first steps that are not counted, for compilation and warm-up.
+        rounds: measurements per system.
         device: auto: cuda, else mps, else cpu.
-        dtype: of ours; auto: what is fastest here.
-        compile: of ours; auto: what training would choose.
-        ladder: also ours with AdamW from plain float32 up, one setting after the other.
+        dtype: of ours; auto: the fastest on this machine.
+        compile: of ours; auto: as training chooses.
+        ladder: also measure ours with AdamW from plain float32 upwards, adding one setting at a time.
     """
     if not 0 <= skip < steps - 1:
         raise InputError(f"skip is {skip}; expected 0 to steps - 2, which is {steps - 2}.")
@@ -105,7 +106,8 @@ def bench_train(
     systems[MUON] = _system(keys | {"optimizer": "muon"})
     if ladder:
         systems |= {
-            name: _system(keys | changes | {"optimizer": "adamw"}) for name, changes in rungs(place).items()
+            name: _system(keys | changes | {"optimizer": "adamw"})
+            for name, changes in ladder_settings(place).items()
         }
 
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
@@ -119,8 +121,8 @@ def bench_train(
     print_report(rows, COLUMNS, _ratios({row["system"]: row for row in rows}))
 
 
-def rungs(device: torch.device) -> dict[str, dict[str, Any]]:
-    """Name of each rung that `device` has → all settings up to it."""
+def ladder_settings(device: torch.device) -> dict[str, dict[str, Any]]:
+    """Name of each step of the ladder that `device` supports → all settings up to it."""
     changes: dict[str, Any] = {}
     ladder = {}
     for name, change in LADDER.items():
@@ -154,7 +156,7 @@ def _peers(
 
 
 def _ours(keys: dict[str, Any], out_dir: Path) -> dict[str, Any]:
-    """Train in this process; the clocks come from the run's own log, the settings from its checkpoint."""
+    """Train in this process; the times are from the run's log, the settings from its checkpoint."""
     keys = dict(keys)
     kernel = sdpa_kernel(SDPBackend.MATH) if keys.pop("kernel", "any") == "math" else contextlib.nullcontext()
     with contextlib.redirect_stdout(sys.stderr), kernel:
@@ -174,7 +176,7 @@ def _ours(keys: dict[str, Any], out_dir: Path) -> dict[str, Any]:
 
 
 def _row(name: str, runs: list[dict[str, Any]], tokens: int, skip: int) -> dict[str, Any]:
-    """The medians of a system's rounds, and what each round gave."""
+    """The medians over a system's rounds, and the throughput of each round."""
     each = [rates(run["steps"], tokens, skip) for run in runs]
     figures: dict[str, Any] = {key: float(np.median([figure[key] for figure in each])) for key in each[0]}
     mfu = [value for run in runs for value in run.get("mfu", [])[skip:] if value is not None]

@@ -1,4 +1,4 @@
-"""The door that builds an index."""
+"""The command that builds or updates an index."""
 
 import shutil
 import sys
@@ -31,36 +31,37 @@ def build_index(
     refit_map: bool = False,
     delete_missing: bool = False,
 ) -> None:
-    """Make an index of documents, or bring one up to date.
+    """Build an index of documents, or update an existing one.
 
-    New documents are added, changed ones replaced, unchanged ones left alone; a build that was stopped goes on if it is
-    run again. The input is read through once before anything is written, so that a broken line is found at the start.
+    New documents are added, changed ones replaced, unchanged ones skipped. To continue an interrupted build, run it
+    again. The input is read once before anything is written, so that a malformed line is reported at the start.
 
     Args:
-        input: files and folders: .jsonl (also .gz, .xz; "text", optionally "_id", "title", other keys as metadata),
-            .txt, .md; folders are walked to the bottom.
+        input: files and folders: .jsonl (also .gz, .xz; "text", optionally "_id", "title"; other keys are metadata),
+            .txt, .md; folders are searched recursively.
         index: folder of the index.
-        embedder: model folder or known name; if not given, the index's own, or smollm2-135m-instruct for a new index.
-        max_tokens: the most tokens of a passage, title apart; fixed when the index is made, 256 if not given.
-        overlap: the most tokens that neighbouring passages share; fixed when the index is made, an eighth of
-            max_tokens if not given.
-        passages_per_document: index only the first so many passages of each document; fixed when the index is made.
-        fusion: how hybrid search combines its legs, fixed when the index is made; the embedder's own if not given.
-        refit_map: fit the embedder's corpus map again at the end; a new index's is fitted in any case.
+        embedder: model folder or known name; default: the existing index's embedder, or smollm2-135m-instruct.
+        max_tokens: maximum tokens per passage, without the title; fixed when the index is created, 256 by default.
+        overlap: maximum tokens that neighbouring passages share; fixed when the index is created, max_tokens / 8 by
+            default.
+        passages_per_document: index only the first n passages of each document; fixed when the index is created.
+        fusion: how hybrid search combines the dense and lexical scores; fixed when the index is created; default: the
+            embedder's.
+        refit_map: fit the corpus map (whitening) again at the end; in a new index it is always fitted.
         delete_missing: delete documents that are in the index but not in the input.
     """
     started = time.perf_counter()
     if not input:
-        raise InputError("--input names nothing; expected files or folders.")
+        raise InputError("--input is empty; give at least one file or folder.")
     skipped = list_files(input)[1]
     if skipped:
-        print(f"passed over {len(skipped)} files of other kinds, such as {skipped[0]}", file=sys.stderr)
+        print(f"skipped {len(skipped)} files of unsupported types, such as {skipped[0]}", file=sys.stderr)
     ids, any_text = [], False
     for document in iter_documents(input):
         ids.append(document.id)
         any_text = any_text or bool(document.text.strip() or document.title.strip())
     if not any_text:
-        raise InputError(f"{', '.join(input)}: there is no text in it; expected at least one document.")
+        raise InputError(f"{', '.join(input)}: no text found; expected at least one document with text.")
 
     fixed = {"max_tokens": max_tokens, "overlap": overlap, "passages_per_document": passages_per_document}
     given = {name: value for name, value in fixed.items() if value is not None}
@@ -79,7 +80,7 @@ def build_index(
 def _opened(
     folder: Path, embedder: str | None, given: dict[str, int], fusion: FusionKind | None
 ) -> Iterator[Index]:
-    """The index in `folder`, made if there is none; a new one is removed again if nothing was committed to it."""
+    """Open the index in `folder`, or create it; a new index is removed on an error if it has no documents yet."""
     if (folder / FILE).exists():
         with Index.open(folder, embedder) as index:
             settings = index.settings
@@ -87,7 +88,7 @@ def _opened(
             for name, value in {**given, **({"fusion": fusion} if fusion else {})}.items():
                 if value != own[name]:
                     raise InputError(
-                        f"{folder} was made with {name} {own[name]}, not {value}; leave that to the index."
+                        f"{folder} was created with {name} {own[name]}, not {value}; leave out --{name}."
                     )
             yield index
         return
@@ -108,18 +109,20 @@ def _report(index: Index, changes: Changes, n_deleted: int, seconds: float) -> N
     print(
         f"{index.folder}: {changes.added} documents added, {changes.updated} updated, {changes.unchanged} unchanged, "
         f"{n_deleted} deleted; {changes.passages} passages written in {seconds:.1f} s; "
-        f"it now holds {stats['documents']} documents in {stats['passages']} passages"
+        f"the index now has {stats['documents']} documents in {stats['passages']} passages"
     )
     if changes.empty:
-        print(f"{changes.empty} documents have no text and no title, and so no passage")
+        print(f"{changes.empty} documents have neither text nor title, so they have no passages")
     if changes.shortened:
         most = index.settings.passages_per_document
         print(
-            f"{changes.shortened} documents have more than {most} passages; only the first {most} of each are there"
+            f"{changes.shortened} documents have more than {most} passages; only the first {most} of each are indexed"
         )
     if changes.truncated and index.encoder:
         limit = index.encoder.max_tokens
-        print(f"{changes.truncated} passages with their titles were cut to the embedder's {limit} tokens")
+        print(
+            f"{changes.truncated} passages, titles included, were truncated to the embedder's {limit} tokens"
+        )
     fitted = stats["map_passages"]
     if stats["corpus_map"] != "none" and stats["passages"] > 2 * max(fitted, 1):
-        print(f"the corpus map was fitted on {fitted} passages; --refit_map fits it on all")
+        print(f"the corpus map was fitted on {fitted} passages only; --refit_map fits it on all")

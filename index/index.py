@@ -1,4 +1,4 @@
-"""The index as its users see it: create, open, add, upsert, delete, search."""
+"""The public class `Index`: create, open, add, upsert, delete, search."""
 
 import json
 import sqlite3
@@ -26,14 +26,14 @@ from index.store.store import Store
 from index.store.write import Changes, check_vectors, fit_map, write
 
 Mode = Literal["hybrid", "dense", "lexical"]
-MAP_SETTLED = 1000  # passages from which a corpus map is good for a corpus that grows
+MIN_MAP_PASSAGES = 1000  # a corpus map fitted on fewer passages is fitted again when the corpus has doubled
 
 
 class Index:
-    """Documents that can be searched; a folder. Any number of threads and processes search, one at a time writes.
+    """Searchable documents in a folder. Any number of threads and processes can search; one at a time can write.
 
-    Make one with `create` or `open`; end it with `close` or a `with` block. A search sees what any process has
-    committed before it.
+    Get an index from `create` or `open`; end it with `close` or a `with` block. A search sees everything that any
+    process committed before the search began.
     """
 
     def __init__(self, store: Store, encoder: Encoder | None) -> None:
@@ -54,19 +54,19 @@ class Index:
         fusion: Fusion | None = None,
         dimension: int | None = None,
     ) -> "Index":
-        """Make an empty index in a new folder.
+        """Create an empty index in a new folder.
 
         Args:
-            folder: where; must not exist or be empty.
-            encoder: the embedder; None for an index of ready vectors.
-            max_tokens: the most tokens of a passage, title apart.
-            overlap: the most tokens that neighbouring passages share; None for an eighth of `max_tokens`.
-            passages_per_document: index only so many passages of each document; None for all.
-            fusion: how hybrid search combines its legs; None for the embedder's own choice.
-            dimension: of the vectors; only without an encoder.
+            folder: the index's folder; must be empty or not exist.
+            encoder: the embedder; None for an index of precomputed vectors.
+            max_tokens: maximum tokens per passage, without the title.
+            overlap: maximum tokens that neighbouring passages share; None for `max_tokens` / 8.
+            passages_per_document: index only the first n passages of each document; None for all.
+            fusion: how hybrid search combines the dense and lexical scores; None for the embedder's setting.
+            dimension: length of the vectors; used only without an encoder.
 
         Raises:
-            InputError: for a folder that holds anything, or lengths that cannot be.
+            InputError: if the folder is not empty, or for invalid lengths.
         """
         overlap = max_tokens // 8 if overlap is None else overlap
         if encoder:
@@ -80,12 +80,12 @@ class Index:
         """Open an index.
 
         Args:
-            folder: where it is.
-            encoder: its embedder, or that model's name or folder; None: the one that the index remembers is loaded when
-                a text first needs it.
+            folder: the index's folder.
+            encoder: the embedder, or its name or folder; None: the embedder named in the index is loaded when it is
+                first needed.
 
         Raises:
-            InputError: if there is no index, or it was built with another embedder.
+            InputError: if the folder has no index, or the index was built with another embedder.
         """
         snapshot = Snapshot.state_on_disk(Path(folder))
         store = Store(folder)
@@ -98,8 +98,8 @@ class Index:
                 store.close()
                 raise
         with store.read() as tx:
-            # A store that came back from a backup does not share the snapshot's past. That shows only as long as it
-            # has not grown beyond the snapshot's number.
+            # After restoring a backup the snapshot may be newer than the store. This can only be detected while the
+            # store's sequence number is still lower, so it is checked when the index is opened.
             other = snapshot and snapshot.identity != store.settings.identity
             if snapshot and (other or snapshot.sequence > store.sequence(tx)):
                 Snapshot.discard(store.folder)
@@ -107,20 +107,20 @@ class Index:
 
     @property
     def folder(self) -> Path:
-        """Where the index is."""
+        """The index's folder."""
         return self._store.folder
 
     @property
     def settings(self) -> Settings:
-        """What was fixed when the index was made."""
+        """The settings that were fixed when the index was created."""
         return self._store.settings
 
     @property
     def encoder(self) -> Encoder | None:
-        """The embedder; None for an index of ready vectors.
+        """The embedder, loaded on first use; None for an index of precomputed vectors.
 
         Raises:
-            InputError: if the one that the index remembers is not there, or is another by now.
+            InputError: if the embedder named in the index is missing or has changed since the index was built.
         """
         with self._encoder_lock:
             if self._encoder is None and self.settings.embedder:
@@ -142,25 +142,25 @@ class Index:
     # Writing
 
     def add(self, documents: Document | Iterable[Document], vectors: ArrayLike | None = None) -> Changes:
-        """Add documents, read as they are needed and committed a batch at a time; each is there whole or not at all.
+        """Add documents, read lazily and committed in batches; each document is added completely or not at all.
 
-        A document that is there with the same content is left alone, so an `add` that was interrupted goes on where it
-        was if it is called again.
+        Documents that are in the index with the same content are skipped, so an interrupted `add` can be continued by
+        calling it again.
 
         Args:
-            documents: one or many.
-            vectors: a vector (dimension,) for one document, or (n, dimension) for n. Each document then is a single
-                passage, whatever its length, and its vector is brought to unit length. None: documents are split, and
-                their passages encoded.
+            documents: one or more documents.
+            vectors: (dimension,) for one document, (n, dimension) for n. Each document is then a single passage of any
+                length, and its vector is normalised to unit length. None: documents are split into passages, which are
+                encoded.
 
         Raises:
-            InputError: for a document that is there with other content, vectors of another shape, or another writer.
-                What was committed before stays.
+            InputError: for a document id that exists with other content, vectors of a wrong shape, or if another
+                process is writing. Batches that were committed before remain.
         """
         return self._write(documents, vectors, replace=False)
 
     def upsert(self, documents: Document | Iterable[Document], vectors: ArrayLike | None = None) -> Changes:
-        """`add`, but a document that is there with other content is replaced."""
+        """Like `add`, but a document that exists with other content is replaced."""
         return self._write(documents, vectors, replace=True)
 
     def _write(
@@ -174,45 +174,45 @@ class Index:
             rows = check_vectors(vectors, self.settings.dimension)
             if len(rows) != len(documents):
                 raise InputError(
-                    f"{len(documents)} documents and {len(rows)} vectors; expected one for each."
+                    f"{len(documents)} documents and {len(rows)} vectors; expected one vector per document."
                 )
         with self._store.lock():
             encoder = self.encoder if rows is None else None
             changes = write(self._store, encoder, documents, rows, replace=replace)
             with self._store.read() as tx:
-                fitted, there = self._store.map_passages(tx), self._store.count(tx, "passages")
-            # A map of a few passages is none: until it has seen enough, every doubling fits it again.
-            unsettled = fitted < MAP_SETTLED and there >= 2 * max(fitted, 1)
-            if self.settings.corpus_map != "none" and unsettled:
+                fitted, stored = self._store.map_passages(tx), self._store.count(tx, "passages")
+            # A map fitted on few passages is poor, so it is fitted again each time the corpus has doubled.
+            outdated = fitted < MIN_MAP_PASSAGES and stored >= 2 * max(fitted, 1)
+            if self.settings.corpus_map != "none" and outdated:
                 fit_map(self._store)
         return changes
 
     def delete(self, ids: str | Iterable[str]) -> int:
-        """Delete documents in one transaction; ids that are not there are passed over.
+        """Delete documents in one transaction; unknown ids are ignored.
 
         Returns:
-            How many documents were deleted.
+            The number of documents deleted.
         """
         ids = [ids] if isinstance(ids, str) else list(ids)
         with self._store.lock(), self._store.write() as tx:
             return sum(self._store.remove(tx, doc_id) for doc_id in ids)
 
     def refit_map(self) -> None:
-        """Fit the corpus map again, on the vectors that are stored now.
+        """Fit the corpus map (whitening) on all stored vectors.
 
-        The first `add` fits it at its end, and later ones do, too, each time that the corpus has doubled, until it has
-        seen 1,000 passages. After a large corpus has changed much, another fit serves it better.
+        `add` and `upsert` fit it at the first call and then each time the corpus has doubled, until it was fitted on at
+        least 1,000 passages. Refit it after a large corpus has changed much.
 
         Raises:
-            InputError: if the index's embedder has no use for a map.
+            InputError: if the index's embedder uses no corpus map.
         """
         if self.settings.corpus_map == "none":
-            raise InputError(f"{self.folder}: its embedder needs no corpus map, so there is none to fit.")
+            raise InputError(f"{self.folder}: the embedder needs no corpus map; leave out the refit.")
         with self._store.lock():
             fit_map(self._store)
 
     def save_snapshot(self) -> None:
-        """Write a snapshot of the vectors as they are now, from which the next process starts at once."""
+        """Save a snapshot of the current vectors, from which the next process opens the index quickly."""
         with self._current() as (_, view):
             view.merged().base.save(self.folder)
 
@@ -237,26 +237,26 @@ class Index:
         mode: Mode = "hybrid",
         filter: Filter | None = None,
     ) -> list[Any]:
-        """Find the passages that suit a query best.
+        """Find the k best passages for each query.
 
         Args:
-            query: a text, or texts, or a vector (dimension,), or vectors (n, dimension) as the embedder gives them.
-                A vector has no words: "hybrid" then is "dense". A text that the embedder cuts to its context is counted
-                in the encoder's `n_truncated`.
-            k: how many hits. Fewer come back only if fewer passages pass the filter or, for "lexical", match.
-            mode: "dense" orders by cosine, "lexical" by BM25, both exactly; "hybrid" by both as `settings.fusion` says,
-                with exact scores, what is among the best max(100, 10 k) of either.
-            filter: conditions on the documents' metadata, all of which must hold: a field has a value
-                (`{"status": "Final"}`), or one of several (`["Final", "Active"]`), or lies within bounds
-                (`{"gte": 2000, "lte": 2010}`). A field that holds a list has each of its values. `doc_id` is the
+            query: a text, or texts, or a vector (dimension,), or vectors (n, dimension) as the embedder returns them.
+                For vectors, "hybrid" means "dense". The encoder's `n_truncated` counts the texts that it truncated to
+                its context.
+            k: number of hits. Fewer are returned only if fewer passages pass the filter or, for "lexical", match.
+            mode: "dense" ranks by cosine, "lexical" by BM25, both exactly. "hybrid" combines the exact scores of both
+                as `settings.fusion` says, over the union of the best max(100, 10 k) passages of each.
+            filter: conditions on the documents' metadata, all of which must hold. A field must have one value
+                (`{"status": "Final"}`), one of several (`["Final", "Active"]`), or be within bounds
+                (`{"gte": 2000, "lte": 2010}`). A list field matches if any of its values does. `doc_id` is the
                 document's id.
 
         Returns:
-            Hits, best first; for several queries a list of such lists.
+            Hits, best first; for several queries one list per query.
 
         Raises:
-            InputError: for an empty query, k < 1, a mode or a filter of another form, vectors of another shape, or a
-                text in an index of ready vectors.
+            InputError: for an empty query, k < 1, an unknown mode, a malformed filter, vectors of a wrong shape, or a
+                text query in an index of precomputed vectors (except in mode "lexical").
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise InputError(f"k is {k!r}; expected a whole number of at least 1.")
@@ -269,7 +269,7 @@ class Index:
         queries = check_vectors(cast(ArrayLike, query), self.settings.dimension)
         if mode == "lexical":
             raise InputError(
-                "A lexical search takes words; give a text, or look for the vector in mode dense."
+                "Lexical search needs a text, not a vector; give a text, or search the vector in mode dense."
             )
         with self._current() as (tx, view):
             numbers = None if filter is None else allowed(tx, filter)
@@ -279,9 +279,9 @@ class Index:
     def _search_texts(self, texts: list[str], k: int, mode: Mode, filter: Filter | None) -> list[list[Hit]]:
         for text in texts:
             if not text.strip():
-                raise InputError("The query is empty; expected some text.")
+                raise InputError("The query is empty; expected text.")
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                raise InputError(f"The query {text!r} holds half of a surrogate pair; expected Unicode text.")
+                raise InputError(f"The query {text!r} has an unpaired surrogate; expected Unicode text.")
         if mode == "lexical":
             with self._store.read() as tx:
                 numbers = None if filter is None else allowed(tx, filter)
@@ -291,7 +291,7 @@ class Index:
         encoder = self.encoder
         if encoder is None:
             raise InputError(
-                f"{self.folder} was built of ready vectors; texts can be searched in mode lexical."
+                f"{self.folder} was built from precomputed vectors; search texts in mode lexical."
             )
         queries = encoder.encode_query(texts)
         with self._current() as (tx, view):
@@ -304,9 +304,9 @@ class Index:
 
     @contextmanager
     def _current(self) -> Iterator[tuple[sqlite3.Connection, View]]:
-        """A transaction and the vectors of the very state that it sees."""
+        """A read transaction and the view of the vectors in the state that the transaction sees."""
         with self._store.read() as tx:
-            # The transaction's first look at the store is within the lock: it sees no older state than the last view.
+            # The transaction's first query runs within the lock, so that it never sees an older state than the view's.
             with self._view_lock:
                 view = self._view = catch_up(self._view, self._store, tx)
             yield tx, view
@@ -316,17 +316,17 @@ class Index:
         return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
 
     def get(self, doc_id: str) -> Document | None:
-        """A document, or None if there is none of that id."""
+        """The document with this id, or None if there is none."""
         with self._store.read() as tx:
             return self._store.document(tx, doc_id)
 
     def document_ids(self) -> list[str]:
-        """All documents' ids, in the order in which they came."""
+        """The ids of all documents, in insertion order."""
         with self._store.read() as tx:
             return self._store.document_ids(tx)
 
     def stats(self) -> dict[str, Any]:
-        """Counts and settings, ready for JSON."""
+        """Counts and settings, JSON-serialisable."""
         with self._store.read() as tx:
             return {
                 "documents": self._store.count(tx, "documents"),
@@ -341,5 +341,5 @@ def _check_encoder(store: Store, encoder: Encoder) -> None:
     if encoder.fingerprint != store.settings.fingerprint:
         raise InputError(
             f"{store.folder} was built with {store.settings.embedder_words}, not with {encoder.name} "
-            f"({encoder.fingerprint[:12]}); open it with its own embedder, or build another index."
+            f"({encoder.fingerprint[:12]}); open it with the embedder it was built with, or build a new index."
         )

@@ -1,4 +1,4 @@
-"""The door that searches an index."""
+"""The command that searches an index."""
 
 import json as json_library
 import shutil
@@ -29,20 +29,21 @@ def search_index(
     """Search an index.
 
     Args:
-        query: what to look for.
+        query: text to search for.
         index: folder of the index.
-        k: how many passages.
-        mode: hybrid (words and meaning), dense (meaning alone) or lexical (words alone; needs no model).
-        filter: field=value, field>=value or field<=value over the documents' metadata and doc_id; give the option
-            several times for several conditions, all of which must hold; of several values of one field, one.
-        embedder: model folder, if it is not where it was when the index was built.
-        json: print one JSON object instead.
+        k: number of passages to return.
+        mode: hybrid (BM25 and vectors), dense (vectors only) or lexical (BM25 only; needs no model).
+        filter: field=value, field>=value or field<=value on the documents' metadata or doc_id. Repeat the option for
+            several conditions: all fields must match; several values of one field are alternatives.
+        embedder: model folder, if it has moved since the index was built.
+        json: print one JSON object instead of text.
     """
     wanted = parse_filter(list(filter)) if filter else None
     with Index.open(index, embedder) as found:
         hits = found.search(query, k, mode, wanted)
         if mode != "lexical" and found.encoder and found.encoder.n_truncated:
-            print(f"the query was cut to the embedder's {found.encoder.max_tokens} tokens", file=sys.stderr)
+            limit = found.encoder.max_tokens
+            print(f"the query was truncated to the embedder's {limit} tokens", file=sys.stderr)
     _print(query, mode, hits, json)
 
 
@@ -55,9 +56,9 @@ def _print(query: str, mode: Mode, hits: list[Hit], json: bool) -> None:
         print("nothing found", file=sys.stderr)
     width = min(shutil.get_terminal_size().columns, 110)
     for rank, hit in enumerate(hits, 1):
-        legs = [f"dense {hit.dense:.3f}"] if hit.dense is not None else []
-        legs += [f"lexical {hit.lexical:.2f}"] if hit.lexical is not None else []
+        scores = [f"dense {hit.dense:.3f}"] if hit.dense is not None else []
+        scores += [f"lexical {hit.lexical:.2f}"] if hit.lexical is not None else []
         name = printable(f"{hit.title or hit.doc_id}  [{hit.passage_id}]")
-        print(f"{rank:2}. {hit.score:.4f}  {name}  {', '.join(legs)}")
+        print(f"{rank:2}. {hit.score:.4f}  {name}  {', '.join(scores)}")
         text = textwrap.shorten(printable(hit.text), 3 * width - 30)
         print(textwrap.indent(textwrap.fill(text, width - 4), "    "))

@@ -5,7 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
-import zhizhi._quiet  # Ctrl-C before a command has begun
+import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 
 def commands() -> dict[str, str]:

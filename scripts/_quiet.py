@@ -1,7 +1,7 @@
-"""What each door imports first: from then on Ctrl-C ends the process at once and without a traceback.
+"""Imported first by each command: Ctrl-C then ends the process at once, without a traceback.
 
-So it should while torch and the rest are imported; `open_door` brings Python's own handler back. An ignored Ctrl-C
-stays ignored.
+This applies while torch and other packages are imported; `run_command` restores Python's handler. If SIGINT is
+ignored, it stays ignored.
 """
 
 import signal

@@ -2,12 +2,12 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from serve.ask import ask
 
 
 def main() -> None:
-    open_door(ask)
+    run_command(ask)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure speed, next to a peer in one run."""
+"""Measure speed, and that of a peer in the same run."""
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
@@ -7,11 +7,11 @@ from benchmarks.encode import bench_encode
 from benchmarks.generate import bench_generate
 from benchmarks.learn import bench_learn
 from benchmarks.train import bench_train
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 
 
 def main() -> None:
-    open_door(
+    run_command(
         {
             "train": bench_train,
             "attention": bench_attention,

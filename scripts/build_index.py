@@ -2,12 +2,12 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from index.build_index import build_index
 
 
 def main() -> None:
-    open_door(build_index)
+    run_command(build_index)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.encoding.encode_files import encode_files
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 
 
 def main() -> None:
-    open_door(encode_files)
+    run_command(encode_files)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.evaluation.sts import evaluate_sts
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.evaluation.evaluate_lm import evaluate_lm
 from index.evaluation.retrieval import evaluate_retrieval
 from serve.answers.evaluate_attribution import evaluate_attribution
 
 
 def main() -> None:
-    open_door(
+    run_command(
         {
             "lm": evaluate_lm,
             "sts": evaluate_sts,

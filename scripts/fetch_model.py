@@ -1,13 +1,13 @@
-"""Bring a model into the local model cache."""
+"""Download a model into the local model cache."""
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.hub.download import fetch_model
 
 
 def main() -> None:
-    open_door(fetch_model)
+    run_command(fetch_model)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.evaluation.inspect_model import inspect_model
 
 
 def main() -> None:
-    open_door(inspect_model)
+    run_command(inspect_model)
 
 
 if __name__ == "__main__":

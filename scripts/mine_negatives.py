@@ -3,11 +3,11 @@
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.training.mine_negatives import mine_negatives
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 
 
 def main() -> None:
-    open_door(mine_negatives)
+    run_command(mine_negatives)
 
 
 if __name__ == "__main__":

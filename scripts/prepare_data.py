@@ -2,12 +2,12 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.data.prepare_data import prepare_data
 
 
 def main() -> None:
-    open_door(prepare_data)
+    run_command(prepare_data)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.training.parallel.ranks import end_at_once
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
@@ -10,7 +10,7 @@ from gpt_core.training.pretraining.pretrain import pretrain
 
 def main() -> None:
     with end_at_once():
-        open_door(pretrain, config=PretrainConfig)
+        run_command(pretrain, config=PretrainConfig)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from serve.run_server import run_server
 
 
 def main() -> None:
-    open_door(run_server)
+    run_command(run_server)
 
 
 if __name__ == "__main__":

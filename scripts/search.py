@@ -2,12 +2,12 @@
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from index.search_index import search_index
 
 
 def main() -> None:
-    open_door(search_index)
+    run_command(search_index)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from embed.training.config import TrainEmbedderConfig
 from embed.training.train import train_embedder
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.training.parallel.ranks import end_at_once
 
 
 def main() -> None:
     with end_at_once():
-        open_door(train_embedder, config=TrainEmbedderConfig)
+        run_command(train_embedder, config=TrainEmbedderConfig)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Choose the settings of an embedder that nobody trained as one."""
+"""Choose the settings of an embedder that is not fine-tuned for retrieval."""
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from index.evaluation.tune_embedder import tune_embedder
 
 
 def main() -> None:
-    open_door(tune_embedder)
+    run_command(tune_embedder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, errors, health, the page."""
+"""The FastAPI application: routes, error handlers, health checks, the web page."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ from serve.work.search_thread import SearchThread
 from serve.work.service import Service, ServiceDep
 
 STATIC = Path(__file__).parent / "static"
-# The page shows text from documents and from a model: whatever that holds, nothing but our own files may run or load.
+# The page shows untrusted text from documents and models, so browsers may run and load only the server's own files.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -42,20 +42,22 @@ def create_app(
     embedder_name: str | None = None,
     max_requests: int = 64,
 ) -> FastAPI:
-    """The HTTP service over an open index and a generator. It takes both over, and closes the index at the end.
+    """Create the HTTP service for an open index and a generator. It owns both, and closes the index on shutdown.
 
     Args:
-        index: with its encoder.
-        engine: nobody else may step it.
-        generator_name: what /v1/completions and /v1/chat/completions call the generator.
-        embedder_name: what /v1/embeddings calls the embedder; the encoder's own name if None.
-        max_requests: how many may generate or wait to, and how many searches may; further ones get 503.
+        index: an index with an encoder.
+        engine: the generator; no other thread may step it.
+        generator_name: name of the generator in /v1/completions and /v1/chat/completions.
+        embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name.
+        max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.
 
     Raises:
         InputError: if the index has no embedder, or it cannot be loaded.
     """
     if index.encoder is None:
-        raise InputError(f"{index.folder} was built of ready vectors, so questions cannot be searched for.")
+        raise InputError(
+            f"{index.folder} was built from precomputed vectors; give an index with an embedder."
+        )
     app = create_loading_app()
     embedder_name = embedder_name or index.encoder.name or "embedder"
     search = SearchThread(max_requests)
@@ -64,7 +66,7 @@ def create_app(
 
 
 def create_loading_app() -> FastAPI:
-    """The service before its models are there: all but the page is unavailable until `app.state.service` is set."""
+    """The service before its models are loaded: only the page is available until `app.state.service` is set."""
     app = FastAPI(
         title="zhizhi",
         summary="Search, cited answers, and OpenAI's embeddings, completions and chat.",
@@ -73,8 +75,8 @@ def create_loading_app() -> FastAPI:
         redoc_url=None,
         lifespan=_close_at_end,
         responses={
-            422: {"model": ErrorResponse, "description": "Bad input (400 on OpenAI's endpoints)"},
-            503: {"model": ErrorResponse, "description": "Loading, full, or the worker died"},
+            422: {"model": ErrorResponse, "description": "Invalid input (400 on OpenAI's endpoints)"},
+            503: {"model": ErrorResponse, "description": "Loading, overloaded, or the worker has died"},
         },
     )
     app.state.service = None
@@ -86,12 +88,12 @@ def create_loading_app() -> FastAPI:
 
     @app.get("/livez", tags=["health"])
     async def livez() -> dict[str, str]:
-        """The process answers."""
+        """Liveness: the process responds."""
         return {"status": "alive"}
 
     @app.get("/readyz", tags=["health"])
     async def readyz(service: ServiceDep) -> dict[str, str]:
-        """Models and index are loaded and the worker runs; otherwise 503."""
+        """Readiness: models and index are loaded and the worker runs; otherwise 503."""
         return {"status": "ready"}
 
     @app.get("/", include_in_schema=False)
@@ -110,7 +112,7 @@ class _Static(StaticFiles):
     """Static files with the page's headers."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """As Starlette's, and the headers."""
+        """Starlette's response with `PAGE_HEADERS`."""
         response = await super().get_response(path, scope)
         response.headers.update(PAGE_HEADERS)
         return response
@@ -126,5 +128,5 @@ async def _close_at_end(app: FastAPI) -> AsyncIterator[None]:
 def _version() -> str:
     try:
         return version("zhizhi")
-    except PackageNotFoundError:  # run from a checkout
+    except PackageNotFoundError:  # not installed, run from a checkout
         return "0"

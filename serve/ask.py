@@ -1,4 +1,4 @@
-"""Cited answers on the terminal."""
+"""The command that prints cited answers."""
 
 import textwrap
 from dataclasses import replace
@@ -25,22 +25,22 @@ def ask(
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5,
     max_tokens: int = 96,
 ) -> None:
-    """Answer questions from an index, each sentence with the sentence that supports it.
+    """Answer questions from an index, citing the supporting sentence of each answer sentence.
 
     Args:
         questions: one or more, each in quotes.
         index: the index's folder.
-        embedder: model folder or known name; the one that the index was built with by default.
+        embedder: model folder or known name; default: the embedder that the index was built with.
         generator: model folder or known name.
-        dtype: number format of the generator; auto is bfloat16 where that is faster, which is measured, else float32.
-        k: passages to retrieve for each question.
-        max_tokens: the longest answer, in tokens.
+        dtype: number format of the generator; auto is bfloat16 if it is measured to be faster, else float32.
+        k: number of passages to retrieve per question.
+        max_tokens: maximum length of an answer in tokens.
 
     Raises:
-        InputError: without a question, and as `load` and `answer` do.
+        InputError: for a missing or empty question, and as `load` and `answer` raise it.
     """
     if not questions or not all(question.strip() for question in questions):
-        raise InputError("There is an empty question, or none; give one or more, each in quotes.")
+        raise InputError("A question is missing or empty; give one or more, each in quotes.")
     opened, engine = load(index, embedder, generator, max_running=1, dtype=dtype)
     with opened:
         for question in questions:
@@ -50,7 +50,7 @@ def ask(
 
 
 def render(found: Answer, width: int = 100) -> str:
-    """An answer as lines of text: [1] points to a source below it, [?] marks what no passage supports."""
+    """An answer as text: [1] refers to a source below it, [?] marks a sentence that no passage supports."""
     sources = list(dict.fromkeys(s.citation for s in found.sentences if s.citation))
     if found.found:
         marks = (f"[{sources.index(s.citation) + 1}]" if s.citation else "[?]" for s in found.sentences)
@@ -58,7 +58,7 @@ def render(found: Answer, width: int = 100) -> str:
     else:
         words = found.text
         if found.draft:
-            words += f" (The model wrote, without support: {found.draft})"
+            words += f" (Unsupported text of the model: {found.draft})"
     lines = [words]
     for number, source in enumerate(sources, 1):
         where = f"{source.title or source.doc_id} ({source.doc_id}, {source.start}–{source.end})"

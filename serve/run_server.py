@@ -1,4 +1,4 @@
-"""The door's function: bind, serve, load the models meanwhile, stop cleanly."""
+"""The command that runs the server: listen, load the models while serving, shut down gracefully."""
 
 import asyncio
 import signal
@@ -17,7 +17,7 @@ from serve.work.loading import CONTEXT, load
 from serve.work.search_thread import SearchThread
 from serve.work.service import Service
 
-GRACE = 3  # seconds that running answers are given when the server is told to stop
+GRACE_SECONDS = 3  # time for running answers to finish when the server is told to stop
 
 
 def run_server(
@@ -34,21 +34,21 @@ def run_server(
 ) -> None:
     """Serve search, cited answers, OpenAI's embeddings, completions and chat, and a web page over HTTP.
 
-    There is no authentication: whoever reaches the port can search and generate.
+    There is no authentication: every client that can connect to the port can search and generate.
 
     Args:
         index: the index's folder.
-        embedder: model folder or known name; the one that the index was built with by default.
+        embedder: model folder or known name; default: the embedder that the index was built with.
         generator: model folder or known name.
-        dtype: number format of the generator; auto is bfloat16 where that is faster, which is measured, else float32.
+        dtype: number format of the generator; auto is bfloat16 if it is measured to be faster, else float32.
         host: address to listen on; 0.0.0.0 for all.
-        port: 0 for any free one.
-        max_running: answers that are generated at once.
-        max_requests: answers that are generated or wait, and searches likewise; further ones get 503.
-        context: longest prompt and answer together, in tokens.
+        port: port to listen on; 0 for any free port.
+        max_running: maximum number of sequences generated concurrently.
+        max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.
+        context: maximum length of prompt and answer together, in tokens.
     """
     with _bind(host, port) as listener:
-        # An IPv6 address stands in brackets, or its colons would be read as the port's.
+        # In a URL an IPv6 address needs brackets, since it contains colons.
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
         def load_service(search: SearchThread) -> Service:
@@ -57,25 +57,25 @@ def run_server(
                 opened, engine, search, generator, embedder or opened.settings.embedder, max_requests
             )
 
-        # uvicorn stops on SIGTERM and then raises it again; a server that was asked to stop has not failed.
+        # uvicorn raises SIGTERM again after its shutdown; ignored here, so that the exit status is 0.
         signal.signal(signal.SIGTERM, lambda *_: None)
         asyncio.run(_serve(listener, load_service, max_requests, address))
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, but running answers are ended, with an error that says why, before connections are cut."""
+    """uvicorn's server, but running answers are cancelled with an error message before connections are closed."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting, wait for what runs, close."""
+        """Stop accepting connections, wait up to `GRACE_SECONDS` for running answers, and shut down."""
         service: Service | None = self.config.app.state.service  # type: ignore[union-attr]
         if service is not None:
-            asyncio.get_running_loop().call_later(GRACE, service.worker.cancel_all)
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, service.worker.cancel_all)
         await super().shutdown(sockets)
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket, before the models are loaded: a port in use is told at once."""
-    if not 0 <= port < 2**16:  # getaddrinfo would take it modulo 2**16
+    """A listening socket; made before the models are loaded, so that a port in use is reported at once."""
+    if not 0 <= port < 2**16:  # getaddrinfo would compute the port modulo 2**16
         raise InputError(f"port is {port}; expected 0 (any free one) to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -93,11 +93,11 @@ def _bind(host: str, port: int) -> socket.socket:
 async def _serve(
     listener: socket.socket, load_service: Callable[[SearchThread], Service], max_requests: int, address: str
 ) -> None:
-    """Serve until told to stop. The models are loaded by the thread that will use them; until then /readyz is 503."""
+    """Serve until told to stop. The search thread loads the models; until then /readyz returns 503."""
     app: FastAPI = create_loading_app()
-    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * GRACE))
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * GRACE_SECONDS))
     search = SearchThread(max_requests)
-    print(f"loading the models; then {address}", file=sys.stderr, flush=True)
+    print(f"loading the models for {address}", file=sys.stderr, flush=True)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(search.run(load_service, search))
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""BEIR folders to test with."""
+"""BEIR folders for tests."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 def write_beir(
     folder: Path, documents: list[dict], queries: list[dict], qrels: str, split: str = "test"
 ) -> Path:
-    """A BEIR folder; `qrels` are lines without the header."""
+    """Write a BEIR folder; `qrels` are lines without the header."""
     (folder / "qrels").mkdir(parents=True)
     with gzip.open(folder / "corpus.jsonl.gz", "wt") as f:
         f.writelines(json.dumps(row) + "\n" for row in documents)

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that the tests of several packages share."""
 
 import os
 import signal
@@ -9,17 +9,17 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Started in the background of a script, tests inherit an ignored Ctrl-C, which the doors under test would inherit, too.
+# A background job of a script starts with SIGINT ignored, and the commands under test would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# A shared machine may stand still for longer than any deadline; examples are drawn anew at each run all the same.
+# No deadline per example: a shared machine may stall for longer. Examples are still drawn at random in each run.
 settings.register_profile("zhizhi", deadline=None)
 settings.load_profile("zhizhi")
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The folder of SmolLM2-135M-Instruct in the model cache; fetched once, skipped only without a network."""
+    """The folder of SmolLM2-135M-Instruct in the model cache; skips the test if the download fails."""
     from gpt_core.hub.download import FetchError, fetch
 
     try:

@@ -1,4 +1,4 @@
-"""What the documentation refers to exists: links, and the functions that docs/architecture.md names."""
+"""The links in the documentation and the functions that docs/architecture.md names exist."""
 
 import ast
 import re
@@ -25,12 +25,12 @@ def names_in(path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_to_a_file(page):
+def test_every_link_points_to_an_existing_file(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), target
 
 
-def test_every_function_of_the_walks_exists():
+def test_every_function_named_in_architecture_md_exists():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     steps = re.findall(r"`((?:gpt_core|embed|index|serve|benchmarks|scripts)/[\w/]+\.py):([\w.]+)`", page)
     assert len(steps) > 40
@@ -38,7 +38,7 @@ def test_every_function_of_the_walks_exists():
         assert name in names_in(ROOT / file), f"{file}:{name}"
 
 
-def test_the_readme_maps_every_sub_package():
+def test_the_readme_links_every_sub_package():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for package in ("gpt_core", "embed", "index", "serve"):
         for init in (ROOT / package).glob("*/__init__.py"):

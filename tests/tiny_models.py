@@ -1,4 +1,4 @@
-"""Tiny random models in folders, as our code and sentence-transformers both open them."""
+"""Tiny random model folders that both our code and sentence-transformers can open."""
 
 import json
 import warnings
@@ -28,7 +28,7 @@ GRAPHS = {
 
 
 def save_model(folder: Path, graph: str, eos_after_text: bool = False) -> Path:
-    """A tiny random model with a byte-level BPE, as `GPT.save_pretrained` and transformers know it."""
+    """Save a tiny random model with a byte-level BPE tokenizer in a folder that transformers can load, too."""
     torch.manual_seed(0)
     GPT(GRAPHS[graph]).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE())

@@ -1,1 +1,1 @@
-"""Texts for training and evaluation: BEIR, pairs, text files, near-duplicates, BM25."""
+"""Data for training and evaluation: BEIR, pairs, text files, near-duplicates, BM25."""

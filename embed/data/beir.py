@@ -1,4 +1,4 @@
-"""BEIR folders: a corpus, queries, and judgements by split."""
+"""Reader of BEIR folders: a corpus, queries, and relevance judgements (qrels) by split."""
 
 from collections import Counter
 from collections.abc import Container
@@ -7,11 +7,11 @@ from pathlib import Path
 from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
 
-Qrels = dict[str, dict[str, int]]  # query id → document id → grade; relevant if above 0
+Qrels = dict[str, dict[str, int]]  # query id → document id → grade; above 0 is relevant
 
 
 def is_beir(folder: Path) -> bool:
-    """Whether `folder` holds a corpus and queries by BEIR's names."""
+    """Whether `folder` contains a corpus and queries under BEIR's file names."""
     return all(any((folder / f"{stem}{end}").is_file() for end in JSONL) for stem in ("corpus", "queries"))
 
 
@@ -22,8 +22,8 @@ def read_beir(folder: str | Path, split: str) -> tuple[dict[str, str], dict[str,
         Documents by id, each as one text (`join_title`); all queries by id; the split's judgements.
 
     Raises:
-        InputError: for a missing file or split, a broken line (its number), an id that comes twice, or judgements of
-            queries or documents that are not there.
+        InputError: for a missing file or split, an invalid line (named by its number), a duplicate id, or judgements of
+            unknown queries or documents.
     """
     folder = Path(folder)
     documents, queries, qrels = read_corpus(folder), read_queries(folder), read_qrels(folder, split)
@@ -35,7 +35,7 @@ def read_corpus(folder: str | Path) -> dict[str, str]:
     """The documents of a BEIR folder by id, each as one text (`join_title`).
 
     Raises:
-        InputError: for a missing file, a broken line (its number), or an id that comes twice.
+        InputError: for a missing file, an invalid line (named by its number), or a duplicate id.
     """
     texts = _read_texts(find_part(Path(folder), "corpus"))
     return {name: join_title(title, text) for name, (title, text) in texts.items()}
@@ -45,21 +45,21 @@ def read_queries(folder: str | Path) -> dict[str, str]:
     """The queries of a BEIR folder by id.
 
     Raises:
-        InputError: for a missing file, a broken line (its number), or an id that comes twice.
+        InputError: for a missing file, an invalid line (named by its number), or a duplicate id.
     """
     return {name: text for name, (_, text) in _read_texts(find_part(Path(folder), "queries")).items()}
 
 
 def join_title(title: str, text: str) -> str:
-    """A document as one text, as everybody reads BEIR: title, space, text."""
+    """A document as one text, as is usual for BEIR: title, space, text."""
     return f"{title} {text}".strip()
 
 
 def find_part(folder: Path, stem: str) -> Path:
-    """The file of a BEIR folder called `stem`, plain or compressed.
+    """The path of `stem`.jsonl (or .gz, .xz) in a BEIR folder.
 
     Raises:
-        InputError: if there is none.
+        InputError: if no such file exists.
     """
     for path in (folder / f"{stem}{ending}" for ending in JSONL):
         if path.is_file():
@@ -71,12 +71,12 @@ def read_qrels(folder: Path, split: str) -> Qrels:
     """The judgements of a split, `qrels/<split>.tsv`.
 
     Raises:
-        InputError: if the split is missing (naming those that are there), or for a broken line (its number).
+        InputError: for a missing split (the message lists the available ones), or an invalid line (named by number).
     """
     path = folder / "qrels" / f"{split}.tsv"
     if not path.is_file():
         splits = ", ".join(sorted(p.stem for p in path.parent.glob("*.tsv"))) or "none"
-        raise InputError(f"{path} is missing; the splits that are there: {splits}.")
+        raise InputError(f"{path} is missing; available splits: {splits}.")
     qrels: Qrels = {}
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -90,7 +90,7 @@ def read_qrels(folder: Path, split: str) -> Qrels:
             qrels.setdefault(query, {})[document] = int(grade)
         except ValueError:
             raise InputError(
-                f"{path}, line {number}: expected query, document and grade between tabs."
+                f"{path}, line {number}: expected query, document and grade separated by tabs."
             ) from None
     return qrels
 
@@ -98,10 +98,10 @@ def read_qrels(folder: Path, split: str) -> Qrels:
 def check_qrels(
     folder: Path, split: str, qrels: Qrels, queries: Container[str], documents: Container[str]
 ) -> None:
-    """Refuse judgements of what is not there.
+    """Check that all judged queries and documents exist.
 
     Raises:
-        InputError: naming the first unknown id, and saying how many there are.
+        InputError: for unknown ids; names the first and counts the others.
     """
     unknown = {
         "query": [query for query in qrels if query not in queries],
@@ -113,7 +113,7 @@ def check_qrels(
             more = f", and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(
                 f"{folder}: qrels/{split}.tsv judges {what} {names[0]}, which is not in {file}{more}; "
-                "take the lines out or put the texts in."
+                "remove these judgements or add the missing texts."
             )
 
 
@@ -122,8 +122,10 @@ def _read_texts(path: Path) -> dict[str, tuple[str, str]]:
     for place, row in read_rows(path):
         name, title, text = row.get("_id", row.get("id")), row.get("title") or "", row.get("text")
         if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(title, str):
-            raise InputError(f'{place}: expected "_id" and a string under "text"; it has {", ".join(row)}.')
+            raise InputError(
+                f'{place}: expected "_id" and a string under "text"; its keys are {", ".join(row)}.'
+            )
         if str(name) in texts:
-            raise InputError(f"{place}: the id {name!r} was there before; expected each one once.")
+            raise InputError(f"{place}: the id {name!r} occurs twice; expected unique ids.")
         texts[str(name)] = title, text
     return texts

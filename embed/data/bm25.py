@@ -1,4 +1,4 @@
-"""BM25 by bm25s: what dense retrieval is measured against, and where hard negatives come from."""
+"""BM25 by bm25s: the lexical baseline of evaluations, and a source of hard negatives."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ HAS_CJK = re.compile(f"[{CJK}]")
 
 
 class BM25:
-    """An index of texts: Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese bigrams."""
+    """A BM25 index: Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, CJK bigrams."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Index at least one text."""
@@ -23,15 +23,15 @@ class BM25:
             import bm25s
         self.n_texts = len(texts)
         tokens = _tokenize(texts)
-        # bm25s cannot index texts that have not one word between them; no query finds anything in such
+        # bm25s cannot index an empty vocabulary; without one, all scores are 0.
         self._ranker = bm25s.BM25(method="lucene", k1=1.5, b=0.75) if tokens.vocab else None
         if self._ranker is not None:
             self._ranker.index(tokens, show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.integer], Vectors]:
-        """The places (Q, k) of the texts that score best for each query, and their scores (Q, k), highest first.
+        """Positions (Q, k) and scores (Q, k) of the best texts for each query, highest score first.
 
-        k is at most the number of texts. A score of 0 says that there is no word in common.
+        k is at most the number of texts. A score of 0 means that query and text share no word.
         """
         if self._ranker is None:
             return np.tile(np.arange(k), (len(queries), 1)), np.zeros((len(queries), k), dtype=np.float32)
@@ -42,7 +42,7 @@ class BM25:
         scores = np.zeros((len(queries), self.n_texts), dtype=np.float32)
         if self._ranker is not None:
             tokens = _tokenize(queries)
-            names = {number: term for term, number in tokens.vocab.items()}
+            names = {token_id: term for term, token_id in tokens.vocab.items()}
             for row, ids in zip(scores, tokens.ids, strict=True):
                 known = self._ranker.get_tokens_ids([names[i] for i in ids])
                 if known:

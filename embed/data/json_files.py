@@ -1,4 +1,4 @@
-"""JSON and text files, read with errors that name the file."""
+"""Reading of JSON and text files, with error messages that name the file."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ def read_json(path: Path, kind: type = dict, optional: bool = True) -> Any:
 
     Args:
         path: the file.
-        kind: what it must hold: dict or list.
-        optional: give an empty `kind` for a missing file.
+        kind: the expected type of its content: dict or list.
+        optional: return an empty `kind` for a missing file.
 
     Raises:
-        InputError: for a missing file that is not optional, and for one that holds something else.
+        InputError: for a missing file that is not optional, invalid JSON, or content of another type.
     """
     if path.is_file():
         return parse_json(read_text(path), str(path), kind)
@@ -26,7 +26,7 @@ def read_json(path: Path, kind: type = dict, optional: bool = True) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file; InputError for one that is not UTF-8."""
+    """The content of a text file; InputError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -34,11 +34,11 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, source: str, kind: type) -> Any:
-    """`text` as JSON of a kind; InputError names `source`."""
+    """Parse `text` as JSON of type `kind` (dict or list); InputError, naming `source`, for anything else."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{source} is not valid JSON: {error}") from None
     if not isinstance(values, kind):
-        raise InputError(f"{source} holds a JSON {type(values).__name__}; expected a {kind.__name__}.")
+        raise InputError(f"{source} contains a JSON {type(values).__name__}; expected a {kind.__name__}.")
     return values

@@ -1,4 +1,4 @@
-"""Training data of embedders: queries, each with texts that answer it and texts that do not, from many forms."""
+"""Readers of training data for embedders: queries with positives and negatives."""
 
 import sys
 from collections import Counter
@@ -12,23 +12,23 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
 from gpt_core.data.sources import open_builder, unreadable
 
-# The names by which FlagEmbedding, GritLM and sentence-transformers call the columns, in the order of preference
+# Column names of FlagEmbedding, GritLM and sentence-transformers, in order of preference
 QUERY = ("query", "anchor")
 POSITIVE = ("positive", "pos")
 NEGATIVE = ("negative", "neg")
 TEXT = "text"
 
-Row = tuple[str, dict[str, Any]]  # place for messages, values by column
+Row = tuple[str, dict[str, Any]]  # location for messages, values by column
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A query with its texts.
+    """A query with its positives and negatives.
 
     Attributes:
-        query: or any text, where only a teacher's vectors of it are to be learned.
-        positives: texts that answer the query; none if the data are texts alone.
-        negatives: texts that do not, though they may look as if they did.
+        query: the query; or any text, for distillation from a teacher without pairs.
+        positives: texts that answer the query; empty for data of texts without pairs.
+        negatives: hard negatives: texts that resemble answers but do not answer the query.
     """
 
     query: str
@@ -37,13 +37,13 @@ class Example:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All of them: the query, the positives, the negatives."""
+        """The query, the positives and the negatives."""
         return self.query, *self.positives, *self.negatives
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where rows have what; None takes the usual names (`QUERY`, `POSITIVE`, `NEGATIVE`), of those that are there."""
+    """Column names; None: the usual names (`QUERY`, `POSITIVE`, `NEGATIVE`) that the data has."""
 
     query: str | None = None
     positive: str | None = None
@@ -51,47 +51,45 @@ class Columns:
 
 
 def read_examples(source: str | Path, split: str = "train", columns: Columns = Columns()) -> list[Example]:
-    """Read training data; what cannot teach anything is left out, and counted on stderr.
+    """Read training data and drop unusable rows, whose number is printed to stderr.
 
-    Left out are pairs with an empty side or two equal ones, and negatives that are empty, the query itself or one of
-    its positives.
+    Dropped are pairs with an empty side or two equal sides, and negatives that are empty or equal to the query or one
+    of its positives.
 
     Args:
-        source: a file of JSON lines (`.gz`, `.xz`); a BEIR folder; or a set of the library `datasets`, that is a name
-            on the Hugging Face hub or a folder, if need be with a colon and the configuration, such as
+        source: a JSON lines file (`.gz`, `.xz`); a BEIR folder; or a dataset of the library `datasets`: a name on the
+            Hugging Face hub or a folder, optionally with a colon and a configuration, such as
             "sentence-transformers/all-nli:triplet". Rows have a query and one or several positives and negatives
-            (strings, or lists of them; `negative_1`, `negative_2` … as well), or only a `text`. Of a BEIR folder, the
-            documents that are judged above 0 are positives, the other judged ones negatives.
-        split: of a BEIR folder or a set.
+            (strings or lists of strings; also `negative_1`, `negative_2` …), or only a `text`. In a BEIR folder,
+            documents judged above 0 are positives, the other judged documents negatives.
+        split: split of a BEIR folder or dataset.
         columns: names of the columns.
 
     Raises:
-        InputError: for a source that cannot be read, a broken line (its number), a column that is not there (naming
-            those that are), unknown ids in judgements, or if nothing is left.
+        InputError: for a source that cannot be read, an invalid line (named by number), a missing column (the message
+            lists the existing ones), unknown ids in judgements, or if no usable row is left.
     """
     if not str(source):
-        raise InputError("The name of the data is empty; expected a file, a folder or a data set.")
+        raise InputError("The name of the data is empty; expected a file, a folder or a dataset.")
     path = Path(source)
     examples: Iterable[Example]
     if path.is_dir() and is_beir(path):
         if columns != Columns():
-            raise InputError(f"{path} is a BEIR folder, which has no columns; leave the columns' names out.")
+            raise InputError(f"{path} is a BEIR folder, which has no columns; omit the column names.")
         examples = _from_beir(path, split)
     elif path.is_file() or path.name.endswith(JSONL):
         if not path.is_file():
             raise InputError(f"{path} does not exist; expected a file of JSON lines with query and positive.")
         if not path.name.endswith(JSONL):
-            raise InputError(
-                f"{path} is of no kind that can be read; expected {', '.join(JSONL)} or a folder."
-            )
+            raise InputError(f"{path} has an unknown file type; expected {', '.join(JSONL)} or a folder.")
         examples = (_from_row(place, row, columns) for place, row in read_rows(path))
     else:
         examples = (_from_row(place, row, columns) for place, row in _dataset_rows(str(source), split))
-    return _sound(examples, path.name)
+    return _drop_unusable(examples, path.name)
 
 
 def _dataset_rows(source: str, split: str) -> Iterator[Row]:
-    """Rows of a set of the library `datasets`, which keeps a copy in its cache: a training can resume offline."""
+    """Rows of a dataset of the library `datasets`, whose cache allows training to resume offline."""
     name, _, config = source.partition(":")
     builder = open_builder(name, config or None)
     try:
@@ -123,7 +121,7 @@ def _find(row: dict[str, Any], asked: str | None, usual: tuple[str, ...]) -> str
 
 
 def _negative_columns(row: dict[str, Any]) -> list[str]:
-    """The usual ones, and sentence-transformers' numbered ones in the order of the row."""
+    """The usual columns of negatives, then sentence-transformers' numbered ones in the row's order."""
     numbered = [name for name in row if name.startswith("negative_") and name[9:].isdigit()]
     return [name for name in NEGATIVE if name in row] + numbered
 
@@ -148,21 +146,21 @@ def _strings(place: str, row: dict[str, Any], name: str) -> list[str]:
 
 def _no_column(place: str, wanted: str, row: dict[str, Any]) -> str:
     there = ", ".join(repr(name[:40]) for name in row) or "none"
-    return f"{place} has no column {wanted}; it has {there}. Name the right one, or rename it."
+    return f"{place} has no column {wanted}; it has {there}. Give the column's name, or rename the column."
 
 
 def _from_beir(folder: Path, split: str) -> Iterator[Example]:
     documents, queries, qrels = read_beir(folder, split)
     for query, grades in qrels.items():
-        if max(grades.values()) > 0:  # a query with nothing to find teaches nothing
+        if max(grades.values()) > 0:  # a query without a positive cannot be trained on
             positives = tuple(documents[d] for d, grade in grades.items() if grade > 0)
             negatives = tuple(documents[d] for d, grade in grades.items() if grade <= 0)
             yield Example(queries[query], positives, negatives)
 
 
-def _sound(examples: Iterable[Example], name: str) -> list[Example]:
-    """Those that can teach something; a line on stderr counts what is left out."""
-    sound: list[Example] = []
+def _drop_unusable(examples: Iterable[Example], name: str) -> list[Example]:
+    """The usable examples; prints the number of dropped pairs and negatives to stderr."""
+    usable: list[Example] = []
     n_pairs = 0
     wrong: Counter[str] = Counter()
     wrong_negatives = 0
@@ -183,13 +181,15 @@ def _sound(examples: Iterable[Example], name: str) -> list[Example]:
         negatives = [negative for negative in example.negatives if negative.strip() not in known]
         wrong_negatives += len(example.negatives) - len(negatives)
         if query and (positives or not example.positives):
-            sound.append(Example(example.query, tuple(positives), tuple(negatives)))
-    left_out = " and ".join(f"{count:,} with {what}" for what, count in wrong.items())
-    if not sound:
-        raise InputError(f"{name} has nothing to learn from: of {n_pairs:,} pairs, {left_out or 'none'}.")
+            usable.append(Example(example.query, tuple(positives), tuple(negatives)))
+    dropped = " and ".join(f"{count:,} with {what}" for what, count in wrong.items())
+    if not usable:
+        raise InputError(
+            f"{name} has no usable training pairs: of {n_pairs:,} pairs, {dropped or 'none'}; give other data."
+        )
     if wrong:
-        print(f"{name}: {wrong.total():,} of {n_pairs:,} pairs left out: {left_out}", file=sys.stderr)
+        print(f"{name}: {wrong.total():,} of {n_pairs:,} pairs dropped: {dropped}", file=sys.stderr)
     if wrong_negatives:
-        said = "negatives left out that are empty, or equal to the query or a positive"
-        print(f"{name}: {wrong_negatives:,} {said}", file=sys.stderr)
-    return sound
+        reason = "negatives dropped that are empty, or equal to the query or a positive"
+        print(f"{name}: {wrong_negatives:,} {reason}", file=sys.stderr)
+    return usable

@@ -1,4 +1,4 @@
-"""Texts to encode, read from a file one at a time."""
+"""Streaming reader of the texts to encode."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from gpt_core.common.jsonl import JSONL, read_rows
 
 @dataclass(frozen=True)
 class TextFile:
-    """The texts of a file, each with its id; whoever iterates again reads again.
+    """The texts of a file, each with its id; every iteration reads the file again.
 
     Attributes:
-        path: `.txt`, a text a line, or `.jsonl` (`.gz`, `.xz`), an object a line.
-        column: where an object has its text. If that is "text", its "title" goes before it, as everybody reads BEIR.
-            Its id is under "_id" or "id"; without one, and in a `.txt`, the id is the text's number, from 0.
+        path: `.txt`, one text per line, or `.jsonl` (`.gz`, `.xz`), one object per line.
+        column: key of an object's text. For "text", the "title" is prepended, as is usual for BEIR. The id is under
+            "_id" or "id"; without one, and in a `.txt`, it is the text's line number, from 0.
     """
 
     path: Path
@@ -24,10 +24,10 @@ class TextFile:
 
     @classmethod
     def find(cls, path: str | Path, column: str = "text", queries: bool = False) -> "TextFile":
-        """The file that `path` is, or the corpus (or the queries) of the BEIR folder that it is.
+        """The file `path`, or the corpus or queries file if `path` is a BEIR folder.
 
         Raises:
-            InputError: for a path that is missing or of no known kind.
+            InputError: for a missing path or an unknown file type.
         """
         path = Path(path)
         if path.is_dir() and is_beir(path):
@@ -36,19 +36,19 @@ class TextFile:
             raise InputError(f"{path} does not exist; expected a file of texts or a BEIR folder.")
         if not path.is_file() or not path.name.endswith((".txt", *JSONL)):
             kinds = ", ".join((".txt", *JSONL))
-            raise InputError(f"{path} is of no kind that can be read; expected {kinds}, or a BEIR folder.")
+            raise InputError(f"{path} has an unknown file type; expected {kinds}, or a BEIR folder.")
         return cls(path, column)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Ids and texts.
+        """Iterate over (id, text).
 
         Raises:
-            InputError: for a broken line, naming it.
+            InputError: for an invalid line, which the message names.
         """
         return self._lines() if self.path.suffix == ".txt" else self._objects()
 
     def _lines(self) -> Iterator[tuple[str, str]]:
-        # In text mode, other characters than the line feed would end lines, too.
+        # Binary mode: in text mode, carriage returns would end lines as well.
         with open(self.path, "rb") as file:
             for number, line in enumerate(file):
                 try:

@@ -1,1 +1,1 @@
-"""Texts to vectors: the encoder, peer models, cached vectors, re-ranking."""
+"""Encoding of texts to vectors: the encoder, sentence-transformers models, the vector cache, re-ranking."""

@@ -1,4 +1,4 @@
-"""Who takes part in an evaluation of an embedder: a baseline, what its GPT gives without training, and the embedder."""
+"""The models of an evaluation ("contenders"): a baseline, the untrained GPT with several poolings, and the embedder."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,8 +25,8 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 Name = Literal["baseline", "random", "floor", "raw-mean", "raw-weightedmean", "dense"]
 Compute = Callable[[Sequence[str], PromptName | None], Vectors]
 
-RATED = 32  # texts that a rate is taken over
-FLOOR = EmbedderConfig(Pooling("mean", layer=0), corpus_map="whiten", map_components=256)
+N_TIMED_TEXTS = 32  # texts over which a throughput is measured
+FLOOR_CONFIG = EmbedderConfig(Pooling("mean", layer=0), corpus_map="whiten", map_components=256)
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Contender:
     """A model of an evaluation.
 
     Attributes:
-        name: what its rows are called.
+        name: name of its table rows.
         model: the model's name or folder.
-        compute: texts (n) and which of the model's prompts goes before them → unit vectors (n, d) float32.
-        encode: the same, through the cache on disk.
-        n_cut: how many texts are longer than what the model reads of them.
-        config: its corpus map and its fusion.
+        compute: (n texts, name of the prompt to prepend or None) → unit vectors (n, d) float32.
+        encode: like `compute`, with the vector cache on disk.
+        n_cut: like `compute`, but returns how many texts exceed the model's maximum length.
+        config: its settings, of which the corpus map and the fusion are used.
     """
 
     name: Name
@@ -50,7 +50,7 @@ class Contender:
     config: EmbedderConfig
 
     def rate(self, texts: Sequence[str]) -> float:
-        """Texts per second of wall clock, computed anew as documents, after a warm-up."""
+        """Texts per second of wall-clock time, encoded as documents without the cache, after a warm-up."""
         self.compute(texts[:4], "document")
         start = time.perf_counter()
         self.compute(texts, "document")
@@ -59,13 +59,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Variant:
-    """A contender's vectors as a search would hold them.
+    """A contender's vectors in the form that a search index stores.
 
     Attributes:
-        name: the contender's name, or "int8" or "dim-128" for the embedder's vectors made smaller.
-        queries: (Q, d) unit vectors, mapped.
-        stored: (n, d) unit vectors, mapped: of the documents.
-        bytes_each: what a stored vector takes, in bytes.
+        name: the contender's name, or "int8" or "dim-128" for the embedder's compressed vectors.
+        queries: (Q, d) unit vectors of the queries, after the corpus map.
+        stored: (n, d) unit vectors of the documents, after the corpus map.
+        bytes_each: size of a stored vector in bytes.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Variant:
 
 
 def names_of(rows: Collection[str]) -> list[Name]:
-    """The models that these rows of a table need: `contenders` by their names, the embedder for "int8" and "dims"."""
+    """The contenders that these table rows need; "int8" and "dims" need the embedder ("dense")."""
     return [
         name for name in get_args(Name) if name in rows or (name == "dense" and {"int8", "dims"} & set(rows))
     ]
@@ -91,20 +91,20 @@ def contenders(
     device: DeviceName = "cpu",
     dtype: Dtype = "float32",
 ) -> Iterator[Contender]:
-    """The models of an evaluation, each loaded when its turn comes.
+    """The models of an evaluation, each loaded when the iteration reaches it.
 
-    "baseline" is a sentence-transformers model. "random" is a GPT of the base's shape with random weights (seed 0),
-    "raw-mean" and "raw-weightedmean" are the base's last layer as it is; "floor" are its token embeddings, their mean
-    whitened to 256 dimensions: what its layers should beat at no cost. "dense" is the embedder.
+    "baseline" is a sentence-transformers model. "random" is a GPT of the base's shape with random weights (seed 0);
+    "raw-mean" and "raw-weightedmean" pool the base's last layer; "floor" is the mean of its token embeddings, whitened
+    to 256 dimensions, a lower bound that costs almost nothing. "dense" is the embedder.
 
     Args:
-        names: which; they come in the order above.
+        names: the models to load; they are yielded in the order above.
         embedder: a model folder, a run's out_dir, or a known name.
-        base: the GPT that the embedder was made from, likewise; None: the embedder's own GPT, for "floor".
+        base: the GPT that the embedder was trained from, in the same forms; None: the embedder's own GPT.
         baseline: a known name or a folder.
         max_tokens: longest text, in each model's own tokens.
-        device: where they compute.
-        dtype: of the GPTs' matrix products. A baseline on a CPU takes what is faster.
+        device: device of the models.
+        dtype: dtype of the GPTs' matrix products. A baseline on a CPU uses float32 or bfloat16, whichever is faster.
     """
     place = pick_device(device)
     if "baseline" in names:
@@ -127,7 +127,7 @@ def contenders(
             encoder = Encoder(gpt, tokenizer, EmbedderConfig(), dtype=dtype)
             yield from _raw(raw, source, encoder, max_tokens)
         if "floor" in names:
-            yield _contender("floor", source, Encoder(gpt, tokenizer, FLOOR, dtype=dtype), max_tokens)
+            yield _contender("floor", source, Encoder(gpt, tokenizer, FLOOR_CONFIG, dtype=dtype), max_tokens)
     if "dense" in names:
         encoder = Encoder.from_pretrained(embedder, dtype=dtype, device=device)
         yield _contender("dense", embedder, encoder, max_tokens)
@@ -141,7 +141,7 @@ def _contender(name: Name, model: str, encoder: Encoder, max_tokens: int) -> Con
 
 
 def _raw(names: Sequence[Name], model: str, encoder: Encoder, max_tokens: int) -> Iterator[Contender]:
-    """Mean and weighted mean of the last layer, by one forward for both."""
+    """Mean and weighted mean of the last layer, computed by one forward pass."""
     poolings: dict[Name, Pooling] = {
         "raw-mean": Pooling("mean"),
         "raw-weightedmean": Pooling("weightedmean"),
@@ -150,7 +150,7 @@ def _raw(names: Sequence[Name], model: str, encoder: Encoder, max_tokens: int) -
 
     @torch.inference_mode()
     def both(texts: Sequence[str], role: PromptName | None) -> Vectors:
-        """(n, 2 · width): the two side by side, each of unit length."""
+        """(n, 2 · width): the two unit vectors concatenated."""
         vectors = np.zeros((len(texts), 2, width), dtype=np.float32)
         for places, ids, mask in encoder.batches(texts, max_tokens):
             with Numerics(encoder.model.device.type, encoder.dtype).autocast():
@@ -186,12 +186,12 @@ def _cached(
     compute: Compute,
     config: EmbedderConfig,
 ) -> Contender:
-    """A contender of ours, with its vectors kept in the cache."""
+    """A contender whose vectors are saved in the vector cache; `what` distinguishes poolings in the cache key."""
 
     def encode(texts: Sequence[str], role: PromptName | None) -> Vectors:
         prompt = encoder.prompt(role) if role else ""
         identity = f"{encoder.fingerprint} {max_tokens} {encoder.dtype} {prompt!r} {what}"
-        return cached_vectors(identity, texts, lambda block: compute(block, role), f"{model} encodes")
+        return cached_vectors(identity, texts, lambda block: compute(block, role), f"encoding by {model}")
 
     def n_cut(texts: Sequence[str], role: PromptName | None) -> int:
         limit = min(max_tokens, encoder.max_tokens)
@@ -203,14 +203,14 @@ def _cached(
 def variants(
     contender: Contender, queries: Vectors, documents: Vectors, dims: Sequence[int], int8: bool
 ) -> Iterator[Variant]:
-    """A contender's vectors, for the embedder also made smaller, each with the corpus map that it asks for.
+    """A contender's vectors after its corpus map; for the embedder also quantised and truncated variants.
 
     Args:
-        contender: whose they are.
+        contender: the model of the vectors.
         queries: (Q, d) unit vectors.
-        documents: (n, d) unit vectors, on which the map is fitted, and the ranges of int8.
-        dims: for the embedder: the first so many dimensions at unit length, of those numbers that are below d.
-        int8: for the embedder: documents in 8 bits, queries as they are.
+        documents: (n, d) unit vectors, on which the corpus map and the int8 ranges are fitted.
+        dims: dimensions to which the embedder's vectors are truncated and renormalised; values from d on are skipped.
+        int8: whether to add a variant of the embedder with int8 documents and float32 queries.
     """
     dimension = documents.shape[1]
     yield _mapped(contender.name, contender.config, queries, documents)

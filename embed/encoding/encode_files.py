@@ -1,15 +1,15 @@
-"""Texts of any number to a file of vectors: O(batch) memory, resumable, by several processes at once.
+"""Encode any number of texts to a file of vectors: constant memory, resumable, shared by several processes.
 
     OUT/vectors.npy     (n, d), row i for text i; numpy.load(…, mmap_mode="r") opens it
-    OUT/ids.jsonl       the text's id, a JSON string a line
-    OUT/ranges.npy      (2, d), with int8 and uint8: see `quantize_embeddings`
-    OUT/manifest.json   what the vectors are of
+    OUT/ids.jsonl       ids of the texts, one JSON string per line
+    OUT/ranges.npy      (2, d), for int8 and uint8: see `quantize_embeddings`
+    OUT/manifest.json   embedder, settings, number and hash of the texts
 
-Until all is there, it lies in `.OUT.partial/`, in windows of `WINDOW` texts. A window is locked by the process that is
-at it, and marked as done when its vectors are on the disk, so any number of processes that were given the same command
-share the work, and what one leaves behind when it is killed, another one or the next start does again. Vectors of a
-window depend on nothing outside it: however the work was cut, the file has the same bytes, as long as all processes
-have the same number of threads on the same kind of machine.
+Unfinished output is in `.OUT.partial/`, divided into windows of `TEXTS_PER_WINDOW` texts. A process locks the window
+that it encodes and marks it as done after its vectors are synced to disk. So any number of processes with the same
+command share the work, and the window of a killed process is encoded again by another process or the next run. Vectors
+of a window depend only on its texts: the file has the same bytes however the work was divided, if all processes have
+the same number of threads on the same kind of machine.
 """
 
 import errno
@@ -35,16 +35,18 @@ from embed.data.vectors import Vectors
 from embed.encoding.encoder import Dtype, Encoder
 from embed.network.quantize import Precision, fit_ranges, quantize_embeddings
 from gpt_core.common.errors import InputError
-from gpt_core.common.files import atomic_write, fsync_path, refuse_used
+from gpt_core.common.files import atomic_write, fsync_path, require_empty_folder
 from gpt_core.hardware.device import DeviceName, pick_device
 from gpt_core.hardware.onednn import choose_onednn
 from gpt_core.hub.locate import DEFAULT_MODEL
 
-WINDOW = 1024  # texts that are sorted by length together, and what an interruption can cost
-ROWS = 65536  # vectors in memory at a time while they are quantised
+TEXTS_PER_WINDOW = (
+    1024  # texts that are sorted by length together; the most that an interruption loses per process
+)
+QUANTIZE_BLOCK = 65536  # vectors in memory at a time during quantisation
 VERSION = 1
 
-Texts = Iterable[tuple[str, str]]  # id and text; can be iterated again
+Texts = Iterable[tuple[str, str]]  # (id, text); must support repeated iteration
 
 
 def encode_files(
@@ -62,22 +64,22 @@ def encode_files(
 ) -> None:
     """Encode the texts of a file to vectors on disk.
 
-    The same command goes on with what an earlier one left unfinished, and several at a time share the work: start it
-    under torchrun, or in several terminals, also of several machines with a common disk that knows locks.
+    Running the same command again resumes unfinished work. Several processes with the same command share the work:
+    under torchrun, in several terminals, or on several machines with a shared disk that supports file locks.
 
     Args:
-        input: a .txt file, a text a line; JSON lines (.jsonl, .jsonl.gz, .jsonl.xz) of "_id", "title" and "text"; or
-            a BEIR folder, whose corpus is taken for documents and whose queries for queries.
-        out: the folder to make: vectors.npy, ids.jsonl, manifest.json.
+        input: a .txt file with one text per line; JSON lines (.jsonl, .jsonl.gz, .jsonl.xz) of "_id", "title" and
+            "text"; or a BEIR folder: its queries for role query, else its corpus.
+        out: the output folder, with vectors.npy, ids.jsonl and manifest.json.
         embedder: a model or embedder folder, a run's out_dir, or a known name.
-        role: which of the embedder's prompts goes before each text.
-        column: where JSON lines have the text.
-        max_tokens: longest text in tokens, prompt included; the embedder's own limit if it is less.
-        truncate_dim: keep so many of a vector's dimensions, the first ones.
-        precision: float32; int8 or uint8, by each dimension's range over all texts; binary or ubinary, a bit a
-            dimension. While the work goes on, the disk holds float32.
-        dtype: of the matrix products; vectors stay float32.
-        device: auto takes cuda, else mps, else cpu; under torchrun, each rank its own GPU.
+        role: the embedder's prompt to prepend to each text.
+        column: key of the text in JSON lines.
+        max_tokens: longest text in tokens, prompt included; at most the embedder's own limit.
+        truncate_dim: keep only the first n dimensions of each vector.
+        precision: float32; int8 or uint8, with each dimension's range over all texts; binary or ubinary, one bit per
+            dimension. Unfinished output is stored in float32.
+        dtype: dtype of the matrix products; vectors are float32.
+        device: auto selects cuda, else mps, else cpu; under torchrun, each rank uses its own GPU.
     """
     texts = TextFile.find(input, column, queries=role == "query")
     place = pick_device(device)
@@ -86,7 +88,7 @@ def encode_files(
     encoder = Encoder.from_pretrained(embedder, truncate_dim=truncate_dim, dtype=dtype, device=place.type)  # type: ignore[arg-type]
     if encoder.config.corpus_map != "none":
         print(
-            f"{embedder}: these vectors are raw; an index fits a {encoder.config.corpus_map} map on its own",
+            f"{embedder}: these vectors are raw; an index fits its {encoder.config.corpus_map} corpus map itself",
             file=sys.stderr,
         )
     prompt = "" if role == "none" else encoder.prompt(role)
@@ -96,7 +98,7 @@ def encode_files(
     cut = f"; {manifest['truncated']:,} texts were cut to {manifest['max_tokens']} tokens" * bool(
         manifest["truncated"]
     )
-    print(f"{out}: {manifest['texts']:,} vectors of {manifest['dimension']} numbers in {precision}{cut}")
+    print(f"{out}: {manifest['texts']:,} vectors of {manifest['dimension']} dimensions in {precision}{cut}")
 
 
 def encode_to_folder(
@@ -112,29 +114,29 @@ def encode_to_folder(
 
     Args:
         encoder: the embedder.
-        texts: ids and texts; read twice, a window at a time.
-        out: the folder. If it is there, with the same vectors, nothing is done.
-        prompt: put before each text.
+        texts: ids and texts; iterated several times, one window in memory.
+        out: the output folder. If it already contains these vectors, nothing is computed.
+        prompt: prepended to each text.
         max_tokens: as for `Encoder.encode`.
-        precision: as for `quantize_embeddings`, its ranges fitted on all these texts.
+        precision: as for `quantize_embeddings`, with ranges fitted on all these texts.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: if there is no text, or the folder, finished or not, holds other vectors than these.
-        KeyboardInterrupt: with a sentence on how much is done.
+        InputError: if there is no text, or the folder, finished or not, contains vectors of other inputs or settings.
+        KeyboardInterrupt: with a message on the progress.
     """
     out = Path(out).absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     manifest = _manifest(encoder, texts, prompt, max_tokens, precision)
     partial = out.with_name(f".{out.name}.partial")
-    lock = FileLock(out.with_name(f".{out.name}.lock"))  # for what one process alone must do
-    Path(lock.lock_file).touch()  # where no file can be made, filelock itself would try for ever
+    lock = FileLock(out.with_name(f".{out.name}.lock"))  # for the steps that only one process may do
+    Path(lock.lock_file).touch()  # raises OSError if no file can be created; filelock would retry forever
     try:
         with lock:
             if not _is_ready(out):
-                refuse_used(out)
+                require_empty_folder(out)
                 _begin(partial, manifest, encoder)
         if not _is_ready(out):
             manifest = _read(partial / "manifest.json")
@@ -147,59 +149,61 @@ def encode_to_folder(
                 if not _is_ready(out):
                     _finish(partial, out, manifest)
     except InputError:
-        if not partial.exists():  # nothing has begun here
+        if not partial.exists():  # no unfinished work
             Path(lock.lock_file).unlink(missing_ok=True)
         raise
     except FileNotFoundError:
-        if not _is_ready(out):  # else another process did the last of it, and cleared up
+        if not _is_ready(out):  # otherwise another process finished and removed the partial folder
             raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        reason = f"{os.strerror(error.errno)}; make room, and the same command goes on"
+        reason = f"{os.strerror(error.errno)}; free disk space and run the same command to resume"
         raise OSError(error.errno, reason, str(out)) from error
     except KeyboardInterrupt:
-        done = min(len(list(partial.glob("windows/*.json"))) * WINDOW, manifest["texts"])
-        kept = f"{done:,} of {manifest['texts']:,} texts are encoded; the same command goes on"
-        raise KeyboardInterrupt(kept) from None
+        done = min(len(list(partial.glob("windows/*.json"))) * TEXTS_PER_WINDOW, manifest["texts"])
+        progress = f"{done:,} of {manifest['texts']:,} texts are encoded; run the same command to resume"
+        raise KeyboardInterrupt(progress) from None
     _check_same(out, manifest)
     shutil.rmtree(partial, ignore_errors=True)
-    Path(lock.lock_file).unlink(missing_ok=True)  # whoever comes now finds the folder ready, under any lock
+    Path(lock.lock_file).unlink(missing_ok=True)  # safe: later processes find the output folder complete
     return _read(out / "manifest.json")
 
 
 def open_vectors(folder: str | Path, encoder: Encoder | None = None) -> tuple[NDArray[Any], list[str]]:
-    """The vectors (n, d) of a folder that `encode_to_folder` made, mapped from the disk, and the texts' ids.
+    """The memory-mapped vectors (n, d) and the texts' ids of a folder that `encode_to_folder` wrote.
 
     Args:
-        folder: which.
-        encoder: the embedder that other texts will be compared by.
+        folder: the folder.
+        encoder: the embedder that must have made the vectors; None: any.
 
     Raises:
-        InputError: if the folder is none, or its vectors are another embedder's.
+        InputError: if the folder has no vectors, is damaged, or was made by another embedder.
     """
     folder = Path(folder)
     if not _is_ready(folder):
-        raise InputError(f"{folder} holds no vectors; scripts/encode.py makes such a folder.")
+        raise InputError(f"{folder} contains no vectors; create them with scripts/encode.py.")
     manifest = _read(folder / "manifest.json")
     if encoder is not None and encoder.fingerprint != manifest.get("fingerprint"):
         raise InputError(
-            f"{folder} holds vectors of {manifest.get('embedder')} ({str(manifest.get('fingerprint'))[:12]}), not of "
+            f"{folder} has vectors of {manifest.get('embedder')} ({str(manifest.get('fingerprint'))[:12]}), not of "
             f"{encoder.name} ({encoder.fingerprint[:12]}); encode the texts with the same embedder."
         )
     with open(folder / "ids.jsonl", encoding="utf-8") as file:
         ids = [json.loads(line) for line in file]
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     if not len(vectors) == len(ids) == manifest["texts"]:
-        raise InputError(f"{folder} is torn: {len(vectors)} vectors, {len(ids)} ids; encode the texts again.")
+        raise InputError(
+            f"{folder} is damaged: it has {len(vectors)} vectors and {len(ids)} ids; encode the texts again."
+        )
     return vectors, ids
 
 
 def _manifest(
     encoder: Encoder, texts: Texts, prompt: str, max_tokens: int | None, precision: Precision
 ) -> dict[str, Any]:
-    """What the vectors are of; "texts_sha256" tells texts that have changed since the work began."""
-    encoder.tokenize([], max_tokens)  # which refuses a limit that cannot be, before anything is written
+    """The manifest: everything that determines the vectors; "texts_sha256" detects changed texts."""
+    encoder.tokenize([], max_tokens)  # raises InputError for an invalid max_tokens before any file is written
     digest, n_texts = hashlib.sha256(), 0
     for name, text in texts:
         for part in (name, text):
@@ -210,7 +214,7 @@ def _manifest(
         raise InputError("There is no text to encode; expected at least one.")
     if n_texts < 2 and precision in ("int8", "uint8"):
         raise InputError(
-            f"precision {precision} fits its ranges on the texts; of one there is nothing to fit."
+            f"precision {precision} fits its ranges on the texts, but there is only one; expected at least two."
         )
     return {
         "version": VERSION,
@@ -227,23 +231,25 @@ def _manifest(
 
 
 def _check_same(folder: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a folder with other vectors; the embedder's name may differ, its fingerprint not."""
-    there = _read(folder / "manifest.json")
+    """InputError if the folder's manifest differs; the embedder's name may differ, but not its fingerprint."""
+    found = _read(folder / "manifest.json")
     for key, value in manifest.items():
-        if key != "embedder" and there.get(key) != value:
+        if key != "embedder" and found.get(key) != value:
             raise InputError(
-                f"{folder} was made with {key} {there.get(key)!r}, not {value!r}; remove it or give another --out."
+                f"{folder} was made with {key} {found.get(key)!r}, not {value!r}; remove it or give another --out."
             )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What this package wrote there as JSON; InputError if something else has written."""
+    """A JSON object that this module wrote; InputError if the file contains anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise InputError(f"{path} is damaged, or another program's; remove its folder or give another --out.")
+        raise InputError(
+            f"{path} is damaged or was written by another program; remove its folder or give another --out."
+        )
     return values
 
 
@@ -252,10 +258,10 @@ def _is_ready(out: Path) -> bool:
 
 
 def _begin(partial: Path, manifest: dict[str, Any], encoder: Encoder) -> None:
-    """Make the unfinished folder, or go on in the one that is there."""
+    """Create the partial folder, or check that the existing one has the same manifest."""
     if (partial / "manifest.json").is_file():
         return _check_same(partial, manifest)
-    # Who goes on rounds likewise.
+    # The choice of oneDNN is recorded so that all processes and resumed runs round alike.
     recorded = manifest | {"onednn": choose_onednn(encoder.model.device, encoder.onednn)}
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "windows").mkdir(parents=True)
@@ -266,31 +272,32 @@ def _begin(partial: Path, manifest: dict[str, Any], encoder: Encoder) -> None:
 
 
 def _float32(partial: Path, manifest: dict[str, Any]) -> Path:
-    """Where vectors are written to: the file itself, or one from which it will be quantised."""
+    """The file of float32 vectors: the output itself, or a temporary file that is quantised at the end."""
     return partial / ("out/vectors.npy" if manifest["precision"] == "float32" else "float32.npy")
 
 
 def _encode_windows(
     encoder: Encoder, texts: Texts, partial: Path, manifest: dict[str, Any], prompt: str
 ) -> None:
-    """Come back when every window is done, by this process or another."""
-    n_windows = -(-manifest["texts"] // WINDOW)
+    """Encode windows until all are done, by this process or others."""
+    n_windows = -(-manifest["texts"] // TEXTS_PER_WINDOW)
     file = _float32(partial, manifest)
     offset = np.load(file, mmap_mode="r").offset
     first_rank = os.environ.get("LOCAL_RANK", "0") == "0"
     bar = tqdm(total=manifest["texts"], unit=" texts", desc="encoding", disable=None if first_rank else True)
-    for wait in (False, True):  # first what nobody is at; then what others are at, lest they die of it
+    # First the unlocked windows, then wait for those of other processes and encode them if their process crashed.
+    for wait in (False, True):
         left = {w for w in range(n_windows) if not _mark(partial, w).exists()}
-        bar.update(manifest["texts"] - bar.n - min(len(left) * WINDOW, manifest["texts"]))
+        bar.update(manifest["texts"] - bar.n - min(len(left) * TEXTS_PER_WINDOW, manifest["texts"]))
         for w, names, window in _read_windows(texts, left):
             try:
                 with FileLock(partial / "windows" / f"{w}.lock", timeout=-1 if wait else 0):
-                    if not file.exists():  # filelock makes folders that are gone
+                    if not file.exists():  # filelock recreates the folder if another process has removed it
                         raise FileNotFoundError(file)
                     if not _mark(partial, w).exists():
                         before = encoder.n_truncated
                         vectors = encoder.encode(window, prompt=prompt, max_tokens=manifest["max_tokens"])
-                        _write(file, offset + w * WINDOW * vectors[0].nbytes, vectors)
+                        _write(file, offset + w * TEXTS_PER_WINDOW * vectors[0].nbytes, vectors)
                         done = {"ids": names, "truncated": encoder.n_truncated - before}
                         atomic_write(_mark(partial, w), json.dumps(done))
                         bar.update(len(window))
@@ -304,16 +311,16 @@ def _mark(partial: Path, window: int) -> Path:
 
 
 def _read_windows(texts: Texts, wanted: set[int]) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Number, ids and texts of each wanted window."""
+    """(window number, ids, texts) of each window in `wanted`."""
     rows = iter(texts)
     for w in range(max(wanted, default=-1) + 1):
-        window = list(islice(rows, WINDOW))
+        window = list(islice(rows, TEXTS_PER_WINDOW))
         if w in wanted:
             yield w, [name for name, _ in window], [text for _, text in window]
 
 
 def _write(path: Path, offset: int, vectors: Vectors) -> None:
-    """Write rows into the file and onto the disk; through a file and not a map, whose pages would count as memory."""
+    """Write vectors at a byte offset and sync them to disk; not by a memory map, whose pages count as used memory."""
     with open(path, "r+b") as file:
         file.seek(offset)
         file.write(vectors.tobytes())
@@ -322,15 +329,15 @@ def _write(path: Path, offset: int, vectors: Vectors) -> None:
 
 
 def _finish(partial: Path, out: Path, manifest: dict[str, Any]) -> None:
-    """Put the folder together and in its place; a kill in between costs nothing."""
+    """Complete the output folder and move it to `out`; if the process is killed, the next run repeats this."""
     ready = partial / "out"
-    for left_over in ready.glob(".*"):  # a kill's
+    for left_over in ready.glob(".*"):  # temporary files of a killed process
         left_over.unlink()
     if manifest["precision"] != "float32":
         _quantize(partial / "float32.npy", ready, manifest["precision"])
     truncated = 0
     with open(ready / "ids.jsonl", "w", encoding="utf-8") as ids:
-        for w in range(-(-manifest["texts"] // WINDOW)):
+        for w in range(-(-manifest["texts"] // TEXTS_PER_WINDOW)):
             done = _read(_mark(partial, w))
             truncated += done["truncated"]
             ids.writelines(json.dumps(name, ensure_ascii=False) + "\n" for name in done["ids"])
@@ -342,9 +349,9 @@ def _finish(partial: Path, out: Path, manifest: dict[str, Any]) -> None:
 
 
 def _quantize(source: Path, ready: Path, precision: Precision) -> None:
-    """Quantise a file of vectors, some rows at a time."""
+    """Quantise a file of vectors, `QUANTIZE_BLOCK` vectors at a time."""
     vectors = np.load(source, mmap_mode="r")
-    blocks = [slice(start, start + ROWS) for start in range(0, len(vectors), ROWS)]
+    blocks = [slice(start, start + QUANTIZE_BLOCK) for start in range(0, len(vectors), QUANTIZE_BLOCK)]
     ranges = None
     if precision in ("int8", "uint8"):
         ends = np.concatenate([[vectors[b].min(axis=0), vectors[b].max(axis=0)] for b in blocks])

@@ -1,4 +1,4 @@
-"""Texts to unit vectors: prompts, length-sorted batches, early exit, pooling."""
+"""The encoder: texts to unit vectors, with prompts, length-sorted batches, early exit and pooling."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -22,14 +22,14 @@ from embed.network.pooling import pool
 from embed.network.quantize import Precision, quantize_embeddings
 from gpt_core.common.errors import InputError
 from gpt_core.hardware.device import DeviceName, Numerics, pick_device
-from gpt_core.hardware.onednn import quick_products
+from gpt_core.hardware.onednn import fast_linear
 from gpt_core.hub.locate import resolve
 from gpt_core.model.cache import Cache
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-# Padding included. On a CPU a larger batch gains nothing and costs page faults and cache misses: a fifth of the time at
-# 4096 tokens of SmolLM2's width.
+# Padding included. On a CPU larger batches are slower (20 % at 4,096 tokens of SmolLM2's width): page faults and cache
+# misses.
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536, "mps": 65536}
 
 PromptName = Literal["query", "document"]
@@ -37,15 +37,16 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Encoder:
-    """A GPT with pooling, prompts and a length limit: an embedder, with sentence-transformers' names.
+    """An embedder: a GPT with pooling, prompts and a maximum length. Methods are named as in sentence-transformers.
 
-    A vector depends on its text alone: never on the batch, beyond float32 rounding of about 1e-6. Text that spells a
-    special token is text here; sentence-transformers reads it as that token.
+    A vector depends only on its text, not on the batch, except for float32 rounding of about 1e-6. Special tokens in a
+    text are tokenised as plain text; sentence-transformers parses them as special tokens.
 
     Attributes:
-        network: the GPT with its pooling and dense layers; `model` is the GPT.
-        n_truncated: how many texts have been cut to fit since the encoder was made.
-        onednn: whether a CPU multiplies by oneDNN; None, as it begins: if that is faster, by a short measurement.
+        network: the GPT with its pooling and dense layers.
+        model: the GPT.
+        n_truncated: number of texts truncated since the encoder was created.
+        onednn: whether matrix products on a CPU use oneDNN; None (default): if a short measurement finds it faster.
     """
 
     def __init__(
@@ -60,22 +61,22 @@ class Encoder:
         truncate_dim: int | None = None,
         dtype: Dtype = "float32",
     ) -> None:
-        """Make an embedder of a GPT in memory.
+        """Make an embedder from a GPT in memory.
 
         Args:
-            model: any GPT; it is put into evaluation mode.
-            tokenizer: the model's own.
-            config: the settings; None for SGPT's plain weighted mean of the last layer.
+            model: any GPT; it is set to evaluation mode.
+            tokenizer: the model's tokenizer.
+            config: the settings; None: SGPT's weighted mean of the last layer, without prompts.
             dense: layers after the pooling.
-            name: what messages call the embedder.
-            weights_sha256: hash of the model's file; None to hash the tensors once `fingerprint` is asked for.
-            truncate_dim: keep so many dimensions of a vector, the first ones, and bring them to unit length; None: all.
-            dtype: of the GPT's matrix products; bfloat16 keeps 8 bits of a factor, float32 24. Vectors and sums over
-                tokens are float32 in any case.
+            name: the embedder's name in messages.
+            weights_sha256: hash of the model's files; None: `fingerprint` hashes the tensors on first use.
+            truncate_dim: keep the first n dimensions of a vector and normalise them; None: all.
+            dtype: dtype of the GPT's matrix products; bfloat16 has 8 significant bits, float32 has 24. Vectors and
+                sums over tokens are always float32.
 
         Raises:
-            InputError: for a layer that the model does not have, dense layers that do not fit, or a truncate_dim
-                beyond the vector's length.
+            InputError: for a pooling layer that the model does not have, dense layers whose sizes do not match, an
+                unknown dtype, or a truncate_dim above the vector's dimension.
         """
         if dtype not in get_args(Dtype):
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}.")
@@ -101,17 +102,17 @@ class Encoder:
         dtype: Dtype = "float32",
         device: DeviceName = "cpu",
     ) -> "Encoder":
-        """Load a model with its tokenizer and settings; see `load_settings` for where these come from.
+        """Load a model with its tokenizer and settings (`load_settings`).
 
         Args:
-            name_or_folder: a known name, a run's out_dir, or the folder of a model or an embedder, such as
-                sentence-transformers writes it.
+            name_or_folder: a known name, a run's out_dir, or the folder of a model, an embedder or a
+                sentence-transformers model.
             truncate_dim: as for the constructor.
-            dtype: likewise.
-            device: where the network runs.
+            dtype: as for the constructor.
+            device: device of the network.
 
         Raises:
-            InputError: for an unknown name, or a folder that lacks a part or has one that we do not have.
+            InputError: for an unknown name, or a folder with a missing file or an unsupported module.
         """
         folder = resolve(name_or_folder)
         config = load_settings(folder)
@@ -130,12 +131,12 @@ class Encoder:
 
     @property
     def dimension(self) -> int:
-        """Length of a vector."""
+        """Number of dimensions of a vector."""
         return self.truncate_dim or self.network.dimension
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest over what decides a vector; see `embed.encoding.fingerprint`."""
+        """Hex digest of everything that determines a vector; see `embed.encoding.fingerprint`."""
         return fingerprint(
             self._weights_sha256,
             self.network,
@@ -154,27 +155,27 @@ class Encoder:
         return self.encode(texts, "document", **options)
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
-        """Cosines (n, m) float32 of vectors (n, d) and (m, d), which need not be of unit length.
+        """Cosines (n, m) float32 of vectors (n, d) and (m, d) of any length.
 
         Raises:
-            InputError: for vectors of different lengths.
+            InputError: for vectors of different dimensions.
         """
         first, second = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (a, b))
         if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
             raise InputError(
-                f"Vectors of shapes {first.shape} and {second.shape}; expected (n, d) and (m, d)."
+                f"The vectors have shapes {first.shape} and {second.shape}; expected (n, d) and (m, d)."
             )
         return unit_length(first) @ unit_length(second).T
 
     def prompt(self, name: PromptName) -> str:
-        """The prompt called `name`, "query" or "document"; InputError for another."""
+        """The prompt called `name`, "query" or "document"; InputError for any other name."""
         prompts = {"query": self.config.query_prompt, "document": self.config.document_prompt}
         if name not in prompts:
-            raise InputError(f"prompt_name is {name!r}; an embedder has the prompts {' and '.join(prompts)}.")
+            raise InputError(f"prompt_name is {name!r}; the available prompts are {' and '.join(prompts)}.")
         return prompts[name]
 
     def count_tokens(self, texts: Sequence[str], prompt: str = "") -> list[int]:
-        """Tokens of each text with `prompt` before it and special tokens: `encode` cuts what has over `max_tokens`."""
+        """Number of tokens of each text including `prompt` and special tokens, before truncation to `max_tokens`."""
         rows = self.tokenizer.encode_batch([prompt + text for text in texts], add_special_tokens=True)
         return [len(ids) for ids in rows]
 
@@ -195,22 +196,23 @@ class Encoder:
 
         Args:
             texts: one text or several.
-            prompt_name: "query" or "document": that prompt goes before each text and is tokenised with it.
-            prompt: what goes there instead; with neither, nothing.
-            max_tokens: longest input in tokens, prompt and special tokens included; None, or more than the
-                embedder's own limit, for that limit. What is cut is counted in `n_truncated`.
+            prompt_name: "query" or "document": the prompt to prepend to each text and to tokenise with it.
+            prompt: a prompt to prepend instead; None and no prompt_name: no prompt.
+            max_tokens: longest input in tokens, prompt and special tokens included; None or more than the embedder's
+                own limit: that limit. `n_truncated` counts truncated texts.
             truncate_dim: as for the constructor, for this call.
             precision: see `quantize_embeddings`.
-            ranges: (2, d) from `fit_ranges` over a corpus, for int8 and uint8; None fits them on these very texts.
-            show_progress_bar: draw one when stderr is a terminal.
+            ranges: (2, d) from `fit_ranges` over a corpus, for int8 and uint8; None: fitted on these texts.
+            show_progress_bar: whether to draw a progress bar if stderr is a terminal.
 
         Returns:
-            (n, dimension) float32 vectors of unit length, or what `precision` makes of them; a single text gives one
-            row. An empty text is its prompt and special tokens alone; where there are none either, zeros, whose
-            similarity to everything is 0.
+            (n, dimension) float32 vectors of unit length, or their codes for another `precision`; (1, dimension) for a
+            single text. An empty text is encoded as its prompt and special tokens; without any token, its vector is
+            zero and has similarity 0 to every vector.
 
         Raises:
-            InputError: for a prompt or precision that there is not, or a length that cannot be.
+            InputError: for a text that is not a string, an unknown prompt_name or precision, a max_tokens without
+                space for a token, or a truncate_dim out of range.
         """
         texts = self._prompted(texts, prompt_name, prompt)
         n_dims = self.dimension
@@ -221,7 +223,7 @@ class Encoder:
             total=len(texts), unit=" texts", desc="encoding", disable=None if show_progress_bar else True
         )
         device = self.model.device
-        with Numerics(device.type, self.dtype).autocast(), quick_products(device, self.onednn):
+        with Numerics(device.type, self.dtype).autocast(), fast_linear(device, self.onednn):
             for places, ids, mask in self.batches(texts, max_tokens):
                 vectors[places] = self.network(ids, mask)[:, :n_dims].cpu().numpy()
                 bar.update(len(places))
@@ -236,30 +238,35 @@ class Encoder:
         prompt: str | None = None,
         room: int = 0,
     ) -> tuple[Vectors, Cache]:
-        """Encode texts and keep the keys and values that the GPT made of them, so that it can go on writing there.
+        """Encode texts and return the KV cache of the same forward pass, for generation that continues the texts.
 
-        One forward serves both, as in GRIT (Muennighoff et al. 2024), in the weights' own number format. Text i lies in
-        slot i of the cache, prompt and special tokens included; `model(ids, cache=cache.rows([i]))` continues it.
+        The forward pass is shared as in GRIT (Muennighoff et al. 2024) and runs in the dtype of the weights. Text i is
+        in slot i of the cache, prompt and special tokens included; `model(ids, cache=cache.rows([i]))` continues it.
 
         Args:
-            texts: one or several; their states take 2 · n_layer · n_kv_head · head_dim numbers a token of the longest.
+            texts: one or several; the cache has 2 · n_layer · n_kv_head · head_dim values per token, every slot with
+                the length of the longest text.
             prompt_name, prompt: as for `encode`.
-            room: tokens that each slot can take beyond the longest text.
+            room: additional tokens that each slot can store after the longest text.
+
+        Returns:
+            (n, dimension) float32 unit vectors, and the cache with n slots.
 
         Raises:
-            InputError: if the embedder does not run through all of the GPT, or a text is none or has no tokens.
+            InputError: if the embedder does not use all blocks of the GPT, room is negative, or a text is not a string
+                or has no tokens.
         """
         layer, n_layer = self.config.pooling.layer, self.model.config.n_layer
         if layer is not None and (layer < n_layer or not self.config.pooling.final_norm):
             raise InputError(
-                f"The embedder pools layer {layer} of {n_layer}; states to go on from need the whole GPT."
+                f"The embedder pools layer {layer} of {n_layer}; encode_with_states needs the last layer's states."
             )
         if room < 0:
             raise InputError(f"room is {room}; expected at least 0.")
         rows = self.tokenize(self._prompted(texts, prompt_name, prompt))
         if [] in rows:
             raise InputError(
-                f"Text {rows.index([])} has no token, and so no states to go on from; leave it out."
+                f"Text {rows.index([])} has no tokens, and so no states to continue from; remove it."
             )
         vectors = np.zeros((len(rows), self.network.dimension), dtype=np.float32)
         longest = max(map(len, rows), default=1)
@@ -273,11 +280,11 @@ class Encoder:
     def _prompted(
         self, texts: str | Sequence[str], prompt_name: PromptName | None, prompt: str | None
     ) -> list[str]:
-        """Each text with its prompt before it; InputError for what is no text."""
+        """Each text with the prompt prepended; InputError for a text that is not a string."""
         if isinstance(texts, str):
             texts = [texts]
         if not isinstance(texts, Iterable):
-            raise InputError(f"texts is a {type(texts).__name__}; expected a string or several.")
+            raise InputError(f"texts is a {type(texts).__name__}; expected a string or a list of strings.")
         if prompt is None:
             prompt = self.prompt(prompt_name) if prompt_name else ""
         prompted = []
@@ -290,16 +297,16 @@ class Encoder:
     def batches(
         self, texts: Sequence[str], max_tokens: int | None = None
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Texts as the model takes them: longest first, as many at a time as fit the token budget when padded.
+        """Tokenised and padded batches of texts, longest texts first, within the token budget `TOKENS_PER_BATCH`.
 
         Yields:
-            Places in `texts` (B of them), ids (B, T) padded on the right, and a mask (B, T), true at real tokens. A
-            text without tokens is in no batch.
+            Positions in `texts` (B of them), ids (B, T) int64 padded on the right, and a mask (B, T) bool, true at real
+            tokens. Texts without tokens are in no batch.
         """
         return self._padded(self.tokenize(texts, max_tokens))
 
     def _padded(self, rows: list[list[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """`batches` of texts that are tokens already."""
+        """`batches` of tokenised texts."""
         device = self.model.device
         real = [i for i, row in enumerate(rows) if row]
         for group in grouped([rows[i] for i in real], TOKENS_PER_BATCH[device.type]):
@@ -307,25 +314,27 @@ class Encoder:
             yield places, *padded([rows[i] for i in places], device)
 
     def _check_dimension(self, n_dims: int | None) -> int | None:
-        """`n_dims` where it shortens a vector, None where it does not; InputError where it cannot."""
+        """`n_dims` if it is below the network's dimension, None if it is equal; InputError if it is out of range."""
         whole = self.network.dimension
         if n_dims is not None and (type(n_dims) is not int or not 1 <= n_dims <= whole):
-            raise InputError(f"truncate_dim is {n_dims!r}; expected 1 to {whole}, the length of a vector.")
+            raise InputError(f"truncate_dim is {n_dims!r}; expected 1 to {whole}, the dimension of a vector.")
         return None if n_dims == whole else n_dims
 
     def tokenize(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
-        """Ids with the tokenizer's special tokens, which survive the cut to `max_tokens`."""
+        """Token ids of each text, truncated to `max_tokens`; the special tokens are kept."""
         limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
         room = limit - len(self._prefix) - len(self._suffix)
         if room < 1:
-            raise InputError(f"max_tokens is {limit}; expected room for a token beside the special tokens.")
+            raise InputError(
+                f"max_tokens is {limit}; expected at least {limit - room + 1}: the special tokens and one more."
+            )
         plain = self.tokenizer.encode_batch(list(texts))
         self.n_truncated += sum(len(ids) > room for ids in plain)
         return [self._prefix + ids[:room] + self._suffix for ids in plain]
 
 
 def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer's post-processor puts before and after a text."""
+    """The ids that the tokenizer's post-processor adds before and after a text."""
     if not tokenizer.encode("", add_special_tokens=True):
         return [], []
     plain = tokenizer.encode("a")

@@ -1,4 +1,4 @@
-"""What tells one embedder from another."""
+"""Fingerprint of an embedder: a hash of everything that determines its vectors."""
 
 import hashlib
 import json
@@ -14,8 +14,9 @@ from embed.network.network import Network
 from gpt_core.common.files import sha256_file
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-# Of a GPT's shape, what came later, with the value that all had before
-LATER = {"scale_attention": True, "window": None, "window_layers": (), "rope_scaling": None}
+# GPTConfig fields added after the first fingerprints, with the values that all models had before. A field enters the
+# fingerprint only if it differs from this value, so that existing indexes still match their embedder.
+LATER_FIELDS = {"scale_attention": True, "window": None, "window_layers": (), "rope_scaling": None}
 
 
 def fingerprint(
@@ -26,21 +27,21 @@ def fingerprint(
     max_tokens: int,
     truncate_dim: int | None,
 ) -> str:
-    """Hex digest over what decides a vector: weights, graph, tokenizer, pooling, prompts, longest input.
-
-    What came later enters where it differs from what was before, so older indexes still know their embedder.
+    """Hex digest of everything that determines a vector: weights, shape, tokenizer, pooling, prompts, longest input.
 
     Args:
         weights_sha256: from `files_sha256`; None: the GPT's tensors are hashed.
         network: the embedder.
-        tokenizer: the GPT's.
+        tokenizer: the GPT's tokenizer.
         config: the settings.
-        max_tokens: the longest input.
-        truncate_dim: dimensions of a vector that are kept; None: all.
+        max_tokens: longest input in tokens.
+        truncate_dim: dimensions after truncation; None: all.
     """
     weights = weights_sha256 or tensors_sha256(network.gpt)
     shape = asdict(replace(network.gpt.config, dropout=0.0, bos_id=None, eos_id=None, pad_id=None))
-    graph = {key: value for key, value in shape.items() if key not in LATER or value != LATER[key]}
+    graph = {
+        key: value for key, value in shape.items() if key not in LATER_FIELDS or value != LATER_FIELDS[key]
+    }
     pooling, prompts = asdict(config.pooling), [config.query_prompt, config.document_prompt]
     if not config.pooling.final_norm:
         del pooling["final_norm"]
@@ -53,8 +54,8 @@ def fingerprint(
 
 
 def files_sha256(folder: Path) -> str | None:
-    """Hex digest over the files of a model folder that hold its weights; None for a folder with others."""
-    # a checkpoint has safetensors of its optimizer, too
+    """Hex digest of a model folder's weight files; None if the folder has none of a known name."""
+    # Only model*.safetensors: a checkpoint also has safetensors of its optimizer.
     files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.gguf")])
     files = files or sorted(folder.glob("pytorch_model*.bin"))
     hashes = "".join(sha256_file(p) for p in files)
@@ -62,7 +63,7 @@ def files_sha256(folder: Path) -> str | None:
 
 
 def tensors_sha256(model: nn.Module) -> str:
-    """Hex digest over names, shapes and bits of a model's tensors."""
+    """Hex digest of the names, dtypes, shapes and bytes of a model's tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

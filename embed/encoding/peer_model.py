@@ -1,4 +1,4 @@
-"""A sentence-transformers model, its vectors kept on disk: a teacher to distil, a guide, a baseline of evaluations."""
+"""A sentence-transformers model with cached vectors: teacher for distillation, guide, or baseline of an evaluation."""
 
 import sys
 import time
@@ -15,18 +15,18 @@ from gpt_core.common.extras import extra
 from gpt_core.common.files import sha256_file
 from gpt_core.hub.locate import resolve
 
-BATCH = 64  # texts; sentence-transformers sorts them by length
+TEXTS_PER_BATCH = 64  # sentence-transformers sorts the texts by length
 
 
 class Teacher:
-    """A sentence-transformers model whose vectors are computed once.
+    """A sentence-transformers model whose vectors are computed once and saved in the model cache.
 
-    They are kept in the model cache, under the model's contents and the texts.
+    The cache key is a hash of the model's files, the settings and the texts.
 
     Args:
         name: a known name, or a model folder.
-        max_tokens: longest text in the model's own tokens; what is longer is cut. None: its own limit.
-        device: where it computes.
+        max_tokens: longest text in the model's own tokens; longer texts are truncated. None: the model's limit.
+        device: device of the model.
     """
 
     def __init__(self, name: str, max_tokens: int | None = None, device: str = "cpu") -> None:
@@ -49,7 +49,8 @@ class Teacher:
         ) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(
-                f"{self.folder} is not a model that sentence-transformers can read ({reason}); copy or fetch it again."
+                f"{self.folder} is not a model that sentence-transformers can read ({reason}); copy or download it "
+                "again."
             ) from error
         self.max_tokens = self.model.max_seq_length
         if max_tokens is not None:
@@ -61,20 +62,20 @@ class Teacher:
         self._bf16: bool | None = None
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None) -> Vectors:
-        """Unit vectors (n, dimension) float32 of texts, from the cache where they are there.
+        """Unit vectors (n, dimension) float32 of texts, cached ones from disk.
 
         Args:
-            texts: any number.
-            prompt_name: which of the model's prompts goes before them, such as query; none that it does not have.
+            texts: any number of texts.
+            prompt_name: name of the model's prompt to prepend, such as query; ignored if the model has no such prompt.
         """
         identity = f"{self._contents} {self.max_tokens} {self._prompt(prompt_name)!r}"
         vectors = cached_vectors(
-            identity, texts, lambda texts: self.compute(texts, prompt_name), f"{self.name} encodes"
+            identity, texts, lambda texts: self.compute(texts, prompt_name), f"encoding by {self.name}"
         )
         return vectors.reshape(-1, self.dimension)
 
     def compute(self, texts: Sequence[str], prompt_name: str | None = None) -> Vectors:
-        """`encode` without a look into the cache: in float32, or on a CPU in bf16 where a trial of both says so."""
+        """`encode` without the cache: in float32, or on a CPU in bf16 if a measurement shows that it is faster."""
         if not len(texts):
             return np.empty((0, self.dimension), dtype=np.float32)
         if self._bf16 is None:
@@ -91,13 +92,13 @@ class Teacher:
         return (self.model.prompts or {}).get(prompt_name or "") or ""
 
     def _bf16_is_faster(self, texts: Sequence[str]) -> bool:
-        """Try both on a few texts; without AMX or AVX-512 bf16 a processor is slower at it than at float32."""
+        """Time both on one batch; bf16 is slower than float32 on a CPU without AMX or AVX-512 bf16."""
         rates = {}
         for bf16 in (False, True):
-            self._vectors(texts[:BATCH], "", bf16)  # the first call sets things up
+            self._vectors(texts[:TEXTS_PER_BATCH], "", bf16)  # warm-up
             start = time.perf_counter()
-            self._vectors(texts[:BATCH], "", bf16)
-            rates[bf16] = len(texts[:BATCH]) / (time.perf_counter() - start)
+            self._vectors(texts[:TEXTS_PER_BATCH], "", bf16)
+            rates[bf16] = len(texts[:TEXTS_PER_BATCH]) / (time.perf_counter() - start)
         chosen = "bf16 autocast" if rates[True] > rates[False] else "float32"
         rate = f"{rates[True]:.0f} texts/s in bf16 autocast, {rates[False]:.0f} in float32"
         print(f"{self.name}: {chosen} ({rate})", file=sys.stderr)
@@ -108,7 +109,7 @@ class Teacher:
             return self.model.encode(
                 list(texts),
                 prompt=prompt,
-                batch_size=BATCH,
+                batch_size=TEXTS_PER_BATCH,
                 normalize_embeddings=True,
                 show_progress_bar=False,
             ).astype(np.float32)

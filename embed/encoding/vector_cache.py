@@ -1,4 +1,4 @@
-"""Vectors that were computed once, kept in the model cache: a teacher's, or an untrained model's in an evaluation."""
+"""Disk cache of vectors, in the model cache: for teachers and for models of an evaluation."""
 
 import hashlib
 import io
@@ -12,26 +12,26 @@ from embed.data.vectors import Vectors
 from gpt_core.common.files import atomic_write
 from gpt_core.hub.locate import cache_dir
 
-BLOCK = 4096  # texts to a file: what an interruption can cost
+TEXTS_PER_FILE = 4096  # also the most that an interruption loses
 
 
 def cached_vectors(
     identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]], Vectors], name: str = ""
 ) -> Vectors:
-    """The vectors of texts, computed only where they are not in the cache.
+    """The vectors of texts; only blocks of texts that are not in the cache are computed.
 
     Args:
-        identity: all that decides a vector, save the text.
-        texts: any number of them; a file of the cache holds `BLOCK`.
-        compute: texts (n) → vectors (n, d) float32.
-        name: what the progress bar says; it is drawn when stderr is a terminal.
+        identity: everything that determines a vector except the text; part of the cache key.
+        texts: any number of texts; a cache file contains the vectors of `TEXTS_PER_FILE`.
+        compute: n texts → vectors (n, d) float32.
+        name: label of the progress bar, which is drawn if stderr is a terminal; "": no bar.
 
     Returns:
-        (n, d) float32; (0, 0) of no texts.
+        (n, d) float32; (0, 0) for no texts.
     """
-    starts = range(0, len(texts), BLOCK)
+    starts = range(0, len(texts), TEXTS_PER_FILE)
     bar = tqdm(starts, desc=name, unit=" blocks", disable=None if name else True, leave=False)
-    parts = [_block(identity, texts[start : start + BLOCK], compute) for start in bar]
+    parts = [_block(identity, texts[start : start + TEXTS_PER_FILE], compute) for start in bar]
     return np.concatenate(parts) if parts else np.empty((0, 0), dtype=np.float32)
 
 
@@ -44,8 +44,8 @@ def _block(identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]
         return np.load(path)
     except FileNotFoundError:
         pass
-    except (ValueError, EOFError):  # damaged; what is computed again replaces it
-        print(f"{path} is damaged: computing its vectors anew.", file=sys.stderr)
+    except (ValueError, EOFError):  # the file is damaged; it is computed again and replaced
+        print(f"{path} is damaged; computing its vectors again.", file=sys.stderr)
     vectors = compute(texts)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
@@ -53,6 +53,6 @@ def _block(identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]
     try:
         atomic_write(path, buffer.getvalue())
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk is this one, not the training's
+        error.filename = error.filename or str(path)  # names the full disk: the cache's, not that of out_dir
         raise
     return vectors

@@ -1,1 +1,1 @@
-"""Scores of an embedder: STS, and leakage of evaluation texts into training data."""
+"""Evaluation of an embedder: STS, and leakage of evaluation texts into training data."""

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: how well cosines agree with people, for an embedder and what it is measured against."""
+"""Semantic textual similarity (STS): correlation of cosines with human scores, for an embedder and its baselines."""
 
 import csv
 import gzip
@@ -29,7 +29,7 @@ Numbers = NDArray[np.float64]
 
 COLUMNS = ("dataset", "system", "model", "dimension", "Spearman", "Pearson", "vs baseline")
 FIELDS = ("sentence1", "sentence2", "score")
-# Spearman on the STS benchmark's test pairs (MTEB), and by how much a run may miss it
+# Spearman on the STS benchmark's test pairs (MTEB), and the tolerance of a run
 PUBLISHED = {("all-MiniLM-L6-v2", "stsb_en_test"): (0.8203, 0.0005)}
 RESAMPLES = 1000
 
@@ -48,35 +48,35 @@ def evaluate_sts(
     device: DeviceName = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Score an embedder on sentence pairs: Spearman's rank correlation of cosines with people's scores, and Pearson's.
+    """Evaluate an embedder on sentence pairs: Spearman and Pearson correlation of cosines with human scores.
 
     Rows, as in `eval.py retrieval`: baseline; random, raw-mean, raw-weightedmean and floor of the base; dense, int8 and
-    dims of the embedder. The first sentence stands for the query, the second for what is stored: a corpus map is fitted
-    on the second sentences, and int8 is theirs.
+    dims of the embedder. First sentences are treated as queries, second sentences as documents: the corpus map is
+    fitted on the second sentences, and only they are quantised for int8.
 
-    "vs baseline" is the 95 % interval of the difference in Spearman: paired bootstrap over pairs, 1,000 draws with
-    seed 0. Prints a table and ends with a line of JSON; prints nothing where the baseline misses its published score.
+    "vs baseline" is the 95 % interval of the difference in Spearman: paired bootstrap over pairs, 1,000 resamples with
+    seed 0. Prints a table and a last line of JSON; prints neither if the baseline misses its published score.
 
     Args:
-        data: files of sentence1, sentence2 and score: .csv or .tsv with these in the first line, or .jsonl; each may
-            be .gz or .xz.
-        embedder: ours: a model folder, a run's out_dir, or a known name.
-        base: the GPT that it was made from, for the rows of that; the embedder's own GPT if not given.
+        data: files of sentence1, sentence2 and score: .csv or .tsv with these column names in the first line, or
+            .jsonl; optionally .gz or .xz.
+        embedder: the embedder: a model folder, a run's out_dir, or a known name.
+        base: the GPT that the embedder was trained from, for the base's rows; if not given, the embedder's own GPT.
         baseline: a sentence-transformers model: a known name or a folder.
         max_tokens: longest text in tokens.
-        rows: which rows; all if not given, but random and raw ones only with --base.
-        dims: how many dimensions the rows of dims keep.
-        prompt_name: query or document puts that prompt of each model before both sentences; none if not given, as
-            mteb does it.
-        training_data: what the embedder learned from, as train_embedder takes it; near-duplicates in it are counted.
-        device: where the models compute.
-        dtype: of our models' matrix products.
+        rows: the rows to compute; if not given, all, but random and raw rows only with --base.
+        dims: the dimensions to which the rows of dims truncate vectors.
+        prompt_name: query or document prepends that prompt of each model to both sentences; if not given, no prompt,
+            as in mteb.
+        training_data: the embedder's training data, as for train_embedder; near-duplicates of it are counted.
+        device: device of the models.
+        dtype: dtype of the GPTs' matrix products.
     """
     if not data:
-        raise InputError("--data names nothing; expected files of sentence pairs.")
+        raise InputError("--data is empty; expected files of sentence pairs.")
     for n in dims:
         if n < 1:
-            raise InputError(f"dims holds {n}; expected numbers of at least 1.")
+            raise InputError(f"dims contains {n}; expected numbers of at least 1.")
     asked = set(rows or _usual_rows(base))
     files = [Pairs.load(path) for path in data]
     tables: list[list[dict[str, Any]]] = [[] for _ in files]
@@ -101,7 +101,7 @@ def evaluate_sts(
     for pairs, table, columns in zip(files, tables, cosines, strict=True):
         if not table:
             raise InputError(
-                f"dims are {dims}, none below the vectors' length: there is no row; give smaller ones."
+                f"dims are {dims}, none below the vectors' dimension, so the table is empty; give smaller dims."
             )
         if table[0]["system"] == "baseline":
             for row, interval in zip(table[1:], intervals(pairs.scores, columns), strict=True):
@@ -116,7 +116,7 @@ def evaluate_sts(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Sentence pairs with people's scores: three columns of the same length."""
+    """Sentence pairs with human scores: three columns of equal length."""
 
     name: str
     first: list[str]
@@ -128,28 +128,28 @@ class Pairs:
         """Read a file of sentence1, sentence2 and score.
 
         Raises:
-            InputError: for a missing file, another ending, a missing column (naming those that are there), a score that
-                is no number (its line), or fewer than two pairs.
+            InputError: for a missing file, an unknown file type, a missing column (the message lists the existing
+                ones), a score that is not a finite number, equal scores only, or fewer than two pairs.
         """
         path = Path(path)
         rows = [(place, [row.get(key) for key in FIELDS]) for place, row in _read(path)]
         for place, (first, second, score) in rows:
             if not isinstance(first, str) or not isinstance(second, str):
-                raise InputError(f"{place}: expected sentence1 and sentence2, both texts.")
+                raise InputError(f"{place}: expected sentence1 and sentence2, both strings.")
             if not _is_number(score):
                 raise InputError(f"{place}: score is {score!r}; expected a number.")
         if len(rows) < 2:
             raise InputError(f"{path} has {len(rows)} sentence pairs; expected at least two.")
         if len({float(score) for _, (_, _, score) in rows if score is not None}) < 2:
             raise InputError(
-                f"{path}: all scores are {rows[0][1][2]}; expected different ones, to be ranked by."
+                f"{path}: all scores are {rows[0][1][2]}; expected different scores: a correlation needs variance."
             )
         first, second, scores = (list(column) for column in zip(*(values for _, values in rows), strict=True))
         return cls(path.name.split(".")[0], first, second, np.array(scores, dtype=np.float64))
 
 
 def correlations(cosines: Numbers, scores: Numbers) -> dict[str, float]:
-    """Spearman's and Pearson's correlation of cosines (n,) with people's scores (n,), by scipy."""
+    """Spearman's and Pearson's correlation of cosines (n,) with human scores (n,), by scipy."""
     with extra("eval"):
         from scipy.stats import pearsonr, spearmanr
     return {
@@ -159,29 +159,29 @@ def correlations(cosines: Numbers, scores: Numbers) -> dict[str, float]:
 
 
 def intervals(scores: Numbers, cosines: Sequence[Numbers], seed: int = 0) -> list[tuple[float, float]]:
-    """95 % intervals of Spearman's difference from the first system: percentile bootstrap over pairs.
+    """95 % intervals of the difference in Spearman from the first system: percentile bootstrap over pairs.
 
     Args:
-        scores: (n,) people's.
-        cosines: for each system (n,); the first is the one to compare with.
-        seed: of the draws, which are the same for all systems.
+        scores: (n,) human scores.
+        cosines: (n,) for each system; the first system is the reference.
+        seed: seed of the resamples, which are the same for all systems.
 
     Returns:
-        The lower and the upper end, for each system but the first.
+        Lower and upper end for each system but the first.
     """
     with extra("eval"):
         from scipy.stats import rankdata
     drawn = np.random.default_rng(seed).integers(len(scores), size=(RESAMPLES, len(scores)))
 
     def ranks(values: Numbers) -> Numbers:
-        """Ranks within each draw, as standard scores: a product's mean is then Spearman's correlation."""
-        of_draws = rankdata(values[drawn], axis=1)
-        of_draws -= of_draws.mean(axis=1, keepdims=True)
-        deviation = of_draws.std(axis=1, keepdims=True)
-        return np.divide(of_draws, deviation, out=np.zeros_like(of_draws), where=deviation > 0)
+        """Ranks within each resample as standard scores: the mean of a product is then Spearman's correlation."""
+        resampled = rankdata(values[drawn], axis=1)
+        resampled -= resampled.mean(axis=1, keepdims=True)
+        deviation = resampled.std(axis=1, keepdims=True)
+        return np.divide(resampled, deviation, out=np.zeros_like(resampled), where=deviation > 0)
 
-    people = ranks(scores)
-    spearman = [(ranks(values) * people).mean(axis=1) for values in cosines]
+    human = ranks(scores)
+    spearman = [(ranks(values) * human).mean(axis=1) for values in cosines]
     ends = [np.percentile(values - spearman[0], (2.5, 97.5)) for values in spearman[1:]]
     return [(float(low), float(high)) for low, high in ends]
 
@@ -196,7 +196,7 @@ def _is_number(value: Any) -> bool:
 def _rows(
     pairs: Pairs, contender: Contender, role: PromptName | None, dims: Sequence[int], int8: bool
 ) -> Iterator[tuple[dict[str, Any], Numbers]]:
-    """A contender's rows, each with its cosines."""
+    """A contender's table rows, each with its cosines (n,)."""
     first, second = contender.encode(pairs.first, role), contender.encode(pairs.second, role)
     for variant in variants(contender, first, second, dims, int8):
         cosines = _cosines(variant.queries, variant.stored)
@@ -205,7 +205,7 @@ def _rows(
         if abs(figures["Spearman"] - published) > tolerance:
             raise InputError(
                 f"{contender.model} reaches Spearman {figures['Spearman']:.4f} on {pairs.name}, but {published} is "
-                "published: something else is measured here, so nothing is printed."
+                "published; check the model's files and the data, or rename the data file if it is another set."
             )
         row = {"dataset": pairs.name, "system": variant.name, "model": contender.model}
         yield row | {"dimension": variant.stored.shape[1]} | figures | {"pairs": len(pairs.first)}, cosines
@@ -230,7 +230,7 @@ def _ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with their places, from any of the formats."""
+    """Rows of a file of any supported format, each with its location for messages."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a file of sentence1, sentence2 and score.")
     if path.name.endswith(JSONL):
@@ -239,9 +239,9 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     endings = [ending for ending in path.suffixes if ending in (".csv", ".tsv")]
     if not endings:
         raise InputError(
-            f"{path} is of no kind that can be read; expected .csv, .tsv or .jsonl, perhaps .gz or .xz."
+            f"{path} has an unknown file type; expected .csv, .tsv or .jsonl, optionally with .gz or .xz."
         )
-    # In tab-separated files of sentences a quotation mark is one of the sentence.
+    # In tab-separated files, quotation marks belong to the sentence and do not quote a field.
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if endings[-1] == ".tsv" else {}
     opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     try:
@@ -256,4 +256,4 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error.reason}; save it as UTF-8.") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, csv.Error) as error:
-        raise InputError(f"{path} is damaged, or no table of sentences: {error}.") from None
+        raise InputError(f"{path} is damaged or not a table of sentences: {error}.") from None

@@ -1,1 +1,1 @@
-"""Embedders on disk: our settings, sentence-transformers' modules, export."""
+"""File formats of embedders: embedder.json, sentence-transformers' modules, export."""

@@ -1,4 +1,4 @@
-"""The door that hands a model to other tools."""
+"""The command that exports a model for other tools."""
 
 import sys
 from dataclasses import replace
@@ -18,7 +18,7 @@ from embed.formats.settings import load_settings
 from embed.network.config import EmbedderConfig
 from embed.network.network import Network
 from gpt_core.common.errors import InputError
-from gpt_core.common.files import atomic_folder, refuse_used
+from gpt_core.common.files import atomic_folder, require_empty_folder
 from gpt_core.formats.card import Card, derived
 from gpt_core.formats.export import check_exportable, export_gguf, export_hf
 from gpt_core.hub.locate import resolve
@@ -30,28 +30,28 @@ Dtype = Literal["float32", "bfloat16", "float16", "q8_0"]
 def export_model(
     out: str, /, *, model: str, to: Literal["hf", "gguf", "sentence-transformers"], dtype: Dtype | None = None
 ) -> None:
-    """Write a model as other tools open it, without code of ours.
+    """Export a model to a format that other tools open without this package.
 
-    hf: a Hugging Face folder, for transformers, vLLM and what builds on them: the same logits and token ids.
+    hf: a Hugging Face folder for transformers, vLLM and tools based on them, with equal logits and token ids.
 
-    gguf: one file with the tokenizer and the chat template in it, for llama.cpp, Ollama, LM Studio: GPT-2, Llama and
-    Qwen3 shapes, byte-level BPE.
+    gguf: one file with the tokenizer and the chat template, for llama.cpp, Ollama and LM Studio. Supports GPT-2, Llama
+    and Qwen3 architectures with byte-level BPE.
 
-    sentence-transformers: the same vectors (cosine above 0.9999) for queries and documents, there and in what builds
-    on it, mteb among them. An embedder that pools a lower layer through the final norm becomes a model of so many
-    layers. A plain GPT becomes the embedder that it is here, the weighted mean of its last layer.
+    sentence-transformers: equal vectors (cosine above 0.9999) for queries and documents in sentence-transformers and
+    tools based on it, such as mteb. An embedder that pools a lower layer with the final norm is exported without the
+    blocks above that layer. A plain GPT is exported as an embedder with the weighted mean of its last layer.
 
-    Of an embedder, hf and gguf take the language model alone. A README.md beside the model says what it is.
+    For an embedder, hf and gguf export the language model only. A README.md (model card) is written beside the model.
 
     Args:
-        out: the folder to make; it must not exist or be empty.
+        out: the output folder; it must be missing or empty.
         model: a model or embedder folder, a run's out_dir, or a known name.
-        to: the tools.
-        dtype: of the weights. hf: float32 (default), bfloat16 or float16; gguf: float16 (default), or q8_0, which is
-            half as large; sentence-transformers: float32.
+        to: the target format.
+        dtype: dtype of the weights. hf: float32 (default), bfloat16 or float16; gguf: float16 (default), or q8_0, which
+            is half as large; sentence-transformers: float32.
     """
     target = Path(out)
-    refuse_used(target)
+    require_empty_folder(target)
     folder = resolve(model)
     card = derived(model, folder)
     card = replace(card, sections={name: text for name, text in card.sections.items() if name != VECTORS})
@@ -69,16 +69,16 @@ def export_model(
 
 
 def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
-    """Write what `folder` holds as sentence-transformers opens it.
+    """Export the embedder or model in `folder` to a sentence-transformers folder.
 
     Args:
-        folder: an embedder's or a model's.
-        target: the folder to make.
-        model: what the user calls it.
-        card: what README.md is to say beside the shape.
+        folder: the folder of an embedder or a plain model.
+        target: the output folder.
+        model: the model's name in messages.
+        card: contents of README.md; the model's shape and vectors are added.
 
     Raises:
-        InputError: as `check_exportable`, and for a pooling that sentence-transformers has no words for.
+        InputError: as `check_exportable`, and for a pooling that sentence-transformers does not support.
     """
     config = load_settings(folder)
     tokenizer = Tokenizer.from_pretrained(model_folder(folder))
@@ -87,27 +87,27 @@ def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
     network, config = truncated(network, config)
     if reason := beyond_sentence_transformers(network.pooling, network.gpt.config):
         raise InputError(
-            f"{model} cannot be exported to sentence-transformers: {reason}, for which there are no words there. Train "
-            "it as an embedder, or write other settings into its embedder.json."
+            f"{model} cannot be exported to sentence-transformers, which does not support its pooling: {reason}. Train "
+            "it as an embedder, or change the settings in its embedder.json."
         )
     if config.corpus_map != "none":
         print(
-            f"{model}: the {config.corpus_map} map that an index fits on its corpus is no part of a vector; "
-            "whoever searches elsewhere does without it.",
+            f"{model}: the exported vectors are raw; the {config.corpus_map} corpus map is fitted by this project's "
+            "index only, and other tools search without it.",
             file=sys.stderr,
         )
     with atomic_folder(target) as scratch:
         save_embedder(scratch, network, config, tokenizer, card=card)
-    print(f'{target}: SentenceTransformer("{target}") gives vectors of {network.dimension} numbers')
+    print(f'{target}: SentenceTransformer("{target}") returns vectors of {network.dimension} dimensions')
 
 
 def truncated(network: Network, config: EmbedderConfig) -> tuple[Network, EmbedderConfig]:
-    """A network that pools a lower layer through the final norm, without the blocks above; others as they are.
+    """Remove the unused blocks of a network that pools a lower layer with the final norm.
 
-    The GPT is changed, not copied.
+    The GPT is modified in place. Other networks are returned unchanged.
     """
     gpt, pooling = network.gpt, config.pooling
-    if not pooling.layer or not pooling.final_norm:  # layer 0: a GPT has at least one block
+    if not pooling.layer or not pooling.final_norm:  # layer 0 stays: a GPT needs at least one block
         return network, config
     gpt.blocks = nn.ModuleList(list(gpt.blocks)[: pooling.layer])
     gpt.config = replace(gpt.config, n_layer=pooling.layer)

@@ -1,12 +1,12 @@
-"""Embedder folders: a Hugging Face model folder with what sentence-transformers wants beside it.
+"""Embedder folders: a Hugging Face model folder plus the files of sentence-transformers.
 
     config.json, model.safetensors, tokenizer.json    the model: generates text in transformers, vLLM, llama.cpp
     modules.json, 1_Pooling/, [2_Dense/,] 3_Normalize/,
-    config_sentence_transformers.json, sentence_bert_config.json    `SentenceTransformer(folder)`, no code of ours
+    config_sentence_transformers.json, sentence_bert_config.json    for `SentenceTransformer(folder)`
     embedder.json                                     all settings, for this package
 
-sentence-transformers pools a model's last states alone. Settings that it has no words for (a lower layer, a first
-token left out) are in embedder.json only: a `modules.json` would give other vectors there, without a word.
+sentence-transformers pools only a model's last hidden states. With other settings (a lower layer, the first token
+excluded) no `modules.json` is written, because sentence-transformers would silently compute different vectors from it.
 """
 
 import json
@@ -34,29 +34,28 @@ TORCH_CLASSES: dict[Activation, str] = {
     "identity": "torch.nn.modules.linear.Identity",
     "tanh": "torch.nn.modules.activation.Tanh",
 }
-VECTORS = "Vectors"  # the heading in a model card
+VECTORS = "Vectors"  # heading of a model card's section
 ACTIVATIONS = {path.rpartition(".")[2]: activation for activation, path in TORCH_CLASSES.items()}
 
 
 def load_network(folder: str | Path, config: EmbedderConfig | None = None) -> Network:
-    """The network of an embedder's folder, in float32 and evaluation mode.
+    """Load the network of an embedder's folder, in float32 and evaluation mode.
 
     Args:
-        folder: what `save_embedder` wrote, a sentence-transformers folder of a GPT, or a plain model folder, whose
-            settings `load_settings` finds.
-        config: the settings, where they have been loaded.
+        folder: a folder written by `save_embedder`, a sentence-transformers folder of a GPT, or a plain model folder.
+        config: the settings; None: those that `load_settings` finds.
 
     Raises:
-        InputError: for a folder that lacks a part or has one that this network does not compute.
+        InputError: for a folder with a missing file or an unsupported module.
     """
     folder = Path(folder)
     config = config or load_settings(folder)
     gpt = GPT.from_pretrained(model_folder(folder))
-    return Network(gpt, config.pooling, [_load_dense(place) for place in _dense_places(folder)]).eval()
+    return Network(gpt, config.pooling, [_load_dense(dense) for dense in _dense_folders(folder)]).eval()
 
 
 def model_folder(folder: Path) -> Path:
-    """Where in an embedder's folder the GPT and its tokenizer lie: in it, or where its `modules.json` says."""
+    """The folder of the GPT and its tokenizer: `folder`, or the one that its `modules.json` names."""
     return read_modules(folder).transformer if (folder / "modules.json").is_file() else folder
 
 
@@ -68,20 +67,20 @@ def save_embedder(
     weights: dict[str, Tensor] | None = None,
     card: Card | None = None,
 ) -> None:
-    """Write an embedder's folder; see the module's docstring for what is in it.
+    """Write an embedder's folder; the module's docstring lists the files.
 
     Args:
-        folder: where to; made if it is missing.
+        folder: the output folder, created if it is missing.
         network: the embedder.
-        config: its settings; the network's own pooling counts.
-        tokenizer: the GPT's.
-        weights: what `network.state_dict()` would give if this process held all of it, which a sharded one does not.
-        card: what its README.md is to say beside its shape.
+        config: its settings; `config.pooling` is replaced by `network.pooling`.
+        tokenizer: the GPT's tokenizer.
+        weights: the full state dict, for a sharded network; None: `network.state_dict()`.
+        card: contents of README.md; the model's shape and vectors are added.
     """
     folder = Path(folder)
     weights = network.state_dict() if weights is None else weights
     config = replace(config, pooling=network.pooling)
-    # The last to come, so that nothing half-written opens as whole.
+    # modules.json is written last, so that a partly written folder does not open as a complete one.
     (folder / "modules.json").unlink(missing_ok=True)
     gpt_weights = {name.removeprefix("gpt."): w for name, w in weights.items() if name.startswith("gpt.")}
     network.gpt.save_pretrained(folder, gpt_weights, embedder_card(card or Card(), network, config))
@@ -96,13 +95,13 @@ def save_embedder(
 
 
 def embedder_card(card: Card, network: Network, config: EmbedderConfig) -> Card:
-    """The card of a model with what is so of an embedder."""
+    """The model card `card` with the section and tags of an embedder added."""
     pooling = network.pooling
     rows = {
-        "numbers": network.dimension,
+        "dimensions": network.dimension,
         "pooling": pooling.mode if pooling.layer is None else f"{pooling.mode} after block {pooling.layer}",
-        "put before a query": f"`{json.dumps(config.query_prompt, ensure_ascii=False)}`",
-        "put before a document": f"`{json.dumps(config.document_prompt, ensure_ascii=False)}`",
+        "query prompt": f"`{json.dumps(config.query_prompt, ensure_ascii=False)}`",
+        "document prompt": f"`{json.dumps(config.document_prompt, ensure_ascii=False)}`",
     }
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     head: dict[str, object] = {}
@@ -116,13 +115,13 @@ def embedder_card(card: Card, network: Network, config: EmbedderConfig) -> Card:
 
 
 def beyond_sentence_transformers(pooling: Pooling, config: GPTConfig) -> str:
-    """What of a pooling sentence-transformers cannot do with a whole model of this shape, in words; "" if nothing."""
+    """Why sentence-transformers cannot compute a pooling of a model of this shape, as a phrase; "" if it can."""
     if config.position == "alibi":
-        return "its positions are ALiBi's, which no format of other tools has"
+        return "the model has ALiBi positions, which no supported format can describe"
     if pooling.skip_first:
-        return "the first token is left out (pooling.skip_first)"
+        return "the first token is excluded (pooling.skip_first)"
     if pooling.unit_tokens:
-        return "token states are brought to unit length before pooling (pooling.unit_tokens)"
+        return "token states are normalised before pooling (pooling.unit_tokens)"
     if pooling.layer is not None and (pooling.layer < config.n_layer or not pooling.final_norm):
         normed = "with" if pooling.final_norm else "without"
         return (
@@ -132,16 +131,16 @@ def beyond_sentence_transformers(pooling: Pooling, config: GPTConfig) -> str:
 
 
 def pad_token_id(tokenizer: Tokenizer) -> int:
-    """The id to pad with: the tokenizer's own, or another that no rule for cutting text depends on.
+    """The id to pad with: the tokenizer's pad, end or begin token, the first of them that exists.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the tokenizer has none of them.
     """
     for token_id in (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id):
         if token_id is not None:
             return token_id
     raise InputError(
-        "The tokenizer has no pad, end or begin token to pad with; name one as pad_token in its tokenizer_config.json."
+        "The tokenizer has no pad, end or begin token; name a pad_token in its tokenizer_config.json."
     )
 
 
@@ -158,7 +157,7 @@ def _save_tokenizer(folder: Path, tokenizer: Tokenizer, max_tokens: int) -> None
 
 
 def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_tokens: int) -> None:
-    """The files by which sentence-transformers, from version 2 on, puts its modules together."""
+    """Write the module files of sentence-transformers, version 2 or later."""
 
     def write(name: str, values: object) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -179,7 +178,7 @@ def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_to
     )
     kinds = ["Transformer", "Pooling", *["Dense"] * len(network.dense), "Normalize"]
     (folder / f"{len(kinds) - 1}_Normalize").mkdir(exist_ok=True)
-    write(f"{len(kinds) - 1}_Normalize/config.json", {})  # git and archives lose an empty folder
+    write(f"{len(kinds) - 1}_Normalize/config.json", {})  # git and some archives drop empty folders
     write("sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     prompts = {"query": config.query_prompt, "document": config.document_prompt}
     write(
@@ -198,11 +197,11 @@ def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_to
     write("modules.json", modules)
 
 
-def _dense_places(folder: Path) -> list[Path]:
+def _dense_folders(folder: Path) -> list[Path]:
     if (folder / "modules.json").is_file():
         return list(read_modules(folder).dense)
-    places = [path for path in folder.glob("*_Dense") if path.name.removesuffix("_Dense").isdecimal()]
-    return sorted(places, key=lambda path: int(path.name.removesuffix("_Dense")))
+    folders = [path for path in folder.glob("*_Dense") if path.name.removesuffix("_Dense").isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name.removesuffix("_Dense")))
 
 
 def _save_dense(folder: Path, layer: Dense, weights: dict[str, Tensor]) -> None:
@@ -222,11 +221,9 @@ def _load_dense(place: Path) -> Dense:
     name = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     activation = ACTIVATIONS.get(name.rpartition(".")[2])
     if activation is None:
-        raise InputError(f"{place} has the activation {name!r}; this encoder knows {', '.join(ACTIVATIONS)}.")
+        raise InputError(f"{place} has the activation {name!r}; expected one of {', '.join(ACTIVATIONS)}.")
     if settings.get("use_residual"):
-        raise InputError(
-            f"{place} has use_residual = true; this encoder's dense layers add nothing to their output."
-        )
+        raise InputError(f"{place} has use_residual = true; expected false: residuals are not supported.")
     try:
         layer = Dense(
             settings["in_features"], settings["out_features"], settings.get("bias", True), activation
@@ -234,13 +231,15 @@ def _load_dense(place: Path) -> Dense:
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{place}/config.json does not describe a dense layer: {error!r}.") from None
     if not any((place / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
-        raise InputError(f"{place} has neither model.safetensors nor pytorch_model.bin; copy it again.")
+        raise InputError(
+            f"{place} has neither model.safetensors nor pytorch_model.bin; copy the folder again."
+        )
     try:
         if (place / "model.safetensors").is_file():
             state = load_file(place / "model.safetensors")
-        else:  # before version 2.3 or so
+        else:  # written by sentence-transformers before about version 2.3
             state = read_bin(place / "pytorch_model.bin")
         layer.load_state_dict({name: w.float() for name, w in state.items()})
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{place} does not hold the weights of its config.json: {error}") from None
+        raise InputError(f"The weights in {place} do not match its config.json: {error}") from None
     return layer

@@ -1,6 +1,7 @@
-"""The modules that a sentence-transformers folder names, as far as this encoder computes the same.
+"""Reader of sentence-transformers' `modules.json`.
 
-Versions 2 to 6 of that library wrote the files read here; what decides a vector and is not ours is refused.
+Supports files written by versions 2 to 6. Modules and settings that would change a vector and are not supported here
+raise InputError.
 """
 
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from gpt_core.common.errors import InputError
 
 @dataclass(frozen=True)
 class Modules:
-    """Where the parts of an embedder lie.
+    """Folders of an embedder's modules.
 
     Attributes:
-        transformer: folder of the model and the tokenizer; mostly the embedder's own.
+        transformer: folder of the model and the tokenizer; usually the embedder's folder itself.
         pooling: folder of the pooling's settings.
         dense: folders of the dense layers, in order.
     """
@@ -29,7 +30,7 @@ def read_modules(folder: Path) -> Modules:
     """The modules of `folder`, from its `modules.json`.
 
     Raises:
-        InputError: for a module, or an order of them, that this encoder does not have; names it.
+        InputError: for an unsupported module or order of modules, which the message names.
     """
     transformer, pooling, dense = folder, None, []
     seen: list[str] = []
@@ -46,7 +47,7 @@ def read_modules(folder: Path) -> Modules:
             dense.append(place)
         elif kind not in ("Transformer", "Pooling", "Dense", "Normalize"):
             raise InputError(
-                f"{folder} has a module {kind!r}; this encoder knows Transformer, Pooling, Dense and Normalize."
+                f"{folder} has a module {kind!r}; expected only Transformer, Pooling, Dense and Normalize."
             )
         elif kind != "Normalize" or pooling is None:
             order = ", ".join([*seen, kind])
@@ -59,15 +60,16 @@ def read_modules(folder: Path) -> Modules:
                 and settings.get(key, "sentence_embedding") != "sentence_embedding"
             ):
                 raise InputError(
-                    f"{place} has {key} = {settings[key]!r}; this encoder has vectors of texts alone."
+                    f"{place} has {key} = {settings[key]!r}; expected sentence_embedding, the only one supported."
                 )
         seen.append(kind)
     if pooling is None:
         raise InputError(f"{folder}/modules.json names no Pooling module; expected one.")
     settings = read_json(folder / "config_sentence_transformers.json")
     similarity = settings.get("similarity_fn_name") or "cosine"
-    if similarity != "cosine" and "Normalize" not in seen:  # of unit vectors, the others order alike
+    if similarity != "cosine" and "Normalize" not in seen:  # for unit vectors, all similarities rank alike
         raise InputError(
-            f"{folder} compares by {similarity!r} vectors of any length; this encoder's have unit length."
+            f"{folder} has similarity_fn_name {similarity!r} without a Normalize module; expected cosine, or vectors "
+            "of unit length."
         )
     return Modules(transformer, pooling, tuple(dense))

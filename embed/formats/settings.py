@@ -1,4 +1,4 @@
-"""Where an embedder's settings are: our `embedder.json`, sentence-transformers' files, or the package's own."""
+"""Loading of an embedder's settings from `embedder.json`, sentence-transformers' files, or `embed/known/`."""
 
 import sys
 from importlib import resources
@@ -14,9 +14,9 @@ from gpt_core.common.errors import InputError
 def load_settings(folder: Path) -> EmbedderConfig:
     """The settings of the model in `folder`.
 
-    Looked for in this order: `embedder.json` in the folder; the sentence-transformers files there; the
-    package's own settings for a known model, told by the folder's name. A model without any gets SGPT's
-    plain weighted mean of the last layer, and one line on stderr says so.
+    Sources, in order of precedence: `embedder.json` in the folder; its sentence-transformers files; this
+    package's settings for a known model of the folder's name. Otherwise the default is SGPT's weighted mean of
+    the last layer, and a line is printed to stderr.
     """
     own = folder / "embedder.json"
     if own.is_file():
@@ -26,31 +26,28 @@ def load_settings(folder: Path) -> EmbedderConfig:
     known = resources.files("embed").joinpath("known", f"{folder.name}.json")
     if known.is_file():
         return EmbedderConfig.from_json(known.read_text(encoding="utf-8"), f"embed/known/{folder.name}.json")
-    usual = "the position-weighted mean of its last layer"
-    print(f"{folder} has no settings for embedding: taking {usual}.", file=sys.stderr)
+    default = "the position-weighted mean of its last layer"
+    print(f"{folder} has no embedding settings; using {default}.", file=sys.stderr)
     return EmbedderConfig()
 
 
 def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
-    """Read what `modules.json` points to; InputError for a module or setting that this encoder does not have."""
+    """Settings from the files that `modules.json` names; InputError for an unsupported module or setting."""
     modules = read_modules(folder)
     prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
     check_type(f"prompts of {folder}", prompts, dict, "an object of prompts by name")
     if others := [name for name in ("passage", "corpus") if prompts.get(name)]:
-        said = "its encode_document takes `document` alone, and so does this encoder"
-        print(
-            f"{folder}: the prompt {others[0]!r} goes unused, as in sentence-transformers: {said}.",
-            file=sys.stderr,
-        )
+        reason = "documents get only the prompt named `document`, as in sentence-transformers"
+        print(f"{folder}: the prompt {others[0]!r} is not used: {reason}.", file=sys.stderr)
     transformer = read_json(modules.transformer / "sentence_bert_config.json")
     for key, ours in (("do_lower_case", False), ("transformer_task", "feature-extraction")):
         if transformer.get(key, ours) != ours:
-            raise InputError(f"{folder} has {key} = {transformer[key]!r}; this encoder has only {ours!r}.")
+            raise InputError(f"{folder} has {key} = {transformer[key]!r}; only {ours!r} is supported.")
     max_tokens = transformer.get("max_seq_length")
-    if max_tokens is None:  # since version 5.3 or so it is the tokenizer's
+    if max_tokens is None:  # since about version 5.3 the limit is in the tokenizer's configuration
         max_tokens = read_json(modules.transformer / "tokenizer_config.json").get("model_max_length")
     if type(max_tokens) in (int, float) and (not max_tokens or max_tokens >= 1e9):
-        max_tokens = None  # transformers writes 1e30 where a tokenizer has no limit of its own
+        max_tokens = None  # transformers writes 1e30 for a tokenizer without a limit
     return EmbedderConfig(
         _sentence_transformers_pooling(
             read_json(modules.pooling / "config.json", optional=False), modules.pooling
@@ -63,9 +60,11 @@ def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
 
 def _sentence_transformers_pooling(values: dict[str, Any], place: Path) -> Pooling:
     if values.get("include_prompt") is False:
-        raise InputError(f"{place} has include_prompt = false; this encoder always pools the prompt, too.")
+        raise InputError(
+            f"{place} has include_prompt = false; expected true: the prompt's tokens are always pooled."
+        )
     modes = values.get("pooling_mode")
-    if modes is None:  # older versions: one flag for each mode, such as pooling_mode_mean_tokens
+    if modes is None:  # older versions have one flag per mode, such as pooling_mode_mean_tokens
         flags = [key for key, on in values.items() if on is True and key.startswith("pooling_mode_")]
         modes = [flag.removeprefix("pooling_mode_").removesuffix("_tokens") for flag in flags]
     if isinstance(modes, list):

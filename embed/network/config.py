@@ -1,7 +1,7 @@
-"""An embedder's settings: how states become a vector, which prompts go before a text, what the corpus map is.
+"""An embedder's settings: pooling, prompts, maximum length, corpus map, score fusion.
 
-They live beside the weights as `embedder.json`, or in sentence-transformers' own files, or, for a model
-that somebody else published, in `embed/known/`.
+They are stored beside the weights in `embedder.json` or in sentence-transformers' files, or, for known published
+models, in `embed/known/`.
 """
 
 import json
@@ -17,7 +17,7 @@ FusionKind = Literal["tm2c2", "z", "rrf"]
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """InputError unless `value` is one of `choices`."""
+    """Raise InputError unless `value` is one of `choices`."""
     if value not in choices:
         raise InputError(f"embedder setting {name} is {value!r}; expected one of {', '.join(choices)}.")
 
@@ -32,23 +32,23 @@ def _check_whole(name: str, value: Any, least: int, optional: bool = True) -> No
 
 
 def check_type(name: str, value: Any, kind: type, words: str) -> None:
-    """InputError unless `value` is a `kind`, which the message calls `words`."""
+    """Raise InputError unless `value` is a `kind`; the message describes `kind` as `words`."""
     if not isinstance(value, kind):
         raise InputError(f"embedder setting {name} is {value!r}; expected {words}.")
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """Which states are pooled, and how.
+    """Which hidden states are pooled, and how.
 
     Attributes:
         mode: "weightedmean" (SGPT: weight i for the i-th token), "mean", or "lasttoken".
-        layer: pool the states after this many blocks (0: the token embeddings); None: the model's last hidden
-            states, which its final norm has passed.
-        skip_first: leave a text's first token out, unless it is the only one. In a GPT that was never tuned
-            as an embedder the first token is an attention sink, whose state drowns a mean.
-        unit_tokens: bring each token's state to unit length before pooling.
-        final_norm: pass the states of `layer` through the model's final norm as well, as if it had no more blocks.
+        layer: pool the hidden states after this many blocks (0: the token embeddings); None: the model's last hidden
+            states, after the final norm.
+        skip_first: exclude a text's first token, unless it is the only one. In a GPT that was not tuned as an embedder
+            the first token is an attention sink whose large state dominates the mean.
+        unit_tokens: normalise each token's state to unit length before pooling.
+        final_norm: apply the model's final norm to the states of `layer`, as if the later blocks did not exist.
     """
 
     mode: PoolingMode = "weightedmean"
@@ -72,7 +72,8 @@ class Fusion:
     Attributes:
         kind: "tm2c2" (theoretical minimum and maximum, Bruch et al. 2022), "z" (standard scores over the
             corpus), or "rrf" (reciprocal rank fusion, Cormack et al. 2009).
-        dense_weight: the dense leg's share, 0 to 1; the lexical leg has the rest. Unused by "rrf".
+        dense_weight: weight of the dense retriever, 0 to 1; the lexical retriever has 1 - dense_weight. Unused by
+            "rrf".
         k: the constant of "rrf"; unused by the others.
     """
 
@@ -95,12 +96,12 @@ class EmbedderConfig:
 
     Attributes:
         pooling: how token states become one vector.
-        query_prompt: put before a query's text and tokenised with it, as sentence-transformers does.
-        document_prompt: likewise for a document.
-        max_tokens: longest input in tokens, prompt and special tokens included; None: the model's context.
+        query_prompt: prepended to a query and tokenised with it, as in sentence-transformers.
+        document_prompt: prepended to a document and tokenised with it.
+        max_tokens: longest input in tokens, prompt and special tokens included; None: the model's context length.
         corpus_map: the kind of `CorpusMap` that an index fits on its corpus; "none" for a tuned embedder.
-        map_components: dimensions that a whitening keeps; None: all.
-        fusion: how a hybrid search combines this embedder with the lexical leg.
+        map_components: number of dimensions after whitening; None: all.
+        fusion: how a hybrid search combines this embedder with the lexical retriever.
     """
 
     pooling: Pooling = field(default_factory=Pooling)
@@ -122,7 +123,11 @@ class EmbedderConfig:
 
     @classmethod
     def from_json(cls, text: str, source: str = "embedder.json") -> "EmbedderConfig":
-        """Read what `to_json` wrote; InputError names `source` and what is wrong in it."""
+        """Parse the output of `to_json`.
+
+        Raises:
+            InputError: for invalid JSON, an unknown setting or a bad value; the message begins with `source`.
+        """
         values = parse_json(text, source, dict)
         try:
             for key, kind in (("pooling", Pooling), ("fusion", Fusion)):

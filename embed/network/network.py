@@ -1,4 +1,4 @@
-"""The network behind an embedder: a GPT, pooling, perhaps a dense layer; unit vectors come out."""
+"""The network of an embedder: a GPT, pooling, optional dense layers, normalisation to unit length."""
 
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
@@ -21,9 +21,9 @@ class Dense(nn.Module):
 
     Args:
         n_in: length of the pooled vector.
-        n_out: length of what comes out.
-        bias: whether a bias is added.
-        activation: what follows.
+        n_out: length of the output vector.
+        bias: whether the layer has a bias.
+        activation: the function applied to the output.
     """
 
     def __init__(self, n_in: int, n_out: int, bias: bool = True, activation: Activation = "identity") -> None:
@@ -42,22 +42,23 @@ class Dense(nn.Module):
 
 
 class Network(nn.Module):
-    """Token ids to unit vectors: a GPT, pooling of its states, dense layers.
+    """Token ids to unit vectors: a GPT, pooling of its hidden states, dense layers.
 
     Args:
         gpt: any GPT. Only the blocks up to `pooling.layer` are used for vectors.
-        pooling: which states become the vector, and how.
-        dense: what follows, in order; often nothing.
+        pooling: which states are pooled, and how.
+        dense: layers applied after the pooling, in order; often none.
 
     Raises:
-        InputError: for a layer that the GPT does not have, or dense layers that do not fit.
+        InputError: if `pooling.layer` exceeds the GPT's layers, or the dense layers' sizes do not match.
     """
 
     def __init__(self, gpt: GPT, pooling: Pooling, dense: Sequence[Dense] = ()) -> None:
         super().__init__()
         if pooling.layer is not None and pooling.layer > gpt.config.n_layer:
             raise InputError(
-                f"The embedder pools layer {pooling.layer}; its model has {gpt.config.n_layer} layers."
+                f"The embedder pools layer {pooling.layer}, but its model has {gpt.config.n_layer} layers; set "
+                f"pooling.layer to at most {gpt.config.n_layer}."
             )
         self.gpt = gpt
         self.pooling = pooling
@@ -66,44 +67,45 @@ class Network(nn.Module):
         for layer in dense:
             if layer.linear.in_features != self.dimension:
                 raise InputError(
-                    f"A dense layer of the embedder takes {layer.linear.in_features} numbers; it gets {self.dimension}."
+                    f"A dense layer of the embedder has in_features {layer.linear.in_features}; expected "
+                    f"{self.dimension}, the length of its input."
                 )
             self.dimension = layer.linear.out_features
 
     @property
     def dense_layers(self) -> list[Dense]:
-        """What follows the pooling, in order."""
+        """The dense layers after the pooling, in order."""
         return cast(list[Dense], list(self.dense))
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The GPT's blocks: what FSDP2 shards and torch.compile compiles, one by one."""
+        """The GPT's blocks, which FSDP2 shards and torch.compile compiles one by one."""
         return self.gpt.blocks
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Vectors of texts.
 
         Args:
-            ids: (B, T) int64, padded on the right, where no real token looks.
+            ids: (B, T) int64, padded on the right; causal attention keeps padding out of the real tokens' states.
             mask: (B, T) bool, true at real tokens.
 
         Returns:
-            (B, dimension) float32 of unit length (float64 in a float64 model). A row without tokens gives zeros
-            where no dense layer has a bias.
+            (B, dimension) float32 of unit length (float64 in a float64 model). A text without tokens gives zeros
+            unless a dense layer has a bias.
         """
         return self.vectors(self.pooled(ids, mask))
 
     def pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, n_embd) float32 (float64 in a float64 model): the vectors before the dense layers, of any length."""
+        """(B, n_embd) float32 (float64 in a float64 model): pooled vectors before the dense layers, not normalised."""
         hidden = self.gpt(ids, logits=False, layer=self.pooling.layer).hidden
         if self.pooling.final_norm and self.pooling.layer is not None:
             hidden = self.gpt.norm(hidden)
-        # A vector sums over many tokens: never in 16 bits, whatever autocast does inside the GPT.
+        # Pooling sums over many tokens, which needs float32 even where the GPT runs under autocast.
         with torch.autocast(ids.device.type, enabled=False):
             return pool(hidden, mask, self.pooling)
 
     def vectors(self, pooled: Tensor) -> Tensor:
-        """What `forward` returns, from what `pooled` does."""
+        """(B, dimension) unit vectors, from the output of `pooled`."""
         with torch.autocast(pooled.device.type, enabled=False):
             for layer in self.dense:
                 pooled = layer(pooled)

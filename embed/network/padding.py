@@ -1,4 +1,4 @@
-"""Rows of token ids as the network takes them: groups of like length, padded."""
+"""Batches of token sequences: grouping by length, and padding."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,16 @@ from torch import Tensor
 
 
 def grouped(rows: Sequence[Sequence[int]], tokens: int, size: int | None = None) -> Iterator[list[int]]:
-    """Places of rows in groups of like length, longest first: as many as fit `tokens` when padded, or `size`."""
+    """Group sequences by length, longest first.
+
+    Args:
+        rows: token ids of each sequence.
+        tokens: maximum number of tokens of a group after padding.
+        size: sequences per group; None: as many as fit `tokens`.
+
+    Yields:
+        Positions in `rows` of the sequences of a group.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
     while order:
         n = size or max(1, tokens // max(1, len(rows[order[0]])))
@@ -16,9 +25,9 @@ def grouped(rows: Sequence[Sequence[int]], tokens: int, size: int | None = None)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Rows of ids as ids (B, T) int64, padded on the right, and a mask (B, T), true at real tokens.
+    """Pad sequences on the right: ids (B, T) int64 and a mask (B, T) bool, true at real tokens.
 
-    At least one token and one row, which is padding where there is none.
+    B and T are at least 1: without sequences or tokens, the result is padding.
     """
     length = max((len(row) for row in rows), default=0)
     ids = torch.zeros(max(1, len(rows)), max(1, length), dtype=torch.long)

@@ -1,4 +1,4 @@
-"""From token states to one vector: position-weighted mean, mean, last token."""
+"""Pooling of token states into one vector: position-weighted mean, mean, last token."""
 
 import torch
 import torch.nn.functional as F
@@ -8,19 +8,19 @@ from embed.network.config import Pooling
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """Pool each row's token states into one vector.
+    """Pool each sequence's token states into one vector.
 
     The weighted mean is SGPT's (Muennighoff 2022): v = Σ w_i h_i with w_i = i / Σ_j j, where i counts real
-    tokens, so the result is the same for padding on either side. In a causal model later states have seen
-    more of the text.
+    tokens, so the result is the same for padding on either side. It favours later tokens, which attend to
+    more of the text in a causal model.
 
     Args:
         hidden: (B, T, C) token states of any floating dtype.
         mask: (B, T) bool, true at real tokens.
-        pooling: the mode, and which tokens count. `pooling.layer` is the caller's business.
+        pooling: the mode, and which tokens count. `pooling.layer` and `final_norm` are left to the caller.
 
     Returns:
-        (B, C) float32 (float64 of float64 states), not normalised. A row without a real token gives zeros.
+        (B, C) float32 (float64 for float64 states), not normalised. A sequence without a real token gives zeros.
     """
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if pooling.unit_tokens:

@@ -1,7 +1,7 @@
-"""Vectors in fewer bytes: one byte a dimension by ranges fitted on a corpus, or one bit.
+"""Quantisation of vectors: 8 bits per dimension with ranges fitted on a corpus, or 1 bit per dimension.
 
-The numbers are those of sentence-transformers' `quantize_embeddings`. A query stays in float32: it is compared with
-what `dequantize_embeddings` makes of the documents, which costs less quality than to round both sides.
+The codes equal those of sentence-transformers' `quantize_embeddings`. Queries stay in float32 and are compared with
+the output of `dequantize_embeddings`, which loses less quality than quantising both sides.
 """
 
 from typing import Literal, cast, get_args
@@ -15,37 +15,38 @@ from gpt_core.common.errors import InputError
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 Codes = NDArray[np.float32] | NDArray[np.int8] | NDArray[np.uint8]
 
-STEPS = 255  # from end to end; the greatest value has a number of its own
+STEPS = 255  # equal steps from minimum to maximum; the maximum itself gets code 255 (of 0 to 255)
 
 
 def fit_ranges(vectors: Vectors) -> Vectors:
-    """The least and the greatest value of each dimension of a corpus's vectors (n, d), as (2, d) float32.
+    """Minimum and maximum of each dimension of a corpus's vectors (n, d), as (2, d) float32.
 
     Raises:
-        InputError: for fewer than two vectors, of which nothing can be fitted.
+        InputError: for fewer than two vectors.
     """
     if len(vectors) < 2:
         raise InputError(
-            f"Ranges for int8 cannot be fitted on {len(vectors)} vectors; expected those of a corpus, or ready ranges."
+            f"Ranges for int8 cannot be fitted on {len(vectors)} vectors; expected at least two, or give ranges."
         )
     return np.stack([vectors.min(axis=0), vectors.max(axis=0)]).astype(np.float32)
 
 
 def quantize_embeddings(vectors: Vectors, precision: Precision, ranges: Vectors | None = None) -> Codes:
-    """Store vectors in fewer bytes.
+    """Quantise vectors.
 
     Args:
         vectors: (n, d) float32.
-        precision: "int8" and "uint8": which of 255 equal steps from the least to the greatest value of its dimension,
-            numbered from -128 or from 0; what is beyond the range takes its end. "binary" and "ubinary": one bit a
-            dimension, set above 0, eight to a byte (the first dimension in the highest bit), less 128 or not.
+        precision: "int8" and "uint8": the index of the value's step, of 255 equal steps between the minimum and maximum
+            of its dimension, starting at -128 or 0; values outside the range are clipped. "binary" and "ubinary": one
+            bit per dimension, set for values above 0, packed eight to a byte (the first dimension in the highest bit);
+            "binary" subtracts 128 from each byte.
         ranges: (2, d) from `fit_ranges`, for int8 and uint8; None fits them on `vectors`.
 
     Returns:
-        (n, d) float32, int8 or uint8, or (n, ⌈d/8⌉) int8 or uint8 of bits.
+        (n, d) float32, int8 or uint8, or (n, ⌈d/8⌉) int8 (binary) or uint8 (ubinary).
 
     Raises:
-        InputError: for a precision that there is not, or ranges that do not fit.
+        InputError: for an unknown precision, or ranges of the wrong shape.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(get_args(Precision))}.")
@@ -67,13 +68,13 @@ def dequantize_embeddings(
     """Float32 vectors (n, d) for `codes`: the middle of each step, or ±1/√d for bits.
 
     Args:
-        codes: what `quantize_embeddings` gave for `precision`.
-        precision: which.
-        ranges: what they were quantised with, for int8 and uint8.
-        dimension: of the vectors, for bits; None: a multiple of eight.
+        codes: the output of `quantize_embeddings` for `precision`.
+        precision: the precision of `codes`.
+        ranges: the (2, d) ranges used for quantising, for int8 and uint8.
+        dimension: d, for binary and ubinary; None: 8 × bytes per vector.
 
     Raises:
-        InputError: for int8 or uint8 without ranges, or ranges that do not fit.
+        InputError: for int8 or uint8 without ranges, or ranges of the wrong shape.
     """
     if precision == "float32":
         return cast(Vectors, codes)
@@ -83,7 +84,7 @@ def dequantize_embeddings(
         return ((2 * bits.astype(np.float32) - 1) / np.sqrt(bits.shape[-1])).astype(np.float32)
     if ranges is None:
         raise InputError(
-            f"Codes of precision {precision} mean nothing without the ranges they were made with."
+            f"Codes of precision {precision} cannot be decoded without the ranges they were made with; give ranges."
         )
     starts, steps = _steps(ranges, codes.shape[-1])
     numbers = codes.astype(np.float32) + (128 if precision == "int8" else 0)

@@ -1,1 +1,1 @@
-"""Text analysis: terms and sentences."""
+"""Text analysis: index terms and sentence boundaries."""

@@ -1,11 +1,11 @@
-"""Where sentences begin and end, in English and Chinese prose, Markdown and reStructuredText."""
+"""Sentence boundaries in English and Chinese prose, Markdown and reStructuredText."""
 
 import re
 
-# A sentence may end after one of these; all but the first alternative need a look at what stands around them.
+# Candidate sentence ends. A Western mark is confirmed or rejected by its context (`_is_boundary`).
 _END = re.compile(
-    r"[。！？]+[”’」』）》】]*"  # Chinese marks always end a sentence, no space needed
-    r"|[.!?…]+[\"'”’)\]`*]*(?=\s|$)"  # Western marks only before white space: 3.14, sys.path and v1.2 stay whole
+    r"[。！？]+[”’」』）》】]*"  # a Chinese mark always ends a sentence, without a space
+    r"|[.!?…]+[\"'”’)\]`*]*(?=\s|$)"  # a Western mark only before white space: not inside 3.14, sys.path or v1.2
     r"|\n[ \t]*\n"  # a blank line
     r"|\n(?=[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t])"  # the next item of a list
 )
@@ -21,7 +21,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     """Spans (start, end) of the sentences of `text` in code points, in order, without surrounding white space.
 
     Every character that is not white space belongs to exactly one span. Abbreviations, initials, decimals, dotted
-    names and a line's own number ("2. Install") do not end a sentence; a blank line and a new list item do.
+    names and item numbers ("2. Install") do not end a sentence; a blank line and a new list item do.
     """
     spans: list[tuple[int, int]] = []
     start = 0

@@ -1,4 +1,4 @@
-"""Which texts a training step sees: a pure function of the data, the seed and how many steps there were."""
+"""Batches of embedding training: a pure function of the data, the seed and the step."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -16,30 +16,30 @@ from gpt_core.common.errors import InputError
 from gpt_core.data.batches import Batches
 from gpt_core.data.permutation import endless_order
 
-Role = Literal["query", "document"]  # which prompt goes before a text
+Role = Literal["query", "document"]  # which prompt is prepended to a text
 RoleText = tuple[Role, str]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The texts of a step. All ranks know all of them, but only their own as tokens.
+    """The N texts of a step, over all ranks. Only this rank's texts are tokenised.
 
-    N texts come in the order of the ranks, each rank's in the order of `texts`: its queries, then its candidates.
+    The texts are ordered by rank; within a rank, queries come before candidates. Position tensors are int64.
 
     Attributes:
-        name: of the data set.
-        entries: where each of the N is in the data set's `texts`.
+        name: name of the dataset.
+        entries: position of each of the N texts in the dataset's `texts`.
         rows: token ids of this rank's texts.
-        counts: how many texts each rank has.
-        n_queries: how many of this rank's texts are queries, or plain texts.
-        texts: (N,) numbers that are equal where texts are.
-        queries: (Q,) places of the queries among the N, or of all texts where there is nothing to find.
-        candidates: (D,) places of the positives and negatives of all queries.
-        positives: (Q,) where each query's positive is among the candidates; empty where there is nothing to find.
-        answers: (2, K) queries and candidates that answer them, whether they were chosen for it or stand there for
-            another query.
-        teacher: (N, e) vectors to imitate, or None.
-        guide: (N, g) vectors that tell false negatives, or None.
+        counts: number of texts of each rank.
+        n_queries: number of queries (or of texts without pairs) of this rank.
+        texts: (N,) text ids, equal for equal texts.
+        queries: (Q,) positions of the queries among the N texts; of all texts for data without pairs.
+        candidates: (D,) positions of the positives and negatives of all queries among the N texts.
+        positives: (Q,) position of each query's positive among the candidates; empty for data without pairs.
+        answers: (2, K) positions of queries and of candidates that are positives of them, also of candidates that were
+            drawn for another query.
+        teacher: (N, e) vectors of the teacher, or None.
+        guide: (N, g) vectors of the guide, which detects false negatives, or None.
         lm: ids and targets (B, T) of the language model's loss, or None.
     """
 
@@ -58,7 +58,7 @@ class Batch:
     lm: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same with its tensors on `device`."""
+        """The batch with its tensors on `device`."""
         moved: dict[str, Any] = {k: x.to(device) for k, x in vars(self).items() if isinstance(x, Tensor)}
         if self.lm is not None:
             moved["lm"] = (self.lm[0].to(device), self.lm[1].to(device))
@@ -66,14 +66,14 @@ class Batch:
 
 
 class TaskData:
-    """A set of examples whose texts are numbered, with vectors of other models for them.
+    """A dataset of examples with ids for its texts, and vectors of teacher and guide.
 
     Args:
-        name: what messages call it.
-        examples: all with a positive, or all without.
+        name: the dataset's name in messages.
+        examples: pairs (all with a positive), or texts (all without).
 
     Raises:
-        InputError: if some have a positive and some have none.
+        InputError: for a mixture of pairs and texts.
     """
 
     def __init__(self, name: str, examples: Sequence[Example]) -> None:
@@ -82,25 +82,26 @@ class TaskData:
         n_plain = sum(not example.positives for example in examples)
         if n_plain not in (0, len(examples)):
             raise InputError(
-                f"{name} has {n_plain} texts alone among {len(examples)} examples; expected pairs or texts, not both."
+                f"{name} has {n_plain} texts without a positive among {len(examples)} examples; expected only pairs or "
+                "only texts."
             )
         self.paired = n_plain == 0
         self._entries: dict[RoleText, int] = {}
-        self._numbers: dict[str, int] = {}  # of texts, whatever their role
-        self._answers: dict[str, set[str]] = {}  # of a query, in all examples
+        self._text_ids: dict[str, int] = {}  # independent of the role
+        self._answers: dict[str, set[str]] = {}  # query → its positives in all examples
         for example in examples:
             asked: Role = "query" if self.paired else "document"
             found: list[RoleText] = [("document", text) for text in (*example.positives, *example.negatives)]
             for one in [(asked, example.query), *found]:
                 self._entries.setdefault(one, len(self._entries))
-                self._numbers.setdefault(one[1], len(self._numbers))
+                self._text_ids.setdefault(one[1], len(self._text_ids))
             self._answers.setdefault(example.query, set()).update(example.positives)
-        self.texts = list(self._entries)  # different ones, each with its role
+        self.texts = list(self._entries)  # distinct (role, text)
         self.teacher: Vectors | None = None  # (len(texts), e)
-        self.guide: Vectors | None = None
+        self.guide: Vectors | None = None  # (len(texts), g)
 
     def vectors(self, encode: Callable[[Sequence[str], Role], Vectors]) -> Vectors:
-        """(len(texts), d): what `encode` makes of all texts."""
+        """Encode all texts: (len(texts), d)."""
         order: list[int] = []
         parts: list[Vectors] = []
         for role in get_args(Role):
@@ -113,7 +114,7 @@ class TaskData:
     def chosen(self, index: int, epoch: int, n_negatives: int) -> tuple[RoleText, list[RoleText]]:
         """An example's query (or text), and its candidates: one positive, then up to `n_negatives` negatives.
 
-        Of several positives and negatives, each epoch takes the next ones.
+        If the example has several positives or negatives, successive epochs cycle through them.
         """
         example = self.examples[index]
         if not self.paired:
@@ -125,15 +126,15 @@ class TaskData:
         return ("query", example.query), [("document", text) for text in taken]
 
     def entries(self, texts: Sequence[RoleText]) -> list[int]:
-        """Their places in `texts`."""
+        """Positions of `texts` in `self.texts`."""
         return [self._entries[text] for text in texts]
 
-    def numbers(self, texts: Sequence[RoleText]) -> list[int]:
-        """Numbers that are equal where texts are, whatever their role."""
-        return [self._numbers[text] for _, text in texts]
+    def text_ids(self, texts: Sequence[RoleText]) -> list[int]:
+        """Ids that are equal for equal texts of any role."""
+        return [self._text_ids[text] for _, text in texts]
 
     def answers(self, queries: Sequence[RoleText], documents: Sequence[RoleText]) -> list[tuple[int, int]]:
-        """Places of queries and of documents that are positives of theirs in any example."""
+        """(position of the query, position of the document) where the document is a positive in any example."""
         places: dict[str, list[int]] = {}
         for j, (_, text) in enumerate(documents):
             places.setdefault(text, []).append(j)
@@ -145,7 +146,7 @@ class TaskData:
         ]
 
     def checksum(self) -> str:
-        """Of all texts and which belongs to which."""
+        """SHA-256 of all examples, in hex."""
         digest = hashlib.sha256()
         for example in self.examples:
             digest.update(repr((example.query, example.positives, example.negatives)).encode())
@@ -153,14 +154,14 @@ class TaskData:
 
 
 class Collator:
-    """Makes batches of examples.
+    """Makes batches from examples.
 
     Args:
-        tokenize: texts → token ids, cut to the longest input.
-        prompts: by role.
-        n_negatives: hard negatives per query, of those that it has.
-        rank: this process's number.
-        world_size: how many share a batch.
+        tokenize: texts → token ids, truncated to the longest input.
+        prompts: prompt of each role.
+        n_negatives: maximum number of hard negatives per query.
+        rank: rank of this process.
+        world_size: number of ranks that share a batch.
     """
 
     def __init__(
@@ -180,14 +181,14 @@ class Collator:
         places: Sequence[tuple[int, int]],
         lm: tuple[Tensor, Tensor] | None = None,
     ) -> Batch:
-        """The batch of these (example, epoch), of which each rank takes an equal run."""
+        """The batch of `places` (example, epoch), divided into contiguous parts of equal size, one per rank."""
         batch = self.outline(data, places)
         first = sum(batch.counts[: self.rank])
         mine = [data.texts[i] for i in batch.entries[first : first + batch.counts[self.rank]]]
         return replace(batch, rows=self.tokenize([self.prompts[role] + text for role, text in mine]), lm=lm)
 
     def outline(self, data: TaskData, places: Sequence[tuple[int, int]]) -> Batch:
-        """That batch without tokens: which text is what."""
+        """The batch of `places` (example, epoch) without token ids (`rows`) and `lm`."""
         share = len(places) // self.world_size
         texts: list[RoleText] = []  # of all ranks
         counts: list[int] = []
@@ -216,7 +217,7 @@ class Collator:
             rows=[],
             counts=tuple(counts),
             n_queries=share,
-            texts=torch.tensor(data.numbers(texts)),
+            texts=torch.tensor(data.text_ids(texts)),
             queries=torch.tensor(queries),
             candidates=torch.tensor(candidates, dtype=torch.long),
             positives=torch.tensor(positives, dtype=torch.long),
@@ -227,23 +228,22 @@ class Collator:
 
 
 class MixedBatches:
-    """The endless stream of steps over several data sets; each step's batch comes from one of them.
+    """The endless stream of batches over several datasets; each batch comes from one dataset.
 
-    Whose turn it is follows from the weights: the set that has fallen furthest behind its share. Each epoch of a set
-    is a permutation of its own, and a resumed run sees what an uninterrupted one would have seen, with any number of
-    ranks.
+    The next batch comes from the dataset furthest below its share by weight. Each epoch of a dataset is a new
+    permutation. A resumed run continues with the same batches as an uninterrupted one, with any number of ranks.
 
     Args:
-        sets: the data.
-        weights: how often each gives a batch, in proportion.
+        sets: the datasets.
+        weights: relative frequency of batches from each dataset.
         batch_size: examples per step, over all ranks.
-        seed: of the order.
+        seed: seed of the permutations.
         collate: makes the batches.
-        lm: stream of windows for the language model's loss, if there is one.
-        identity: what else must be the same for a run to go on, by name.
+        lm: stream of token windows for the language model's loss, or None.
+        identity: further settings, by name, that must be equal for a run to resume.
 
     Raises:
-        InputError: if the batch is larger than a set, or the ranks cannot share it equally.
+        InputError: if batch_size exceeds a dataset's examples, or is not a multiple of the number of ranks.
     """
 
     def __init__(
@@ -260,15 +260,15 @@ class MixedBatches:
             if len(data.examples) < batch_size:
                 raise InputError(
                     f"batch_size is {batch_size}, but {data.name} has {len(data.examples)} examples to train on; give "
-                    "a smaller batch_size, or more data."
+                    "a smaller batch_size or more data."
                 )
         if batch_size % collate.world_size:
             raise InputError(
-                f"batch_size is {batch_size}; it must be a multiple of the number of ranks ({collate.world_size})."
+                f"batch_size is {batch_size}; expected a multiple of the number of ranks, {collate.world_size}."
             )
         self.sets, self.batch_size, self.seed, self.collate, self.lm = sets, batch_size, seed, collate, lm
         self.shares = np.array(weights) / sum(weights)
-        self.taken = np.zeros(len(sets), dtype=np.int64)  # batches of each set so far
+        self.taken = np.zeros(len(sets), dtype=np.int64)  # number of batches taken from each dataset
         self.identity = {
             "seed": seed,
             "batch_size": batch_size,
@@ -278,44 +278,45 @@ class MixedBatches:
         }
 
     def __next__(self) -> list[Batch]:
-        """The next step's batch, as one micro-batch: its loss needs all of it; GradCache is what saves memory."""
-        turn = self._turn(self.taken)
+        """The next batch, as a single micro-batch: the contrastive loss needs all of it (GradCache saves memory)."""
+        chosen = self._next_set(self.taken)
         lm = None if self.lm is None else next(self.lm)[0]
-        batch = self.collate(self.sets[turn], self._places(turn, int(self.taken[turn])), lm)
-        self.taken[turn] += 1
+        batch = self.collate(self.sets[chosen], self._places(chosen, int(self.taken[chosen])), lm)
+        self.taken[chosen] += 1
         return [batch]
 
-    def _turn(self, taken: NDArray[np.int64]) -> int:
+    def _next_set(self, taken: NDArray[np.int64]) -> int:
+        """Index of the dataset of the next batch, after `taken` batches of each."""
         return int(np.argmax(self.shares * (taken.sum() + 1) - taken))
 
-    def _places(self, turn: int, nth: int) -> list[tuple[int, int]]:
-        """Examples and epochs of a set's `nth` batch, from 0."""
+    def _places(self, chosen: int, nth: int) -> list[tuple[int, int]]:
+        """(example, epoch) of each example in the `nth` batch, from 0, of the dataset with index `chosen`."""
         positions = np.arange(nth * self.batch_size, (nth + 1) * self.batch_size)
-        indices, epochs = endless_order(positions, len(self.sets[turn].examples), self.seed + turn)
+        indices, epochs = endless_order(positions, len(self.sets[chosen].examples), self.seed + chosen)
         return list(zip(indices.tolist(), epochs.tolist(), strict=True))
 
     def describe(self, step: int) -> str:
-        """What the batch of step `step`, from 1, was made of, for a message."""
+        """Description, for messages, of the batch of step `step`, from 1."""
         taken = np.zeros_like(self.taken)
         for _ in range(step - 1):
-            taken[self._turn(taken)] += 1
-        turn = self._turn(taken)
-        index, _ = self._places(turn, int(taken[turn]))[0]
+            taken[self._next_set(taken)] += 1
+        chosen = self._next_set(taken)
+        index, _ = self._places(chosen, int(taken[chosen]))[0]
         return (
-            f"{self.batch_size} examples of {self.sets[turn].name}, the first of them number {index + 1} of those "
-            "that were kept"
+            f"{self.batch_size} examples of {self.sets[chosen].name}, the first of them example {index + 1} of the "
+            "training examples"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, and what of."""
+        """Position of the stream, and the settings that must be equal to resume it."""
         lm = None if self.lm is None else self.lm.state_dict()
         return {"taken": self.taken.tolist(), "lm": lm, **self.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
+        """Continue the stream from `state`.
 
         Raises:
-            InputError: if the data, or what else decides the order, are not the same.
+            InputError: if the data or another setting of `identity` differs.
         """
         for key, mine in self.identity.items():
             if state.get(key) != mine:
@@ -324,7 +325,10 @@ class MixedBatches:
                     "same configuration and data, or choose another out_dir."
                 )
         if (state["lm"] is None) != (self.lm is None):
-            raise InputError("lm_weight is not what it was; resume with the same, or choose another out_dir.")
+            raise InputError(
+                "lm_weight was zero in the checkpoint and is not now, or the other way round; resume with the same "
+                "lm_weight, or choose another out_dir."
+            )
         self.taken = np.array(state["taken"], dtype=np.int64)
         if self.lm is not None:
             self.lm.load_state_dict(state["lm"])

@@ -1,4 +1,4 @@
-"""Every key of embedding training."""
+"""Configuration of embedding training."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,117 +11,117 @@ from gpt_core.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainEmbedderConfig(TrainConfig):
-    """Every key of embedding training: what is trained, on which texts, with which losses."""
+    """Configuration of embedding training: model, data, losses, and the keys of the training loop."""
 
     max_iters: int = 1000
-    """Steps to train for."""
+    """Number of training steps."""
     eval_interval: int = 100
-    """Evaluate and save a checkpoint every so many steps, and at the last one."""
+    """Evaluate and save a checkpoint every n steps, and after the last one."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     """muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."""
     learning_rate: float = 1e-4
-    """AdamW's peak rate; LoRA and BitFit like ten times as much."""
+    """AdamW's peak learning rate; LoRA and BitFit need about ten times as much."""
     muon_learning_rate: float = 2e-3
-    """Muon's peak rate."""
+    """Muon's peak learning rate."""
     weight_decay: float = 0.01
-    """AdamW's, on what has two dimensions or more."""
+    """AdamW's weight decay, for tensors of two or more dimensions."""
     warmup_iters: int = 50
-    """Steps over which the rates rise from zero."""
+    """Steps of linear warm-up of the learning rates from zero."""
 
     init_from: str = "smollm2-135m-instruct"
-    """What to start from: a model folder, an embedder, a run's out_dir or a known model."""
+    """Model to start from: a model folder, an embedder, a run's out_dir or a known model."""
     n_layer: int | None = None
-    """Keep only so many of the first blocks: quicker, but no longer a language model. None: all."""
+    """Keep only the first n blocks: faster, but no longer a language model. None: all."""
     pooling: PoolingMode | None = None
-    """How token states become a vector. None: the embedder's own, for a plain GPT weightedmean."""
+    """Pooling of token states. None: the embedder's own; for a plain GPT weightedmean."""
     pooling_layer: int | None = None
-    """Pool after so many blocks and the final norm; the blocks above stay, for generation. None: after all."""
+    """Pool after n blocks and the final norm; later blocks are kept for generation. None: after all blocks."""
     dimension: int | None = None
-    """End with a dense layer to vectors of so many numbers. None: none that is not there already."""
+    """Add a dense layer to vectors of n dimensions. None: no new layer."""
     query_prompt: str | None = None
-    """Put before queries. None: the embedder's own, for a plain GPT nothing."""
+    """Prompt prepended to queries. None: the embedder's own; for a plain GPT none."""
     document_prompt: str | None = None
-    """Put before documents. None: likewise."""
+    """Prompt prepended to documents. None: the embedder's own; for a plain GPT none."""
     max_tokens: int = 256
     """The embedder's longest input in tokens, prompt included."""
     train_tokens: int | None = None
-    """Cut texts to so many tokens in training. None: max_tokens."""
+    """Truncate texts to n tokens in training. None: max_tokens."""
 
     trainable: Literal["full", "last-k", "lora", "bitfit"] = "full"
     """full: all weights that vectors depend on; last-k: the last blocks; lora: low-rank updates; bitfit: biases."""
     last_k: int = 2
-    """last-k: how many of the last blocks before the pooling."""
+    """For last-k: number of last blocks before the pooling to train."""
     lora_rank: int = 16
-    """lora: the rank."""
+    """For lora: rank of the updates."""
     lora_alpha: int = 32
-    """lora: the update is scaled by lora_alpha / lora_rank."""
+    """For lora: updates are scaled by lora_alpha / lora_rank."""
     dropout: float = 0.0
-    """Share of the GPT's activations that is dropped in training."""
+    """Dropout probability of the GPT in training."""
 
     data: tuple[str, ...] = ()
-    """JSON lines of pairs, triples or texts, BEIR folders, or names of `datasets`."""
+    """Training data: JSON lines of pairs, triples or texts, BEIR folders, or names of `datasets`."""
     weights: tuple[float, ...] = ()
-    """How often each of them gives a batch, in proportion. Empty: by their numbers of examples."""
+    """Relative frequency of batches from each dataset of data. Empty: in proportion to the number of examples."""
     query_column: str | None = None
-    """Column of the queries. None: query or anchor, whichever is there."""
+    """Column of the queries. None: query or anchor."""
     positive_column: str | None = None
-    """Column of what they should find. None: positive or pos."""
+    """Column of the positives. None: positive or pos."""
     negative_column: str | None = None
-    """Column of hard negatives. None: negative, neg, negative_1 …, all that are there."""
+    """Column of hard negatives. None: all existing columns of negative, neg, negative_1 …"""
     dev_data: tuple[str, ...] = ()
-    """What to evaluate on. Empty: dev_examples of each set of data, held out."""
+    """Evaluation data. Empty: dev_examples of each training dataset are held out."""
     dev_examples: int = 200
-    """At most so many examples of each set are held out, and at most a tenth of it."""
+    """Maximum number of examples held out from each dataset, which is also at most a tenth of the dataset."""
     exclude: tuple[str, ...] = ()
-    """Evaluation sets (BEIR folders, JSON lines): training texts that nearly equal one of theirs are left out."""
+    """Evaluation sets (BEIR folders, JSON lines): examples with near-duplicates of their texts are removed."""
 
     batch_size: int = 64
-    """Examples per step, over all ranks: each query is to find its positive among all of theirs."""
+    """Examples per step, over all ranks; the candidates of all of them are in-batch negatives."""
     n_negatives: int = 1
-    """Hard negatives per query, of those that it has."""
+    """Maximum number of hard negatives per query."""
     chunk_size: int | None = None
-    """Texts per forward, by GradCache: memory for so many only, for a second forward. None: all graphs are kept."""
+    """GradCache: texts per forward, which saves memory for a second forward pass. None: no GradCache."""
 
     temperature: float = 0.05
-    """Cosines are divided by it."""
+    """Temperature: cosines are divided by it."""
     learn_temperature: bool = False
-    """Train it, too."""
+    """Whether to train the temperature."""
     contrastive_weight: float = 1.0
-    """Of InfoNCE in the loss."""
+    """Weight of InfoNCE in the loss."""
     matryoshka: tuple[int, ...] = ()
-    """Apply InfoNCE and the KL divergence to these leading numbers of each vector as well, so that it may be cut."""
+    """Also apply InfoNCE and the KL divergence to these leading dimensions, so that vectors may be truncated."""
     false_negative_margin: float | None = None
-    """Leave out candidates whose cosine exceeds the positive's by so much (Qwen3-Embedding: 0.1). None: count them."""
+    """Mask candidates whose cosine exceeds the positive's by this margin (Qwen3-Embedding: 0.1). None: no mask."""
     guide: str | None = None
-    """A sentence-transformers model whose cosines say that instead of the model's own (GISTEmbed)."""
+    """A sentence-transformers model whose cosines decide false_negative_margin instead of the model's (GISTEmbed)."""
 
     teacher: str | None = None
-    """A sentence-transformers model whose vectors are to be imitated. They are kept in the model cache."""
+    """A sentence-transformers model whose vectors are distilled. The vectors are saved in the model cache."""
     distill_weight: float = 1.0
-    """Of the distance to the teacher's vectors in the loss, if there is a teacher."""
+    """Weight of the distance to the teacher's vectors in the loss."""
     distill_loss: Literal["cosine", "mse"] = "cosine"
-    """That distance."""
+    """Distance to the teacher's vectors."""
     similarity_weight: float = 0.0
-    """Of the KL divergence between the teacher's similarities in a batch and the model's."""
+    """Weight of the KL divergence between the teacher's and the model's similarities within a batch."""
 
     lm_weight: float = 0.0
-    """Of the language model's loss, which keeps generation alive: loss = emb + lm_weight · lm (GRIT)."""
+    """Weight of the language model's loss, which preserves generation: loss = emb + lm_weight · lm (GRIT)."""
     lm_data_dir: str | None = None
-    """Token shards for it, from scripts/prepare_data.py with the model's tokenizer."""
+    """Token shards for the language model's loss, from scripts/prepare_data.py with the model's tokenizer."""
     lm_batch_size: int = 8
-    """Windows of lm_block_size tokens per step for it, over all ranks."""
+    """Windows of lm_block_size tokens per step for the language model's loss, over all ranks."""
     lm_block_size: int = 256
-    """Tokens of such a window."""
+    """Tokens per window of the language model's loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weights and len(self.weights) != len(self.data):
             raise InputError(
-                f"weights has {len(self.weights)} numbers for {len(self.data)} sets of data; expected one for each."
+                f"weights has {len(self.weights)} numbers for {len(self.data)} datasets; expected one for each."
             )
         for weight in self.weights:
             if not weight > 0:
-                raise InputError(f"weights holds {weight}; expected numbers above 0.")
+                raise InputError(f"weights contains {weight}; expected numbers above 0.")
         for name in ("n_layer", "pooling_layer", "dimension", "max_tokens", "train_tokens", "last_k", "lora_rank",
                      "batch_size", "chunk_size", "lm_batch_size", "lm_block_size", "dev_examples"):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < 1:
@@ -135,41 +135,44 @@ class TrainEmbedderConfig(TrainConfig):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected more than 0.")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}; expected 0 up to 1.")
+            raise InputError(f"dropout is {self.dropout}; expected at least 0 and below 1.")
         if self.train_tokens is not None and self.train_tokens > self.max_tokens:
-            raise InputError(f"train_tokens is {self.train_tokens}, above max_tokens, {self.max_tokens}.")
+            raise InputError(
+                f"train_tokens is {self.train_tokens}; expected at most max_tokens, which is {self.max_tokens}."
+            )
         if any(b <= a for a, b in pairwise((0, *self.matryoshka))):
-            raise InputError(f"matryoshka is {self.matryoshka}; expected rising numbers of at least 1.")
+            raise InputError(f"matryoshka is {self.matryoshka}; expected ascending numbers of at least 1.")
         if self.similarity_weight and self.teacher is None:
             raise InputError(
-                f"similarity_weight is {self.similarity_weight}, but there is no teacher; name one."
+                f"similarity_weight is {self.similarity_weight}, but teacher is not set; name one."
             )
         imitating = self.teacher is not None and (self.distill_weight or self.similarity_weight)
         if not self.contrastive_weight and not imitating:
             raise InputError(
-                "contrastive_weight is 0 and no teacher has a weight: there is nothing to learn from; name a teacher."
+                "contrastive_weight is 0 and no teacher has a weight, so the loss is empty; name a teacher or give a "
+                "contrastive_weight."
             )
         if self.guide is not None and self.false_negative_margin is None:
             raise InputError(
-                f"guide is {self.guide}, but false_negative_margin is not given; give 0 to leave out what the guide "
-                "finds more similar than the positive."
+                f"guide is {self.guide}, but false_negative_margin is not set; give 0 to mask candidates that the "
+                "guide finds more similar than the positive."
             )
         if (self.lm_weight > 0) != (self.lm_data_dir is not None):
             raise InputError(
-                f"lm_weight is {self.lm_weight} and lm_data_dir {self.lm_data_dir}; the one needs the other."
+                f"lm_weight is {self.lm_weight} and lm_data_dir is {self.lm_data_dir}; set both or neither."
             )
         if self.lm_weight and self.n_layer is not None:
             raise InputError(
-                f"n_layer is {self.n_layer}: a model without its upper blocks is no language model, which lm_weight "
-                "asks for; give pooling_layer instead, which leaves them in place."
+                f"n_layer is {self.n_layer}, but lm_weight needs a language model with all its blocks; give "
+                "pooling_layer instead, which keeps the later blocks."
             )
         if self.n_layer is not None and self.pooling_layer is not None:
-            raise InputError("n_layer and pooling_layer exclude each other: give one.")
+            raise InputError("n_layer and pooling_layer are mutually exclusive; give only one of them.")
         if self.parallel == "deepspeed":
             raise InputError(
-                "parallel is deepspeed, which embedding training does not know; use ddp or fsdp2."
+                "parallel is deepspeed, which embedding training does not support; use ddp or fsdp2."
             )
         if self.dtype == "float16":
             raise InputError(
-                "dtype is float16, whose loss scale embedding training does not know; use bfloat16 or float32."
+                "dtype is float16, but embedding training does not support loss scaling; use bfloat16 or float32."
             )

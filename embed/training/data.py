@@ -1,4 +1,4 @@
-"""What an embedder is trained on and judged by, put together from a configuration."""
+"""Training and evaluation data of an embedder, from a configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ from gpt_core.training.parallel.ranks import Ranks
 
 
 def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskData]]:
-    """What is trained on, and what the training is judged by.
+    """Open the training datasets and the evaluation datasets.
 
     Raises:
-        InputError: for data that cannot be read, or of which too little is left.
+        InputError: for data that cannot be read or has too few examples.
     """
     columns = Columns(config.query_column, config.positive_column, config.negative_column)
     sets: list[TaskData] = []
@@ -34,8 +34,8 @@ def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskDat
             n = min(config.dev_examples, len(examples) // 10)
             if n == 0:
                 raise InputError(
-                    f"{source} has {len(examples)} examples, too few to hold a tenth of them out for evaluation; give "
-                    "more, or --dev_data."
+                    f"{source} has {len(examples)} examples, too few to hold out a tenth of them for evaluation; give "
+                    "more data, or --dev_data."
                 )
             examples, held_out = hold_out(examples, n, config.seed)
             dev_sets.append(TaskData(name_of(source, dev_sets), held_out))
@@ -43,8 +43,7 @@ def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskDat
         imitating = config.teacher is not None and (config.distill_weight or config.similarity_weight)
         if not sets[-1].paired and not imitating:
             raise InputError(
-                f"{source} holds texts alone, from which only a teacher's vectors can be learned; name a teacher, or "
-                "give pairs."
+                f"{source} contains texts without positives, which need a teacher; name a teacher, or give pairs."
             )
     for source in config.dev_data:
         dev_sets.append(TaskData(name_of(source, dev_sets), read_examples(source, "dev", columns)))
@@ -52,10 +51,10 @@ def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskDat
 
 
 def hold_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off about `n` examples: all that have one of some texts as their first positive, or text.
+    """Hold out about `n` examples; examples with the same first positive (or text) are never separated.
 
     Returns:
-        What is left, and what was held out.
+        The remaining examples, and the held-out ones.
     """
     order = np.random.default_rng(seed).permutation(len(examples))
     held: set[str] = set()
@@ -80,7 +79,7 @@ def _target(example: Example) -> str:
 
 
 def name_of(source: str, others: Sequence[TaskData]) -> str:
-    """What messages and figures call a data set: its folder, or its file without endings; numbered if need be."""
+    """A dataset's name in messages and metrics: the folder's name, or the file's without extensions; made unique."""
     path = Path(source)
     name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
     n = sum(data.name.rpartition("-")[0] == name or data.name == name for data in others)
@@ -88,10 +87,10 @@ def name_of(source: str, others: Sequence[TaskData]) -> str:
 
 
 def attach_vectors(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks: Ranks) -> int | None:
-    """Give the sets the teacher's and the guide's vectors, computed by rank 0 where they are not in the model cache.
+    """Set the datasets' vectors of teacher and guide; rank 0 computes those that are not in the model cache.
 
     Returns:
-        The length of the teacher's vectors, None without a teacher.
+        The dimension of the teacher's vectors; None without a teacher.
     """
     dimension = None
     for name, role in ((config.teacher, "teacher"), (config.guide, "guide")):
@@ -109,10 +108,10 @@ def attach_vectors(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks:
 
 
 def open_lm(config: TrainEmbedderConfig, tokenizer: Tokenizer, ranks: Ranks) -> tuple[Batches, Windows]:
-    """The token shards of the language model's loss: a stream to train on, and windows to judge by.
+    """Open the token shards of the language model's loss: the training stream, and the validation windows.
 
     Raises:
-        InputError: for shards that are missing, torn or of another tokenizer.
+        InputError: for shards that are missing, damaged, or of another tokenizer.
     """
     assert config.lm_data_dir is not None
     splits = {name: open_split(config.lm_data_dir, name) for name in ("train", "val")}

@@ -1,4 +1,4 @@
-"""What a training is judged by while it runs: its loss and nDCG@10 on examples that it does not learn from."""
+"""Evaluation during training: loss and nDCG@10 on held-out examples."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,8 +12,8 @@ from embed.training.step import Objective, Output
 from gpt_core.common.extras import extra
 from gpt_core.hardware.device import Numerics
 
-DEPTH = 10  # results per query
-AT_ONCE = 1024  # queries that are searched with at a time
+RESULTS_PER_QUERY = 10
+QUERIES_PER_BLOCK = 1024  # queries whose scores are in memory at a time
 
 
 def evaluator(
@@ -25,20 +25,21 @@ def evaluator(
     numerics: Numerics,
     tokens_per_forward: int,
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """An evaluation for the training loop; every rank does all of it.
+    """Make an evaluation function for the training loop; every rank computes all of it.
 
     Args:
-        sets: examples to judge by.
-        shares: how much each set counts.
-        batch_size: examples among which a query must find its own, for the loss.
-        objective: the training's.
-        collate: makes batches, for one process alone.
-        numerics: number format.
-        tokens_per_forward: padded tokens in a forward.
+        sets: the evaluation datasets.
+        shares: weight of each dataset in the loss.
+        batch_size: examples per batch of the loss.
+        objective: the training's objective.
+        collate: makes batches for a single rank.
+        numerics: dtype of the forward.
+        tokens_per_forward: maximum number of tokens per forward, padding included.
 
     Returns:
-        `Trainee` → "val_loss", the mean of the sets' losses by their shares, and of pairs "nDCG@10", the mean over the
-        sets, a query's positives to be found among all of its set's documents. With several sets, both for each.
+        A function: `Trainee` → metrics. "val_loss" is the weighted mean of the datasets' losses. "nDCG@10", for pairs,
+        is the mean over the datasets, each searched among all its documents. For several datasets, both metrics are
+        also given for each.
     """
 
     def evaluate(model: nn.Module) -> dict[str, float]:
@@ -67,7 +68,7 @@ def evaluator(
 
 
 def encode(model: nn.Module, data: TaskData, collate: Collator, tokens_per_forward: int) -> Output:
-    """What `Trainee` makes of all texts of `data`: vectors (len(data.texts), d), and what else its loss needs."""
+    """Run `model`, a `Trainee`, on all texts of `data`; the output's vectors are (len(data.texts), d)."""
     rows = collate.tokenize([collate.prompts[role] + text for role, text in data.texts])
     device = next(model.parameters()).device
     outputs, order = [], list[int]()
@@ -79,7 +80,7 @@ def encode(model: nn.Module, data: TaskData, collate: Collator, tokens_per_forwa
 
 
 def ndcg(data: TaskData, vectors: Tensor) -> float:
-    """Mean nDCG@10 (ir-measures) of finding each query's positives among all documents of `data`."""
+    """Mean nDCG@10 (ir-measures) of searching each query's positives among all documents of `data`."""
     with extra("train"):
         import ir_measures
     queries = [i for i, (role, _) in enumerate(data.texts) if role == "query"]
@@ -90,9 +91,9 @@ def ndcg(data: TaskData, vectors: Tensor) -> float:
         positives = data.entries([("document", text) for text in example.positives])
         qrels[str(query)] |= {str(i): 1 for i in positives}
     run: dict[str, dict[str, float]] = {}
-    for start in range(0, len(queries), AT_ONCE):
-        some = queries[start : start + AT_ONCE]
-        scores, found = (vectors[some] @ vectors[documents].T).topk(min(DEPTH, len(documents)))
+    for start in range(0, len(queries), QUERIES_PER_BLOCK):
+        some = queries[start : start + QUERIES_PER_BLOCK]
+        scores, found = (vectors[some] @ vectors[documents].T).topk(min(RESULTS_PER_QUERY, len(documents)))
         for query, row, places in zip(some, scores.tolist(), found.tolist(), strict=True):
             run[str(query)] = {str(documents[p]): score for p, score in zip(places, row, strict=True)}
     measure = ir_measures.nDCG @ 10

@@ -1,8 +1,8 @@
-"""What an embedder is trained on: contrast against other texts, a teacher's vectors, or both.
+"""Losses of embedding training: contrastive losses and distillation.
 
-Pure functions of vectors. They know nothing of models, batches or ranks, so that they can be held against other
-people's, and used on cached vectors (GradCache) as on fresh ones. All give one loss for each row, for the caller to
-average, and compute in the type of what they are given, but in float32 at least.
+Pure functions of vectors, independent of models, batches and ranks, so that they can be tested against other
+implementations and used with cached vectors (GradCache). They return one loss per row, not averaged, and compute in the
+dtype of their input, but at least in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """(n, d) and (m, d) vectors of any length → (n, m) cosines; a vector of zeros has cosine 0 with any other."""
     a, b = (F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1) for x in (a, b))
-    # A temperature of 0.05 makes 0.08 in the logit of bfloat16's rounding: no autocast here.
+    # No autocast: at temperature 0.05, rounding to bfloat16 changes a logit by up to 0.08.
     with torch.autocast(a.device.type, enabled=False):
         return a @ b.T
 
@@ -27,20 +27,20 @@ def info_nce(
     temperature: float | Tensor,
     masked: Tensor | None = None,
 ) -> Tensor:
-    """Find each query's positive among all candidates: cross-entropy of cosine / temperature.
+    """Cross-entropy of softmax(cosine / temperature) over all candidates, with each query's positive as the target.
 
-    InfoNCE (van den Oord et al. 2018) with in-batch negatives; sentence-transformers' MultipleNegativesRankingLoss
-    is its mean, where candidates are [p_1 … p_B, n1_1 … n1_B, …] and scale is 1 / temperature.
+    InfoNCE (van den Oord et al. 2018) with in-batch negatives; its mean equals sentence-transformers'
+    MultipleNegativesRankingLoss for candidates [p_1 … p_B, n1_1 … n1_B, …] and scale 1 / temperature.
 
     Args:
-        queries: (Q, d), of any length.
-        candidates: (D, d): every query's positive, and what is to be told from it. Gathered from all ranks, say.
-        positives: (Q,) int64, where in `candidates` each query's positive is.
-        temperature: above 0; a tensor learns.
-        masked: (Q, D) bool, candidates that do not count for a query. Never its positive.
+        queries: (Q, d) vectors of any length.
+        candidates: (D, d) vectors of any length: positives and negatives of all queries, e.g. of all ranks.
+        positives: (Q,) int64, position of each query's positive in `candidates`.
+        temperature: above 0; a tensor receives gradients.
+        masked: (Q, D) bool, true at candidates to ignore for a query; must be false at its positive.
 
     Returns:
-        (Q,) losses; 0 for a query that has no candidate but its positive.
+        (Q,) losses; 0 for a query without candidates besides its positive.
     """
     logits = cosines(queries, candidates) / temperature
     if masked is not None:
@@ -49,17 +49,17 @@ def info_nce(
 
 
 def equal_text_mask(positives: Tensor, candidate_texts: Tensor, query_texts: Tensor) -> Tensor:
-    """Candidates that are no negatives because they are the positive's text, or the query's own.
+    """Mask of candidates that are not negatives because their text equals the query or its positive.
 
-    Two queries of a batch may share a positive, and in symmetric data a query is another one's positive.
+    Two queries of a batch may share a positive, and in symmetric data a query may be the positive of another one.
 
     Args:
-        positives: (Q,) int64, each query's positive among the candidates.
-        candidate_texts: (D,) int64, numbers that are equal where texts are.
-        query_texts: (Q,) int64, in the same numbering.
+        positives: (Q,) int64, position of each query's positive among the candidates.
+        candidate_texts: (D,) int64 text ids, equal for equal texts.
+        query_texts: (Q,) int64 text ids of the queries.
 
     Returns:
-        (Q, D) bool, true at candidates to leave out; never at the query's own positive.
+        (Q, D) bool, true at candidates to ignore; false at the query's positive.
     """
     of_positive = candidate_texts[positives][:, None] == candidate_texts
     of_query = query_texts[:, None] == candidate_texts
@@ -69,24 +69,24 @@ def equal_text_mask(positives: Tensor, candidate_texts: Tensor, query_texts: Ten
 def false_negative_mask(
     similarities: Tensor, positives: Tensor, margin: float, relative: bool = False
 ) -> Tensor:
-    """Candidates too similar to the query to be called negatives, by a guide's judgement.
+    """Mask of likely false negatives: candidates about as similar to the query as its positive.
 
-    GISTEmbed (Solatorio 2024): what the guide finds at least as similar as the positive, less a margin, is left out.
-    The relative margin is NV-Retriever's (Moreira et al. 2024), a share of the positive's absolute similarity, so
-    that it lowers the bar for negative similarities, too.
+    GISTEmbed (Solatorio 2024): candidates whose similarity by the guide is at least the positive's less a margin are
+    masked. The relative margin is NV-Retriever's (Moreira et al. 2024): a fraction of the positive's absolute
+    similarity, so that it lowers the threshold for negative similarities as well.
 
     Args:
-        similarities: (Q, D) of queries and candidates, by the guide; or by the model itself, detached.
-        positives: (Q,) int64, each query's positive among the candidates.
-        margin: how far below the positive the bar is. Negative values leave out only what is above the positive.
-        relative: whether `margin` is a share of the positive's similarity.
+        similarities: (Q, D) of queries and candidates, by the guide or by the model itself, detached.
+        positives: (Q,) int64, position of each query's positive among the candidates.
+        margin: the threshold is the positive's similarity less margin; a negative margin raises it above the positive.
+        relative: whether `margin` is a fraction of the positive's similarity.
 
     Returns:
-        (Q, D) bool, true at candidates to leave out; never at the query's own positive.
+        (Q, D) bool, true at candidates to ignore; false at the query's positive.
     """
     positive = similarities.gather(1, positives[:, None])
-    bar = positive - (positive.abs() * margin if relative else margin)
-    return _except_positives(similarities >= bar, positives)
+    threshold = positive - (positive.abs() * margin if relative else margin)
+    return _except_positives(similarities >= threshold, positives)
 
 
 def matryoshka(
@@ -95,19 +95,19 @@ def matryoshka(
     dimensions: Sequence[int],
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """The weighted sum of `loss` on the first k numbers of vectors, for several k (Kusupati et al. 2022).
+    """Weighted sum of `loss` over vectors truncated to their first k dimensions, for several k (Kusupati et al. 2022).
 
     Args:
-        loss: takes as many tensors as `vectors` has, and brings truncated vectors to unit length itself if need be.
+        loss: takes as many tensors as `vectors` has; must normalise truncated vectors itself if it needs to.
         vectors: each (…, d).
-        dimensions: the values of k; d among them if whole vectors are to be trained.
-        weights: one for each of `dimensions`; None for ones.
+        dimensions: the values of k, at most d; include d to train full vectors.
+        weights: one for each of `dimensions`; None: ones.
 
     Returns:
-        What `loss` returns, summed.
+        The weighted sum, of the shape that `loss` returns.
 
     Raises:
-        ValueError: for no dimensions, one that the vectors do not have, or another number of weights.
+        ValueError: for no dimensions, a k out of range, or another number of weights than dimensions.
     """
     smallest = min(v.shape[-1] for v in vectors)
     if not dimensions or not all(0 < k <= smallest for k in dimensions):
@@ -126,7 +126,7 @@ def distill_cosine(student: Tensor, teacher: Tensor) -> Tensor:
 def distill_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """(N, d) and (N, d) vectors → (N,) means of squared differences (Reimers & Gurevych 2020, MSELoss).
 
-    Vectors are taken as they are. Of unit vectors this is 2 / d · (1 - cosine).
+    Vectors are not normalised. For unit vectors the loss is 2 / d · (1 - cosine).
     """
     _same_shape(student, teacher)
     return F.mse_loss(student, teacher, reduction="none").mean(dim=-1)
@@ -140,26 +140,26 @@ def similarity_kl(
     temperature: float,
     masked: Tensor | None = None,
 ) -> Tensor:
-    """KL(teacher ‖ student) of the distributions over candidates that softmax(cosine / temperature) makes.
+    """KL(teacher ‖ student) of the distributions softmax(cosine / temperature) over documents.
 
     The teacher's vectors may have another dimension: only similarities are compared (Lin et al. 2020). Without the
     factor temperature² of Hinton et al. (2015), which sentence-transformers' DistillKLDivLoss has.
 
     Args:
-        student_queries: (Q, d), any length, as all.
-        student_documents: (D, d).
-        teacher_queries: (Q, e).
-        teacher_documents: (D, e).
+        student_queries: (Q, d) vectors of any length.
+        student_documents: (D, d) vectors of any length.
+        teacher_queries: (Q, e) vectors of any length.
+        teacher_documents: (D, e) vectors of any length.
         temperature: above 0, for both.
-        masked: (Q, D) bool, candidates that do not count for a query.
+        masked: (Q, D) bool, true at documents to ignore for a query.
 
     Returns:
-        (Q,) losses, at least 0 but for rounding; 0 for a query that keeps no candidate.
+        (Q,) losses, non-negative except for rounding; 0 for a query without unmasked documents.
     """
     student = cosines(student_queries, student_documents) / temperature
     teacher = cosines(teacher_queries, teacher_documents) / temperature
     if masked is not None:
-        # Not -inf, of which a query without candidates would make NaN.
+        # Not -inf, which gives NaN for a query without unmasked documents.
         student, teacher = (x.masked_fill(masked, torch.finfo(x.dtype).min) for x in (student, teacher))
     log_p = teacher.log_softmax(dim=1)
     difference = log_p - student.log_softmax(dim=1)
@@ -169,13 +169,14 @@ def similarity_kl(
 
 
 def _except_positives(mask: Tensor, positives: Tensor) -> Tensor:
-    """`mask` (Q, D) made false at each query's positive."""
+    """`mask` (Q, D) with false at each query's positive."""
     return mask.scatter(1, positives[:, None], False)
 
 
 def _same_shape(student: Tensor, teacher: Tensor) -> None:
-    """Torch would broadcast a single row over all."""
+    """Raise ValueError for different shapes, because torch would broadcast a single row over all."""
     if student.shape != teacher.shape:
         raise ValueError(
-            f"The student's vectors are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}."
+            f"The student's vectors are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
+            "expected equal shapes."
         )

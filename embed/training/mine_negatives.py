@@ -1,4 +1,4 @@
-"""Hard negatives: texts that a search takes for answers to a query, but that are not its positives."""
+"""Mining of hard negatives: texts that a retriever ranks high for a query, but that are not its positives."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -21,18 +21,18 @@ from gpt_core.formats.huggingface.config import FAMILIES
 from gpt_core.hardware.device import DeviceName
 from gpt_core.hub.locate import gguf_in, resolve
 
-BLOCK_SCORES = 2**24  # queries times texts that are scored at once: 64 MiB
+SCORES_PER_BLOCK = 2**24  # scores (queries times texts) in memory at a time: 64 MiB
 
 Sampling = Literal["top", "random"]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What ranks texts.
+    """Scores of all texts for all queries.
 
     Attributes:
-        scores: those (stop - start, n) of all texts for the queries from start to stop.
-        above: a text that scores no more than this was not found.
+        scores: (start, stop) → scores (stop - start, n) of all texts for these queries.
+        above: texts with a score of at most this are not candidates.
     """
 
     scores: Callable[[int, int], Tensor]
@@ -41,17 +41,17 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Window:
-    """Which candidates become negatives; sentence-transformers' `mine_hard_negatives` has the same rules.
+    """Selection of negatives among candidates, with the rules of sentence-transformers' `mine_hard_negatives`.
 
     Attributes:
-        negatives: how many at most for a query.
-        rank_min: so many of the best that the margin leaves are passed over: they may be unlabelled positives.
-        rank_max: only the best so many are candidates at all; the query's own positives are not counted.
-        relative_margin: a candidate's score must be below its query's positive's by this share of the latter's size:
-            at most p - margin · |p| (NV-Retriever's TopK-PercPos, Moreira et al. 2024; the size, since a share of a
-            negative score would raise the bar). Of several positives the lowest counts. None: any score will do.
-        sampling: "top" takes the best, "random" any of the window.
-        seed: of the latter.
+        negatives: maximum number of negatives per query.
+        rank_min: number of best candidates, after the margin, to skip: they may be unlabelled positives.
+        rank_max: number of best texts that are candidates, not counting the query's positives.
+        relative_margin: a negative's score must be at most p - margin · |p|, where p is the lowest score of the query's
+            positives (NV-Retriever's TopK-PercPos, Moreira et al. 2024; with |p|, because a fraction of a negative p
+            would raise the limit). None: no limit.
+        sampling: "top" selects the best candidates, "random" a random sample.
+        seed: seed of "random".
     """
 
     negatives: int = 5
@@ -69,23 +69,23 @@ class Window:
         if not 0 <= self.rank_min <= self.rank_max - self.negatives:
             raise InputError(
                 f"rank_min is {self.rank_min} and rank_max {self.rank_max}; expected {self.negatives} ranks or more "
-                "from one to the other, so that there can be as many negatives."
+                "between them, one for each negative."
             )
         if self.relative_margin is not None and not 0 <= self.relative_margin <= 1:
             raise InputError(
-                f"relative_margin is {self.relative_margin}; expected a share from 0 to 1, or None."
+                f"relative_margin is {self.relative_margin}; expected a fraction from 0 to 1, or None."
             )
 
 
 @dataclass(frozen=True)
 class Mined:
-    """What was found for one query.
+    """Negatives of one query.
 
     Attributes:
-        places: of its negatives, hardest first.
-        scores: theirs.
-        positive: the lowest score of its positives.
-        n_rejected: candidates that the margin left out.
+        places: positions of the negatives in the corpus, hardest first.
+        scores: scores of the negatives.
+        positive: the lowest score of the query's positives.
+        n_rejected: number of candidates rejected by the margin.
     """
 
     places: list[int]
@@ -113,47 +113,47 @@ def mine_negatives(
     query_column: str | None = None,
     positive_column: str | None = None,
 ) -> None:
-    """Give training data hard negatives: texts that rank high for a query without being its positives.
+    """Add hard negatives to training data: texts that rank high for a query but are not its positives.
 
-    Writes JSON lines of {"query", "pos", "neg"}, a line for each example, which train_embedder takes; negatives that
-    the data had stay, before the mined ones. Queries that equal each other share their positives.
+    Writes JSON lines of {"query", "pos", "neg"}, one per example, for train_embedder. Existing negatives are kept,
+    before the mined ones. Examples with equal queries share their positives.
 
     Args:
-        data: JSON lines of pairs, a BEIR folder, or a set of the library datasets.
-        out: the file to write, a .jsonl.
-        split: of a BEIR folder or a set.
-        corpus: where negatives come from: a BEIR folder, or anything that `data` can be, of which all positives and
-            texts count; None for the data's own positives, or its own corpus if it is a BEIR folder.
-        by: bm25, or the model whose cosines rank the texts: a known name, a model folder, a run's out_dir.
-        guide: a model that ranks and judges the candidates anew; without it the scores of `by` do. BM25 scores
-            a positive that shares no word with its query 0, so such a query gets no negatives: a guide helps.
-        negatives: how many for each query, at most.
-        rank_min: pass so many of the best over, which may be positives that nobody labelled.
-        rank_max: take none beyond this rank.
-        relative_margin: how far below the positive a negative must score, as a share of the positive's score.
-        sampling: take the best of the ranks, or any of them.
-        seed: of random sampling.
+        data: JSON lines of pairs, a BEIR folder, or a dataset of the library datasets.
+        out: the output file, a .jsonl.
+        split: split of a BEIR folder or dataset.
+        corpus: source of negatives: a BEIR folder, or data in the other forms, of which all positives and texts are
+            used; if not given, the corpus of data if it is a BEIR folder, else the positives of data.
+        by: the retriever: bm25, or a model whose cosines rank the texts: a known name, a model folder, a run's out_dir.
+        guide: a model that rescores the candidates; if not given, the scores of `by` are used. A guide helps BM25,
+            which scores a positive without a word of its query 0, so that the query gets no negatives.
+        negatives: maximum number of negatives per query.
+        rank_min: number of best candidates to skip, which may be unlabelled positives.
+        rank_max: lowest rank of a candidate.
+        relative_margin: minimum distance of a negative's score below the positive's, as a fraction of the positive's.
+        sampling: select the best candidates, or a random sample of them.
+        seed: seed of random sampling.
         max_tokens: longest text in each model's own tokens.
-        device: where models compute.
-        query_column: name of the column, if it is not a usual one.
-        positive_column: likewise.
+        device: device of the models.
+        query_column: name of the query column, if it is not query or anchor.
+        positive_column: name of the positive column, if it is not positive or pos.
 
     Raises:
-        InputError: for data or a model that cannot be read, or a window without room for the negatives.
+        InputError: for data or a model that cannot be read, an existing output file, or fewer ranks than negatives.
     """
     window = Window(negatives, rank_min, rank_max, relative_margin, sampling, seed)
     if out.suffix != ".jsonl":
-        raise InputError(f"{out} is not the name of a .jsonl file, which is what is written; name --out so.")
+        raise InputError(f"{out} is not the name of a .jsonl file; give --out a name that ends in .jsonl.")
     if out.exists():
-        raise InputError(f"{out} is there already; remove it or give another --out.")
+        raise InputError(f"{out} already exists; remove it or give another --out.")
     if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder; make it, or give another --out.")
+        raise InputError(f"{out.parent} is not a folder; create it, or give another --out.")
     if max_tokens < 1:
         raise InputError(f"max_tokens is {max_tokens}; expected at least 1.")
     examples = read_examples(data, split, Columns(query_column, positive_column))
     if not all(example.positives for example in examples):
         raise InputError(
-            f"{data} has texts without a positive; expected pairs, whose negatives can be mined."
+            f"{data} has texts without a positive; expected pairs, as mining needs a positive for each query."
         )
     texts = _corpus(data if corpus is None and is_beir(Path(data)) else corpus, examples)
     queries = list(dict.fromkeys(example.query for example in examples))
@@ -178,18 +178,18 @@ def search_negatives(
     positives: Sequence[Sequence[int]],
     window: Window,
 ) -> Iterator[Mined]:
-    """The negatives of each query, among `texts`, that are neither its positives nor equal to the query.
+    """Mine negatives of each query among `texts`; its positives and texts equal to the query are excluded.
 
     Args:
-        rank: makes the candidates.
-        judge: orders them anew and says how near the positive they are; None for `rank` itself.
-        queries: all different.
-        texts: all different.
-        positives: for each query, the places of its positives in `texts`.
-        window: which candidates to take.
+        rank: selects the candidates.
+        judge: rescores the candidates and positives; None: `rank`.
+        queries: distinct queries.
+        texts: distinct texts.
+        positives: for each query, the positions of its positives in `texts`.
+        window: selects negatives among the candidates.
     """
     place_of = {text.strip(): place for place, text in enumerate(texts)}
-    block = max(1, BLOCK_SCORES // len(texts))
+    block = max(1, SCORES_PER_BLOCK // len(texts))
     for start in tqdm(range(0, len(queries), block), desc="mining", unit=" blocks", disable=None):
         stop = min(start + block, len(queries))
         scores = rank.scores(start, stop)
@@ -206,14 +206,14 @@ def search_negatives(
 
 
 def choose(places: Tensor, scores: Tensor, positive: float, window: Window, number: int = 0) -> Mined:
-    """Which of a query's candidates become its negatives.
+    """Select a query's negatives among its candidates.
 
     Args:
-        places: (k,) of the candidates.
-        scores: (k,) theirs, in any order.
+        places: (k,) positions of the candidates in the corpus.
+        scores: (k,) scores of the candidates, in any order.
         positive: the lowest score of the query's positives.
-        window: the rules; its ranks from `rank_max` on have been left out.
-        number: the query's, so that random choices of different queries differ.
+        window: the rules; `rank_max` has already been applied.
+        number: position of the query; part of the random seed, so that samples of different queries differ.
     """
     scores, order = scores.sort(descending=True, stable=True)
     places = places[order]
@@ -229,7 +229,7 @@ def choose(places: Tensor, scores: Tensor, positive: float, window: Window, numb
 
 
 def _corpus(source: str | None, examples: Sequence[Example]) -> list[str]:
-    """Different texts (save for white space around them): those of `source`, and all positives."""
+    """Distinct texts, ignoring surrounding white space: those of `source`, and all positives."""
     texts: list[str] = []
     if source is not None and is_beir(Path(source)):
         texts += read_corpus(source).values()
@@ -275,26 +275,25 @@ def _is_gpt(folder: Path) -> bool:
     if not config.is_file():
         return gguf_in(folder) is not None
     try:
-        return (
-            json.loads(config.read_text(encoding="utf-8"))["model_type"] in FAMILIES
-        )  # others are sentence-transformers'
+        # Models of other types are opened by sentence-transformers.
+        return json.loads(config.read_text(encoding="utf-8"))["model_type"] in FAMILIES
     except (ValueError, KeyError, TypeError):
-        return True  # our reader of such files says what is wrong with it
+        return True  # loading it as a GPT raises an error that describes the defect
 
 
 def _report(mined: Sequence[Mined], window: Window, n_texts: int, out: Path) -> None:
     found = sum(len(one.places) for one in mined)
     few = [one for one in mined if len(one.places) < window.negatives]
     none = sum(not one.places for one in few)
-    print(f"{out}: {found:,} negatives for {len(mined):,} different queries, of {n_texts:,} texts")
+    print(f"{out}: {found:,} negatives for {len(mined):,} distinct queries, from {n_texts:,} texts")
     if found:
         positive = np.mean([one.positive for one in mined])
         negative = np.mean([score for one in mined for score in one.scores])
         print(f"mean score: positives {positive:.3f}, negatives {negative:.3f}")
     if window.relative_margin is not None:
         rejected = sum(one.n_rejected for one in mined)
-        print(
-            f"{rejected:,} candidates were too near their positive (relative margin {window.relative_margin})"
-        )
+        print(f"{rejected:,} candidates rejected by the relative margin of {window.relative_margin}")
     if few:
-        print(f"{len(few):,} queries have fewer than {window.negatives} negatives, {none:,} of them none")
+        print(
+            f"{len(few):,} queries have fewer than {window.negatives} negatives, {none:,} of them have none"
+        )

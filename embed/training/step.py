@@ -1,10 +1,10 @@
-"""One step of embedding training: vectors of all texts, one loss over all of them, gradients back into the network.
+"""One step of embedding training: encode all texts, one loss over all vectors, backward through the network.
 
-Two things make its backward special. A contrastive loss is over the whole batch, which may not fit into memory at once:
-GradCache (Gao et al. 2021) takes the vectors without a graph, differentiates the loss with respect to them, and then
-goes through the texts again, chunk by chunk, with that gradient. And a query's negatives may lie on other ranks: every
-rank computes the loss of the whole batch from everybody's vectors, and follows its gradient into its own texts; the sum
-over ranks, which DDP and FSDP2 make anyway, is the gradient of one rank with all texts.
+A contrastive loss depends on the whole batch, which may not fit into memory. GradCache (Gao et al. 2021) computes the
+vectors without a graph, differentiates the loss with respect to the vectors, and repeats the forward chunk by chunk to
+backpropagate that gradient. With several ranks, every rank gathers all vectors, computes the loss of the whole batch,
+and backpropagates into its own texts only; the all-reduce (sum) of DDP or FSDP2 then gives the gradient that a single
+rank with all texts would compute.
 """
 
 import math
@@ -37,14 +37,14 @@ from gpt_core.model.gpt import GPTOutput
 from gpt_core.training.parallel.parallel import gradient_sync
 from gpt_core.training.parallel.ranks import ALONE, Ranks
 
-LOWEST_TEMPERATURE = 0.01  # of a learned one, as in CLIP (Radford et al. 2021)
+MIN_TEMPERATURE = 0.01  # lower bound of a learned temperature, as in CLIP (Radford et al. 2021)
 
 
 class Output(NamedTuple):
-    """What a forward of `Trainee` returns.
+    """Output of `Trainee`.
 
     Attributes:
-        vectors: (B, d).
+        vectors: (B, d) unit vectors.
         log_temperature: (1,).
         projection: (e, d), or None.
         lm_sum: 0-dim sum of the language model's losses, or None.
@@ -57,16 +57,16 @@ class Output(NamedTuple):
 
 
 class Trainee(nn.Module):
-    """All that learns: the embedder's network, the temperature, and a projection into a teacher's space.
+    """All trainable weights: the embedder's network, the temperature, and a projection into the teacher's space.
 
-    Only here, inside the one forward that DDP and FSDP2 know, are weights used.
+    Weights are used only in this module's forward, which DDP and FSDP2 wrap.
 
     Args:
         network: the embedder.
-        temperature: of the contrastive loss.
-        learn_temperature: whether it is trained.
-        teacher_dimension: length of a teacher's vectors, if there is one; another than the embedder's is reached by a
-            linear projection, which is thrown away in the end.
+        temperature: initial temperature of the contrastive loss.
+        learn_temperature: whether the temperature is trained.
+        teacher_dimension: dimension of the teacher's vectors, or None. If it differs from the embedder's, a linear
+            projection (e, d) is trained with the network; it is not part of the embedder.
     """
 
     def __init__(
@@ -88,26 +88,32 @@ class Trainee(nn.Module):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The GPT's blocks: what FSDP2 shards and torch.compile compiles, one by one."""
+        """The GPT's blocks, which FSDP2 shards and torch.compile compiles one by one."""
         return self.network.blocks
 
     def forward(self, ids: Tensor, mask: Tensor, lm: tuple[Tensor, Tensor] | None = None) -> Output:
-        """Vectors of texts (B, T), padded on the right, and the language model's loss of other ones."""
+        """Vectors of texts, and the language model's loss of other sequences.
+
+        Args:
+            ids: (B, T) int64, padded on the right.
+            mask: (B, T) bool, true at real tokens.
+            lm: ids and targets (B', T') of the language model's loss, or None.
+        """
         vectors = self.network(ids, mask)
         lm_sum = None
         if lm is not None:
             out: GPTOutput = self.network.gpt(lm[0], targets=lm[1], logits=False)
             lm_sum = out.loss_sum
-        # As outputs, times one, so that their gradient travels like any other.
+        # Multiplied by one to be graph outputs: DDP and FSDP2 then reduce their gradients as well.
         projection = None if self.projection is None else self.projection * 1
         return Output(vectors, self.log_temperature * 1, projection, lm_sum)
 
 
 class LanguageModel(nn.Module):
-    """The GPT of a `Trainee`, for its evaluation, through the trainee's forward: only there FSDP2 gathers weights.
+    """The GPT of a `Trainee`, for evaluation. Calls the trainee's forward, because FSDP2 gathers weights only there.
 
     Args:
-        trainee: whose.
+        trainee: the trainee.
     """
 
     def __init__(self, trainee: Trainee) -> None:
@@ -120,7 +126,7 @@ class LanguageModel(nn.Module):
         return self.trainee.blocks
 
     def forward(self, ids: Tensor, targets: Tensor | None = None, logits: bool = False) -> GPTOutput:
-        """`GPT.forward`, with the loss alone: neither logits nor states."""
+        """`GPT.forward` that returns only the loss, without logits and hidden states."""
         assert not logits
         if targets is None:
             targets = torch.full_like(ids, IGNORED)
@@ -130,7 +136,7 @@ class LanguageModel(nn.Module):
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a batch's vectors, as the configuration mixes it."""
+    """The loss of a batch's vectors: the weighted sum of the configured losses."""
 
     config: TrainEmbedderConfig
 
@@ -140,8 +146,8 @@ class Objective:
         """(N, d) unit vectors of all texts of all ranks → 0-dim mean loss."""
         config = self.config
         if config.learn_temperature:
-            # The gradient passes the bound, or a temperature that came below it would never move again.
-            bounded = log_temperature.detach().clamp(min=math.log(LOWEST_TEMPERATURE))
+            # Straight-through gradient: with a plain clamp, a temperature below the bound would get no gradient.
+            bounded = log_temperature.detach().clamp(min=math.log(MIN_TEMPERATURE))
             log_temperature = log_temperature + (bounded - log_temperature.detach())
         temperature = log_temperature.exp()
         dimensions = [*(k for k in config.matryoshka if k < vectors.shape[1]), vectors.shape[1]]
@@ -170,7 +176,7 @@ class Objective:
         return loss
 
     def masked(self, vectors: Tensor, batch: Batch) -> Tensor:
-        """(Q, D): candidates that are no negatives of a query, though they are not its positive."""
+        """(Q, D) bool: true at candidates that are neither the query's positive nor negatives of it."""
         masked = equal_text_mask(batch.positives, batch.texts[batch.candidates], batch.texts[batch.queries])
         masked[batch.answers[0], batch.answers[1]] = True
         masked.scatter_(1, batch.positives[:, None], False)
@@ -182,12 +188,12 @@ class Objective:
 
 
 class EmbeddingLoss:
-    """The training loop's loss function: takes gradients of `Objective` and the language model itself.
+    """The training loop's loss function, which also runs the backward of `Objective` and the language model's loss.
 
     Args:
         objective: the loss of the vectors.
-        tokens_per_forward: texts are taken in groups of like length, of so many tokens with their padding.
-        ranks: the processes that share a batch.
+        tokens_per_forward: maximum number of tokens of a forward, padding included; texts are grouped by length.
+        ranks: the ranks that share a batch.
     """
 
     def __init__(self, objective: Objective, tokens_per_forward: int, ranks: Ranks = ALONE) -> None:
@@ -195,29 +201,29 @@ class EmbeddingLoss:
         self.tokens_per_forward, self.ranks = tokens_per_forward, ranks
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """Add this rank's part of the gradient of (mean loss · queries of all ranks) to the weights of `model`.
+        """Accumulate this rank's part of the gradient of (mean loss · queries of all ranks) in the weights of `model`.
 
-        Without gradients being recorded, as in an evaluation, it only computes the loss.
+        With gradients disabled (torch.no_grad), only the loss is computed.
 
         Args:
-            model: a `Trainee`, or what DDP or FSDP2 made of it.
-            batch: this step's texts.
+            model: a `Trainee`, possibly wrapped by DDP or FSDP2.
+            batch: the step's texts.
 
         Returns:
-            The mean loss over all ranks times this rank's queries, 0-dim without a graph, and how many they are.
+            The mean loss over all ranks times the number of this rank's queries (0-dim, no graph), and that number.
         """
         device, learning = self.ranks.device, torch.is_grad_enabled()
         batch = batch.to(device)
         groups = list(grouped(batch.rows, self.tokens_per_forward, self.config.chunk_size))
-        # All ranks go through the network equally often, or what FSDP2 and DDP send in a forward would not match.
+        # All ranks run the same number of forwards, because the collectives of FSDP2 and DDP in a forward must match.
         groups += [[] for _ in range(self.ranks.max(len(groups)) - len(groups))]
         cached = learning and self.config.chunk_size is not None and len(groups) > 1
-        # A second forward must drop what the first one dropped.
+        # Seeds, so that GradCache's second forward has the same dropout masks as the first.
         seeds = torch.randint(2**62, (len(groups),)).tolist()
 
         def forward(number: int, final: bool) -> Output:
             torch.manual_seed(seeds[number])
-            # The language model's loss goes with the last forward, in whose backward DDP waits for every weight.
+            # The language model's loss is in the last forward: in its backward, DDP waits for gradients of all weights.
             lm = batch.lm if final and number == len(groups) - 1 else None
             return model(*padded([batch.rows[place] for place in groups[number]], device), lm)
 
@@ -245,20 +251,20 @@ class EmbeddingLoss:
         if not learning:
             return loss + lm_factor * (outputs[-1].lm_sum or 0), batch.n_queries
 
-        # Zeros for what the loss did not use: DDP waits for a gradient of every weight.
-        of_vectors, *of_head = torch.autograd.grad(mean * n_all, leaves, materialize_grads=True)
+        # Zero gradients for unused leaves: DDP waits for a gradient of every weight.
+        vector_gradients, *head_gradients = torch.autograd.grad(mean * n_all, leaves, materialize_grads=True)
 
         def backward(outputs: Sequence[Output], groups: Sequence[list[int]]) -> None:
             terms = [
-                (o.vectors[: len(places)] * of_vectors[places]).sum()
+                (o.vectors[: len(places)] * vector_gradients[places]).sum()
                 for o, places in zip(outputs, groups, strict=True)
             ]
             if outputs[-1].lm_sum is not None:
                 terms.append(lm_factor * outputs[-1].lm_sum)
             if groups[-1] is last:
-                # Every rank has the whole gradient of these, and the ranks' will be summed.
+                # Every rank has the full gradient of these, and all-reduce sums over ranks.
                 head = (outputs[-1].log_temperature, outputs[-1].projection)
-                for output, gradient in zip([x for x in head if x is not None], of_head, strict=True):
+                for output, gradient in zip([x for x in head if x is not None], head_gradients, strict=True):
                     terms.append((output * gradient).sum() / self.ranks.world_size)
             with torch.autocast(device.type, enabled=False):
                 torch.stack(terms).sum().backward()
@@ -274,7 +280,7 @@ class EmbeddingLoss:
         return loss + (0 if lm_sum is None else lm_factor * lm_sum.detach()), batch.n_queries
 
     def lm_factor(self, batch: Batch, n_queries: int, loss: Tensor) -> Tensor:
-        """0-dim, like `loss`: what a sum of the LM's losses counts in a loss that is `n_queries` times a mean."""
+        """Factor (0-dim, dtype and device of `loss`) of the LM's summed loss in a total of `n_queries` · mean loss."""
         if batch.lm is None:
             return torch.zeros_like(loss)
         n_targets = self.ranks.sum((batch.lm[1] != IGNORED).sum().type_as(loss))
@@ -282,7 +288,16 @@ class EmbeddingLoss:
 
 
 def gather(vectors: Tensor, counts: Sequence[int], rank: int) -> Tensor:
-    """(n, d) vectors of this rank, of which others have `counts` → those of all; gradients go to this rank's own."""
+    """All-gather the vectors of all ranks; gradients flow only into this rank's vectors.
+
+    Args:
+        vectors: (n, d) of this rank.
+        counts: number of vectors of each rank.
+        rank: this rank.
+
+    Returns:
+        (sum of counts, d), ordered by rank.
+    """
     if len(counts) == 1:
         return vectors
     mine = vectors.new_zeros(max(counts), vectors.shape[1])

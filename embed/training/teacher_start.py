@@ -1,4 +1,4 @@
-"""Where a linear layer towards a teacher's vectors begins: at the ridge regression on some of the texts."""
+"""Initialisation of the linear layer towards a teacher's vectors by ridge regression."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,28 @@ from embed.network.padding import grouped, padded
 from embed.training.batches import Collator, TaskData
 from embed.training.step import Trainee
 
-TEXTS = 16384
-RIDGE = 1e-2  # of the mean variance of what goes in
+MAX_TEXTS = 16384  # texts of the regression
+RIDGE = 1e-2  # regularisation, as a fraction of the mean variance of the input
 
 
 @torch.no_grad()
 def fit_to_teacher(
     trainee: Trainee, sets: Sequence[TaskData], collate: Collator, tokens_per_forward: int
 ) -> None:
-    """Let what leads to the teacher's vectors begin as the best linear map of what the network gives now.
+    """Initialise the linear layer towards the teacher's vectors with ridge regression, in place.
 
-    That is the projection, if there is one, else the network's one dense layer.
+    The layer is the projection, if there is one, else the network's only dense layer.
 
     Args:
-        trainee: on its device.
-        sets: texts with the teacher's vectors; some of them are taken at random.
-        collate: cuts texts.
-        tokens_per_forward: padded tokens in a forward.
+        trainee: the trainee, on its device.
+        sets: datasets with the teacher's vectors; at most `MAX_TEXTS` texts are sampled at random.
+        collate: tokenises and truncates texts.
+        tokens_per_forward: maximum number of tokens per forward, padding included.
     """
-    network, device = trainee.network.eval(), trainee.log_temperature.device  # without dropout
+    network, device = trainee.network.eval(), trainee.log_temperature.device  # eval: no dropout
     texts = [collate.prompts[role] + text for data in sets for role, text in data.texts]
     vectors = np.concatenate([data.teacher for data in sets if data.teacher is not None])
-    chosen = np.random.default_rng(0).permutation(len(texts))[:TEXTS]
+    chosen = np.random.default_rng(0).permutation(len(texts))[:MAX_TEXTS]
     rows = collate.tokenize([texts[i] for i in chosen])
     made, order = [], []
     for places in grouped(rows, tokens_per_forward):
@@ -40,8 +40,8 @@ def fit_to_teacher(
         order += places
     # On the CPU: MPS has no float64.
     weight, bias = ridge_regression(torch.cat(made).cpu(), torch.from_numpy(vectors[chosen[order]]))
-    # Vectors are brought to unit length, so any factor will do: that of a fresh linear layer's weights, whose size
-    # learning rates are made for.
+    # The output is normalised, so the scale is free; use that of default-initialised weights, for which the learning
+    # rates are tuned.
     scale = weight.shape[1] ** -0.5 / weight.square().mean().sqrt()
     weight, bias = scale * weight, scale * bias
     if trainee.projection is not None:
@@ -53,7 +53,7 @@ def fit_to_teacher(
 
 
 def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """W (e, d) and b (e,), float32, that minimise |x W^T + b - y|^2 + ridge |W|^2; x is (n, d), y (n, e)."""
+    """W (e, d) and b (e,), float32, that minimise |x Wᵀ + b - y|² + ridge |W|², for x (n, d) and y (n, e)."""
     x, y = x.double(), y.double()
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     x, y = x - mean_x, y - mean_y

@@ -1,4 +1,4 @@
-"""Training an embedder: data, a teacher, a network and the training loop, put together."""
+"""The command that trains an embedder: connects data, teacher, network and training loop."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -35,38 +35,36 @@ from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.loop import train
 from gpt_core.training.numerics import agree_on_numerics
-from gpt_core.training.out_of_memory import shortage_named
+from gpt_core.training.out_of_memory import explain_shortage
 from gpt_core.training.parallel.ranks import ALONE, Ranks, join
 from gpt_core.training.pretraining.pretrain import evaluator as lm_evaluator
 
-# Of a forward, padding included. Smaller ones waste time between kernels; a CPU's larger tensors are mapped anew each
-# time: three times slower at 16384 tokens of SmolLM2's width.
+# Padding included. Smaller forwards are dominated by kernel launches. On a CPU, memory of larger tensors is mapped anew
+# for each: three times slower at 16,384 tokens of SmolLM2's width.
 TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536, "mps": 65536}
 
 
 def train_embedder(config: TrainEmbedderConfig) -> dict[str, float]:
-    """Train an embedder on pairs of texts, or to imitate another one; or go on with what is in out_dir.
+    """Train an embedder on pairs, or by distillation from a teacher; resume if out_dir has a checkpoint.
 
-    Leaves checkpoints in out_dir/step-N, each an embedder's folder that sentence-transformers opens. Under torchrun the
+    Saves checkpoints in out_dir/step-N, each an embedder's folder that sentence-transformers opens. Under torchrun, the
     ranks share each batch.
 
     Returns:
-        The figures of the last evaluation.
+        The metrics of the last evaluation.
 
     Raises:
-        InputError: for data, a model, a teacher or a checkpoint that do not go together.
+        InputError: for data, a model, a teacher or a checkpoint that cannot be read or do not match each other.
     """
     if not config.data:
-        raise InputError(
-            'data names nothing; give --data FILE, with lines such as {"query": …, "positive": …}.'
-        )
+        raise InputError('data is empty; give --data FILE, with lines such as {"query": …, "positive": …}.')
     with join(config.device) as ranks:
         chunk = "chunk_size 32" if config.chunk_size is None else f"a chunk_size below {config.chunk_size}"
         memory = (
-            f"The memory of {ranks.device} does not suffice; give {chunk}, which changes no result, or smaller numbers "
-            "for train_tokens or batch_size."
+            f"{ranks.device} is out of memory; give {chunk}, which does not change the result, or a smaller "
+            "train_tokens or batch_size."
         )
-        with shortage_named(config.out_dir, memory):
+        with explain_shortage(config.out_dir, memory):
             return _train_embedder(config, ranks)
 
 
@@ -74,7 +72,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     resume = ranks.on_main(lambda: run_folder.latest(config.out_dir))
     torch.manual_seed(config.seed)
     network, settings, tokenizer, fresh = build(config)
-    encoder = Encoder(network.gpt, tokenizer, settings)  # for its way to cut texts
+    encoder = Encoder(network.gpt, tokenizer, settings)  # tokenises and truncates texts
     prompts: dict[Role, str] = {"query": settings.query_prompt, "document": settings.document_prompt}
 
     def collator(ranks: Ranks) -> Collator:
@@ -91,10 +89,10 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
 
     n_tokens = TOKENS_PER_FORWARD[ranks.device.type]
     numerics = agree_on_numerics(config, ranks, network.gpt.config.n_embd, n_tokens, resume)
-    # What auto takes on a GPU without bfloat16; but the loss runs its own backward, unscaled.
+    # auto selects float16 on a GPU without bfloat16, but EmbeddingLoss runs its own backward without loss scaling.
     if numerics.dtype == "float16":
         numerics = replace(numerics, dtype="float32")
-    torch.manual_seed(config.seed)  # again: what rank 0 did alone may have drawn numbers
+    torch.manual_seed(config.seed)  # again, because rank 0 may have used random numbers above
     trainee = Trainee(network, config.temperature, config.learn_temperature, teacher_dimension)
     choose_trainable(network, config)
     trainee.to(ranks.device)
@@ -135,12 +133,12 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     if ranks.main:
         describe(config, trainee, batches, numerics, resume)
     with ExitStack() as held:
-        ranks.on_main(lambda: held.enter_context(run_folder.alone_in(Path(config.out_dir))))
+        ranks.on_main(lambda: held.enter_context(run_folder.lock_run_folder(Path(config.out_dir))))
         if lm is not None:
             held.callback(lm[0].close)
         before = first_figures(config, trainee, evaluate, resume, ranks)
         if config.parallel == "fsdp2":
-            trainee.cpu()  # from where each rank takes its part
+            trainee.cpu()  # FSDP2 shards from the CPU's weights
         figures = train(
             trainee,
             batches,
@@ -156,19 +154,19 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     if ranks.main:
         if n_cut:
             limit = min(config.train_tokens or encoder.max_tokens, encoder.max_tokens)
-            print(f"{n_cut:,} times a text was cut to {limit} tokens, evaluations included")
+            print(f"{n_cut:,} texts were truncated to {limit} tokens, repetitions and evaluations included")
         report(config, before)
     return figures
 
 
 def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokenizer, bool]:
-    """The network to train, with the weights of `init_from`.
+    """Build the network to train, with the weights of `init_from`.
 
     Returns:
-        The network, its settings, its tokenizer, and whether it got a new dense layer.
+        The network, its settings, its tokenizer, and whether a new dense layer was added.
 
     Raises:
-        InputError: for blocks that the model does not have, or dimensions that its vectors cannot have.
+        InputError: for an n_layer, pooling_layer, dimension or matryoshka that does not fit the model.
     """
     folder = resolve(config.init_from)
     if (folder / "modules.json").is_file() or (folder / "embedder.json").is_file():
@@ -179,7 +177,9 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
     for name in ("n_layer", "pooling_layer"):
         n = getattr(config, name)
         if n is not None and n > shape.n_layer:
-            raise InputError(f"{name} is {n}, but {config.init_from} has {shape.n_layer} blocks.")
+            raise InputError(
+                f"{name} is {n}, but {config.init_from} has {shape.n_layer} blocks; give at most {shape.n_layer}."
+            )
     n_layer = config.n_layer or shape.n_layer
     gpt = GPT(replace(shape, n_layer=n_layer, dropout=config.dropout))
     kept = gpt.state_dict()
@@ -196,15 +196,15 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
     if config.dimension is not None and fresh:
         if dense:
             raise InputError(
-                f"dimension is {config.dimension}, but {config.init_from} ends with a dense layer to "
-                f"{start.dimension}; leave dimension out."
+                f"dimension is {config.dimension}, but {config.init_from} already has a dense layer to "
+                f"{start.dimension} dimensions; omit dimension."
             )
         dense = [Dense(start.dimension, config.dimension)]
     dimension = config.dimension or start.dimension
     if config.matryoshka and config.matryoshka[-1] > dimension:
         raise InputError(
-            f"matryoshka names {config.matryoshka[-1]}, but the vectors have {dimension} numbers; leave out what is "
-            "above that."
+            f"matryoshka contains {config.matryoshka[-1]}, but the vectors have {dimension} dimensions; remove larger "
+            "values."
         )
     query_prompt, document_prompt = config.query_prompt, config.document_prompt
     settings = replace(
@@ -215,7 +215,7 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
         document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
     )
     tokenizer = Tokenizer.from_pretrained(model_folder(folder))
-    pad_token_id(tokenizer)  # which must be there for a checkpoint: said now, not after a thousand steps
+    pad_token_id(tokenizer)  # checkpoints need it: raise an error now, not at the first checkpoint
     return Network(gpt, pooling, dense), settings, tokenizer, fresh
 
 
@@ -226,27 +226,29 @@ def mix(
     collate: Collator,
     lm: Batches | None,
 ) -> MixedBatches:
-    """The stream of batches, which knows what must be the same for a run to go on."""
+    """The stream of batches, with the settings that must be equal for a run to resume."""
     identity: dict[str, Any] = {
         "trainable": config.trainable,
         "max_tokens": config.train_tokens or config.max_tokens,
     }
     if config.trainable == "lora":
-        identity["init_from"] = config.init_from  # checkpoints hold only what was added to it
+        identity["init_from"] = config.init_from  # a resumed run takes the GPT's weights from init_from
     return MixedBatches(sets, weights, config.batch_size, config.seed, collate, lm, identity)
 
 
 def load_trained(trainee: Trainee, path: Path, config: TrainEmbedderConfig) -> None:
-    """Put the weights of a checkpoint into `trainee`.
+    """Load the weights of the checkpoint `path` into `trainee`.
 
     Raises:
-        InputError: if they are of another shape than the configuration asks for.
+        InputError: if names or shapes of the weights do not match the configuration.
     """
     if not (path / "training.safetensors").is_file():
-        raise InputError(f"{path} is a checkpoint of another kind of training; choose another out_dir.")
+        raise InputError(f"{path} is not a checkpoint of embedding training; choose another out_dir.")
     state, mine = load_file(path / "training.safetensors"), trainee.state_dict()
     saved = {f"network.{name}": w for name, w in load_network(path).state_dict().items()}
-    if config.trainable == "lora":  # the model's files have the updates added up, so the GPT is init_from's
+    if (
+        config.trainable == "lora"
+    ):  # saved GPT weights have the updates merged; use those of init_from instead
         gpt = "network.gpt."
         saved = {name: w for name, w in saved.items() if not name.startswith(gpt)}
         mine = {name: w for name, w in mine.items() if not name.startswith(gpt) or ".lora_" in name}
@@ -254,15 +256,15 @@ def load_trained(trainee: Trainee, path: Path, config: TrainEmbedderConfig) -> N
     for name in [*mine, *state]:
         if name not in state or name not in mine or state[name].shape != mine[name].shape:
             raise InputError(
-                f"{path} is of another model than this configuration makes: {name} differs. Resume with the same "
+                f"The checkpoint {path} does not match this configuration: {name} differs. Resume with the same "
                 "configuration, or choose another out_dir."
             )
-    # Copied, not assigned: tensors mapped from a file may be aligned otherwise, and kernels then round otherwise.
+    # Copied, not assigned: memory-mapped tensors may have another alignment, with which kernels round differently.
     trainee.load_state_dict(state, strict=False)
 
 
 def in_the_model(name: str) -> bool:
-    """Whether a tensor is in the embedder's own files; the temperature, a projection and LoRA's updates are not."""
+    """Whether a tensor is saved in the embedder's files; temperature, projection and LoRA's updates are not."""
     return name.startswith("network.") and ".lora_" not in name
 
 
@@ -273,24 +275,24 @@ def describe(
     numerics: Numerics,
     resume: Path | None,
 ) -> None:
-    """Print in a few lines what is about to happen."""
+    """Print a summary of the training: model, data, dtype."""
     learning = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
     network, shape = trainee.network, trainee.network.gpt.config
     pooled = shape.n_layer if network.pooling.layer is None else network.pooling.layer
     print(
-        f"{config.init_from}: {pooled} of {shape.n_layer} blocks, {network.pooling.mode}, vectors of "
-        f"{network.dimension}; {learning:,} parameters learn ({config.trainable})"
+        f"{config.init_from}: {pooled} of {shape.n_layer} blocks, {network.pooling.mode} pooling, vectors of "
+        f"{network.dimension} dimensions; {learning:,} trainable parameters ({config.trainable})"
     )
     if trainee.projection is not None:
         print(
-            f"{config.teacher} has vectors of {len(trainee.projection)}: a projection leads there, which only training "
-            "needs"
+            f"{config.teacher} has vectors of {len(trainee.projection)} dimensions: a projection to them is trained, "
+            "but not saved with the embedder"
         )
     for data, share in zip(batches.sets, batches.shares, strict=True):
         print(f"{data.name}: {len(data.examples):,} examples, {share:.1%} of the batches")
-    where = "" if resume is None else f", going on from {resume}"
+    where = "" if resume is None else f", resuming from {resume}"
     print(
-        f"{numerics.dtype}, {numerics.threads} threads, {config.batch_size} examples a step{where}",
+        f"{numerics.dtype}, {numerics.threads} threads, {config.batch_size} examples per step{where}",
         flush=True,
     )
 
@@ -302,13 +304,13 @@ def first_figures(
     resume: Path | None,
     ranks: Ranks,
 ) -> dict[str, float]:
-    """What the evaluation said before the first step; kept in out_dir/before.json for a run that is resumed."""
+    """Metrics before the first step; saved in out_dir/before.json, where a resumed run reads them."""
     path = Path(config.out_dir, "before.json")
 
-    def kept() -> dict[str, float] | None:
+    def saved() -> dict[str, float] | None:
         return json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else None
 
-    if (figures := ranks.on_main(kept)) is not None:
+    if (figures := ranks.on_main(saved)) is not None:
         return figures
     trainee.eval()
     with torch.no_grad():
@@ -318,7 +320,7 @@ def first_figures(
 
 
 def report(config: TrainEmbedderConfig, before: dict[str, float]) -> None:
-    """Print what the best checkpoint's figures are, beside those before training."""
+    """Print the best checkpoint's metrics beside those before training."""
     best = run_folder.best_or_latest(config.out_dir)
     if best is None:
         return
@@ -326,4 +328,4 @@ def report(config: TrainEmbedderConfig, before: dict[str, float]) -> None:
     for name in before:
         if name in after:
             print(f"{name}: {before[name]:.4f} before, {after[name]:.4f} after")
-    print(f"the best checkpoint, an embedder's folder: {best}")
+    print(f"best checkpoint (an embedder's folder): {best}")

@@ -1,4 +1,4 @@
-"""Which weights of an embedder learn: all, the last blocks, low-rank updates (LoRA), biases (BitFit)."""
+"""Trainable weights of an embedder: all, the last blocks, low-rank updates (LoRA), or biases (BitFit)."""
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +13,28 @@ LORA_MATRICES = r".*\.(attn\.[qkvo]|mlp\.(up|gate|down))"
 
 
 def choose_trainable(network: Network, config: TrainEmbedderConfig) -> None:
-    """Let learn what the configuration says, of the weights that the losses depend on; freeze the rest.
+    """Set requires_grad of the network's weights as configured; weights without effect on the losses are frozen.
 
-    Dense layers after the pooling always learn: they are small, and often new.
+    Dense layers after the pooling are always trained: they are small, and often new.
 
-    LoRA: Hu et al. 2021, by peft, on every matrix of the blocks. BitFit: Ben Zaken et al. 2022, as SGPT trained its
-    embedders.
+    LoRA: Hu et al. 2021, by peft, on every matrix of the blocks. BitFit: Ben Zaken et al. 2022, as in SGPT.
 
     Raises:
-        InputError: for biases of a GPT that has none, or more last blocks than there are.
+        InputError: for bitfit with a GPT without biases, or a last_k above the number of blocks.
     """
     gpt = network.gpt
     depth = gpt.config.n_layer if network.pooling.layer is None else network.pooling.layer
     network.requires_grad_(False)
     if config.trainable == "full":
-        # The language model's loss depends on all of the GPT, vectors only on what lies below the pooling.
+        # The language model's loss depends on the whole GPT, vectors only on the blocks up to the pooling.
         for part in gpt.children() if config.lm_weight else [gpt.wte, gpt.wpe, *gpt.blocks[:depth]]:
             if part is not None:
                 part.requires_grad_(True)
     elif config.trainable == "last-k":
         if config.last_k > depth:
-            raise InputError(f"last_k is {config.last_k}; vectors come from {depth} blocks, so at most that.")
+            raise InputError(
+                f"last_k is {config.last_k}; expected at most {depth}, the number of blocks before the pooling."
+            )
         gpt.blocks[depth - config.last_k : depth].requires_grad_(True)
     elif config.trainable == "bitfit":
         biases = [
@@ -41,8 +42,7 @@ def choose_trainable(network: Network, config: TrainEmbedderConfig) -> None:
         ]
         if not biases:
             raise InputError(
-                f"trainable is bitfit, but the model of {config.init_from} has no biases to train; give lora, last-k "
-                "or full."
+                f"trainable is bitfit, but {config.init_from} has no biases to train; give lora, last-k or full."
             )
         for bias in biases:
             bias.requires_grad_(True)
@@ -56,7 +56,7 @@ def choose_trainable(network: Network, config: TrainEmbedderConfig) -> None:
 
 
 def inject_lora(blocks: nn.Module, config: TrainEmbedderConfig) -> None:
-    """Put low-rank updates beside every matrix of some blocks; they begin as zero.
+    """Add low-rank updates, initialised to zero, to every matrix of `blocks`.
 
     Raises:
         InputError: if peft is not installed.
@@ -68,7 +68,7 @@ def inject_lora(blocks: nn.Module, config: TrainEmbedderConfig) -> None:
 
 
 def plain_shell(network: Network) -> Network:
-    """A network of the same shape without low-rank updates, whose names files have; without memory for weights."""
+    """A network of the same shape without LoRA, on the meta device: gives the tensor names of the saved files."""
     with torch.device("meta"):
         shapes = [(layer.linear, layer.activation) for layer in network.dense_layers]
         dense = [Dense(x.in_features, x.out_features, x.bias is not None, a) for x, a in shapes]
@@ -76,11 +76,11 @@ def plain_shell(network: Network) -> Network:
 
 
 def merge_lora(weights: dict[str, Tensor], config: TrainEmbedderConfig) -> dict[str, Tensor]:
-    """Weights of a network with low-rank updates as those of one without: W + alpha / rank · B·A.
+    """Merge low-rank updates into the weights: W + alpha / rank · B·A.
 
     Args:
-        weights: a state dict in which peft's names may occur.
-        config: rank and alpha.
+        weights: a state dict, with or without peft's names.
+        config: provides lora_rank and lora_alpha.
     """
     merged = {}
     for name, tensor in weights.items():

@@ -1,1 +1,1 @@
-"""What any command-line program needs: errors, files, JSONL, presets, signals, the CLI wrapper."""
+"""Utilities of every command: errors, files, JSONL, presets, signals, the CLI wrapper."""

@@ -1,4 +1,4 @@
-"""What every script does around its one function: parse, run, and turn failures into one line and an exit code."""
+"""The wrapper of every command: parse the command line, run one function, report a failure in one line."""
 
 import os
 import signal
@@ -15,24 +15,24 @@ from gpt_core.common.terminal import printable
 Function = Callable[..., Any]
 
 
-def open_door(
+def run_command(
     function: Function | dict[str, Function], *, config: type | None = None, args: list[str] | None = None
 ) -> None:
-    """Parse the command line into `function`'s arguments, call it, and turn what goes wrong into one line.
+    """Parse the command line into `function`'s arguments, call it, and report a failure in one line.
 
     Exit status: 0 on success, 2 on bad arguments, 1 on a failure explained in one line on stderr; Ctrl-C ends the
-    process by SIGINT without a traceback. A bug keeps its traceback.
+    process by SIGINT without a traceback. Other exceptions are bugs and keep their traceback.
 
     Args:
-        function: what the door does; its signature is the command line and its docstring the help. A dict of
-            functions makes subcommands.
-        config: the dataclass that is the function's one argument, when the command line is
-            `[--config PRESET.yaml] [--key value …]` instead.
+        function: its signature defines the command line, its docstring the help. A dict of functions defines
+            subcommands.
+        config: dataclass of the function's only argument; the command line is then
+            `[--config PRESET.yaml] [--key value …]`.
         args: the command line, `sys.argv[1:]` if None.
     """
     prog = os.path.basename(sys.argv[0]) or "zhizhi"
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it is while a door imports
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by zhizhi._quiet during the imports
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if isinstance(function, dict):
             tyro.extras.subcommand_cli_from_dict(function, prog=prog, args=args, use_underscores=True)
@@ -40,15 +40,16 @@ def open_door(
             tyro.cli(function, prog=prog, args=args, use_underscores=True)
         else:
             description = (function.__doc__ or "").partition("\n")[0]
-            if "LOCAL_RANK" in os.environ:  # which the deepspeed launcher repeats as an argument
+            if "LOCAL_RANK" in os.environ:  # the deepspeed launcher passes it as an argument, too
                 repeated = f"--local_rank={os.environ['LOCAL_RANK']}"
                 args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != repeated]
             function(read_config(config, prog=prog, description=description, args=args))
-    # OSError: a full disk or a missing permission, in the system's own sentence; FloatingPointError: a model gives NaN
+    # OSError: such as a full disk or a missing permission; FloatingPointError: a model gives NaN
     except (ExplainedError, OSError, FloatingPointError) as error:
-        sys.exit(f"{prog}: {printable(' '.join(str(error).splitlines()))}")  # a name may hold anything
+        # file names may contain control characters
+        sys.exit(f"{prog}: {printable(' '.join(str(error).splitlines()))}")
     except KeyboardInterrupt as interrupt:
         print("; ".join([f"{prog}: stopped", *map(str, interrupt.args)]), file=sys.stderr)
-        # Die by the signal, so that a shell loop or make that runs us stops, too.
+        # Exit by the signal, so that a shell loop or make that started the command stops, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

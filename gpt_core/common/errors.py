@@ -1,4 +1,4 @@
-"""The failures that a command explains in one line; anything else that is raised is a bug of ours."""
+"""Exceptions that commands report in one line; any other exception is a bug."""
 
 
 class ExplainedError(Exception):
@@ -6,4 +6,4 @@ class ExplainedError(Exception):
 
 
 class InputError(ExplainedError, ValueError):
-    """Bad input: the message names the offending value, what was expected and how to mend it. HTTP answers 422."""
+    """Invalid input: the message names the value, what was expected and how to fix it. The HTTP status is 422."""

@@ -1,4 +1,4 @@
-"""Packages that only some people install."""
+"""Optional dependencies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from gpt_core.common.errors import InputError
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around imports of packages that the optional dependencies `name` bring.
+    """Context for imports of packages from the optional dependencies `name`.
 
     Raises:
-        InputError: naming the package that is missing and the extra to install.
+        InputError: if a package is missing; names it and the extra to install.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{error.name} is not installed; it comes with: pip install 'zhizhi[{name}]'."
+            f"{error.name} is not installed; install it with: pip install 'zhizhi[{name}]'."
         ) from error

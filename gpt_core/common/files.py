@@ -1,4 +1,4 @@
-"""Files that are either whole or not there (temporary name, fsync, rename), and lists of files to read."""
+"""Atomic writes of files and folders (temporary name, fsync, rename), and checksums."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from gpt_core.common.errors import InputError
 
 
 def fsync_path(path: Path) -> None:
-    """Force a file's content, or a directory's entries, onto the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -22,8 +22,8 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let an error name `path` rather than what is made beside it."""
+def _report_path(path: Path) -> Iterator[None]:
+    """Make an OSError name `path` instead of the temporary file."""
     try:
         yield
     except OSError as error:
@@ -32,39 +32,39 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that becomes `path` when the block ends well, and vanishes when it does not."""
+    """Open a temporary file for writing; rename it to `path` if the block succeeds, delete it if the block fails."""
     path = Path(path)
-    with _naming(path):
+    with _report_path(path):
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
+        os.chmod(temporary, 0o644)  # mkstemp makes it readable for the owner only
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come just after the renaming
+        Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come just after the rename
         raise
     fsync_path(path.parent)
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
+    """Replace the content of `path`; after a crash it has the old content or the new one. str is encoded as UTF-8."""
     with atomic_open(path) as f:
         f.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder; rename it to `path` if the block succeeds, delete it if the block fails.
 
-    A folder that stands at `path` already is replaced; between the two renames a crash leaves neither, so keep what
-    must never be missing under a name of its own.
+    An existing folder `path` is replaced by two renames. A crash between them leaves no `path`, so a folder that must
+    always exist needs a new name for each version.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path):
+    with _report_path(path):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
@@ -85,17 +85,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     fsync_path(path.parent)
 
 
-def refuse_used(folder: Path) -> None:
-    """Make sure that a folder to be made is missing or empty.
+def require_empty_folder(folder: Path) -> None:
+    """Check that an output folder is missing or empty.
 
     Raises:
-        InputError: if there is something.
+        InputError: if it is not.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} already holds something; remove it or name another folder.")
+        raise InputError(f"{folder} already exists and is not empty; remove it or name another folder.")
 
 
 def sha256_file(path: str | Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
+    """The sha256 of a file's content, in hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Files of JSON lines, plain or compressed."""
+"""Reader of JSON Lines files, plain or compressed."""
 
 import gzip
 import json
@@ -12,23 +12,22 @@ from typing import Any, BinaryIO
 from gpt_core.common.errors import InputError
 
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
-HALF_OF_A_PAIR = re.compile(
-    rb"\\u[dD][89a-fA-F]"
-)  # of UTF-16; JSON may escape one alone, which UTF-8 cannot say
+# JSON can escape a lone half of a UTF-16 surrogate pair, which UTF-8 cannot encode.
+ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_rows(
     path: Path, *, skip: int = 0, raw: BinaryIO | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a `.jsonl` (`.gz`, `.xz`) file, each with its place for messages: `<path>, line <number>`.
+    """The objects of a `.jsonl` (`.gz`, `.xz`) file, each with its location for messages: `<path>, line <number>`.
 
     Args:
         path: the file.
-        skip: so many objects at the beginning are passed over without a look at them.
-        raw: the file itself, opened by a caller who wants to see from its position how far the reading is.
+        skip: number of objects at the start that are skipped without parsing.
+        raw: the opened file, whose position tells the caller the progress; None: open `path`.
 
     Raises:
-        InputError: for a broken line, or a damaged archive.
+        InputError: for an invalid line or a damaged archive.
     """
     number = 0
     with _open(path, raw) as lines:
@@ -58,22 +57,22 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{place}, is not UTF-8: {error.reason} at byte {error.start}.") from None
-    except json.JSONDecodeError as error:  # without its own line number, which is 1
+    except json.JSONDecodeError as error:  # its line number is always 1, so it is left out
         raise InputError(f"{place}, is not valid JSON: {error.msg} (character {error.pos + 1}).") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}, is not valid JSON: {error}") from None
     if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object.")
-    if HALF_OF_A_PAIR.search(line):
+        raise InputError(f"{place}: expected a JSON object, not a {type(row).__name__}.")
+    if ESCAPED_SURROGATE.search(line):
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):x}"
             raise InputError(
-                f"{place}, holds {half}, half of a surrogate pair, which is no character; write whole characters."
+                f"{place}, contains {half}, half of a surrogate pair, which is no character; write complete characters."
             ) from None
     return row
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")

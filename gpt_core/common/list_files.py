@@ -1,4 +1,4 @@
-"""The files that a command's inputs name."""
+"""Lists the input files of a command."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,20 @@ def list_files(
     kinds: tuple[str, ...],
     choose: Callable[[list[str]], list[str]] = lambda names: names,
 ) -> tuple[list[tuple[Path, str]], list[Path]]:
-    """The files to read, each with its path below what was given, and the files in folders that are of no known kind.
+    """List the files to read, and the files in folders whose format is not supported.
 
-    Folders are walked to the bottom in sorted order, without hidden entries.
+    Folders are searched recursively in sorted order, without hidden files and folders.
 
     Args:
-        paths: files, and folders of such.
-        kinds: how the names of files that can be read end.
-        choose: which of the names in one folder count at all.
+        paths: files and folders.
+        kinds: endings of the names of supported files.
+        choose: selects from the sorted names of the files in one folder.
+
+    Returns:
+        (path, path relative to the given folder) of each file to read, and the paths of the files that are skipped.
 
     Raises:
-        InputError: for a path that is missing or of no known kind, or a folder in which there is nothing to read.
+        InputError: for a path that is missing or not supported, or a folder without supported files.
     """
     expected = ", ".join(kinds)
     files: list[tuple[Path, str]] = []
@@ -32,15 +35,13 @@ def list_files(
             below = list(_walk(root, choose))
             readable = [path for path in below if path.name.endswith(kinds)]
             if not readable:
-                raise InputError(f"{root} holds no file that can be read; expected one of {expected}.")
+                raise InputError(f"{root} has no supported file; expected one of {expected}.")
             files += [(path, path.relative_to(root).as_posix()) for path in readable]
             skipped += [path for path in below if not path.name.endswith(kinds)]
         elif not root.exists():
             raise InputError(f"{root} does not exist; expected a file or a folder.")
         elif not root.name.endswith(kinds):
-            raise InputError(
-                f"{root} is of no kind that can be read; expected one of {expected}, or a folder."
-            )
+            raise InputError(f"{root} is not a supported file; expected one of {expected}, or a folder.")
         else:
             files.append((root, root.name))
     return files, skipped

@@ -1,4 +1,4 @@
-"""Configurations: a typed dataclass, a YAML preset over its defaults, the command line over both."""
+"""Configurations: a dataclass with defaults, which a YAML preset overrides; the command line overrides both."""
 
 import argparse
 import dataclasses
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def read_config(kind: type[T], *, prog: str, description: str | None, args: list[str] | None) -> T:
-    """Make a `kind`, a dataclass, from a command line: `[--config PRESET.yaml] [--key value …]`.
+    """Build the dataclass `kind` from a command line: `[--config PRESET.yaml] [--key value …]`.
 
     Raises:
-        InputError: for a preset that cannot be read, with the key at fault.
+        InputError: for an invalid preset; names the key.
         SystemExit: 2 for a bad command line, 0 after --help.
     """
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -30,11 +30,11 @@ def read_config(kind: type[T], *, prog: str, description: str | None, args: list
     preset = kind() if path is None else read_preset(kind, path)
 
     def command(config: str | None = None, keys: tyro.conf.OmitArgPrefixes[kind] = preset) -> Any:  # type: ignore[valid-type]
-        """A stand-in with the command line's shape.
+        """Its signature defines the command line.
 
         Args:
-            config: YAML preset; the keys given beside it go over it.
-            keys: what is trained, on what, and how.
+            config: YAML preset; keys on the command line override it.
+            keys: model, data and training settings.
         """
         return keys
 
@@ -42,19 +42,19 @@ def read_config(kind: type[T], *, prog: str, description: str | None, args: list
 
 
 def read_preset(kind: type[T], path: str | Path) -> T:
-    """Read a YAML file of flat keys into `kind`, a dataclass; keys that it leaves out keep their default.
+    """Read a YAML file of flat keys into the dataclass `kind`; missing keys keep their default.
 
     Raises:
-        InputError: for a missing or broken file, a key that `kind` does not have, or a value of another type.
+        InputError: for a missing or invalid file, an unknown key, or a value of the wrong type.
     """
     try:
         raw: Any = yaml.safe_load(find_preset(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
-        raise InputError(f"There is no preset {path}; the shipped ones lie in configs/.") from error
+        raise InputError(f"There is no preset {path}; the presets of zhizhi are in configs/.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise InputError(f"{path} holds a {type(raw).__name__}; expected lines of the form `key: value`.")
+        raise InputError(f"{path} contains a {type(raw).__name__}; expected lines of the form `key: value`.")
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in raw:
         if key not in known:
@@ -73,9 +73,9 @@ def read_preset(kind: type[T], path: str | Path) -> T:
 
 
 def find_preset(path: str | Path) -> Path:
-    """`path`, or where there is no such file and it is `configs/NAME`, the preset NAME of the installed package."""
+    """`path` if it exists; else, for `configs/NAME`, the preset NAME of the installed package."""
     path = Path(path)
     if not path.exists() and path.parts[:-1] == ("configs",):
-        with suppress(ModuleNotFoundError):  # a checkout that is not installed
+        with suppress(ModuleNotFoundError):  # the package is not installed
             return Path(str(resources.files("zhizhi.configs") / path.name))
     return path

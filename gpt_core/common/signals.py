@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that training grants at the next step's end."""
+"""Defer SIGINT (Ctrl-C) and SIGTERM to the end of the current training step."""
 
 import signal
 import sys
@@ -7,20 +7,24 @@ from types import FrameType, TracebackType
 
 
 class StopSignal:
-    """While the block runs, SIGINT and SIGTERM only set `asked`; a second SIGINT acts at once.
+    """While the block runs, SIGINT and SIGTERM only set `received`; a second SIGINT raises at once.
 
-    A second SIGTERM does not: torchrun sends one of its own after the scheduler's, and both mean the same. Signals
-    reach the main thread alone; in any other thread this does nothing.
+    A second SIGTERM does not, since torchrun sends another one after the scheduler's. Python delivers signals to the
+    main thread only; in other threads this does nothing.
+
+    Attributes:
+        received: the number of the signal, or 0.
     """
 
     def __init__(self) -> None:
-        self.asked = 0  # the signal's number; 0: none came
+        self.received = 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.getsignal(number)  # first: a signal may come at once
+                # before the handler is set: a signal may come at once
+                self._before[number] = signal.getsignal(number)
                 signal.signal(number, self._receive)
         return self
 
@@ -31,7 +35,7 @@ class StopSignal:
             self._restore(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.asked = max(self.asked, number)
+        self.received = max(self.received, number)
         if number == signal.SIGINT:
             self._restore(number)
 
@@ -39,14 +43,14 @@ class StopSignal:
         signal.signal(number, self._before[number])  # type: ignore[arg-type]
 
 
-def act(asked: int) -> None:
-    """Do what a signal asked for; nothing for 0.
+def raise_for_signal(received: int) -> None:
+    """Raise the exception of a deferred signal; nothing for 0.
 
     Raises:
         KeyboardInterrupt: for SIGINT.
-        SystemExit: with 143 for SIGTERM, so that a scheduler knows that it stopped the job itself.
+        SystemExit: with status 143 for SIGTERM, by which a scheduler recognises its own signal.
     """
-    if asked == signal.SIGINT:
+    if received == signal.SIGINT:
         raise KeyboardInterrupt
-    if asked:
-        sys.exit(128 + asked)
+    if received:
+        sys.exit(128 + received)

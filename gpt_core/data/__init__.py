@@ -1,1 +1,1 @@
-"""Documents to batches: sources, token shards, the loader, tokenizer training."""
+"""From documents to batches: sources, token shards, batches, tokenizer training."""

@@ -1,8 +1,8 @@
-"""Which windows of tokens a training step sees: a pure function of (seed, epoch, position).
+"""Windows of tokens and training batches. The order of windows is a pure function of (seed, epoch, position).
 
-nanoGPT draws windows at random with replacement, and after a resume draws the same ones again. Here an epoch is a
-pseudo-random permutation of all windows, computed place by place: nothing is held in memory, a resume needs one
-integer, and any number of ranks together see exactly what one rank alone would have seen.
+nanoGPT draws windows at random with replacement and draws the same ones again after a resume. Here an epoch is a
+pseudo-random permutation of all windows, computed per position: it needs no memory, a resume needs one integer, and
+n ranks together see the same windows as one rank alone.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ from gpt_core.common.errors import InputError
 from gpt_core.data.permutation import endless_order
 from gpt_core.data.shards import Shard
 
-IGNORED = -100  # a target that does not count
-EVAL_TOKENS = 2**14  # per forward of an evaluation
-RELEASE_EVERY = 2**10  # rows read between two times that mapped files are let go of; each maps up to 0.4 MB
+IGNORED = -100  # target id that the loss ignores
+EVAL_TOKENS = 2**14  # tokens per forward pass of an evaluation
+ROWS_PER_RELEASE = 2**10  # rows read between two releases of mapped pages; each row maps up to 0.4 MB
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """The stretches of one shard that windows stay inside of: its documents, or the whole shard.
+    """The runs of tokens of one shard that no window crosses: its documents, or the whole shard.
 
     Attributes:
         tokens: (n_tokens,) the shard's ids.
-        starts: (n_runs,) where each begins.
-        stops: (n_runs,) how many windows the runs up to and including each one have.
+        starts: (n_runs,) offset of each run's first token.
+        stops: (n_runs,) cumulative number of windows up to and including each run.
     """
 
     tokens: NDArray
@@ -44,19 +44,19 @@ class _Runs:
 
 
 class Windows:
-    """All windows of up to `block_size` consecutive targets over some shards; they overlap nowhere.
+    """All non-overlapping windows of up to `block_size` consecutive targets over some shards.
 
     Every token of a shard but its first is a target in exactly one window; a shard's last window may be shorter.
 
     Args:
         shards: the data.
         block_size: targets in a full window.
-        align_documents: no window spans two documents: each begins where a document begins or goes on where the
-            same document's last window ended. Then each document's first token is no target, and each document's
-            last window may be shorter. Takes 8 to 16 bytes of memory per document.
+        align_documents: no window spans two documents. A window begins at a document's first token or where the
+            document's previous window ended; a document's first token is not a target, and its last window may be
+            shorter. Takes 8 to 16 bytes of memory per document.
 
     Raises:
-        InputError: if the shards hold no target at all, or do not say where documents begin and that is asked for.
+        InputError: if the shards hold no targets, or align_documents is set and a shard has no document offsets.
     """
 
     def __init__(self, shards: Sequence[Shard], block_size: int, align_documents: bool = False) -> None:
@@ -72,15 +72,15 @@ class Windows:
             stops = np.cumsum(-(-n_targets // block_size), dtype=narrow)
             self._runs.append(_Runs(shard.tokens, starts.astype(narrow), stops))
             self.n_targets += int(n_targets.sum())
-        # shard s holds the windows self._ends[s - 1] up to self._ends[s]
+        # shard s has windows self._ends[s - 1] to self._ends[s] - 1
         self._ends = np.cumsum([int(runs.stops[-1]) if len(runs.stops) else 0 for runs in self._runs])
         digest = hashlib.sha256(b"".join(bytes(s.header["checksum"]) for s in shards if s.header is not None))
-        self.checksum = digest.hexdigest()  # of the text, where its shards know theirs
-        self._unreleased = 0  # rows read since mapped files were let go of
+        self.checksum = digest.hexdigest()  # over the checksums of the shards that have one
+        self._unreleased = 0  # rows read since the last release of mapped pages
         if not len(self):
             raise InputError(
                 f"{shards[0].path} holds {'no document of two tokens' if align_documents else 'fewer than two tokens'}"
-                ": there is nothing to predict."
+                ", so there is nothing to predict; prepare the data from more text."
             )
 
     def __len__(self) -> int:
@@ -92,14 +92,14 @@ class Windows:
         return self.shards[shard].tokens[start : start + n_targets + 1]
 
     def locate(self, index: int) -> tuple[int, int, int]:
-        """Where window `index` is: number of the shard, its first token there, how many targets it has."""
+        """Location of window `index`: index of the shard, offset of its first token there, number of targets."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         first = int(self._ends[shard - 1]) if shard else 0
         starts, counts = self._spans(shard, np.array([index - first]))
         return shard, int(starts[0]), int(counts[0])
 
     def _spans(self, shard: int, indices: NDArray) -> tuple[NDArray, NDArray]:
-        """First tokens and numbers of targets of these windows, counted from the shard's first one."""
+        """Offsets of the first token and target counts of windows; `indices` count from the shard's first window."""
         runs = self._runs[shard]
         run = np.searchsorted(runs.stops, indices.astype(runs.stops.dtype), side="right")
         before = np.where(run > 0, runs.stops[run - 1], 0).astype(np.int64)
@@ -109,7 +109,7 @@ class Windows:
         return starts, np.minimum(ends - starts - 1, self.block_size)
 
     def rows(self, indices: Sequence[int] | NDArray) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (B, T) int64 of these windows; what a short window lacks are targets that do not count."""
+        """Inputs and targets (B, T) int64 of these windows; short windows are padded with id 0 and target IGNORED."""
         chosen = np.asarray(indices, dtype=np.int64)
         shards = np.searchsorted(self._ends, chosen, side="right")
         window = np.arange(self.block_size + 1)
@@ -119,7 +119,7 @@ class Windows:
             mine = np.flatnonzero(shards == shard)
             first = int(self._ends[shard - 1]) if shard else 0
             starts, counts[mine] = self._spans(int(shard), chosen[mine] - first)
-            tokens = np.asarray(self._runs[shard].tokens)  # numpy's own class gathers faster than its memmap
+            tokens = np.asarray(self._runs[shard].tokens)  # gathers faster from an ndarray than from a memmap
             both[mine] = tokens.take(starts[:, None] + window, mode="clip")
         ids, targets = both[:, :-1].copy(), both[:, 1:]
         if (counts < self.block_size).any():
@@ -129,19 +129,19 @@ class Windows:
         return torch.from_numpy(ids), torch.from_numpy(targets.copy())
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All windows once, in the order of the text, for evaluation."""
+        """All windows once, in the order of the text, in batches of `batch_size`, for evaluation."""
         for start in range(0, len(self), batch_size):
             yield self.rows(range(start, min(start + batch_size, len(self))))
 
     def _release(self, n_rows: int) -> None:
-        """Bound this process's resident memory.
+        """Bound this process's resident memory by unmapping the pages that were read.
 
-        A mapped page that was read counts as resident until the kernel wants it back, so a training over a large file
-        looks as if it leaked all of it. It is page cache, shared by all ranks, but limits on containers count it.
-        Unmapping the pages now and then leaves them in the cache; what reading adds then stays below half a GB.
+        A mapped page counts as resident until the kernel reclaims it, so training on a large file looks like a memory
+        leak. The pages are page cache, shared by all ranks, but container limits count them. Unmapping leaves them in
+        the page cache and keeps the resident memory that reading adds below 0.5 GB.
         """
         self._unreleased += n_rows
-        if self._unreleased < RELEASE_EVERY:
+        if self._unreleased < ROWS_PER_RELEASE:
             return
         self._unreleased = 0
         for shard in self.shards:
@@ -154,7 +154,7 @@ def _document_starts(shard: Shard) -> NDArray:
     if shard.header is None:
         raise InputError(
             f"{shard.path} does not say where its documents begin, which align_documents needs; prepare the data "
-            "with scripts/prepare_data.py, or leave align_documents out."
+            "with scripts/prepare_data.py, or unset align_documents."
         )
     return shard.documents().astype(np.int64)
 
@@ -162,20 +162,20 @@ def _document_starts(shard: Shard) -> NDArray:
 class Batches:
     """The endless stream of training batches; one item is this rank's list of micro-batches for one step.
 
-    A thread makes the next step's while this one is computed. It starts at the first step, so that a process that is
-    forked before has none; one that is forked later starts its own.
+    A thread prepares the next step's micro-batches while this step is computed. The thread starts at the first step,
+    because a fork does not copy threads; a process forked later starts a new one.
 
     Args:
-        windows: what there is to see.
+        windows: the data.
         batch_size: windows per step over all ranks.
-        micro_batch_size: windows per forward on one rank; None: all that the rank has in a step.
-        seed: of the order.
-        rank: this process's number.
-        world_size: how many processes share a step.
+        micro_batch_size: windows per forward pass on one rank; None: all of the rank's windows of a step.
+        seed: seed of the order.
+        rank: this process's rank.
+        world_size: number of ranks.
         device: where the tensors go.
         batch_size_start: windows in the first step, when the batch grows linearly; None: batch_size.
-        ramp_steps: the number of steps after which the batch has grown to batch_size. On the way it is rounded down
-            to a multiple of micro_batch_size · world_size: more accumulation, never another shape.
+        ramp_steps: number of steps until the batch has grown to batch_size. Sizes in between are rounded down to a
+            multiple of micro_batch_size · world_size, so only the number of micro-batches changes, not their shape.
 
     Raises:
         InputError: if batch_size or batch_size_start is not a multiple of micro_batch_size · world_size, or the batch
@@ -202,9 +202,9 @@ class Batches:
         self.batch_size_start, self.ramp_steps = start, ramp_steps
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.device = torch.device(device)
-        self.position = 0  # windows that all ranks together have seen since the beginning
-        self.step = 0  # steps they were seen in
-        self._worker: tuple[int, ThreadPoolExecutor] | None = None  # and the process that it belongs to
+        self.position = 0  # windows that all ranks together have seen since step 0
+        self.step = 0  # steps done
+        self._worker: tuple[int, ThreadPoolExecutor] | None = None  # process id, executor
         self._ahead: tuple[tuple[int, int], Future[list[tuple[Tensor, Tensor]]]] | None = None
 
     def __iter__(self) -> "Batches":
@@ -214,7 +214,7 @@ class Batches:
         """This step's micro-batches: inputs and targets (micro_batch_size, T) int64.
 
         Raises:
-            OSError, InputError: whatever the thread met; the stream stays where it was.
+            OSError, InputError: errors of the thread; the position of the stream is unchanged.
         """
         here = (self.position, self.step)
         following = (self.position + self.size_of_step(self.step), self.step + 1)
@@ -222,27 +222,27 @@ class Batches:
         if self._ahead is None or self._ahead[0] != here:
             self._ahead = (here, worker.submit(self._make, *here))
         future = self._ahead[1]
-        self._ahead = None  # should it have failed, it is tried again
+        self._ahead = None  # if it failed, the next call retries
         micro_batches = future.result()
         self._ahead = (following, worker.submit(self._make, *following))
         self.position, self.step = following
-        # From pinned memory the copy overlaps with what the GPU still computes; this thread's stream orders it.
+        # Copies from pinned memory overlap with GPU computation; the current stream orders them.
         return [
             (ids.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True))
             for ids, targets in micro_batches
         ]
 
     def close(self) -> None:
-        """End the thread; the stream stays where it is, and the next step would start another."""
+        """End the thread; the position is unchanged, and a further step starts a new thread."""
         if self._worker is not None and self._worker[0] == os.getpid():
             self._worker[1].shutdown(cancel_futures=True)
         self._worker = self._ahead = None
 
     def _own_worker(self) -> ThreadPoolExecutor:
-        if self._worker is None or self._worker[0] != os.getpid():  # a fork does not take threads along
+        if self._worker is None or self._worker[0] != os.getpid():  # a fork does not copy threads
             self._ahead = None
             begin = None
-            if self.device.type == "cuda":  # pinned memory belongs to the thread's current GPU
+            if self.device.type == "cuda":  # pinned memory is allocated for the thread's current GPU
                 index = torch.cuda.current_device() if self.device.index is None else self.device.index
                 begin = partial(torch.cuda.set_device, index)
             worker = ThreadPoolExecutor(1, "batches", initializer=begin)
@@ -250,7 +250,7 @@ class Batches:
         return self._worker[1]
 
     def _make(self, position: int, step: int) -> list[tuple[Tensor, Tensor]]:
-        """The micro-batches, still on the CPU, of a step that begins at `position`."""
+        """The micro-batches of the step that begins at `position`, on the CPU."""
         share = self.size_of_step(step) // self.world_size
         first = position + self.rank * share
         indices = self.order(np.arange(first, first + share))
@@ -261,7 +261,7 @@ class Batches:
         return micro_batches
 
     def size_of_step(self, step: int) -> int:
-        """How many windows all ranks together see after `step` steps."""
+        """Windows of all ranks in the step after `step` steps."""
         if step >= self.ramp_steps:
             return self.batch_size
         unit = (self.micro_batch_size or 1) * self.world_size
@@ -269,13 +269,13 @@ class Batches:
         return size // unit * unit
 
     def order(self, positions: NDArray) -> NDArray:
-        """The windows at these positions of the endless stream."""
+        """Indices of the windows at these positions of the endless stream."""
         return endless_order(positions, len(self.windows), self.seed)[0]
 
     def describe(self, step: int) -> str:
-        """Which windows a step, the `step`-th from 1, saw over all ranks, for a message about it.
+        """Describe the windows that all ranks saw in step `step` (from 1), for messages.
 
-        The batch sizes of this run are taken to be those of all steps since.
+        Assumes that all steps since then had this run's batch sizes.
         """
         position = self.position - sum(self.size_of_step(k) for k in range(step - 1, self.step))
         final = position + self.size_of_step(step - 1) - 1
@@ -288,14 +288,14 @@ class Batches:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the last step that was taken from it, and what of."""
+        """The position after the last step taken, and what identifies the data."""
         return {
             "position": self.position, "step": self.step, "seed": self.seed, "n_windows": len(self.windows),
             "data_checksum": self.windows.checksum,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the batch size and the number of ranks may be others.
+        """Continue from `state`; the batch size and the number of ranks may differ from those at saving.
 
         Raises:
             InputError: if the data or the seed differ, since the position would then mean other windows.
@@ -313,10 +313,10 @@ class Batches:
 def check_batch_sizes(
     batch_size: int, micro_batch_size: int | None, world_size: int, batch_size_start: int, ramp_steps: int
 ) -> None:
-    """Make sure that every step can be cut into equal micro-batches over the ranks.
+    """Check that every step can be divided into equal micro-batches over the ranks.
 
     Raises:
-        InputError: naming the sizes that do not go into each other.
+        InputError: naming the size that is not a multiple of micro_batch_size · world_size.
     """
     unit = (1 if micro_batch_size is None else micro_batch_size) * world_size
     of = "" if micro_batch_size is None else f"micro_batch_size ({micro_batch_size}) times "
@@ -332,5 +332,5 @@ def check_batch_sizes(
     if batch_size_start < batch_size and ramp_steps < 1:
         raise InputError(
             f"batch_size_start is {batch_size_start}, below batch_size, but the batch grows over {ramp_steps} steps; "
-            "expected at least 1."
+            "expected at least 1 step."
         )

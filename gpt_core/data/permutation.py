@@ -1,4 +1,4 @@
-"""A pseudo-random permutation that is computed place by place, and that no library can change."""
+"""A pseudo-random permutation that is computed per position, independent of any library's random generator."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,15 +7,15 @@ FEISTEL_ROUNDS = 6
 
 
 def endless_order(positions: NDArray, n: int, seed: int) -> tuple[NDArray, NDArray]:
-    """Which of `n` things stand at these positions of an endless stream; each epoch is a permutation of its own.
+    """Indices of the items at positions of an endless stream in which each epoch is another permutation of range(n).
 
     Args:
         positions: (k,) int64, from 0.
-        n: things in an epoch.
-        seed: of all permutations.
+        n: items in an epoch.
+        seed: seed of all permutations.
 
     Returns:
-        (k,) numbers of the things, and (k,) the epochs that the positions lie in, from 0.
+        (k,) indices of the items, and (k,) epochs of the positions, from 0.
     """
     epochs, places = np.divmod(positions, n)
     indices = np.empty_like(positions)
@@ -26,11 +26,11 @@ def endless_order(positions: NDArray, n: int, seed: int) -> tuple[NDArray, NDArr
 
 
 def permute(places: NDArray, n: int, seed: int, epoch: int) -> NDArray:
-    """Where a pseudo-random permutation of range(n) sends `places`: a Feistel cipher with cycle walking.
+    """Images of `places` under a pseudo-random permutation of range(n): a Feistel cipher with cycle walking.
 
-    A Feistel network permutes the numbers of 2·h bits; walking on until the image is below n makes it a permutation
-    of range(n) (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). It needs no memory, and no library's
-    random generator can change it under a running experiment.
+    A Feistel network permutes the integers of 2·h bits; repeating it until the image is below n gives a permutation
+    of range(n) (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). It needs no memory, and the order
+    does not depend on the version of a library's random generator.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
@@ -50,7 +50,7 @@ def permute(places: NDArray, n: int, seed: int, epoch: int) -> NDArray:
 
 
 def _mix(x: NDArray) -> NDArray:
-    """splitmix64's finaliser (Steele, Lea & Flood 2014): every bit of x (uint64) changes half of the result's."""
+    """splitmix64's finaliser (Steele, Lea & Flood 2014): each bit of x (uint64) changes half of the result."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""From text to token shards: read documents, split them into training and validation, encode, write."""
+"""Turn text into token shards: read documents, split them into training and validation, encode, write."""
 
 import errno
 import json
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.files import atomic_write, fsync_path, refuse_used
+from gpt_core.common.files import atomic_write, fsync_path, require_empty_folder
 from gpt_core.data.shards import ShardWriter
 from gpt_core.data.sources import SETS, NamedSet, Piece, Position, Source, open_source
-from gpt_core.data.text_pieces import PIECE, cuts_show
+from gpt_core.data.text_pieces import PIECE_CHARACTERS, cuts_change_ids
 from gpt_core.hardware.device import available_cores
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-SAVE_SECONDS = 5.0  # what a kill costs at most
+SAVE_SECONDS = 5.0  # interval of progress saves: a kill loses at most this much work
 VERSION = 1  # of the progress file
 Pieces = list[Piece]
 
@@ -41,34 +41,34 @@ def prepare_data(
     tokenizer: str | None = None,
     val_fraction: float | None = None,
 ) -> None:
-    """Turn text into token shards for scripts/pretrain.py, with the tokenizer beside them.
+    """Turn text into token shards for scripts/pretrain.py and save the tokenizer beside them.
 
-    A file of text is one document; a row of JSONL, CSV, Parquet or a data set is one. After each document comes the
-    tokenizer's end-of-text token, if it has one. A single text file is cut in two, as nanoGPT does; of several
-    documents each goes whole to one split, chosen by the hash of its text, so that a repeated document never stands in
-    both. Memory does not grow with the text. What is done is kept in .OUT.partial until all is: after a kill, a full
-    disk or a lost network the same command goes on where it stopped.
+    A text file is one document; each row of JSONL, CSV, Parquet or a data set is one document. The tokenizer's
+    end-of-text token, if it has one, follows each document. A single text file is divided into two splits, as in
+    nanoGPT; otherwise the hash of a document's text chooses its split, so that duplicates are always in the same split.
+    Memory does not grow with the text. Progress is saved in .OUT.partial until all is done: after a kill, a full disk
+    or a network failure the same command resumes.
 
     Args:
-        out: the folder to make; it must not exist or be empty.
-        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such.
-        dataset: a set instead: shakespeare_char or shakespeare (the 1 MB of gpt_core/data/tiny_shakespeare.txt),
-            openwebtext, openwebtext-10k, fineweb-edu (its sample of 10 billion tokens), or the name of any other on the
-            Hugging Face hub, or a folder that the library `datasets` opens.
-        dataset_config: the set's configuration, if it has several.
-        dataset_split: which of the set's own splits to read.
-        column: where a row has its text: a key, or the name of a column.
+        out: the output folder; it must be empty or not exist.
+        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such files.
+        dataset: a data set instead of files: shakespeare_char or shakespeare (1 MB, in
+            gpt_core/data/tiny_shakespeare.txt), openwebtext, openwebtext-10k, fineweb-edu (its sample of 10 billion
+            tokens), the name of another one on the Hugging Face hub, or a folder that the library `datasets` opens.
+        dataset_config: configuration of the data set, if it has several.
+        dataset_split: split of the data set to read.
+        column: key or column of the text in a row.
         tokenizer: gpt2, char (the distinct characters of the text), a folder with a tokenizer.json, or a known model;
-            if not given, char for shakespeare_char, else gpt2.
-        val_fraction: the share of the text, or of the documents, that is kept for validation; if not given, 0.1, for
-            openwebtext and fineweb-edu 0.0005, for openwebtext-10k 0.01.
+            default: char for shakespeare_char, else gpt2.
+        val_fraction: the share of the text, or of the documents, for validation; default: 0.1, for openwebtext and
+            fineweb-edu 0.0005, for openwebtext-10k 0.01.
     """
     known = SETS.get(dataset or "", NamedSet())
     fraction = known.val_fraction if val_fraction is None else val_fraction
     if not 0 < fraction < 1:
         raise InputError(f"val_fraction is {fraction}; expected a share between 0 and 1.")
     target = Path(out)
-    refuse_used(target)
+    require_empty_folder(target)
     name = tokenizer or known.tokenizer
     chosen = None if name == "char" else Tokenizer.from_pretrained(name)
     source = open_source(input, dataset, dataset_config, dataset_split, column)
@@ -77,7 +77,7 @@ def prepare_data(
         "source": source.identity,
         "tokenizer": chosen.fingerprint if chosen else "char",
         "val_fraction": fraction,
-        "piece": PIECE,
+        "piece": PIECE_CHARACTERS,
     }
     with _partial_folder(target.resolve(), record) as (folder, progress):
         if chosen is None:
@@ -90,7 +90,7 @@ def prepare_data(
 def read_with_bar(
     source: Source, desc: str, position: Position | None = None, val_fraction: float = 0, done: int = 0
 ) -> Generator[Piece]:
-    """`source.read` under a progress bar; `done` is what was read up to `position`."""
+    """`source.read` with a progress bar; `done`: units of the source read before `position`."""
     with tqdm(
         total=source.total, initial=done, unit=source.unit, unit_scale=True, disable=None, desc=desc
     ) as bar:
@@ -101,9 +101,9 @@ def read_with_bar(
 
 @contextmanager
 def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder to work in and its progress, {} at the beginning; at the end the folder becomes `target`.
+    """Yield a temporary folder and its saved progress ({}: none); rename the folder to `target` at the end.
 
-    Bad input removes it; whatever else ends the block, the folder stays and the next run with this `record` gets it.
+    An InputError deletes the folder. After any other error it stays, and the next run with this `record` resumes it.
     """
     partial = target.with_name(f".{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path
             if not progress:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-            for stray in folder.glob(".*"):  # a file that a kill left unnamed
+            for stray in folder.glob(".*"):  # temporary files of a killed process
                 stray.unlink()
             try:
                 yield folder, progress
@@ -126,26 +126,28 @@ def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path
             fsync_path(target.parent)
             shutil.rmtree(partial)
     except filelock.Timeout:
-        raise InputError(
-            f"Another process is at work on {target}; wait for it or give another --out."
-        ) from None
+        raise InputError(f"Another process is writing {target}; wait for it or give another --out.") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise OSError(
-            error.errno, f"{os.strerror(error.errno)}; make room and the same command goes on", str(partial)
+            error.errno,
+            f"{os.strerror(error.errno)}; free disk space, then run the same command to resume",
+            str(partial),
         ) from error
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command goes on, {partial} holds what is done") from None
+        raise KeyboardInterrupt(
+            f"run the same command to resume; the progress is saved in {partial}"
+        ) from None
 
 
 def _progress(partial: Path, record: dict[str, Any]) -> dict[str, Any]:
     path = partial / "progress.json"
     progress = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if progress and progress.pop("record") != json.loads(json.dumps(record)):
-        print(f"starting anew: {partial} was made from other inputs or with other options")
+        print(f"starting over: {partial} was made from other inputs or with other options")
         progress = {}
-    if not progress or not (partial / "data").exists():  # a kill came after the folder took its name
+    if not progress or not (partial / "data").exists():  # killed after the folder was renamed
         path.unlink(missing_ok=True)
         return {}
     return progress
@@ -156,7 +158,7 @@ def _characters(source: Source) -> Tokenizer:
     for piece in read_with_bar(source, "collecting characters"):
         characters.update(piece.text)
     if not characters:
-        raise InputError("The input holds no text, of which a character vocabulary could be made.")
+        raise InputError("The input holds no text to make a character vocabulary of; give files with text.")
     return Tokenizer.from_characters("".join(characters))
 
 
@@ -172,7 +174,7 @@ def _write_shards(
     writers_state = progress.get("writers", {})
     counts = progress.get("counts", {"empty": 0, "cut": 0, "hard": 0})
     if progress:
-        print(f"going on after {sum(state['n_tokens'] for state in writers_state.values()):,} tokens")
+        print(f"resuming after {sum(state['n_tokens'] for state in writers_state.values()):,} tokens")
     done, position = progress.get("done", 0), progress.get("position")
 
     def writer(split: str) -> ShardWriter:
@@ -208,7 +210,7 @@ def _write_shards(
         for split, one in writers.items():
             if one.n_tokens < 2:
                 raise InputError(
-                    f"The {split} split got {one.n_tokens} tokens; a loss needs at least 2. "
+                    f"The {split} split got {one.n_tokens} tokens; expected at least 2. "
                     "Give more text or another --val_fraction."
                 )
     for split, one in writers.items():
@@ -219,21 +221,21 @@ def _write_shards(
 
 def _report(counts: dict[str, int], tokenizer: Tokenizer) -> None:
     if counts["empty"]:
-        print(f"left out {counts['empty']:,} empty documents")
-    if counts["cut"] and cuts_show(tokenizer):
+        print(f"skipped {counts['empty']:,} empty documents")
+    if counts["cut"] and cuts_change_ids(tokenizer):
         print(
-            f"{counts['cut']:,} cuts in documents of more than {PIECE:,} characters, which were encoded in pieces: "
-            "this tokenizer may give other tokens at each"
+            f"{counts['cut']:,} cuts in documents of more than {PIECE_CHARACTERS:,} characters, encoded in pieces: "
+            "this tokenizer may give other tokens at each cut"
         )
     elif counts["hard"]:
         print(
-            f"{counts['hard']:,} of {counts['cut']:,} cuts in documents of more than {PIECE:,} characters, which were "
-            "encoded in pieces, had no space to fall at: there a token may differ"
+            f"{counts['hard']:,} of {counts['cut']:,} cuts in documents of more than {PIECE_CHARACTERS:,} characters, "
+            "encoded in pieces, are not at a space or punctuation: a token may differ there"
         )
 
 
 def _encode(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Generator[tuple[Piece, NDArray[np.uint32]]]:
-    """Each piece with its ids, in order; as many threads encode as there are processors, and little is in memory."""
+    """Each piece with its ids, in order. One thread per core encodes; at most that many batches + 2 are in memory."""
     threads = available_cores()
     waiting: deque[tuple[Pieces, Future[list[NDArray[np.uint32]]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -251,13 +253,13 @@ def _encode(pieces: Iterator[Piece], tokenizer: Tokenizer) -> Generator[tuple[Pi
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[Pieces]:
-    """Lists of pieces that together are about as long as the longest piece."""
+    """Batches of pieces of about PIECE_CHARACTERS characters together, at most 2**12 pieces."""
     batch: Pieces = []
     length = 0
     for piece in pieces:
         batch.append(piece)
         length += len(piece.text)
-        if length >= PIECE or len(batch) >= 2**12:
+        if length >= PIECE_CHARACTERS or len(batch) >= 2**12:
             yield batch
             batch, length = [], 0
     if batch:

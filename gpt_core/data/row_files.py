@@ -1,7 +1,7 @@
-"""Files of which each row is a document: JSON lines, CSV, Parquet.
+"""Files in which each row is a document: JSON lines, CSV, Parquet.
 
-Each reader passes over the first `skip` rows and yields of every other one its place for messages, its text, and how
-many bytes of the file have been read by then. What cannot be read is an InputError that names the place.
+Each reader skips the first `skip` rows and yields for every further row its location for messages, its text, and the
+number of bytes of the file read so far. A row that cannot be read raises an InputError that names its location.
 """
 
 import csv
@@ -13,13 +13,13 @@ from typing import Any
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import read_rows
-from gpt_core.data.text_pieces import survey
+from gpt_core.data.text_pieces import scan_utf8
 
-CSV_FIELD = 2**28  # characters; a quote that is never closed would take the whole file for one field
+MAX_CSV_FIELD = 2**28  # characters; bounds the field of a quote that is never closed
 
 
 def read_jsonl(path: Path, column: str, skip: int) -> Iterator[tuple[str, str, int]]:
-    """A row of JSON lines is an object with a string under `column`."""
+    """Read JSON lines; each row is an object with a string under `column`."""
     with open(path, "rb") as raw:
         for place, row in read_rows(path, skip=skip, raw=raw):
             if not isinstance(text := row.get(column), str):
@@ -27,16 +27,16 @@ def read_jsonl(path: Path, column: str, skip: int) -> Iterator[tuple[str, str, i
                     f'{place}: expected an object with a string under "{column}"; it has {_names(list(row))}. '
                     "Name the key with --column."
                 )
-            del row  # which may be long, and is not needed while the text is worked on
+            del row  # frees a long row while the text is encoded
             yield place, text, raw.tell()
 
 
 def read_csv(path: Path, column: str, skip: int) -> Iterator[tuple[str, str, int]]:
-    """The first line of a CSV file names the columns."""
-    csv.field_size_limit(CSV_FIELD)
+    """Read CSV; the first line names the columns."""
+    csv.field_size_limit(MAX_CSV_FIELD)
     with open(path, "rb") as raw:
         rows = csv.reader(io.TextIOWrapper(raw, "utf-8-sig", newline=""), strict=True)
-        begin = 1  # the line at which a row begins
+        begin = 1  # first line of the row
         try:
             names = next(rows, None)
             if names is None:
@@ -60,18 +60,18 @@ def read_csv(path: Path, column: str, skip: int) -> Iterator[tuple[str, str, int
         except csv.Error as error:
             raise InputError(f"{path}, line {begin}: {error}; is a quote not closed?") from None
         except UnicodeDecodeError:
-            survey(path)  # says at which byte
+            scan_utf8(path)  # raises an InputError that names the byte
             raise
 
 
 def read_parquet(path: Path, column: str, skip: int) -> Iterator[tuple[str, str, int]]:
-    """Parquet is read by batches of rows, not by whole groups of them."""
+    """Read Parquet in batches of 64 rows, not in whole row groups, to bound memory."""
     with extra("train"):
         import pyarrow as pa
         import pyarrow.parquet as pq
     size = path.stat().st_size
     try:
-        # a buffer, or a column of a whole group of rows would be read at once
+        # without a buffer, the column of a whole row group would be read at once
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
             if column not in (names := file.schema_arrow.names):
                 raise InputError(no_column(path, column, names))
@@ -93,21 +93,21 @@ def read_parquet(path: Path, column: str, skip: int) -> Iterator[tuple[str, str,
 
 
 def as_string(place: str, value: Any) -> str:
-    """`value`, if it is a text.
+    """`value` if it is a string, "" if it is None.
 
     Raises:
-        InputError: if it is something else.
+        InputError: if it has another type.
     """
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{place}: expected a string, not {type(value).__name__}; name the text's --column.")
-    return value or ""  # None is Parquet's way to say that there is no text
+        raise InputError(
+            f"{place}: expected a string, not {type(value).__name__}; name the text column with --column."
+        )
+    return value or ""  # None: a Parquet null
 
 
 def no_column(place: str | Path, column: str, names: list[str]) -> str:
-    """What to say where the column is missing and `names` are there."""
-    return (
-        f'{place} has no column "{column}"; it has {_names(names)}. Name the one with the text by --column.'
-    )
+    """Error message for a missing column where the columns `names` exist."""
+    return f'{place} has no column "{column}"; it has {_names(names)}. Name the text column with --column.'
 
 
 def _names(names: list[str]) -> str:

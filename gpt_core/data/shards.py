@@ -1,9 +1,9 @@
-"""Token shards: long runs of token ids on disk that know which tokenizer made them and whether they are whole.
+"""Token shards: files of token ids with the fingerprint of their tokenizer and a checksum.
 
 A split is the sorted files `train-00000.bin`, `train-00001.bin`, … of a folder. Each begins with the 256 bytes of
-`HEADER`; the ids follow as little-endian uint16 or uint32, whichever the vocabulary needs. Beside each lies
-`train-00000.documents.npy`, int64: where each document's first token is. A file named exactly `train.bin` is one of
-nanoGPT's: uint16 ids and no header.
+`HEADER`; the ids follow as little-endian uint16, or uint32 for vocabularies above 2**16. Beside each is
+`train-00000.documents.npy`, int64: the offset of each document's first token. A file named exactly `train.bin` has
+nanoGPT's format: uint16 ids without a header.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from gpt_core.common.errors import InputError
 
 MAGIC = b"zztokens"
 VERSION = 1
-SHARD_TOKENS = 2**27  # a shard is closed at the first end of a document after this many tokens
-CHUNK = 2**22  # ids that are in memory at a time while a shard is checked
-NPY_HEADER = 128  # bytes before the values of a .npy file with one dimension, however many they are
+SHARD_TOKENS = 2**27  # a shard ends with the document in which it reaches this many tokens
+CHUNK = 2**22  # ids in memory at a time while a shard is verified
+NPY_HEADER = 128  # bytes before the values of a one-dimensional .npy file of any length
 
 HEADER = np.dtype(
     [
@@ -42,16 +42,16 @@ HEADER = np.dtype(
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of little-endian uint16 and uint32 that holds every id below `vocab_size`."""
+    """Little-endian uint16 if it holds every id below `vocab_size`, else uint32."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 class WriterState(TypedDict):
-    """How far a `ShardWriter` was when it was saved; JSON."""
+    """Progress of a `ShardWriter`, as JSON."""
 
-    shard: int  # the open shard
-    written: int  # its tokens
-    offsets: int  # its documents
+    shard: int  # index of the open shard
+    written: int  # tokens in the open shard
+    offsets: int  # documents in the open shard
     n_tokens: int  # in all shards
     n_documents: int
     in_document: bool
@@ -60,19 +60,19 @@ class WriterState(TypedDict):
 class ShardWriter:
     """Writes documents, one after the other, as the shards of one split.
 
-    Use it as a context manager, on a folder that takes its name only when everything in it is whole. Memory does not
-    grow with what is written.
+    Use it as a context manager, on a temporary folder that is renamed when all shards are complete. Memory does not
+    grow with the number of tokens.
 
     Args:
-        folder: where the shards go; it exists.
+        folder: existing folder for the shards.
         split: "train" or "val".
-        vocab_size: of the tokenizer; it decides the width of an id.
+        vocab_size: of the tokenizer; it decides the dtype of the ids.
         tokenizer: the tokenizer's fingerprint.
-        shard_tokens: a shard is closed at the first end of a document after this many tokens.
-        resume: go on where another writer was when it gave this state; what it wrote after that is dropped.
+        shard_tokens: a shard ends with the document in which it reaches this many tokens.
+        resume: state of an earlier writer to continue from; tokens written after that state are discarded.
 
     Raises:
-        InputError: if the folder holds less than the state says.
+        InputError: if a file in the folder is shorter than the state says.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ShardWriter:
                 self._finish()
         finally:
             for file in (self._file, self._documents):
-                with suppress(OSError):  # a full disk, which has been said already
+                with suppress(OSError):  # a full disk, which another error has reported already
                     file.close()
 
     def _open(self) -> None:
@@ -135,22 +135,24 @@ class ShardWriter:
             (_documents_path(self._path), NPY_HEADER + 8 * self._offsets),
         ):
             if not path.exists() or path.stat().st_size < length:
-                raise InputError(f"{path} has lost its end; give the command again to start anew.")
+                raise InputError(
+                    f"{path} is shorter than its saved progress; run the command again to start over."
+                )
             os.truncate(path, length)
         self._file = open(self._path, "r+b")  # noqa: SIM115
         self._documents = open(_documents_path(self._path), "r+b")  # noqa: SIM115
         self._file.seek(0)
-        self._file.write(bytes(HEADER.itemsize))  # it may have been finished already
+        self._file.write(bytes(HEADER.itemsize))  # clear the header of a shard that was already finished
         self._hash = hashlib.sha256()
         while chunk := self._file.read(CHUNK):
             self._hash.update(chunk)
         self._documents.seek(0, os.SEEK_END)
 
     def add(self, ids: Sequence[int] | NDArray, *, more: bool = False) -> None:
-        """Append one document, or a piece of one: all but the last say that there is `more`.
+        """Append one document, or a piece of one; `more` is true for all pieces but a document's last.
 
         Raises:
-            InputError: for an id outside the vocabulary, which the width of an id could not hold.
+            InputError: for an id outside the vocabulary, which might overflow the dtype.
         """
         wide = np.asarray(ids, dtype=None if isinstance(ids, np.ndarray) else np.int64)
         if len(wide) and not 0 <= wide.min() <= wide.max() < self.vocab_size:
@@ -171,7 +173,7 @@ class ShardWriter:
         self._in_document = more
 
     def state(self) -> WriterState:
-        """Force all that was added onto the disk, and say how much it is."""
+        """Flush all added tokens to disk (fsync) and return the progress."""
         for file in (self._file, self._documents):
             file.flush()
             os.fsync(file.fileno())
@@ -208,7 +210,7 @@ class Shard:
     Attributes:
         path: the file.
         tokens: (n_tokens,) uint16 or uint32 memory map of the ids.
-        header: what the file says about itself; None for a file of nanoGPT's.
+        header: the file's `HEADER`; None for nanoGPT's format.
     """
 
     path: Path
@@ -217,11 +219,11 @@ class Shard:
 
     @property
     def tokenizer(self) -> str | None:
-        """Fingerprint of the tokenizer that made the ids; None if the file does not say."""
+        """Fingerprint of the tokenizer that made the ids; None without a header."""
         return None if self.header is None else bytes(self.header["tokenizer"]).decode("ascii", "replace")
 
     def documents(self) -> NDArray:
-        """(n_documents,) int64: where each document's first token is; one document if the file does not say."""
+        """(n_documents,) int64 offsets of the documents' first tokens; [0] without a header."""
         if self.header is None:
             return np.zeros(1, dtype="<i8")
         path = _documents_path(self.path)
@@ -230,13 +232,13 @@ class Shard:
         try:
             return np.load(path)
         except (ValueError, EOFError) as error:
-            raise InputError(f"{path} is torn ({error}); prepare the data again.") from error
+            raise InputError(f"{path} is damaged ({error}); prepare the data again.") from error
 
     def verify(self, vocab_size: int) -> None:
-        """Read the whole shard once: its checksum must hold and every id must lie in the vocabulary.
+        """Read the whole shard once and check its checksum and that all ids are below `vocab_size`.
 
         Raises:
-            InputError: naming the file and what is wrong with it.
+            InputError: naming the file and the fault.
         """
         digest, largest = hashlib.sha256(), 0
         for start in range(0, len(self.tokens), CHUNK):
@@ -246,19 +248,19 @@ class Shard:
         if self.header is not None and _seal(digest, self.documents(), self.header) != bytes(
             self.header["checksum"]
         ).decode("ascii", "replace"):
-            raise InputError(f"{self.path} is damaged: its checksum does not hold. Prepare the data again.")
+            raise InputError(f"{self.path} is damaged: its checksum does not match. Prepare the data again.")
         if largest >= vocab_size:
             raise InputError(
                 f"{self.path} holds token id {largest}; the tokenizer has only {vocab_size} tokens. "
-                "Give the tokenizer that made it, or prepare the data again."
+                "Use the tokenizer that made the shard, or prepare the data again."
             )
 
 
 def open_split(folder: str | Path, split: str) -> list[Shard]:
-    """Open the shards of one split, in their order. Contents are not read here: see `Shard.verify`.
+    """Open the shards of one split, in order. Only headers are read; `Shard.verify` checks the ids.
 
     Raises:
-        InputError: if there are none, or one is torn or not a shard.
+        InputError: if there are no shards, or one is truncated or not a shard.
     """
     folder = Path(folder)
     plain = folder / f"{split}.bin"
@@ -272,7 +274,7 @@ def open_split(folder: str | Path, split: str) -> list[Shard]:
 
 
 def check_tokenizer(shards: Iterable[Shard], fingerprint: str, name: str) -> None:
-    """Make sure that the shards were made by the tokenizer with this fingerprint, called `name` in the message.
+    """Check that the shards were made by the tokenizer with this fingerprint, called `name` in the message.
 
     Raises:
         InputError: naming both fingerprints.
@@ -281,7 +283,7 @@ def check_tokenizer(shards: Iterable[Shard], fingerprint: str, name: str) -> Non
         if shard.tokenizer not in (None, fingerprint):
             raise InputError(
                 f"{shard.path} was made with the tokenizer {shard.tokenizer}, but {name} is {fingerprint}. "
-                "Use the tokenizer that lies beside the shards, or prepare the data again."
+                "Use the tokenizer in the folder of the shards, or prepare the data again."
             )
 
 
@@ -290,7 +292,9 @@ def _open_shard(path: Path) -> Shard:
     with open(path, "rb") as f:
         start = f.read(HEADER.itemsize)
     if len(start) < HEADER.itemsize or not start.startswith(MAGIC):
-        raise InputError(f"{path} is not a token shard: it does not begin with a whole header.")
+        raise InputError(
+            f"{path} is not a token shard: it does not begin with a complete header. Prepare the data again."
+        )
     header = np.frombuffer(start, HEADER)[0]
     if header["version"] != VERSION or header["token_bytes"] not in (2, 4):
         raise InputError(
@@ -299,14 +303,16 @@ def _open_shard(path: Path) -> Shard:
         )
     expected = HEADER.itemsize + int(header["n_tokens"]) * int(header["token_bytes"])
     if size != expected:
-        raise InputError(f"{path} is torn: {size} bytes instead of {expected}. Prepare the data again.")
+        raise InputError(f"{path} has {size} bytes, expected {expected}. Prepare the data again.")
     return Shard(path, _map(path, np.dtype(f"<u{header['token_bytes']}"), HEADER.itemsize), header)
 
 
 def _open_nanogpt(path: Path) -> Shard:
     size = os.path.getsize(path)
     if size % 2:
-        raise InputError(f"{path} is torn: {size} bytes cannot be uint16 ids, as nanoGPT writes them.")
+        raise InputError(
+            f"{path} has {size} bytes, an odd number, but nanoGPT writes uint16 ids; prepare the data again."
+        )
     return Shard(path, _map(path, np.dtype("<u2"), 0), None)
 
 
@@ -325,7 +331,7 @@ def _write_npy_header(file: BinaryIO, n: int) -> None:
 
 
 def _seal(digest: "hashlib._Hash", offsets: NDArray, header: np.ndarray) -> str:
-    """Finish the sha256 over ids, document offsets and every header field before the checksum itself."""
+    """Add the document offsets and the header up to the checksum to the sha256 of the ids; hex."""
     digest.update(offsets.tobytes())
     digest.update(header.tobytes()[: HEADER.fields["checksum"][1]])  # type: ignore[index]
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Where documents come from: files of text, JSON lines, CSV and Parquet, and sets on the Hugging Face hub."""
+"""Sources of documents: files of text, JSON lines, CSV and Parquet, and data sets on the Hugging Face hub."""
 
 import hashlib
 import io
@@ -12,24 +12,24 @@ from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import JSONL
 from gpt_core.common.list_files import list_files
 from gpt_core.data.row_files import as_string, no_column, read_csv, read_jsonl, read_parquet
-from gpt_core.data.text_pieces import cut_pieces, cut_text, survey
+from gpt_core.data.text_pieces import cut_pieces, cut_text, scan_utf8
 
-TEXT = (".txt", ".md")
-KINDS = (*TEXT, *JSONL, ".csv", ".parquet")
-HUB_POSITIONS = 64  # rows of a hub's set between two at which reading can go on
+TEXT_SUFFIXES = (".txt", ".md")
+SUFFIXES = (*TEXT_SUFFIXES, *JSONL, ".csv", ".parquet")
+HUB_ROWS_PER_POSITION = 64  # rows of a hub data set between two positions at which reading can resume
 SHAKESPEARE = Path(__file__).with_name("tiny_shakespeare.txt")
 
-Position = dict[str, Any]  # where reading goes on, as JSON
+Position = dict[str, Any]  # where reading resumes, as JSON
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """What a short name stands for.
+    """A data set with a short name.
 
     Attributes:
-        files: on this machine; if there are none, `hub` and `config` say where on the Hugging Face hub it lies.
-        tokenizer: the one to take if none is asked for.
-        val_fraction: the share for validation if none is asked for.
+        files: local files; if empty, `hub` and `config` name the data set on the Hugging Face hub.
+        tokenizer: the default tokenizer.
+        val_fraction: the default share for validation.
     """
 
     files: tuple[Path, ...] = ()
@@ -50,15 +50,15 @@ SETS = {
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of one document; the next pieces belong to the same one until one `ends` it.
+    """A piece of one document; the following pieces belong to the same document until a piece `ends` it.
 
     Attributes:
-        text: at most `pieces.PIECE` characters; empty for an empty document.
+        text: at most `text_pieces.PIECE_CHARACTERS` characters; empty for an empty document.
         split: "train" or "val".
-        ends: whether the document ends here.
-        harmless: whether a tokenizer cuts at this piece's end anyway.
-        done: how much of the source has been read, in the source's unit.
-        position: where reading goes on after this piece; None where it cannot begin.
+        ends: whether the document ends with this piece.
+        harmless: whether the cut at this piece's end leaves the token ids unchanged.
+        done: amount of the source read so far, in the source's unit.
+        position: where reading resumes after this piece; None if it cannot resume here.
     """
 
     text: str
@@ -73,8 +73,8 @@ class Source(Protocol):
     """Documents to read.
 
     Attributes:
-        identity: what must be the same for reading to go on; JSON.
-        total: how much there is, in `unit`; None if that is not known.
+        identity: what must be unchanged for reading to resume; JSON.
+        total: the size in `unit`; None if unknown.
         unit: "B" or "doc".
     """
 
@@ -85,7 +85,7 @@ class Source(Protocol):
     def read(self, position: Position | None = None, val_fraction: float = 0) -> Iterator[Piece]:
         """The documents in pieces, from `position` on.
 
-        A document goes whole to one split, chosen by the hash of its text; only a single text file is cut in two.
+        The hash of a document's text chooses its split; only a single text file is divided into both splits.
 
         Raises:
             InputError: naming the file and the line or row that cannot be read.
@@ -93,20 +93,20 @@ class Source(Protocol):
 
 
 class Files:
-    """Files of the kinds `KINDS`, and folders of such. A text file is one document; of the others each row is one.
+    """Files with a suffix of `SUFFIXES`, and folders of such files. A text file, or a row of another, is one document.
 
     Args:
-        paths: of files and folders.
-        column: where a row has its text: a key, or a column's name.
+        paths: files and folders.
+        column: key or column of the text in a row.
 
     Raises:
-        InputError: for a path that is missing or of no known kind, or a folder in which there is nothing to read.
+        InputError: for a path that is missing or has another suffix, or a folder without such files.
     """
 
     unit = "B"
 
     def __init__(self, paths: Sequence[str | Path], column: str = "text") -> None:
-        listed, self.skipped = list_files(paths, KINDS)
+        listed, self.skipped = list_files(paths, SUFFIXES)
         self.paths, self.column = [path for path, _ in listed], column
         stats = [path.stat() for path in self.paths]
         self.sizes = [stat.st_size for stat in stats]
@@ -122,12 +122,12 @@ class Files:
     def read(self, position: Position | None = None, val_fraction: float = 0) -> Iterator[Piece]:
         begin = position or {"file": 0}
         for number in range(begin["file"], len(self.paths)):
-            read = self._text if self.paths[number].name.endswith(TEXT) else self._rows
+            read = self._text if self.paths[number].name.endswith(TEXT_SUFFIXES) else self._rows
             yield from read(number, begin if number == begin["file"] else {}, val_fraction)
 
     def _text(self, number: int, begin: Position, val_fraction: float) -> Iterator[Piece]:
         path, before = self.paths[number], sum(self.sizes[:number])
-        n, digest = survey(path)
+        n, digest = scan_utf8(path)
         place, byte = begin.get("character", 0), begin.get("byte", 0)
         if len(self.paths) == 1 and val_fraction:
             documents = {"train": int(n * (1 - val_fraction)), "val": n}
@@ -137,7 +137,7 @@ class Files:
             yield Piece("", "train", True, True, before, {"file": number + 1})
         with open(path, "rb") as raw:
             raw.seek(byte)
-            file = io.TextIOWrapper(raw, "utf-8", newline="")  # line ends stay as they are
+            file = io.TextIOWrapper(raw, "utf-8", newline="")  # keep line ends
             for split, end in documents.items():
                 for text, harmless in cut_pieces(file.read, max(end - place, 0)):
                     place += len(text)
@@ -158,16 +158,16 @@ class Files:
 
 
 class HubSet:
-    """One split of a set that the library `datasets` can stream: its name on the Hugging Face hub, or a folder.
+    """One split of a data set that the library `datasets` can stream: a name on the Hugging Face hub, or a folder.
 
     Args:
         name: such as "roneneldan/TinyStories".
-        config: the set's configuration, if it has several.
-        split: which of its splits to read.
-        column: where a row has its text.
+        config: configuration of the data set, if it has several.
+        split: split to read.
+        column: column of the text.
 
     Raises:
-        InputError: if there is no such set, configuration, split or column, or no network.
+        InputError: if there is no such data set, configuration, split or column, or no network.
     """
 
     unit = "doc"
@@ -202,9 +202,9 @@ class HubSet:
             while True:
                 try:
                     values = next(rows, None)
-                except Exception as error:  # the library's own, its file systems' or the network's
+                except Exception as error:  # of the library, its file systems or the network
                     raise OSError(
-                        f"{self.name} broke off after row {row}: {str(error).partition(chr(10))[0]}"
+                        f"reading {self.name} failed after row {row}: {str(error).partition(chr(10))[0]}"
                     ) from error
                 if values is None:
                     return
@@ -213,24 +213,24 @@ class HubSet:
                 if self.column not in values:
                     raise InputError(no_column(place, self.column, list(values)))
                 after = None
-                if row % HUB_POSITIONS == 0:
+                if row % HUB_ROWS_PER_POSITION == 0:
                     after = {"row": row, "state": self._stream.state_dict()}
                 yield from _pieces(place, as_string(place, values[self.column]), val_fraction, row, after)
         finally:
-            rows.close()  # a reader of Parquet that the interpreter's end closes complains
+            rows.close()  # else a Parquet reader prints an error when the interpreter exits
 
 
 def open_builder(name: str, config: str | None) -> Any:
-    """The builder of a set that the library `datasets` knows: by its name on the Hugging Face hub, or a folder.
+    """The builder that the library `datasets` has for a name on the Hugging Face hub, or for a folder.
 
     Raises:
-        InputError: if there is no such set or configuration, or no network.
+        InputError: if there is no such data set or configuration, or no network.
     """
     with extra("train"):
         import datasets
         from huggingface_hub.utils import logging
     datasets.disable_progress_bars()
-    logging.set_verbosity_error()  # its retries; what they come to is said below
+    logging.set_verbosity_error()  # hides messages about retries; the final error is raised below
     try:
         try:
             return datasets.load_dataset_builder(name, config)
@@ -238,16 +238,15 @@ def open_builder(name: str, config: str | None) -> Any:
             if "scripts are no longer supported" not in str(error):
                 raise
             print(
-                f"{name} comes as a program; reading the hub's own Parquet copy of it, which for a set above"
+                f"{name} needs a loading script; reading the hub's Parquet copy instead, which ends after 5 GB."
             )
-            print("5 GB is only its first 5 GB.")
             return datasets.load_dataset_builder(name, config, revision="refs/convert/parquet")
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(unreadable(name, error)) from error
 
 
 def unreadable(name: str, error: Exception) -> str:
-    """What to say of a set that the library `datasets` does not give."""
+    """Error message for a data set that the library `datasets` cannot load."""
     reason = str(error).partition("\n")[0].rstrip(".")
     return f"The data set {name} cannot be read: {reason}. Check its name, configuration and split, and the network."
 
@@ -255,13 +254,13 @@ def unreadable(name: str, error: Exception) -> str:
 def open_source(
     input: list[str] | None, dataset: str | None, config: str | None, split: str, column: str
 ) -> Source:
-    """The source that a command line names: files by `input`, or else a set by `dataset`.
+    """The source that command-line arguments name: files (`input`) or a data set (`dataset`).
 
     Raises:
-        InputError: as `Files` and `HubSet`, or if not exactly one of the two is given.
+        InputError: as `Files` and `HubSet`, or if not exactly one of `input` and `dataset` is given.
     """
     if bool(input) == bool(dataset):
-        raise InputError("Give either --input or --dataset, so that it is clear what to read.")
+        raise InputError("Give either --input or --dataset, not both and not neither.")
     known = SETS.get(dataset or "", NamedSet(hub=dataset or ""))
     if not input and not known.files:
         return HubSet(known.hub, config or known.config, split, column)
@@ -269,19 +268,19 @@ def open_source(
     if files.skipped:
         names = ", ".join(path.name for path in files.skipped[:5])
         more = f" and {len(files.skipped) - 5} more" if len(files.skipped) > 5 else ""
-        print(f"left out, being of other kinds: {names}{more}")
+        print(f"skipped files of other types: {names}{more}")
     return files
 
 
 def _pieces(place: str, text: str, val_fraction: float, done: int, after: Position | None) -> Iterator[Piece]:
     digest = hashlib.sha256()
     try:
-        for start in range(0, len(text), 2**20):  # not at once: it may be long
+        for start in range(0, len(text), 2**20):  # in parts, to bound memory for long texts
             digest.update(text[start : start + 2**20].encode())
     except UnicodeEncodeError as error:
         half = f"U+{ord(error.object[error.start]):04X}"
         raise InputError(
-            f"{place}: the text holds {half}, half of a surrogate pair; mend it first."
+            f"{place}: the text holds {half}, half of a surrogate pair; replace or remove it first."
         ) from None
     split, left = _split(digest.hexdigest(), val_fraction), len(text)
     for piece, harmless in cut_text(text):

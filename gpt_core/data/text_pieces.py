@@ -1,9 +1,9 @@
-"""Long texts in pieces, cut where a tokenizer cuts anyway, so that the pieces' ids are those of the whole text.
+"""Cut long texts into pieces at pre-token boundaries, so that the pieces have the ids of the whole text.
 
-GPT-2's pre-tokeniser never joins what stands before a single space, or a single line feed, with the white space itself
-when neither neighbour is white space; nor a letter with the punctuation after it. A cut just before such a character
-changes nothing for it, nor for a tokenizer that scripts/train_tokenizer.py made; the spaces hold for Llama 3's and
-Qwen's, too. Not for a tokenizer that puts something before each text, as some of SentencePiece's do: see `cuts_show`.
+GPT-2's pre-tokenizer always splits before a single space or line feed between two characters that are not white space,
+and between a letter and the punctuation after it. Cuts there do not change the ids of GPT-2's tokenizer or of one made
+by scripts/train_tokenizer.py; cuts before spaces do not change those of Llama 3's and Qwen's either. Tokenizers that
+prepend a character to each text, as some of SentencePiece's do, give other ids: see `cuts_change_ids`.
 """
 
 import codecs
@@ -15,16 +15,16 @@ from pathlib import Path
 from gpt_core.common.errors import InputError
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-PIECE = 2**16  # characters of a piece at most
-# after a letter that has been one in all versions of Unicode, before punctuation that has been that
+PIECE_CHARACTERS = 2**16  # maximum length of a piece
+# Only letters and punctuation that have these categories in all versions of Unicode
 PUNCTUATION = re.compile(
     r"(?<=[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])[,.;:!?，。、；：！？]"
 )
 
 
 def cut_text(text: str) -> Iterator[tuple[str, bool]]:
-    """`text` in pieces of at most `PIECE` characters, each with whether it ends where every such cut is harmless."""
-    if len(text) <= PIECE:
+    """`text` in pieces of at most `PIECE_CHARACTERS`, each with whether the cut at its end leaves the ids unchanged."""
+    if len(text) <= PIECE_CHARACTERS:
         yield text, True
         return
     place = 0
@@ -38,11 +38,11 @@ def cut_text(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def cut_pieces(read: Callable[[int], str], n: int) -> Iterator[tuple[str, bool]]:
-    """The same for the next `n` characters of what `read` gives: it returns as many characters as it is asked for."""
+    """As `cut_text`, for the next `n` characters of a stream; `read(k)` returns exactly k characters."""
     rest = ""
     while n:
-        rest += read(min(PIECE, n) - len(rest))
-        if n <= PIECE:
+        rest += read(min(PIECE_CHARACTERS, n) - len(rest))
+        if n <= PIECE_CHARACTERS:
             yield rest, True
             return
         cut, harmless = _last_cut(rest)
@@ -52,7 +52,7 @@ def cut_pieces(read: Callable[[int], str], n: int) -> Iterator[tuple[str, bool]]
 
 
 def _last_cut(text: str) -> tuple[int, bool]:
-    """Where to cut in the second half of `text`, and whether that is harmless."""
+    """Position of the cut in the second half of `text`, and whether it leaves the ids unchanged."""
     half = len(text) // 2
     for space in " \n":
         place = text.rfind(space, half, -1)
@@ -64,11 +64,11 @@ def _last_cut(text: str) -> tuple[int, bool]:
     return (places[-1], True) if places else (len(text), False)
 
 
-def survey(path: Path) -> tuple[int, str]:
-    """Read a file of UTF-8 once: its number of characters and the sha256 of its bytes, in hex.
+def scan_utf8(path: Path) -> tuple[int, str]:
+    """Read a UTF-8 file once; return its number of characters and the sha256 of its bytes in hex.
 
     Raises:
-        InputError: naming the file and the byte at which it is not UTF-8.
+        InputError: naming the file and the first byte that is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     digest, n, place = hashlib.sha256(), 0, 0
@@ -87,7 +87,7 @@ def survey(path: Path) -> tuple[int, str]:
                 return n, digest.hexdigest()
 
 
-def cuts_show(tokenizer: Tokenizer) -> bool:
-    """Whether this tokenizer gives other ids for a text in two pieces, though cut at a single space."""
+def cuts_change_ids(tokenizer: Tokenizer) -> bool:
+    """Whether this tokenizer gives other ids for a text in two pieces that is cut before a single space."""
     whole, first, second = tokenizer.encode_to_numpy(["word word", "word", " word"])
     return whole.tolist() != [*first.tolist(), *second.tolist()]

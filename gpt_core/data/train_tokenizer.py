@@ -1,4 +1,4 @@
-"""Train a byte-level BPE: GPT-2's kind of tokenizer, on text of one's own."""
+"""Train a byte-level BPE tokenizer, as GPT-2 has it, on your text."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.files import atomic_folder, refuse_used
+from gpt_core.common.files import atomic_folder, require_empty_folder
 from gpt_core.data.prepare_data import read_with_bar
 from gpt_core.data.sources import open_source
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"
-SMALLEST = 257  # the 256 bytes and the end-of-text token
+MIN_VOCAB_SIZE = 257  # 256 bytes and the end-of-text token
 
 
 def train_tokenizer(
@@ -26,30 +26,30 @@ def train_tokenizer(
     column: str = "text",
     min_frequency: int = 2,
 ) -> None:
-    """Train a byte-level BPE, cut into words as GPT-2's, and write the folder that --tokenizer and transformers take.
+    """Train a byte-level BPE with GPT-2's pre-tokenization and write a folder that --tokenizer and transformers load.
 
-    Any text can be encoded with it and comes back as it was, because all 256 bytes are tokens. Token 0 is the
-    end-of-text token <|endoftext|>. The same text gives the same tokenizer. Memory grows with the number of distinct
-    words, not with the text.
+    Encoding and decoding restore any text, because all 256 bytes are tokens. Token 0 is the end-of-text token
+    <|endoftext|>. The same text gives the same tokenizer. Memory grows with the number of distinct words, not with the
+    length of the text.
 
     Args:
-        out: the folder to make; it must not exist or be empty.
-        vocab_size: number of tokens, 257 (bytes alone) or more; a multiple of 64 suits a GPU.
-        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such.
-        dataset: a set instead, as scripts/prepare_data.py takes it.
-        dataset_config: the set's configuration, if it has several.
-        dataset_split: which of the set's own splits to read.
-        column: where a row has its text: a key, or the name of a column.
+        out: the output folder; it must be empty or not exist.
+        vocab_size: number of tokens, 257 (bytes alone) or more; a multiple of 64 is fast on a GPU.
+        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such files.
+        dataset: a data set instead of files, as in scripts/prepare_data.py.
+        dataset_config: configuration of the data set, if it has several.
+        dataset_split: split of the data set to read.
+        column: key or column of the text in a row.
         min_frequency: how often a pair must occur to become a token.
     """
-    if vocab_size < SMALLEST:
+    if vocab_size < MIN_VOCAB_SIZE:
         raise InputError(
-            f"vocab_size is {vocab_size}; expected at least {SMALLEST}, for 256 bytes and the end-of-text token."
+            f"vocab_size is {vocab_size}; expected at least {MIN_VOCAB_SIZE}, for 256 bytes and the end-of-text token."
         )
     if min_frequency < 1:
         raise InputError(f"min_frequency is {min_frequency}; expected 1 or more.")
     target = Path(out)
-    refuse_used(target)
+    require_empty_folder(target)
     source = open_source(input, dataset, dataset_config, dataset_split, column)
     backend = RustTokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -71,7 +71,7 @@ def train_tokenizer(
 
     backend.train_from_iterator(texts(), trainer)
     if not n:
-        raise InputError("The input holds no text, on which a tokenizer could be trained.")
+        raise InputError("The input holds no text to train a tokenizer on; give files with text.")
     eos = backend.token_to_id(EOS)
     tokenizer = Tokenizer(backend, bos_id=eos, eos_id=eos)
     with atomic_folder(target) as folder:
@@ -80,4 +80,4 @@ def train_tokenizer(
         f"vocabulary of {tokenizer.vocab_size:,} from {n:,} characters, tokenizer {tokenizer.fingerprint[:12]}"
     )
     if tokenizer.vocab_size < vocab_size:
-        print(f"fewer than the {vocab_size:,} asked for: no other pair occurs {min_frequency} times")
+        print(f"fewer than the requested {vocab_size:,}: no other pair occurs {min_frequency} times")

@@ -1,1 +1,1 @@
-"""A finished model: language-model scores, inspection, plots, the report line."""
+"""Evaluation of trained models: language-model scores, inspection, plots, reports."""

@@ -1,4 +1,4 @@
-"""Evaluation of language models: the loss over a whole split of token shards, perplexity, bits per byte."""
+"""Language-model evaluation over a split of token shards: loss, perplexity, bits per byte."""
 
 import json
 import math
@@ -32,24 +32,23 @@ def evaluate_lm(
     dtype: Literal["float32", "bfloat16", "int8"] = "float32",
     device: DeviceName = "auto",
 ) -> None:
-    """Score language models on a whole split of token shards: loss, perplexity, bits per byte.
+    """Evaluate language models on a whole split of token shards: loss, perplexity, bits per byte.
 
-    The split is cut into windows of block_size tokens that do not overlap; each token but a shard's first is
-    predicted once, from the tokens before it in its window. loss is the mean over them in nats, perplexity its
-    exponential. bits_per_byte compares models of different tokenizers: the sum of the losses in bits over the bytes of
-    UTF-8 text that the predicted tokens stand for; an end of text costs bits and brings no byte. Prints a table and
-    ends with a line of JSON.
+    The split is cut into non-overlapping windows of block_size tokens; each token except a shard's first is predicted
+    once, from the tokens before it in its window. loss is the mean cross-entropy in nats, perplexity its exponential.
+    bits_per_byte compares models with different tokenizers: the total loss in bits divided by the UTF-8 bytes of the
+    predicted tokens; an end-of-text token adds loss but no bytes. Prints a table and ends with a line of JSON.
 
     Args:
-        model: model folders, runs' out_dir, or known names.
-        data: a folder with token shards, from scripts/prepare_data.py, made by the models' tokenizer.
-        split: which of its splits, such as val or train.
-        block_size: tokens in a window; if not given, each model's context.
-        dtype: of the matrix products; int8: weights of 8 bits, as `sample.py --dtype int8` uses them.
+        model: model folders, training runs' out_dir, or known names.
+        data: a folder with token shards, from scripts/prepare_data.py, made with the models' tokenizer.
+        split: which split to evaluate, such as val or train.
+        block_size: window length in tokens; by default each model's context.
+        dtype: of the matrix products; int8: int8 weights, as in `sample.py --dtype int8`.
         device: auto: cuda, else mps, else cpu.
     """
     if not model:
-        raise InputError("--model names nothing; expected model folders or known names.")
+        raise InputError("--model names nothing; expected one or more model folders or known names.")
     shards = open_split(data, split)
     place = pick_device(device)
     tokenizers = [Tokenizer.from_pretrained(name) for name in model]
@@ -60,8 +59,7 @@ def evaluate_lm(
         gpt = GPT.from_pretrained(name).to(place)
         if block_size is not None and not 1 <= block_size <= gpt.config.block_size:
             raise InputError(
-                f"block_size is {block_size}; {name} has a context of {gpt.config.block_size} tokens, expected 1 to "
-                "that."
+                f"block_size is {block_size}; expected 1 to {gpt.config.block_size}, the context of {name}."
             )
         for shard in shards:
             shard.verify(min(tokenizer.vocab_size, gpt.config.vocab_size))
@@ -78,13 +76,13 @@ def evaluate_lm(
 def score(
     model: GPT, windows: Windows, lengths: NDArray[np.int64], dtype: str = "float32"
 ) -> dict[str, float]:
-    """Loss, perplexity and bits per byte over every target of `windows`, and the numbers of tokens and bytes.
+    """Loss, perplexity and bits per byte over all targets of `windows`, with the numbers of tokens and bytes.
 
     Args:
-        model: in evaluation mode.
-        windows: what to predict.
-        lengths: (V,) bytes that each token stands for.
-        dtype: "float32" for the model's own, or "bfloat16" for matrix products under autocast.
+        model: the model, in evaluation mode.
+        windows: inputs and targets.
+        lengths: (V,) UTF-8 bytes of each token, from `byte_lengths`.
+        dtype: "float32" for the model's own dtype, or "bfloat16" for autocast.
     """
     loss_sum, n_targets, n_bytes = 0.0, 0, 0
     n_rows = max(1, EVAL_TOKENS // windows.block_size)
@@ -108,10 +106,10 @@ def score(
 
 
 def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """(V,): how many bytes of UTF-8 text each id stands for; a special token stands for none.
+    """Number of UTF-8 bytes of each token (V,); 0 for special tokens.
 
     Raises:
-        InputError: for a tokenizer whose tokens stand for different texts in different places.
+        InputError: for a tokenizer whose tokens decode differently depending on their neighbours.
     """
     decoder = json.dumps(json.loads(tokenizer.rust.to_str())["decoder"])
     if any(kind in decoder for kind in ("WordPiece", "BPEDecoder", "CTC")):
@@ -125,7 +123,7 @@ def byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
 
 
 def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The first model's bits per byte over each other's."""
+    """The first model's bits per byte divided by that of each other model."""
     first, *others = rows
     return {
         f"{first['model']}/{row['model']} bits_per_byte": first["bits_per_byte"] / row["bits_per_byte"]

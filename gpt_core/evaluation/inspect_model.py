@@ -1,4 +1,4 @@
-"""Looking inside a model: its shapes, what it weighs, where it looks and what it would say next."""
+"""Inspect a model: shapes, parameter counts, memory, attention and next-token probabilities."""
 
 import re
 import textwrap
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.plots import (
-    SHOWN,
+    MAX_DRAWN_TOKENS,
     attention_maps,
     plot_attention,
     plot_next,
@@ -18,7 +18,7 @@ from gpt_core.evaluation.plots import (
     require_matplotlib,
 )
 from gpt_core.generation.prompts import read_prompt, refuse_long
-from gpt_core.generation.sampling import OVERFLOWED
+from gpt_core.generation.sampling import NON_FINITE
 from gpt_core.hardware.device import pick_device
 from gpt_core.hardware.onednn import packs
 from gpt_core.hub.locate import resolve
@@ -29,15 +29,15 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 def inspect_model(
     *, model: str, prompt: str | None = None, out: str | None = None, top: int = 10, layer: int | None = None
 ) -> None:
-    """Print the shapes and parameter counts of a model, its memory, and what it would say next; draw its attention.
+    """Print a model's shapes, parameter counts, memory and next-token probabilities; draw its attention.
 
     Args:
         model: a model folder, a run's out_dir (its best checkpoint, else its latest), or a known model.
-        prompt: a text to be continued, or FILE:path; the next token and the attention patterns are those after it.
-        out: folder for the pictures: positions.png of learned positions, and with a prompt attention.png (every head of
-            every layer), attention_layer_N.png (the heads of one layer, with the tokens) and next_token.png.
-        top: how many of the best next tokens to show.
-        layer: whose heads are drawn one by one, from 0; the middle one by default.
+        prompt: a text, or FILE:path; needed for the next token and the attention weights.
+        out: folder for the pictures: positions.png (learned positions), and with a prompt attention.png (every head of
+            every layer), attention_layer_N.png (the heads of one layer, with token labels) and next_token.png.
+        top: number of most probable next tokens to show.
+        layer: index of the layer whose heads are drawn separately, from 0; the middle one by default.
     """
     if top < 1:
         raise InputError(f"top is {top}; expected at least 1 token to show.")
@@ -77,20 +77,20 @@ def inspect_model(
         names = [token_label(tokenizer, i) for i, _ in best]
         for (token, probability), name in zip(best, names, strict=True):
             print(f"  {probability:7.2%}  {name:<20} {token}")
-        print(f"  entropy {entropy:.2f} bits: as open as {2**entropy:,.1f} tokens that are equally likely")
+        print(f"  entropy {entropy:.2f} bits: perplexity {2**entropy:,.1f}")
         if folder_out is not None:
             shares = [probability for _, probability in best]
             plot_next(names, shares, entropy, labels, folder_out / "next_token.png")
-            maps = attention_maps(gpt, ids[:SHOWN])
-            plot_attention(maps, labels[:SHOWN], layer, folder_out)
-            if len(ids) > SHOWN:
-                print(f"  the pictures of attention show the first {SHOWN} of {len(ids)} tokens")
+            maps = attention_maps(gpt, ids[:MAX_DRAWN_TOKENS])
+            plot_attention(maps, labels[:MAX_DRAWN_TOKENS], layer, folder_out)
+            if len(ids) > MAX_DRAWN_TOKENS:
+                print(f"  the attention pictures show the first {MAX_DRAWN_TOKENS} of {len(ids)} tokens")
     if folder_out is not None:
         print(f"pictures in {folder_out}: " + ", ".join(sorted(p.name for p in folder_out.glob("*.png"))))
 
 
 def config_lines(model: GPT) -> list[str]:
-    """The configuration, several values on a line."""
+    """The configuration as wrapped lines of key=value."""
     values = {key: value for key, value in asdict(model.config).items() if value is not None}
     words = [
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
@@ -99,11 +99,11 @@ def config_lines(model: GPT) -> list[str]:
 
 
 def parameter_lines(model: GPT) -> list[str]:
-    """A table of all parameters, those of equal blocks once, then the sums by kind."""
+    """A table of all parameters, with those of equal blocks on one line, then the sums by kind."""
     rows: dict[tuple[str, str], list[Tensor]] = {}
     kinds = {"embeddings": 0, "attention": 0, "mlp": 0, "norms": 0}
     total = 0
-    for name, p in model.named_parameters():  # a tied head comes once
+    for name, p in model.named_parameters():  # a tied head is listed once
         rows.setdefault((re.sub(r"\.\d+\.", ".*.", name), " × ".join(map(str, p.shape))), []).append(p)
         kinds[_kind(name)] += p.numel()
         total += p.numel()
@@ -129,15 +129,15 @@ def _kind(name: str) -> str:
 
 
 def memory_lines(model: GPT) -> list[str]:
-    """What the weights and a text of the longest context take, in each number format that `sample` and `chat` offer."""
+    """Memory of the weights, and of the cache per token and per full context, for each dtype of `sample` and `chat`."""
     config, parameters = model.config, dict(model.named_parameters())
     n = sum(p.numel() for p in parameters.values())
-    # to_int8 gives matrices 8 bits and their rows a scale of 16; all else has 16
+    # to_int8: matrices in int8 with a bfloat16 scale per row; all else in bfloat16
     matrices = [p for name, p in parameters.items() if p.dim() == 2 and not name.startswith("wpe.")]
     n_int8 = 2 * n - sum(p.numel() - 2 * len(p) for p in matrices)
     per_token = 2 * config.n_layer * config.n_kv_head * config.head_dim  # keys and values
     lines = [f"{'memory':<10}{'weights':>12}{'cache, one token':>20}{f'{config.block_size} tokens':>16}"]
-    # What is packed for products is no table to look tokens up in: then a head that is tied has rows of its own.
+    # Packed weights cannot serve as an embedding table, so a tied head needs a second copy of the rows.
     head = config.vocab_size * config.n_embd if model.head is None else 0
     n_32, n_16 = (n + head * packs(pick_device("auto"), dtype) for dtype in (torch.float32, torch.bfloat16))
     for name, weights, width in (("float32", 4 * n_32, 4), ("bfloat16", 2 * n_16, 2), ("int8", n_int8, 2)):
@@ -158,53 +158,53 @@ def _size(n_bytes: float) -> str:
 
 @torch.inference_mode()
 def next_tokens(model: GPT, ids: list[int], top: int, n_tokens: int) -> tuple[list[tuple[int, float]], float]:
-    """What may follow a text.
+    """The most probable next tokens after a text.
 
     Args:
-        model: in evaluation mode.
-        ids: the text.
-        top: how many of the best tokens to return.
-        n_tokens: the tokenizer's vocabulary; the rows that pad the model's beyond it do not count.
+        model: the model, in evaluation mode.
+        ids: token ids of the text.
+        top: number of tokens to return.
+        n_tokens: size of the tokenizer's vocabulary; the model's padding rows beyond it are ignored.
 
     Returns:
-        The best tokens with their probabilities, and the entropy of the whole distribution in bits.
+        (id, probability) of the `top` most probable tokens in descending order, and the entropy of the whole
+        distribution in bits.
 
     Raises:
-        FloatingPointError: if there are none, since a logit is NaN.
+        FloatingPointError: if a logit is NaN.
     """
     hidden = model(torch.tensor([ids], device=model.device), logits=False).hidden[0, -1]
     logprobs = model.logits(hidden)[:n_tokens].float().log_softmax(-1)
     probabilities = logprobs.exp()
     if probabilities.isnan().any():
-        raise FloatingPointError(f"the best logit is nan: {OVERFLOWED}")
+        raise FloatingPointError(f"the best logit is nan: {NON_FINITE}")
     entropy = torch.special.entr(probabilities).sum().item() / torch.log(torch.tensor(2.0)).item()
     best = probabilities.topk(min(top, len(probabilities)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True)), entropy
 
 
 def token_label(tokenizer: Tokenizer, token: int) -> str:
-    """A token in quotes, control characters escaped; its number where it is no whole character."""
+    """The token's text in quotes with control characters escaped, or #id if it is not a whole character."""
     text = tokenizer.decode([token])
     return f"#{token}" if not text or "\ufffd" in text else repr(text)
 
 
 def prompt_labels(tokenizer: Tokenizer, text: str, ids: list[int]) -> list[str]:
-    """`token_label` of a text's tokens; where a character takes several of them, it is named with the part's number.
+    """`token_label` of each token; tokens that are part of a character are labelled as character/part number.
 
     Args:
-        tokenizer: the model's own.
+        tokenizer: the model's tokenizer.
         text: the prompt.
-        ids: its tokens, with the special ones around it.
+        ids: token ids of the prompt, including special tokens around it.
     """
     labels = [token_label(tokenizer, i) for i in ids]
     plain, offsets = tokenizer.encode_with_offsets(text)
     first = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), None)
-    if first is None:  # a tokenizer that reads the text otherwise between special tokens
+    if first is None:  # the tokenizer encodes the text differently between special tokens
         return labels
     parts: dict[int, int] = {}
-    for i, place in enumerate(offsets, first):
+    for i, (start, end) in enumerate(offsets, first):
         if labels[i].startswith("#"):
-            start, end = place
             parts[end] = parts.get(end, 0) + 1
             labels[i] = f"{text[start:end]!r}/{parts[end]}"
     return labels

@@ -1,4 +1,4 @@
-"""Pictures of what is inside a model: learned positions, attention, the next token. Needs matplotlib."""
+"""Plots of learned positions, attention weights and next-token probabilities. Needs matplotlib."""
 
 import io
 import logging
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHOWN = 256  # tokens of a prompt whose attention is drawn
-LABELLED = 40  # tokens up to which the axes name each one
-LONG = 14  # characters of a token's name that are shown
-# Fonts with Chinese, as they are called on Linux, macOS and Windows; the first that is there is used
-CHINESE = (
+MAX_DRAWN_TOKENS = 256  # prompt tokens whose attention is drawn
+MAX_LABELLED_TOKENS = 40  # with more tokens the axes have no token labels
+MAX_LABEL_CHARACTERS = 14  # longer token labels are cut
+# Fonts with Chinese characters on Linux, macOS and Windows; the first installed one is used
+CHINESE_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
     *("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Droid Sans Fallback"),
 )
 
 
 class AttentionWeights(TorchFunctionMode):
-    """Keeps the attention weights of every `attend` that runs inside the block; a context manager.
+    """Context manager that records the attention weights of every `attend` call.
 
-    It asks `attend` itself, with the columns of the identity for values: softmax(q·kᵀ)·I. So it shows whatever is
-    computed there, masks, windows and biases included, without a second copy of the arithmetic.
+    It calls `attend` again with the columns of the identity matrix as values: softmax(q·kᵀ)·I. The weights therefore
+    include masks, windows and biases, without a second implementation.
 
     Attributes:
-        maps: for each call, in order, (n_head, T, S) of the first row, in float32 on the CPU.
+        maps: for each call, in order, weights (n_head, T, S) of the first sequence, float32 on the CPU.
     """
 
     def __init__(self) -> None:
@@ -62,24 +62,24 @@ class AttentionWeights(TorchFunctionMode):
 
 @torch.no_grad()
 def attention_maps(model: GPT, ids: list[int]) -> Tensor:
-    """Who looks at whom: (n_layer, n_head, T, T), each row adding up to 1."""
+    """Attention weights (n_layer, n_head, T, T) over `ids`; each row sums to 1."""
     with AttentionWeights() as weights:
         model(torch.tensor([ids], device=model.device), logits=False)
     return torch.stack(weights.maps)
 
 
 def require_matplotlib() -> None:
-    """Refuse to begin what could not be drawn.
+    """Check that matplotlib is installed, before any work.
 
     Raises:
-        InputError: naming the extra that brings matplotlib, if it is not installed.
+        InputError: naming the pip extra to install, if it is not installed.
     """
     with extra("train"):
         import matplotlib  # noqa: F401
 
 
 def plot_positions(weight: Tensor, path: Path) -> None:
-    """Learned positions (block_size, C): how alike any two are, how long they are, and the directions that they use."""
+    """Plot learned positions (block_size, C): pairwise cosines, norms, and projections on the principal components."""
     unit = torch.nn.functional.normalize(weight.float(), dim=1)
     _, strengths, directions = torch.linalg.svd(weight.float() - weight.float().mean(0), full_matrices=False)
     figure = _figure(11, 4.6)
@@ -90,28 +90,28 @@ def plot_positions(weight: Tensor, path: Path) -> None:
     left.set(title="cosine of two positions", xlabel="position", ylabel="position")
     figure.colorbar(image, ax=left, shrink=0.8)
     upper.plot(weight.float().norm(dim=1).numpy(), color="#1f4e8c", linewidth=1.2)
-    upper.set(title="length of the vector", xlabel="position", ylim=(0, None))
+    upper.set(title="norm of the vector", xlabel="position", ylim=(0, None))
     n = min(3, len(directions))
     share = strengths[:n].square() / strengths.square().sum().clamp(min=1e-30)
     for i, color in zip(range(n), ("#1f4e8c", "#c8501e", "#3c8c5a"), strict=False):
         values = (weight.float() - weight.float().mean(0)) @ directions[i]
         lower.plot(values.numpy(), color=color, linewidth=1.2, label=f"{share[i]:.0%}")
-    lower.set(title="along the main directions, with their shares of the variance", xlabel="position")
+    lower.set(title="principal components, with their shares of the variance", xlabel="position")
     lower.margins(y=0.25)  # for the legend
     lower.legend(frameon=False, fontsize=8, loc="upper center", ncols=n)
     for axes in (upper, lower):
-        _plain(axes)
+        _style(axes)
     _save(figure, path)
 
 
 def plot_attention(maps: Tensor, labels: Sequence[str], layer: int, folder: Path) -> None:
-    """Write attention.png, every head of every layer, and attention_layer_N.png, the heads of one with the tokens.
+    """Write attention.png (every head of every layer) and attention_layer_N.png (one layer, with token labels).
 
     Args:
         maps: (n_layer, n_head, T, T), from `attention_maps`.
-        labels: the T tokens' names.
-        layer: which layer's heads to draw one by one.
-        folder: where to.
+        labels: the T token labels.
+        layer: index of the layer whose heads are drawn separately.
+        folder: output folder.
     """
     n_head, n_tokens = maps.shape[1:3]
     maps = maps.masked_fill(torch.ones(n_tokens, n_tokens, dtype=torch.bool).triu(1), torch.nan)
@@ -119,14 +119,14 @@ def plot_attention(maps: Tensor, labels: Sequence[str], layer: int, folder: Path
 
     columns = next(n for n in (1, 2, 3, 4) if n * n >= n_head or n == 4)
     rows = -(-n_head // columns)
-    named = n_tokens <= LABELLED
+    named = n_tokens <= MAX_LABELLED_TOKENS
     side = max(2.6, 0.16 * n_tokens) + 0.8 if named else 3.4
     figure = _figure(side * columns, side * rows + 0.4)
-    figure.suptitle(f"layer {layer}: how much each token (row) looks at each one before it (column)")
+    figure.suptitle(f"layer {layer}: how much each token (row) attends to each earlier token (column)")
     names, font = drawable(labels)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for head, axes in enumerate(grid[:n_head]):
-        image = _show(axes, maps[layer, head])
+        image = _draw_weights(axes, maps[layer, head])
         axes.set_title(f"head {head}", fontsize=9)
         if named:
             places = range(n_tokens)
@@ -141,9 +141,9 @@ def plot_attention(maps: Tensor, labels: Sequence[str], layer: int, folder: Path
 
 
 def _overview(maps: Tensor) -> "Figure":
-    """All maps (n_layer, n_head, T, T) as one mosaic: a picture each would take minutes with hundreds of them."""
+    """All maps (n_layer, n_head, T, T) in one image: hundreds of separate axes would take minutes to draw."""
     n_layer, n_head, n_tokens, _ = maps.shape
-    scale = max(1, -(-48 // n_tokens))  # a few tokens are drawn as large as many
+    scale = max(1, -(-48 // n_tokens))  # enlarge the maps of short prompts
     tile = maps.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     gap = max(2, tile.shape[2] // 12)
     tile = torch.nn.functional.pad(tile, (0, gap, 0, gap), value=torch.nan)
@@ -151,7 +151,7 @@ def _overview(maps: Tensor) -> "Figure":
     mosaic = tile.permute(0, 2, 1, 3).reshape(n_layer * size, n_head * size)[:-gap, :-gap]
     figure = _figure(0.9 * n_head + 1.4, 0.9 * n_layer + 0.8)
     axes = figure.add_subplot()
-    image = _show(axes, mosaic)
+    image = _draw_weights(axes, mosaic)
     middle = (size - gap) / 2
     axes.set_xticks([middle + size * i for i in range(n_head)], [str(i) for i in range(n_head)])
     axes.set_yticks([middle + size * i for i in range(n_layer)], [str(i) for i in range(n_layer)])
@@ -165,14 +165,14 @@ def _overview(maps: Tensor) -> "Figure":
 def plot_next(
     names: Sequence[str], shares: Sequence[float], entropy: float, prompt: Sequence[str], path: Path
 ) -> None:
-    """Bars of the most likely next tokens.
+    """Plot a bar chart of the most probable next tokens.
 
     Args:
-        names: of the tokens, best first.
+        names: token labels, most probable first.
         shares: their probabilities.
         entropy: of the whole distribution, in bits.
-        prompt: the names of the tokens before them, for the title.
-        path: the PNG to write.
+        prompt: labels of the prompt's tokens, for the title.
+        path: the PNG file to write.
     """
     bars, font = drawable(names)
     figure = _figure(7, 1.2 + 0.32 * len(names))
@@ -184,36 +184,38 @@ def plot_next(
     axes.set_xlim(0, max(shares) * 1.12)
     for place, share in zip(places, shares, strict=True):
         axes.text(share, place, f" {share:.1%}", va="center", fontsize=8)
-    axes.set_xlabel(f"probability; entropy of all {entropy:.2f} bits")
+    axes.set_xlabel(f"probability; entropy {entropy:.2f} bits")
     before, font = drawable(prompt[-6:])
     axes.set_title("after " + " ".join(before), fontsize=9, fontfamily=font, parse_math=False)
-    _plain(axes)
+    _style(axes)
     _save(figure, path)
 
 
 def drawable(labels: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Labels without a character that would be drawn as an empty box, and the fonts to draw them with.
+    """Labels that the fonts can draw, and the names of these fonts.
 
-    A Chinese font is taken where one is installed. What no font holds is escaped as in Python, and long labels are cut.
+    A Chinese font is used where one is installed. Characters without a glyph are escaped as in Python; long labels are
+    cut.
     """
     from matplotlib import font_manager
 
-    # which says for each label that a Chinese font comes in one weight
+    # It warns for each label that a Chinese font has only one weight.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     installed = set(font_manager.get_font_names())
-    fonts = [
-        "DejaVu Sans",
-        *[name for name in CHINESE if name in installed][:1],
-    ]  # the first comes with matplotlib
-    held = set[int]()
+    # DejaVu Sans is part of matplotlib.
+    fonts = ["DejaVu Sans", *[name for name in CHINESE_FONTS if name in installed][:1]]
+    glyphs = set[int]()
     for font in fonts:
-        held |= font_manager.get_font(font_manager.findfont(font)).get_charmap().keys()
-    short = [label if len(label) <= LONG else label[: LONG - 1] + "…" for label in labels]
-    return ["".join(c if ord(c) in held else ascii(c)[1:-1] for c in label) for label in short], fonts
+        glyphs |= font_manager.get_font(font_manager.findfont(font)).get_charmap().keys()
+    short = [
+        label if len(label) <= MAX_LABEL_CHARACTERS else label[: MAX_LABEL_CHARACTERS - 1] + "…"
+        for label in labels
+    ]
+    return ["".join(c if ord(c) in glyphs else ascii(c)[1:-1] for c in label) for label in short], fonts
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches, that no window system needs to know of."""
+    """An empty figure of a size in inches, which needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -222,8 +224,8 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _show(axes: "Axes", weights: Tensor) -> Any:
-    """Draw weights from 0 to 1, the faint ones lifted; what may not be looked at (NaN) stays white."""
+def _draw_weights(axes: "Axes", weights: Tensor) -> Any:
+    """Draw weights from 0 to 1 on a square-root colour scale; masked positions (NaN) stay white."""
     from matplotlib.colors import PowerNorm
 
     axes.set_facecolor("white")
@@ -236,7 +238,7 @@ def _show(axes: "Axes", weights: Tensor) -> Any:
     )
 
 
-def _plain(axes: "Axes") -> None:
+def _style(axes: "Axes") -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""How `eval.py` and `bench.py` end: a table for people, one line of JSON for programs."""
+"""Reports of `eval.py` and `bench.py`: a table, then one line of JSON."""
 
 import json
 import os
@@ -24,11 +24,11 @@ def print_report(
     """Print `columns` of `results` as a table, then everything as one JSON object on the last line.
 
     Args:
-        results: rows; a number is printed with four decimals in the table, and rounded to six in the JSON. A list of
-            numbers is an interval.
-        columns: which keys of a row the table shows.
-        ratios: "ours/peer figure" → ours divided by the peer's.
-        packages: installed packages whose versions belong to the result, besides Python, torch and ours.
+        results: rows; numbers have four decimals in the table and six in the JSON. A list of two numbers is an
+            interval.
+        columns: keys of a row that the table shows.
+        ratios: "ours/peer figure" → our figure divided by the peer's.
+        packages: installed packages whose versions are reported, besides Python, torch and zhizhi.
     """
     _print_table(results, columns)
     report = {
@@ -43,7 +43,7 @@ def print_report(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on: processor, cores this process may use, threads, memory in GiB, GPU."""
+    """The machine: processor, cores available to this process, threads, memory in GiB, GPU."""
     names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -69,7 +69,7 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, list):  # an interval's ends
+    if isinstance(value, list):  # bounds of an interval
         return " to ".join(f"{end:+.4f}" for end in value)
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 

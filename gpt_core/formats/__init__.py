@@ -1,1 +1,1 @@
-"""Models on disk: Hugging Face, GGUF, nanoGPT and small-gpt, model cards, export."""
+"""File formats of models: Hugging Face, GGUF, nanoGPT and small-gpt; model cards, export."""

@@ -1,7 +1,7 @@
-"""Model cards: the README.md beside a model that says what it is and how it was made.
+"""Model cards: a README.md in a model's folder that describes the model and how it was made.
 
-The head is Hugging Face's metadata for its hub; the idea is Mitchell et al. 2019, "Model Cards for Model Reporting". A
-card without our mark is somebody's own and stays as it is.
+The head is Hugging Face's metadata for its hub; model cards are by Mitchell et al. 2019, "Model Cards for Model
+Reporting". A card without MARK was written by the user and is never changed.
 """
 
 import dataclasses
@@ -15,25 +15,29 @@ from typing import Any
 import yaml
 
 from gpt_core.common.files import atomic_write
-from gpt_core.hub.locate import KNOWN, cache_dir, resolve
+from gpt_core.hub.locate import KNOWN_MODELS, cache_dir, resolve
 from gpt_core.model.config import GPTConfig
 
 README = "README.md"
 MARK = "<!-- written by zhizhi; without this line the card is yours and stays as you write it -->"
 LICENCE_KEYS = ("license", "license_name", "license_link")
-COMMANDS = "Made with"
-OWN_SECTIONS = ("Shape", "Licence")  # which follow from the model's own files
-DIAGNOSTICS = ("activation_max", "attention_logit_max", "update_to_weight")  # of a step, no scores of a model
+COMMANDS_SECTION = "Made with"
+DERIVED_SECTIONS = ("Shape", "Licence")  # derived from the model's files
+DIAGNOSTICS = (
+    "activation_max",
+    "attention_logit_max",
+    "update_to_weight",
+)  # metrics of a step, not scores of a model
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says.
+    """The content of a model card.
 
     Attributes:
         head: Hugging Face's metadata: license, base_model, library_name, tags …
-        sections: Markdown by heading, in this order.
-        licence_text: what stands in the file LICENSE beside the model; None: there is no such file.
+        sections: Markdown by heading, in order.
+        licence_text: content of the file LICENSE in the model's folder; None: there is no such file.
     """
 
     head: dict[str, Any] = field(default_factory=dict)
@@ -42,13 +46,13 @@ class Card:
 
     @property
     def licence(self) -> str | None:
-        """The licence of the weights as Hugging Face spells it, e.g. apache-2.0; None: nobody stated it."""
+        """The licence of the weights as Hugging Face spells it, e.g. apache-2.0; None: unknown."""
         value = self.head.get("license")
         return value if isinstance(value, str) else None
 
 
 def model_card(card: Card, config: GPTConfig, n_parameters: int, dtype: str) -> str:
-    """The text of a card for a model of this shape: `card`, with the shape in front and the licence behind."""
+    """The text of a card: `card` with the section Shape added at the beginning and Licence at the end."""
     family = config.model_type
     own = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["zhizhi", family]}
     terms = f"Of the weights: {card.licence}." if card.licence else "Of the weights: not stated."
@@ -59,17 +63,17 @@ def model_card(card: Card, config: GPTConfig, n_parameters: int, dtype: str) -> 
 
 
 def write_card(folder: Path, card: Card, config: GPTConfig, n_parameters: int, dtype: str) -> None:
-    """Write README.md, and LICENSE where there is one, unless somebody's own README.md stands there.
+    """Write README.md, and LICENSE if the card has one, unless the folder has a README.md without MARK.
 
     Args:
-        folder: the model's.
-        card: what else than the shape is known about it.
-        config: its shape.
-        n_parameters: how many numbers it has.
-        dtype: in what form.
+        folder: the model's folder.
+        card: the content besides the shape.
+        config: the model's shape.
+        n_parameters: number of parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        OSError: if the disk does not take it.
+        OSError: if a file cannot be written.
     """
     if _is_ours(folder):
         atomic_write(folder / README, model_card(card, config, n_parameters, dtype))
@@ -78,7 +82,7 @@ def write_card(folder: Path, card: Card, config: GPTConfig, n_parameters: int, d
 
 
 def add_progress(folder: Path, step: int, figures: dict[str, float]) -> None:
-    """Say in the card of a checkpoint, if it has one, how far the training was and what the evaluation said."""
+    """Add the step and the evaluation's figures to the card of a checkpoint, if it has one with MARK."""
     if not (folder / README).is_file() or not _is_ours(folder):
         return
     card = read_card(folder)
@@ -89,12 +93,12 @@ def add_progress(folder: Path, step: int, figures: dict[str, float]) -> None:
     found = card.sections | {"Training": training}
     if scores:
         found["Scores"] = "\n".join(["| evaluation | |", "|---|---|", *scores])
-    last = {name: found.pop(name) for name in (COMMANDS, "Licence") if name in found}
+    last = {name: found.pop(name) for name in (COMMANDS_SECTION, "Licence") if name in found}
     atomic_write(folder / README, _text(replace(card, sections=found | last)))
 
 
 def read_card(folder: Path) -> Card:
-    """The card in `folder`; of one that is not ours, the head alone. Empty where there is none that can be read."""
+    """The card in `folder`, without sections if it lacks MARK; an empty card if there is no readable README.md."""
     licence_text = None
     for path in sorted(folder.glob("LICEN[CS]E*")):
         licence_text = path.read_text(encoding="utf-8", errors="replace")
@@ -114,35 +118,35 @@ def read_card(folder: Path) -> Card:
 
 
 def derived(model: str, folder: Path) -> Card:
-    """What a model inherits from the one that it is made from: licence, base model, history.
+    """The card that a model inherits from its source model: licence, base model, history.
 
     Args:
-        model: the other one, as the user named it.
-        folder: where it is.
+        model: the source model, as the user named it.
+        folder: the source model's folder.
 
     Returns:
-        A card without what is particular to the other one's files.
+        A card without the sections derived from the source model's files.
     """
     source = read_card(folder)
     head = {key: source.head[key] for key in (*LICENCE_KEYS, "base_model") if key in source.head}
-    if model in KNOWN:
-        head = {"license": KNOWN[model].licence} | head | {"base_model": KNOWN[model].hub}
+    if model in KNOWN_MODELS:
+        head = {"license": KNOWN_MODELS[model].licence} | head | {"base_model": KNOWN_MODELS[model].hub}
     elif folder == cache_dir() / "models" / model:  # from the hub
         head["base_model"] = model
     if source.licence_text is not None:
         head = {"license": "other", "license_link": "LICENSE"} | head
-    history = {name: text for name, text in source.sections.items() if name not in OWN_SECTIONS}
+    history = {name: text for name, text in source.sections.items() if name not in DERIVED_SECTIONS}
     return Card(head, history, source.licence_text)
 
 
 def trained(config: Any, data: list[str], init_from: str | None, resume: Path | None) -> Card:
-    """The card of what a training makes.
+    """The card of a trained model.
 
     Args:
         config: the training's configuration, a dataclass instance.
-        data: what it learns from, a line each.
-        init_from: the model that it begins with, as the user named it; None: with none.
-        resume: the checkpoint that it goes on from.
+        data: descriptions of the training data, one line each.
+        init_from: the initial model, as the user named it; None: random weights.
+        resume: the checkpoint that training resumes from; None: training starts at step 0.
     """
     start = Card()
     if resume is not None:
@@ -161,35 +165,35 @@ def trained(config: Any, data: list[str], init_from: str | None, resume: Path | 
         "Data": "\n".join(f"- {line}" for line in data),
         "Training": f"{origin}, with\n\n```yaml\n{settings}\n```",
     }
-    if COMMANDS in start.sections:
-        sections[COMMANDS] = start.sections[COMMANDS]
+    if COMMANDS_SECTION in start.sections:
+        sections[COMMANDS_SECTION] = start.sections[COMMANDS_SECTION]
     return replace(start, sections=sections)
 
 
 def with_command(card: Card) -> Card:
-    """The card with the command that runs now behind those that made what it was made from."""
+    """The card with the current command line appended to those of its source models."""
     command = command_line()
-    before = card.sections.get(COMMANDS, "").removeprefix("```sh\n").removesuffix("\n```")
+    before = card.sections.get(COMMANDS_SECTION, "").removeprefix("```sh\n").removesuffix("\n```")
     lines = before.splitlines()
     if command is None or lines[-1:] == [command]:
         return card
     block = "\n".join(["```sh", *lines, command, "```"])
-    return replace(card, sections=card.sections | {COMMANDS: block})
+    return replace(card, sections=card.sections | {COMMANDS_SECTION: block})
 
 
 def command_line() -> str | None:
-    """The command line of the door that runs now, as it can be typed again; None outside our doors.
+    """The current command line, quoted for a shell; None if the process is not one of this package's commands.
 
-    It holds what the user typed and nothing else: no folders of this machine, nothing of the environment.
+    Contains only what the user typed: no absolute folder of this machine and no environment variables.
     """
-    door = Path(sys.argv[0])
+    script = Path(sys.argv[0])
     if sys.argv[0].startswith("zhizhi "):
         words = sys.argv[0].split()
-    elif door.parent.name == "scripts" and door.suffix == ".py":
+    elif script.parent.name == "scripts" and script.suffix == ".py":
         launcher = "python"
         if "LOCAL_RANK" in os.environ:
             launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', '1')}"
-        words = [*launcher.split(), f"scripts/{door.name}"]
+        words = [*launcher.split(), f"scripts/{script.name}"]
     else:
         return None
     typed = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]
@@ -213,7 +217,7 @@ def shape_table(config: GPTConfig, n_parameters: int, dtype: str) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word for a shell, on one line; what has control characters in bash's way."""
+    """A word quoted for a shell, on one line; control characters use bash's $'…' quoting."""
     if word.isprintable():
         return shlex.quote(word)
     escaped = word.encode("unicode_escape").decode().replace("'", "\\'")
@@ -227,6 +231,6 @@ def _text(card: Card) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether README.md may be written: there is none, or one that bears our mark."""
+    """Whether README.md may be written: it does not exist, or it contains MARK."""
     path = folder / README
     return not path.exists() or MARK.encode() in path.read_bytes()

@@ -1,4 +1,4 @@
-"""A model as other tools open it: a Hugging Face folder, or one GGUF file."""
+"""Export a model for other tools: as a Hugging Face folder, or as one GGUF file."""
 
 import json
 import sys
@@ -20,17 +20,17 @@ HFDtype = Literal["float32", "bfloat16", "float16"]
 
 
 def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32", card: Card | None = None) -> None:
-    """Write a model folder as transformers and vLLM open it: model, tokenizer, chat template, generation settings.
+    """Export a model folder for transformers and vLLM: model, tokenizer, chat template, generation settings.
 
     Args:
         folder: a model folder.
-        target: the folder to make.
-        dtype: of the weights; float32 keeps them as they are.
-        card: what README.md is to say beside the shape.
+        target: the output folder.
+        dtype: of the weights; float32 keeps them unchanged.
+        card: the content of README.md besides the shape.
 
     Raises:
-        InputError: for a model without a tokenizer that fits it, or one that no Hugging Face family computes.
-        OSError: if the disk does not take it; nothing is left then.
+        InputError: for a model without a matching tokenizer, or one that no Hugging Face family computes.
+        OSError: if it cannot be written; `target` does not exist then.
     """
     model, tokenizer = load(folder)
     weights = {name: w.to(getattr(torch, dtype)) for name, w in model.state_dict().items()}
@@ -49,21 +49,20 @@ def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32", card: Card
 
 
 def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16", card: Card | None = None) -> Path:
-    """Write a model folder as one GGUF file, named after `target`, with the tokenizer in it.
+    """Export a model folder as one GGUF file, named after `target`, which includes the tokenizer.
 
     Args:
         folder: a model folder.
-        target: the folder to make for it.
+        target: the output folder.
         dtype: of the matrices.
-        card: what README.md is to say beside the shape.
+        card: the content of README.md besides the shape.
 
     Returns:
         The file.
 
     Raises:
-        InputError: for a model without a tokenizer that fits it, or a graph or tokenizer that llama.cpp does not
-            compute.
-        OSError: if the disk does not take it; nothing is left then.
+        InputError: for a model without a matching tokenizer, or a graph or tokenizer that llama.cpp does not support.
+        OSError: if it cannot be written; `target` does not exist then.
     """
     model, tokenizer = load(folder)
     check_graph(model.config)
@@ -76,20 +75,20 @@ def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16", card: 
         write_card(scratch, replace(card, head=head), model.config, n_parameters, dtype)
     if model.config.mlp == "gelu_erf":
         print(
-            "llama.cpp computes GELU in its tanh form, which is within 5e-4 of this model's exact one",
+            "llama.cpp computes the tanh form of GELU, which is within 5e-4 of this model's exact GELU",
             file=sys.stderr,
         )
     if kept:
         print(
-            f"{len(kept)} matrices stayed float16, first {kept[0]}: their rows are no multiple of 32 long, which q8_0 "
-            "wants",
+            f"{len(kept)} matrices stayed float16, first {kept[0]}: q8_0 requires a row length that is a multiple of "
+            "32",
             file=sys.stderr,
         )
     return target / file
 
 
 def load(folder: Path) -> tuple[GPT, Tokenizer]:
-    """The model and the tokenizer of a folder, the model's special ids completed by the tokenizer's.
+    """The model and the tokenizer of a folder; special ids that the model's config lacks come from the tokenizer.
 
     Raises:
         InputError: for a model without a tokenizer, or as `check_exportable`.
@@ -103,30 +102,30 @@ def load(folder: Path) -> tuple[GPT, Tokenizer]:
 
 
 def check_exportable(config: GPTConfig, tokenizer: Tokenizer, name: str) -> None:
-    """Make sure of what every tool wants.
+    """Check that other tools can load the model.
 
     Args:
-        config: the model's.
-        tokenizer: what lies beside it.
-        name: what the user calls the model.
+        config: the model's config.
+        tokenizer: the model's tokenizer.
+        name: the model's name for messages.
 
     Raises:
-        InputError: for ALiBi, which no format of other tools has, or a tokenizer of more tokens than the model has
-            rows.
+        InputError: for ALiBi, which no export format supports, or a tokenizer with more tokens than the model's
+            vocabulary.
     """
     if config.position == "alibi":
         raise InputError(
-            f"{name} has ALiBi positions, which no format of other tools has; use the model from here."
+            f"{name} has ALiBi positions, which no export format supports; use the model with this package."
         )
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"{name} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {config.vocab_size}; they do not "
-            "belong together: put the model's own tokenizer there."
+            f"{name} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {config.vocab_size}; put "
+            "the model's own tokenizer there."
         )
 
 
 def generation_settings(config: GPTConfig) -> dict[str, object]:
-    """What transformers reads from `generation_config.json`: the ids that begin, end and pad a text."""
+    """The content of `generation_config.json` for transformers: the ids that begin, end and pad a text."""
     eos = list(config.eos_ids) if len(config.eos_ids) > 1 else next(iter(config.eos_ids), None)
     ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
     return {name: i for name, i in ids.items() if i is not None}

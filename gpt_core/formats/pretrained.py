@@ -1,4 +1,4 @@
-"""Model folders: Hugging Face's layout both ways, and GGUF in."""
+"""Load model folders (Hugging Face, GGUF, nanoGPT, small-gpt) and save Hugging Face folders."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def load(name_or_folder: str | Path) -> GPT:
     else:
         raise InputError(
             f"{folder} is not a model folder: it has no config.json, no .gguf file, no ckpt.pt of nanoGPT and no .pth "
-            "of small-gpt."
+            "of small-gpt; give a folder with one of them."
         )
     _assign(model, state, folder)
     return model.eval()
@@ -50,8 +50,8 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
     weights = model.state_dict() if weights is None else weights
     if "blocks.0.attn.q.weight" not in weights:
         raise InputError(
-            "This model was made ready for generating, its weights merged or in 8 bits; save the one that "
-            "GPT.from_pretrained gives."
+            "This model's weights are merged or in 8 bits for fast generation and cannot be saved; save the model from "
+            "GPT.from_pretrained instead."
         )
     raw = to_hf(model.config) | {"dtype": str(weights["wte.weight"].dtype).removeprefix("torch.")}
     state = to_hf_names(model, weights)
@@ -60,9 +60,9 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
     try:
         try:
             save_file(state, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # what it makes of a full disk
+        except SafetensorError as error:  # safetensors' error for a full disk, among others
             raise OSError(f"model.safetensors could not be written: {error}") from error
-        temporary.chmod(0o644)  # safetensors' files are for their owner alone
+        temporary.chmod(0o644)  # safetensors creates files that only their owner can read
         fsync_path(temporary)
         temporary.replace(folder / "model.safetensors")
     finally:
@@ -73,7 +73,7 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
 
 
 def _empty(config: GPTConfig) -> GPT:
-    """A GPT without memory for its numbers."""
+    """A GPT on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return GPT(config)
 
@@ -83,26 +83,26 @@ def _assign(model: GPT, state: dict[str, Tensor], folder: Path) -> None:
     missing = sorted(expected.keys() - state.keys())
     if missing:
         raise InputError(
-            f"{folder} lacks {len(missing)} weights that its config asks for, first {missing[0]}."
+            f"{folder} lacks {len(missing)} weights that its config requires, first {missing[0]}."
         )
     unknown = sorted(state.keys() - expected.keys())
     if unknown:
         raise InputError(
-            f"{folder} holds {len(unknown)} weights that its config has no place for, first {unknown[0]}."
+            f"{folder} holds {len(unknown)} weights that its config does not define, first {unknown[0]}."
         )
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise InputError(
-                f"{folder}: {name} is of {kind}; expected numbers of 16 or 32 bits, not quantised."
+                f"{folder}: {name} has dtype {kind}; expected numbers of 16 or 32 bits, not quantised."
             )
         if tensor.shape != expected[name].shape:
             raise InputError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, its config asks for {tuple(expected[name].shape)}."
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, its config requires {tuple(expected[name].shape)}."
             )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    model.requires_grad_()  # assigned tensors arrive frozen
-    # The tables for positions are in no file. They come last: what does not fit the weights may ask for huge ones.
+    model.requires_grad_()  # assigned tensors have requires_grad False
+    # Position tables are not in files. Built last: a config that contradicts the weights may define huge tables.
     if model.rope is not None:
         model.rope = Rope(model.config)
     if model.alibi is not None:
@@ -123,7 +123,7 @@ def _read_config(path: Path) -> GPTConfig:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All weights of a Hugging Face folder: of one file or of its shards, safetensors before pickles."""
+    """All weights of a Hugging Face folder, from one file or its shards; safetensors is preferred to pickles."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
             return _read_file(folder / name)
@@ -137,19 +137,21 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             state |= _read_file(file)
         return state
     raise InputError(
-        f"{folder} has a config.json but no model.safetensors and no pytorch_model.bin; put the weights beside it."
+        f"{folder} has a config.json but no model.safetensors and no pytorch_model.bin; put the weights there."
     )
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all of them beside it."""
+    """The files named by an index of weights, in the index's folder."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index} is no index of weights ({error!r}); copy or fetch it again.") from error
+        raise InputError(
+            f"{index} is not an index of weights ({error!r}); copy or fetch it again."
+        ) from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
-            raise InputError(f"{index} names the file {name!r}; expected names of files beside it.")
+            raise InputError(f"{index} names the file {name!r}; expected names of files in its folder.")
     return [index.parent / name for name in names]
 
 
@@ -160,5 +162,5 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise InputError(f"{file} is damaged ({error}); copy or fetch it again.") from error
-    except OSError as error:  # the library does not say of which file
+    except OSError as error:  # safetensors' error does not name the file
         raise OSError(f"{file} cannot be read: {error}") from error

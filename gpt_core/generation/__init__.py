@@ -1,1 +1,1 @@
-"""A prompt to text: the engine, sampling, prompt lookup, int8, conversations, chat."""
+"""Text generation: the engine, sampling, prompt lookup, int8, conversations, chat."""

@@ -1,4 +1,4 @@
-"""Conversations with a model, on the terminal or through a pipe."""
+"""The chat command: a conversation with a model, on a terminal or through a pipe."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.signals import StopSignal, act
-from gpt_core.common.terminal import until_nobody_reads, write_text
+from gpt_core.common.signals import StopSignal, raise_for_signal
+from gpt_core.common.terminal import ignore_broken_pipe, write_text
 from gpt_core.generation import conversation
 from gpt_core.generation.conversation import Conversation, Message
 from gpt_core.generation.engine import Engine
@@ -22,14 +22,14 @@ from gpt_core.hardware.device import DeviceName
 from gpt_core.hub.locate import DEFAULT_MODEL, resolve
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-BLOCK = '"""'  # begins and ends a message of several lines
+MULTILINE_QUOTE = '"""'  # begins and ends a message of several lines
 HELP = f"""\
-A line is a message; one of several lines begins and ends with {BLOCK}
-/reset      begin anew, with the same system prompt
+A line is a message; a message of several lines begins and ends with {MULTILINE_QUOTE}
+/reset      start a new conversation with the same system prompt
 /save FILE  write the conversation, as JSON
-/help       this
-/exit       leave; so does Ctrl-D
-Ctrl-C stops an answer; while there is none it leaves."""
+/help       print this list
+/exit       quit; Ctrl-D does the same
+Ctrl-C stops the current answer; without one it quits."""
 
 
 def chat(
@@ -48,25 +48,25 @@ def chat(
     device: DeviceName = "auto",
     dtype: InferenceDtype = "auto",
 ) -> None:
-    """Talk with a model, each line a message; /help lists the commands. Answers alone go to stdout.
+    """Chat with a model, one message per line; /help lists the commands. Only answers go to stdout.
 
     Args:
         model: a model folder, a run's out_dir (its best checkpoint, else its latest), or a known model.
-        system: what the model is told before the conversation, or FILE:path to read it from a file; without it the
-            model's own chat template may have something to say.
-        load: go on with the conversation that /save wrote to this file.
-        max_new_tokens: the longest answer, in tokens; at most half of the context.
-        temperature: 0 takes the best token always; above 1 is more varied, below 1 less.
-        top_k: draw from the k best tokens only; 0 is off.
-        top_p: draw from the fewest best tokens that hold this share of the probability; 1 is off.
-        min_p: drop the tokens that are less probable than min_p times the best one; 0 is off.
-        repetition_penalty: above 1, tokens that the conversation holds become less likely; 1 is off.
-        seed: makes the answers reproducible; None draws others each time.
-        context: tokens of the conversation that the model reads, answer included; all that it can by default. The
-            oldest turns that do not fit are not read any more, which is said.
+        system: the system prompt, or FILE:path to read it from a file; without it, the chat template's default
+            system prompt, if it has one.
+        load: continue the conversation that /save wrote to this file.
+        max_new_tokens: maximum length of an answer in tokens; at most half of the context is used.
+        temperature: 0 always takes the most probable token; above 1 is more varied, below 1 less.
+        top_k: sample only from the k most probable tokens; 0 is off.
+        top_p: sample only from the smallest set of tokens with at least this total probability; 1 is off.
+        min_p: drop tokens less probable than min_p times the most probable one; 0 is off.
+        repetition_penalty: above 1, tokens that occur in the conversation become less likely; 1 is off.
+        seed: makes the answers reproducible; None uses a new random seed each time.
+        context: context length in tokens, answer included; the model's maximum by default. The oldest turns that do
+            not fit are dropped from the prompt, with a note on stderr.
         device: auto is cuda, else mps, else cpu.
         dtype: of the weights; auto is the faster of bfloat16 and float32 on this machine. int8 is smaller and changes
-            the model slightly.
+            the outputs slightly.
     """
     params = SamplingParams(
         max_new_tokens,
@@ -78,37 +78,39 @@ def chat(
         repetition_penalty=repetition_penalty,
     )
     if system is not None and load is not None:
-        raise InputError("A loaded conversation has its own beginning; give either --system or --load.")
+        raise InputError(
+            "A loaded conversation keeps its own system prompt; give either --system or --load, not both."
+        )
     messages: list[Message] = [] if load is None else conversation.load(Path(load))
     if system is not None:
         messages = [{"role": "system", "content": read_prompt(system)}]
-    folder = resolve(model)  # once: a run may write a better checkpoint meanwhile
+    folder = resolve(model)  # only once: a training run may write a better checkpoint meanwhile
     tokenizer = Tokenizer.from_pretrained(folder)
     if tokenizer.chat_template is None:
         raise InputError(
-            f"{model} has no chat template: it completes text but was not taught to chat; "
+            f"{model} has no chat template: it is a base model that only continues text; "
             "use scripts/sample.py instead."
         )
     engine = Engine(load_for_inference(folder, dtype, device), tokenizer, max_running=1, context=context)
     n_answer = min(max_new_tokens, max(1, engine.context // 2))
     talk = Conversation(tokenizer, engine.context, n_answer, messages)
-    talk.prompt("")  # refuses now what no message could change, such as a template without a system prompt
+    talk.prompt("")  # raises now if the system prompt is too long or the template does not take one
     if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 spoil their own line alone
+        sys.stdin.reconfigure(errors="surrogateescape")  # invalid UTF-8 makes only its own line fail
     if sys.stdin.isatty():
         _note(f"{model}; /help lists the commands, Ctrl-D leaves")
     if talk.n_forgotten:
-        _note_forgotten(engine, talk)  # of the loaded conversation
-    with until_nobody_reads():
+        _note_forgotten(engine, talk)  # turns of the loaded conversation that do not fit
+    with ignore_broken_pipe():
         if (
-            not _talk(model, engine, talk, replace(params, max_new_tokens=n_answer))
+            not _chat_loop(model, engine, talk, replace(params, max_new_tokens=n_answer))
             and not sys.stdin.isatty()
         ):
             sys.exit(1)
 
 
-def _talk(model: str, engine: Engine, talk: Conversation, params: SamplingParams) -> bool:
-    """Answer messages until there are none; return whether none was refused."""
+def _chat_loop(model: str, engine: Engine, talk: Conversation, params: SamplingParams) -> bool:
+    """Answer messages until the input ends; return whether all of them succeeded."""
     all_went_well = True
     n_answers = 0
     while (read := _read_message()) is not None:
@@ -131,67 +133,67 @@ def _talk(model: str, engine: Engine, talk: Conversation, params: SamplingParams
 
 
 def _answer(message: str, engine: Engine, talk: Conversation, params: SamplingParams) -> None:
-    """Stream the answer to `message` and keep both; Ctrl-C ends it early."""
+    """Stream the answer to `message` and add both to the conversation; Ctrl-C stops it early."""
     n_forgotten = talk.n_forgotten
     with StopSignal() as stop:
         ids = talk.prompt(message)
         if talk.n_forgotten > n_forgotten:
             _note_forgotten(engine, talk)
         request = engine.submit(ids, params)
-        follow(engine, request, lambda: stop.asked > 0)
+        follow(engine, request, lambda: stop.received > 0)
         write_text("\n")
-    if stop.asked == signal.SIGTERM:
-        act(stop.asked)
+    if stop.received == signal.SIGTERM:
+        raise_for_signal(stop.received)
     if request.finish_reason == "cancelled" and not request.text:
-        _note("stopped before the first word; the message is not kept")
+        _note("stopped before the first word; the message is discarded")
         return
     talk.add(message, request.text, request.finish_reason)
     if request.finish_reason == "cancelled":
-        _note("stopped; what there is of the answer is kept")
+        _note("stopped; the partial answer stays in the conversation")
     elif request.finish_reason == "length":
-        _note(f"cut after {len(request.token_ids)} tokens; --max_new_tokens allows up to half of the context")
+        _note(f"cut after {len(request.token_ids)} tokens; raise --max_new_tokens, up to half of the context")
 
 
 def _command(line: str, model: str, talk: Conversation) -> None:
     name, _, argument = line.partition(" ")
-    path = Path(os.path.expanduser(argument.strip()))  # which leaves ~nobody as it is
+    path = Path(os.path.expanduser(argument.strip()))  # leaves ~name as it is if there is no such user
     if name == "/help":
         print(HELP, file=sys.stderr)
     elif name == "/reset":
         talk.reset()
-        _note("the conversation begins anew")
+        _note("new conversation")
     elif name == "/save" and "\0" in argument:
-        raise InputError(f"/save {argument!r} has a NUL byte, which no file's name may hold.")
+        raise InputError(f"/save {argument!r} has a NUL byte, which file names cannot contain.")
     elif name == "/save" and argument.strip():
         if path.exists():
-            conversation.load(path)  # nothing but a conversation is written over
+            conversation.load(path)  # raises unless it is a conversation: never overwrite other files
         conversation.save(path, model, talk.messages)
         _note(f"saved {len(talk.messages)} messages to {path}")
     elif name == "/save":
-        raise InputError("/save needs the name of a file to write.")
+        raise InputError("/save needs the name of a file to write, such as /save talk.json.")
     else:
         raise InputError(
-            f"There is no command {name}; /help lists them. A space before it makes it a message."
+            f"There is no command {name}; /help lists them. To send it as a message, put a space before it."
         )
 
 
 def _read_message() -> tuple[str, bool] | None:
-    """The next message, and whether it may be a command: a line may, a block not; None at the end of the input."""
+    """The next message and whether it may be a command (single lines only); None at the end of the input."""
     line = _read_line("> ")
     if line is None:
         return None
-    if not line.startswith(BLOCK):
+    if not line.startswith(MULTILINE_QUOTE):
         return line, True
-    block = line.removeprefix(BLOCK)
-    while not block.endswith(BLOCK) and (line := _read_line("… ")) is not None:
+    block = line.removeprefix(MULTILINE_QUOTE)
+    while not block.endswith(MULTILINE_QUOTE) and (line := _read_line("… ")) is not None:
         block += "\n" + line
-    return block.removesuffix(BLOCK).strip("\n"), False
+    return block.removesuffix(MULTILINE_QUOTE).strip("\n"), False
 
 
 def _read_line(prompt: str) -> str | None:
-    """A line without its end. On a terminal it can be edited, with the earlier ones at the arrow keys."""
+    """A line without its newline; None at the end of the input. A terminal gets line editing and history."""
     if sys.stdin.isatty() and sys.stdout.isatty():
-        with suppress(ImportError):  # not every system has it
+        with suppress(ImportError):  # readline is missing on some systems
             import readline  # noqa: F401
         try:
             return input(prompt)
@@ -206,11 +208,11 @@ def _read_line(prompt: str) -> str | None:
 
 def _note_forgotten(engine: Engine, talk: Conversation) -> None:
     _note(
-        f"the context of {engine.context} tokens is full: of the conversation the oldest "
-        f"{2 * talk.n_forgotten} messages are not read any more"
+        f"the context of {engine.context} tokens is full: the oldest {2 * talk.n_forgotten} messages are "
+        "dropped from the prompt"
     )
 
 
 def _note(text: str) -> None:
-    """Say something that is no answer."""
+    """Print a note to stderr, in brackets."""
     print(f"[{text}]", file=sys.stderr, flush=True)

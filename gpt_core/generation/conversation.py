@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said, what of it the model reads, and its file."""
+"""A conversation: its messages, the prompt made from those that fit the context, and its file."""
 
 import json
 from bisect import bisect_left
@@ -12,23 +12,23 @@ from gpt_core.common.files import atomic_write
 from gpt_core.generation.prompts import refuse_long
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-Message = dict[str, str]  # "role", "content", and "finish_reason" for an answer that did not come to its end
+Message = dict[str, str]  # "role", "content", and "finish_reason" for an incomplete answer
 
 
 class Conversation:
-    """Turns of a user and a model, after what the system said, if anything.
+    """Turns of a user and a model, after an optional system prompt.
 
-    When the turns no longer fit the context, the oldest ones are not read any more; they stay in `messages`.
+    When the turns no longer fit the context, the oldest are dropped from the prompt; they stay in `messages`.
 
     Args:
-        tokenizer: the model's own, with a chat template.
-        context: tokens that the model reads and writes together.
-        max_new_tokens: of these, kept free for the answer.
-        messages: what was said before, oldest first.
+        tokenizer: the model's tokenizer, with a chat template.
+        context: context length in tokens, prompt and answer together.
+        max_new_tokens: tokens of the context that are reserved for the answer.
+        messages: earlier messages, oldest first.
 
     Attributes:
-        messages: all that was said, oldest first.
-        n_forgotten: turns, each a question with its answer, that are not read any more.
+        messages: all messages, oldest first.
+        n_forgotten: number of turns (a question with its answer) dropped from the prompt.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class Conversation:
     ) -> None:
         self.messages = list(messages)
         self.n_forgotten = 0
-        self._tokenizer, self._context, self._room = tokenizer, context, context - max_new_tokens
+        self._tokenizer, self._context, self._max_prompt = tokenizer, context, context - max_new_tokens
 
     def prompt(self, content: str) -> list[int]:
-        """The tokens that an answer to `content` continues; `n_forgotten` grows where they would be too many.
+        """The prompt ids for an answer to `content`; raises `n_forgotten` until they fit the context.
 
         Raises:
-            InputError: if the message does not fit even without the earlier turns, or the template refuses it.
+            InputError: if the message does not fit even without the earlier turns, or the template rejects it.
         """
-        refuse_long(content, self._room, "message")
+        refuse_long(content, self._max_prompt, "message")
         n_system = len(self._system)
 
         @cache
@@ -58,26 +58,26 @@ class Conversation:
 
         choices = range(self.n_forgotten, (len(self.messages) - n_system) // 2 + 1)
         n_forgotten = (
-            bisect_left(choices, True, key=lambda n: len(tokens(n)) <= self._room) + self.n_forgotten
+            bisect_left(choices, True, key=lambda n: len(tokens(n)) <= self._max_prompt) + self.n_forgotten
         )
         if n_forgotten not in choices:
             raise InputError(
-                f"The message takes {len(tokens(choices[-1]))} tokens, with what the system says but without earlier "
-                f"turns; the context holds {self._context}, of which {self._context - self._room} are kept for the "
-                "answer: shorten it."
+                f"The message takes {len(tokens(choices[-1]))} tokens with the system prompt and without earlier "
+                f"turns; the context holds {self._context}, of which {self._context - self._max_prompt} are reserved "
+                "for the answer. Shorten the message."
             )
         self.n_forgotten = n_forgotten
         return tokens(n_forgotten)
 
     def add(self, question: str, answer: str, finish_reason: str | None) -> None:
-        """Keep a turn; an answer that did not come to its end ("length", "cancelled") says so."""
+        """Append a turn; an incomplete answer ("length", "cancelled") is stored with its `finish_reason`."""
         reply = {"role": "assistant", "content": answer}
         if finish_reason is not None and finish_reason != "stop":
             reply["finish_reason"] = finish_reason
         self.messages += [{"role": "user", "content": question}, reply]
 
     def reset(self) -> None:
-        """Forget everything but what the system said."""
+        """Remove all messages but the system prompt."""
         self.messages, self.n_forgotten = self._system, 0
 
     @property
@@ -86,7 +86,7 @@ class Conversation:
 
 
 def save(path: Path, model: str, messages: Sequence[Message]) -> None:
-    """Write `{"model", "messages"}` as one line: a JSON file, and a line of the JSONL that fine-tuning reads."""
+    """Write `{"model", "messages"}` as one line: a JSON file that is also a line of fine-tuning's JSONL."""
     atomic_write(path, json.dumps({"model": model, "messages": list(messages)}, ensure_ascii=False) + "\n")
 
 
@@ -94,7 +94,7 @@ def load(path: Path) -> list[Message]:
     """The messages that `save` wrote.
 
     Raises:
-        InputError: if the file is missing or holds no conversation whose last message is an answer.
+        InputError: if the file is missing or is not a conversation that ends with an answer.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -104,8 +104,8 @@ def load(path: Path) -> list[Message]:
         raise InputError(f"There is no file {path} to load a conversation from.") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f'{path} is no saved conversation ({type(error).__name__}: {error}); expected {{"messages": [...]}} with '
-            'turns of "user" and "assistant", perhaps after one of "system".'
+            f"{path} is not a saved conversation ({type(error).__name__}: {error}); expected "
+            '{"messages": [...]} with turns of "user" and "assistant", optionally after one of "system".'
         ) from error
     return messages
 
@@ -116,4 +116,4 @@ def _check(messages: Any) -> None:
     if roles != ["user", "assistant"] * (len(roles) // 2):
         raise ValueError(f"the roles are {', '.join(map(str, roles))}")
     if not all(isinstance(m["content"], str) for m in messages):
-        raise TypeError("a content is no text")
+        raise TypeError("a content is not a string")

@@ -1,9 +1,9 @@
-"""The generation engine: many requests share one model, and none of them notices the others.
+"""The generation engine: continuous batching of many requests on one model.
 
-Continuous batching after Orca (Yu et al. 2022): between any two steps a request may join, leave or be cancelled. A
-prompt is read in chunks, so that a long one does not keep the others waiting (Sarathi, Agrawal et al. 2023); what it
-shares with an earlier text is not read again (slots.py). A step may give a request several tokens, where the first of
-them confirm what was guessed (lookup.py).
+Requests join, leave and are cancelled between steps (Orca, Yu et al. 2022). Prompts are prefilled in chunks, so that
+a long prompt does not delay the other requests (Sarathi, Agrawal et al. 2023). A prefix shared with an earlier
+sequence is reused from the cache (slots.py). Prompt lookup drafts tokens, so a step can accept several per request
+(prompt_lookup.py).
 """
 
 import threading
@@ -25,27 +25,33 @@ from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.detokenizer import Detokenizer
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-SHORT_STEP = 16  # tokens in all rows of a step up to which it takes hardly longer than with one
-MANY = 8  # tokens in a step, for measuring how many threads are fastest with many; from half of that on it counts
+MAX_DRAFT_STEP = 16  # tokens in a step with drafts; up to 16 a step takes hardly longer than with one
+LARGE_STEP = 8  # tokens in the step that is timed to choose the threads of steps with more than 4 tokens
 
 
 class Engine:
-    """Continues many prompts at once with one model.
+    """Continues many prompts concurrently with one model.
 
     Any thread may `submit` and `cancel`; one thread at a time calls `step`, `run` or `stream`.
 
     Args:
         model: is put into evaluation mode.
         tokenizer: the model's own.
-        max_running: requests that share a step, each with a slot in the cache; further ones wait their turn.
-        prefill_chunk: tokens of prompts that are read in one step.
+        max_running: requests that share a step, each with a slot in the cache; further requests are queued.
+        prefill_chunk: maximum number of prompt tokens prefilled in one step.
         context: tokens per request, prompt and answer together; the model's block_size if None. The cache
             takes 2 · n_layer · n_kv_head · head_dim numbers per token and slot.
-        draft: tokens of a request that are guessed in one step where its text repeats itself (prompt lookup), fewer
-            where several requests share the 16 tokens of a step; what comes out is the same. 0 guesses none.
+        draft: maximum number of tokens drafted per request and step by prompt lookup; fewer where several requests
+            share the 16 tokens of a step. It does not change the output. 0 is off.
+
+    Attributes:
+        cache: keys and values of `max_running` slots.
+        slots: which tokens each slot has cached.
+        eos_ids: ids of the end-of-text tokens.
+        n_tokens: number of ids that can be sampled: the tokenizer's vocabulary without the model's padding.
 
     Raises:
-        InputError: for a max_running, prefill_chunk, context or draft that is out of range.
+        InputError: if max_running, prefill_chunk, context or draft is out of range.
     """
 
     def __init__(
@@ -66,24 +72,25 @@ class Engine:
         if not 1 <= self.context <= block_size:
             raise InputError(f"context is {self.context}; expected 1 to the model's {block_size} tokens.")
         if draft < 0:
-            raise InputError(f"draft is {draft}; expected 0 (none) or how many tokens to guess in a step.")
+            raise InputError(
+                f"draft is {draft}; expected 0 (off) or the maximum number of tokens to draft in a step."
+            )
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
         self.draft = draft
-        # Waking threads may pay for many tokens in a step where it does not for one.
-        self.threads_for_one = self.threads_for_many = decode_threads(model)
-        if max_running > 1 or draft:
-            self.threads_for_many = decode_threads(model, MANY)
         self.eos_ids = {*model.config.eos_ids, tokenizer.eos_id} - {None}
-        # Vocabularies are padded to round sizes; what the tokenizer cannot decode must not be drawn.
+        # Vocabularies are padded to round sizes; ids that the tokenizer cannot decode must not be sampled.
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
         self.cache = Cache(
             model.config, max_running, device=model.device, dtype=model.dtype, length=self.context
         )
         self.slots = Slots(self.cache)
-        self._requests: list[Request] = []  # running and waiting, in the order of arrival
-        self._lock = threading.Lock()  # guards the list
+        # CPU threads of a decoding step of few tokens (False) and of many (True), timed at the first such step: a
+        # request for one token takes the forward of its prompt alone.
+        self._threads: dict[bool, int] = {}
+        self._requests: list[Request] = []  # running and queued, in the order of arrival
+        self._lock = threading.Lock()  # guards _requests
 
     def submit(
         self,
@@ -94,14 +101,14 @@ class Engine:
         """Queue a prompt.
 
         Args:
-            prompt: text, or the token ids of it.
+            prompt: text or token ids.
             params: how to continue it; `SamplingParams()` if None.
-            on_text: called with every new piece of text, by the thread that steps: never half a character,
-                nothing of a stop string. What it raises ends this request only.
+            on_text: called with every new piece of text, in the thread that calls `step`. Pieces contain whole
+                characters and no part of a stop string. An exception that it raises ends this request only.
 
         Raises:
-            InputError: if the prompt is empty, holds ids that the model does not know, or does not fit the context
-                together with what `params` asks for; if `params` names tokens that are none.
+            InputError: if the prompt is empty, has ids outside the vocabulary, or does not fit the context together
+                with `max_new_tokens`; if `logit_bias` has ids outside the vocabulary.
         """
         request = self._request(prompt, params or SamplingParams(), on_text)
         with self._lock:
@@ -126,14 +133,14 @@ class Engine:
                 f"max_new_tokens is {params.max_new_tokens}" if params.max_new_tokens else "needs one more"
             )
             raise InputError(
-                f"The prompt has {len(ids)} tokens and {asked}; the context holds {self.context} in all: shorten the "
-                "prompt or ask for fewer."
+                f"The prompt has {len(ids)} tokens and {asked}; the context holds {self.context} in all. Shorten "
+                "the prompt or lower max_new_tokens."
             )
         detokenizer = Detokenizer(self.tokenizer.decode, params.stop, prompt=ids[-8:])
         return Request(ids, params, on_text, params.max_new_tokens or room, detokenizer)
 
     def cancel(self, request: Request) -> None:
-        """End `request` at the next step and free its slot; nothing happens if it is done."""
+        """End `request` at the next step and release its slot; no effect if it is done."""
         request.cancelled = True
 
     def run(self) -> None:
@@ -144,13 +151,13 @@ class Engine:
     def stream(
         self, prompt: str | list[int], params: SamplingParams | None = None
     ) -> Generator[str, None, None]:
-        """Submit one prompt when the first text is asked for, step until it is done, yield its text as it comes.
+        """Generate from one prompt and yield the text in pieces; it is submitted at the first `next`.
 
         Closing the generator early cancels the request.
 
         Raises:
-            InputError: at once, as `submit` does.
-            Exception: while iterating, what ended the request.
+            InputError: on the call, as `submit`.
+            Exception: while iterating, the error that ended the request.
         """
         pieces: deque[str] = deque()
         request = self._request(prompt, params or SamplingParams(), pieces.append)
@@ -174,7 +181,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Admit waiting requests, read a chunk of prompts, give every running request one token or more.
+        """Admit queued requests, prefill a chunk of prompts, and decode at least one token of every running request.
 
         Returns:
             Whether a request is left.
@@ -186,29 +193,29 @@ class Engine:
                 self._finish(request, "cancelled")
         self._admit([r for r in requests if r.slot == NO_SLOT and not r.done], requests)
         running = [r for r in requests if r.slot != NO_SLOT]
-        self._read([r for r in running if r.unread])
-        # in the order of their slots: an unbroken run of slots is read where it lies, without a copy
-        self._write(sorted((r for r in running if not r.unread and not r.done), key=lambda r: r.slot))
+        self._prefill([r for r in running if r.unread])
+        # Sorted by slot: contiguous slots are read from the cache without a copy.
+        self._decode(sorted((r for r in running if not r.unread and not r.done), key=lambda r: r.slot))
         with self._lock:
             self._requests = [r for r in self._requests if not r.done]
             return bool(self._requests)
 
     def _admit(self, waiting: list[Request], requests: list[Request]) -> None:
-        """Give slots to waiting requests, in the order of arrival."""
+        """Assign slots to queued requests, in the order of arrival."""
         for request in waiting:
             if not self.slots.any_idle:
                 break
             ids = request.window(self.context)
             reading = [r for r in requests if r.unread]
             soon = max((n_shared(ids, r.window(self.context)) for r in reading), default=0)
-            if soon > max(self.slots.n_held(ids), 1):
-                continue  # another is about to read the same beginning: it is read once, and this one waits for it
+            if soon > max(self.slots.n_cached(ids), 1):
+                continue  # another request is prefilling the same prefix; wait and reuse it
             request.slot = self.slots.take(ids)
             request.n_reused = len(self.slots.ids[request.slot])
             request.unread = ids[request.n_reused :]
 
-    def _read(self, requests: list[Request]) -> None:
-        """Read the next chunk of the first prompt, and of others beside it as far as the chunk has room."""
+    def _prefill(self, requests: list[Request]) -> None:
+        """Prefill the next chunk of the first prompt, batched with other prompts up to prefill_chunk padded tokens."""
         chosen: list[Request] = []
         width = 0
         for request in requests:
@@ -217,19 +224,19 @@ class Engine:
                 chosen, width = [*chosen, request], wider
         if not chosen:
             return
-        with self._ending(chosen):
+        with self._fail_on_error(chosen):
             chunks = [r.unread[: self.prefill_chunk] for r in chosen]
             hidden = self._forward(chosen, chunks)
             for request, chunk in zip(chosen, chunks, strict=True):
                 del request.unread[: len(chunk)]
-            ends = [b for b, request in enumerate(chosen) if not request.unread]  # that get their first token
+            ends = [b for b, request in enumerate(chosen) if not request.unread]  # whose prompt is complete
             if ends:
                 rows = self._logits(hidden[ends, [len(chunks[b]) - 1 for b in ends]])
                 for b, row in zip(ends, rows, strict=True):
                     self._extend(chosen[b], row)
 
-    def _write(self, requests: list[Request]) -> None:
-        """One forward over the last token of every request, and over what is guessed to follow it."""
+    def _decode(self, requests: list[Request]) -> None:
+        """One forward over the last token of every request and the tokens drafted after it."""
         for request in requests:
             if len(self.slots.ids[request.slot]) == self.context:  # overflow is "slide"
                 self.slots.cut(request.slot, 0)
@@ -237,34 +244,36 @@ class Engine:
         requests = [r for r in requests if not r.unread]
         if not requests:
             return
-        n_guesses = min(self.draft, SHORT_STEP // len(requests) - 1)
-        guesses = [self._guess(r, n_guesses) if n_guesses > 0 else [] for r in requests]
-        with self._ending(requests):
-            ids = [[r.token_ids[-1], *guess] for r, guess in zip(requests, guesses, strict=True)]
-            many = 2 * sum(map(len, ids)) > MANY
-            with cpu_threads(self.threads_for_many if many else self.threads_for_one):
+        n_draft = min(self.draft, MAX_DRAFT_STEP // len(requests) - 1)
+        drafts = [self._draft(r, n_draft) if n_draft > 0 else [] for r in requests]
+        with self._fail_on_error(requests):
+            ids = [[r.token_ids[-1], *draft] for r, draft in zip(requests, drafts, strict=True)]
+            many = 2 * sum(map(len, ids)) > LARGE_STEP
+            if many not in self._threads:
+                self._threads[many] = decode_threads(self.model, LARGE_STEP if many else 1)
+            with cpu_threads(self._threads[many]):
                 rows = self._logits(self._forward(requests, ids))
-            for request, guess, logits in zip(requests, guesses, rows, strict=True):
-                self._check(request, guess, logits)
+            for request, draft, logits in zip(requests, drafts, rows, strict=True):
+                self._verify(request, draft, logits)
 
-    def _guess(self, request: Request, n: int) -> list[int]:
-        """Up to `n` tokens that may follow, as many as the request may still write and the context still holds."""
+    def _draft(self, request: Request, n: int) -> list[int]:
+        """Draft up to `n` tokens, limited by the context and by the request's max_new_tokens."""
         room = self.context - len(self.slots.ids[request.slot]) - 1
         return request.guess(min(n, room, request.max_new_tokens - len(request.token_ids) - 1))
 
-    def _check(self, request: Request, guess: list[int], logits: Tensor) -> None:
-        """Draw tokens from logits (1 + n guesses, V) as long as they are the guessed ones; forget the other guesses."""
-        n_before = len(self.slots.ids[request.slot]) - len(guess)
-        slot = request.slot  # which it no longer has when it is done
-        for i, row in enumerate(logits[: len(guess) + 1]):
+    def _verify(self, request: Request, draft: list[int], logits: Tensor) -> None:
+        """Sample from logits (1 + n_drafted, V) until a token differs from the draft; drop the rest from the cache."""
+        n_before = len(self.slots.ids[request.slot]) - len(draft)
+        slot = request.slot  # saved: a request that is done has released its slot
+        for i, row in enumerate(logits[: len(draft) + 1]):
             self._extend(request, row)
-            if request.done or (i < len(guess) and request.token_ids[-1] != guess[i]):
-                if len(self.slots.ids[slot]) > n_before + i:  # of a request that failed nothing is left
+            if request.done or (i < len(draft) and request.token_ids[-1] != draft[i]):
+                if len(self.slots.ids[slot]) > n_before + i:  # empty if the request failed
                     self.slots.cut(slot, n_before + i)
                 return
 
     def _forward(self, requests: list[Request], ids: list[list[int]]) -> Tensor:
-        """Continue the slots of `requests` by rows of `ids`, padded to T; their last states (B, T, C)."""
+        """Append `ids` (one list per request, padded to T) to the requests' slots; returns hidden states (B, T, C)."""
         slots = [r.slot for r in requests]
         n_new = [len(row) for row in ids]
         padded = [row + [0] * (max(n_new) - len(row)) for row in ids]
@@ -275,12 +284,12 @@ class Engine:
         return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """(…, C) → (…, V), on the CPU: there a seed draws the same tokens whatever device computes."""
+        """Hidden states (…, C) → float32 logits (…, V), on the CPU so that a seed samples the same on all devices."""
         return self.model.logits(hidden)[..., : self.n_tokens].float().cpu()
 
     def _extend(self, request: Request, logits: Tensor) -> None:
-        """Draw the next token from logits (V,), hand out its text, finish the request if it is the last."""
-        with self._ending([request]):
+        """Sample the next token from logits (V,), emit its text, and finish the request if it was the last token."""
+        with self._fail_on_error([request]):
             params = request.params
             history = request.prompt_ids + request.token_ids if params.repetition_penalty != 1 else ()
             token = sample(logits, params, request.generator, history)
@@ -302,14 +311,14 @@ class Engine:
                 self._finish(request, "length")
 
     @contextmanager
-    def _ending(self, requests: list[Request]) -> Iterator[None]:
-        """Let whatever goes wrong inside end `requests`, and keep it in them; the others go on."""
+    def _fail_on_error(self, requests: list[Request]) -> Iterator[None]:
+        """On an exception in the block, end `requests` with it as their `error`; other requests continue."""
         try:
             yield
-        except Exception as error:  # anything: a callback is foreign code, and nothing is swallowed
+        except Exception as error:  # any: on_text is user code; the error is stored in the request
             for request in requests:
                 if request.slot != NO_SLOT:
-                    self.slots.cut(request.slot, 0)  # who knows what a forward that failed has left there
+                    self.slots.cut(request.slot, 0)  # a failed forward may have left partial keys
                 self._finish(request, error=error)
 
     def _finish(
@@ -319,7 +328,7 @@ class Engine:
         error: Exception | None = None,
     ) -> None:
         if request.slot != NO_SLOT:
-            self.slots.give_back(request.slot)
+            self.slots.release(request.slot)
             request.slot = NO_SLOT
         request.unread = []
         request.finish_reason, request.error = reason, error

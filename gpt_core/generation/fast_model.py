@@ -1,6 +1,6 @@
-"""A model made ready to generate: the number format that is fastest here, products merged, weights packed for them.
+"""Prepare a model for fast inference: choose the dtype, merge linear layers, pack or quantise the weights.
 
-What comes out computes the same graph, but is for generating only: its weights can be neither trained nor saved.
+The prepared model computes the same function, but its weights can be neither trained nor saved.
 """
 
 import statistics
@@ -17,32 +17,32 @@ from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.int8 import replace_linears, to_int8
-from gpt_core.hardware.device import GAIN, DeviceName, pick_device, wall_seconds
+from gpt_core.hardware.device import MIN_SPEEDUP, DeviceName, pick_device, wall_seconds
 from gpt_core.hardware.onednn import PackedLinear, packs
 from gpt_core.model.attention import Attention
 from gpt_core.model.cache import Cache
 from gpt_core.model.gpt import GPT, Block
 from gpt_core.model.layers import MLP
 
-WORTH = 1.1  # so many times faster must all threads be than one, which leaves the others to other work
-MEASURED_TOKENS = 256  # that each text has in such a measurement: attending to them gains by threads, too
+MIN_THREAD_SPEEDUP = 1.1  # all threads are used if they are this many times faster than one
+TIMED_CONTEXT = 256  # cached tokens per sequence when timing thread counts: attention gains from threads, too
 InferenceDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 def load_for_inference(
     name_or_folder: str | Path, dtype: InferenceDtype = "auto", device: DeviceName = "auto"
 ) -> GPT:
-    """Load a model to generate with.
+    """Load a model for inference.
 
     Args:
         name_or_folder: as for `GPT.from_pretrained`.
-        dtype: of the weights and of what flows between the layers. int8: weights of 8 bits, the rest in bfloat16.
-            auto: bfloat16 on GPUs that have it, and on a CPU where a step with it is faster, which is measured; else
-            float32. 8 bits are never chosen, since they change the model.
+        dtype: of weights and activations. int8: int8 weights, the rest in bfloat16. auto: bfloat16 on GPUs that
+            support it and on CPUs where it is measured to be faster, else float32; never int8, which changes the
+            outputs.
         device: auto is cuda, else mps, else cpu.
 
     Raises:
-        InputError: as `GPT.from_pretrained` and `pick_device`; for a dtype of another name, and for float16 on a CPU.
+        InputError: as `GPT.from_pretrained` and `pick_device`; for an unknown dtype, and for float16 on a CPU.
     """
     if dtype not in get_args(InferenceDtype):
         raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(InferenceDtype))}.")
@@ -55,7 +55,7 @@ def load_for_inference(
 
 
 def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
-    """Change `model`, in place, into one that generates fast; see `load_for_inference`."""
+    """Prepare `model` for inference, in place; `dtype` as for `load_for_inference`."""
     model = model.requires_grad_(False).eval()
     if dtype == "auto":
         dtype = _fastest(model)
@@ -72,7 +72,7 @@ def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
 
 
 def merge(model: GPT) -> None:
-    """Make one product of q, k and v, and one of the MLP's gate and up: fewer, larger reads of memory."""
+    """Merge q, k and v into one linear layer, and the MLP's gate and up into another: fewer, larger matmuls."""
     for block in model.blocks:
         assert isinstance(block, Block)
         block.attn = MergedAttention(block.attn)
@@ -81,10 +81,10 @@ def merge(model: GPT) -> None:
 
 
 class MergedAttention(Attention):
-    """`Attention` whose queries, keys and values come from one product.
+    """`Attention` with one linear layer for queries, keys and values.
 
     Args:
-        plain: the layer to replace, whose other parts it takes over.
+        plain: the layer to replace; its other modules are reused.
     """
 
     def __init__(self, plain: Attention) -> None:
@@ -103,10 +103,10 @@ class MergedAttention(Attention):
 
 
 class MergedMLP(nn.Module):
-    """A SwiGLU `MLP` whose gate and up come from one product.
+    """A SwiGLU `MLP` with one linear layer for gate and up.
 
     Args:
-        plain: the layer to replace, whose down it takes over.
+        plain: the layer to replace; its down layer is reused.
     """
 
     def __init__(self, plain: MLP) -> None:
@@ -122,7 +122,7 @@ class MergedMLP(nn.Module):
 
 
 def _stacked(*layers: nn.Linear) -> nn.Linear:
-    """One linear layer that gives what `layers` give, side by side."""
+    """One linear layer whose output is the concatenation of those of `layers`."""
     weight = torch.cat([layer.weight for layer in layers])
     merged = nn.Linear(weight.shape[1], weight.shape[0], bias=layers[0].bias is not None, device="meta")
     merged.weight = nn.Parameter(weight, requires_grad=False)
@@ -132,7 +132,7 @@ def _stacked(*layers: nn.Linear) -> nn.Linear:
 
 
 def _fastest(model: GPT) -> Literal["float32", "bfloat16"]:
-    """bfloat16 on a GPU that has it, and on a CPU whose decoding it speeds up by more than noise does."""
+    """bfloat16 on GPUs that support it, and on CPUs where a matmul is faster by at least the minimal speed-up."""
     if model.device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if model.device.type != "cpu":
@@ -140,15 +140,15 @@ def _fastest(model: GPT) -> Literal["float32", "bfloat16"]:
     block = model.blocks[0]
     assert isinstance(block, Block)
     layer = block.mlp.down
-    seconds = {dtype: _row_seconds(layer.weight, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return "bfloat16" if seconds[torch.float32] > GAIN * seconds[torch.bfloat16] else "float32"
+    seconds = {dtype: _matmul_seconds(layer.weight, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return "bfloat16" if seconds[torch.float32] > MIN_SPEEDUP * seconds[torch.bfloat16] else "float32"
 
 
 @torch.inference_mode()
-def _row_seconds(weight: Tensor, dtype: torch.dtype) -> float:
-    """Seconds that many products of one row with `weight` take in `dtype`, in the form that `prepare` gives them."""
+def _matmul_seconds(weight: Tensor, dtype: torch.dtype) -> float:
+    """Seconds for a fixed number of products of one row with `weight` in `dtype`, packed as by `prepare`."""
     weight = weight.detach().to(dtype)
-    # Several copies, so that the weights come from memory, as in decoding, and not from the processor's cache.
+    # Several copies, so that the weights are read from memory, as in decoding, and not from the CPU cache.
     copies = max(1, min(2**26 // weight.nbytes, 64))
     layers: list[Callable[[Tensor], Tensor]]
     if packs(weight.device, dtype):
@@ -164,46 +164,46 @@ def _row_seconds(weight: Tensor, dtype: torch.dtype) -> float:
     return statistics.median(wall_seconds(multiply, x.device) for _ in range(5))
 
 
-_quickest: dict[tuple[object, ...], int] = {}
+_n_threads: dict[tuple[object, ...], int] = {}
 
 
 def decode_threads(model: GPT, n_rows: int = 1) -> int:
-    """CPU threads with which a token of each of `n_rows` texts is decoded fastest: one, or as many as torch uses now.
+    """The fastest number of CPU threads for decoding one token of `n_rows` sequences: 1 or torch's current number.
 
-    Products of few rows are so short that waking a thread for them may cost more than it brings; which it is depends on
-    the processor, on the model's width, on the number of rows and on whether idle threads sleep (OMP_WAIT_POLICY).
-    Measured once in a process for models of the same shape and number format.
+    For products of few rows, starting threads may cost more than it saves. It depends on the processor, the model's
+    width, the number of rows and on whether idle threads sleep (OMP_WAIT_POLICY). Measured once per process for models
+    of the same shape and dtype.
     """
     n_threads = torch.get_num_threads()
     if model.device.type != "cpu" or n_threads == 1:
         return n_threads
     kinds = (type(module) for module in model.blocks[0].modules())
     key = (str(model.config), model.dtype, n_rows, n_threads, *kinds)
-    if key not in _quickest:
-        n_seen = min(MEASURED_TOKENS, model.config.block_size)
-        cache = Cache(model.config, n_rows, dtype=model.dtype, length=n_seen)
+    if key not in _n_threads:
+        n_cached = min(TIMED_CONTEXT, model.config.block_size)
+        cache = Cache(model.config, n_rows, dtype=model.dtype, length=n_cached)
         tokens, slots = torch.zeros(n_rows, 1, dtype=torch.long), list(range(n_rows))
 
         @torch.inference_mode()
         def step() -> None:
-            cache.lengths[:] = n_seen - 1
+            cache.lengths[:] = n_cached - 1
             model.logits(model(tokens, cache=cache.rows(slots), logits=False).hidden)
 
         seconds: dict[int, list[float]] = {1: [], n_threads: []}
         for _ in range(5):
-            for n, times in seconds.items():  # in turns, so that a moment's other work does not decide
+            for n, times in seconds.items():  # alternating, so that short disturbances affect both
                 with cpu_threads(n):
                     times.append(wall_seconds(step, model.device))
-        _quickest[key] = n_threads if min(seconds[1]) > WORTH * min(seconds[n_threads]) else 1
-    return _quickest[key]
+        _n_threads[key] = n_threads if min(seconds[1]) > MIN_THREAD_SPEEDUP * min(seconds[n_threads]) else 1
+    return _n_threads[key]
 
 
 @contextmanager
 def cpu_threads(n: int) -> Iterator[None]:
-    """Let torch use `n` CPU threads inside.
+    """Context manager: set torch's number of CPU threads to `n`.
 
-    A thread that computes for the first time meanwhile keeps this number for good: whoever starts threads that compute
-    beside an engine had better tell each its own (`torch.set_num_threads`), as `serve.work.generation` does.
+    A Python thread that first uses torch inside the block keeps this number. Threads that compute beside an engine
+    must therefore use torch once before, as in `serve.work.search_thread`, or call `torch.set_num_threads`.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(n)

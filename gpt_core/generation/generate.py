@@ -1,4 +1,4 @@
-"""`generate`: text in, text out."""
+"""`generate`: continue one prompt or a list of prompts."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +11,8 @@ from gpt_core.generation.sampling import SamplingParams
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-MAX_RUNNING = 8  # prompts that share a forward
-NEW_TOKENS = 256  # where nobody says how many
+MAX_RUNNING = 8  # prompts that are batched in a forward
+DEFAULT_NEW_TOKENS = 256  # where max_new_tokens is None
 
 
 class Sampling(TypedDict, total=False):
@@ -69,36 +69,36 @@ def generate(
     overflow: Literal["error", "slide"] = "error",
     stream: bool = False,
 ) -> str | list[str] | Generator[str, None, None]:
-    """Continue a prompt, or several at once; the prompt is no part of what comes back.
+    """Continue a prompt or a list of prompts; returns the new text without the prompt.
 
     Args:
-        model: is put into evaluation mode.
-        tokenizer: the model's own.
+        model: the model; it is put into evaluation mode.
+        tokenizer: the model's tokenizer.
         prompt: a text, or a list of texts of any lengths.
-        max_new_tokens: stop after this many tokens, or at the model's end-of-text token. None: after 256, or where
-            the context ends.
-        temperature: 0 takes the best token always; above 1 is more varied, below 1 less.
-        top_k: draw from the k best tokens only; 0 is off.
-        top_p: draw from the fewest best tokens that hold this share of the probability; 1 is off.
-        min_p: drop the tokens that are less probable than min_p times the best one; 0 is off.
-        repetition_penalty: above 1, tokens that the prompt and the text hold become less likely; 1 is off.
-        logit_bias: token id → what is added to its logit.
-        stop: strings that end the text and are no part of it.
-        seed: makes the text reproducible; prompt i of a list draws with seed + i.
-        overflow: what becomes of a prompt and `max_new_tokens` that the context cannot hold together: "error", or
-            "slide", as nanoGPT's sample.py: whenever the context is full, the text goes on from its second half.
-        stream: give a generator of pieces of text, as soon as they are certain; closing it stops the work.
+        max_new_tokens: stop after this many tokens, or at the model's end-of-text token. None: 256, or as
+            many as the context still holds.
+        temperature: 0 always takes the most probable token; above 1 is more varied, below 1 less.
+        top_k: sample only from the k most probable tokens; 0 is off.
+        top_p: sample only from the smallest set of tokens with at least this total probability; 1 is off.
+        min_p: drop tokens less probable than min_p times the most probable one; 0 is off.
+        repetition_penalty: above 1, tokens that occur in the prompt or the text become less likely; 1 is off.
+        logit_bias: token id → number added to its logit.
+        stop: strings that end the text; they are not part of it.
+        seed: makes the text reproducible; prompt i of a list is sampled with seed + i.
+        overflow: what to do if the prompt and `max_new_tokens` do not fit the context: "error" raises; "slide"
+            continues, as nanoGPT's sample.py: whenever the context is full, only its second half is kept.
+        stream: return a generator of pieces of text, each as soon as it is final; closing it cancels the request.
 
     Returns:
-        The text for a text, a list of texts for a list, a generator with `stream`.
+        A text for one prompt, a list of texts for a list, a generator with `stream`.
 
     Raises:
-        InputError: for an empty prompt, one that fills the context or leaves no room in it for `max_new_tokens`, a
-            list with `stream`, or a value out of its range.
+        InputError: for an empty prompt, a prompt that does not fit the context together with `max_new_tokens`, a list
+            with `stream`, or a value out of its range.
     """
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     params = SamplingParams(
-        1 if max_new_tokens is None else max_new_tokens,  # checked here, set for each prompt below
+        1 if max_new_tokens is None else max_new_tokens,  # validated here, set for each prompt below
         temperature,
         top_k,
         top_p,
@@ -119,13 +119,13 @@ def generate(
     every = [
         replace(
             params,
-            max_new_tokens=max_new_tokens or min(NEW_TOKENS, max(1, block_size - len(prompt_ids))),
+            max_new_tokens=max_new_tokens or min(DEFAULT_NEW_TOKENS, max(1, block_size - len(prompt_ids))),
             seed=None if seed is None else seed + i,
         )
         for i, prompt_ids in enumerate(ids)
     ]
     longest = max(len(prompt_ids) + (p.max_new_tokens or 0) for prompt_ids, p in zip(ids, every, strict=True))
-    context = min(longest, block_size)  # no more cache than that
+    context = min(longest, block_size)  # limits the size of the cache
     engine = Engine(model, tokenizer, max_running=min(len(ids), MAX_RUNNING), context=context)
     if stream:
         return engine.stream(ids[0], every[0])

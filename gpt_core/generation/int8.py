@@ -1,7 +1,7 @@
-"""Weights in 8 bits, for decoding, whose speed is that of reading the weights.
+"""Weight-only int8 quantisation for decoding, which is bound by reading the weights.
 
-Each row of a matrix becomes whole numbers from -127 to 127 and one scale; what flows between the layers stays in 16 or
-32 bits (weight-only quantisation, as LLM.int8() without outliers, Dettmers et al. 2022, and gpt-fast).
+Each row of a matrix becomes integers from -127 to 127 and one scale; activations stay in 16 or 32 bits (as LLM.int8()
+without outliers, Dettmers et al. 2022, and gpt-fast).
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from gpt_core.model.gpt import GPT
 
-MANY = 32  # rows of input from which on widening the weights first is faster on a CPU
+MIN_ROWS_TO_DEQUANTIZE = 32  # input rows from which dequantising the weights first is faster on a CPU
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weight (out, in) is int8 with a scale for each row.
+    """A linear layer with an int8 weight (out, in) and one scale per row.
 
     Args:
         weight: (out, in) int8, from `quantize`.
-        scale: (out,) of the dtype that the layer computes in.
+        scale: (out,) in the dtype in which the layer computes.
         bias: (out,) or None.
     """
 
@@ -37,10 +37,10 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
         rows = x.reshape(-1, x.shape[-1])
-        # of other widths torch's kernel may crash
+        # torch's kernel may crash for widths that are not multiples of 16
         kernel = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[-1] % 16 == 0
-        if kernel and len(rows) < MANY:
-            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)  # reads 8 bits, computes in more
+        if kernel and len(rows) < MIN_ROWS_TO_DEQUANTIZE:
+            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)  # reads int8, computes in bfloat16
         else:
             y = F.linear(rows, self.weight.to(x.dtype)) * self.scale
         y = y.view(*x.shape[:-1], -1)
@@ -48,7 +48,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """Token embeddings out of int8 rows with a scale each; arguments as for `Int8Linear`."""
+    """Token embeddings as int8 rows with one scale each; arguments as for `Int8Linear`."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -63,20 +63,20 @@ class Int8Embedding(nn.Module):
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest int8 rows (out, in) to `weight`, and their scales (out,) in its dtype."""
+    """Quantise `weight` (out, in): int8 rows (out, in), and their scales (out,) in the dtype of `weight`."""
     scale = weight.float().abs().amax(dim=1).div(127).clamp(min=torch.finfo(torch.float32).tiny)
-    scale = scale.to(weight.dtype).float()  # rounded first, so that the rows fit the scale that is kept
+    scale = scale.to(weight.dtype).float()  # rounded first, so that the rows fit the stored scale
     return weight.float().div(scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale.to(weight.dtype)
 
 
 def to_int8(model: GPT) -> GPT:
-    """Give `model`, in place, 8-bit linear layers, token embeddings and head; norms, biases and positions stay."""
+    """Quantise linear layers, token embeddings and head of `model` in place; norms, biases and positions stay."""
 
-    def narrow(layer: nn.Linear) -> Int8Linear:
+    def quantized(layer: nn.Linear) -> Int8Linear:
         bias = None if layer.bias is None else layer.bias.detach()
         return Int8Linear(*quantize(layer.weight.detach()), bias)
 
-    replace_linears(model, narrow)
+    replace_linears(model, quantized)
     rows = quantize(model.wte.weight.detach())
     if isinstance(model.head, nn.Linear):
         head = quantize(model.head.weight.detach())
@@ -88,7 +88,7 @@ def to_int8(model: GPT) -> GPT:
 
 
 def replace_linears(model: GPT, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Replace every linear layer of the blocks by what `make` makes of it."""
+    """Replace every linear layer of the blocks by `make(layer)`."""
     for block in model.blocks:
         for module in list(block.modules()):
             for name, child in list(module.named_children()):

@@ -1,15 +1,15 @@
-"""What people hand a door to read: a text, or a file that holds one."""
+"""Prompts on the command line: a text, or FILE:path."""
 
 from pathlib import Path
 
 from gpt_core.common.errors import InputError
 
-LARGEST = 64 * 2**20  # bytes of a file that is still taken for a prompt
-LONGEST_TOKEN = 128  # characters; GPT-2's longest is a run of 128 spaces
+MAX_FILE_BYTES = 64 * 2**20  # larger files are rejected before they are decoded
+MAX_TOKEN_CHARACTERS = 128  # GPT-2's longest token is a run of 128 spaces
 
 
 def read_prompt(text: str) -> str:
-    """`text` itself, or what is in the file if it is FILE:path.
+    """`text`, or the content of the file if it is FILE:path.
 
     Raises:
         InputError: for a file that is missing, empty, too large for any context, or not UTF-8.
@@ -19,7 +19,7 @@ def read_prompt(text: str) -> str:
     path = Path(text.removeprefix("FILE:"))
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
+            content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path} to read the prompt from.") from error
     except IsADirectoryError as error:
@@ -27,9 +27,11 @@ def read_prompt(text: str) -> str:
             f"The prompt is {text}, which is a folder; expected FILE: and the path of a file."
         ) from error
     if not content:
-        raise InputError(f"{path} is empty; expected a text to begin with.")
-    if len(content) > LARGEST:
-        raise InputError(f"{path} holds more than {LARGEST // 2**20} MiB; no context holds so much: cut it.")
+        raise InputError(f"{path} is empty; expected a text.")
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(
+            f"{path} holds more than {MAX_FILE_BYTES // 2**20} MiB, the maximum for a prompt; shorten it."
+        )
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -37,12 +39,12 @@ def read_prompt(text: str) -> str:
 
 
 def refuse_long(text: str, context: int, what: str = "prompt") -> None:
-    """Refuse a text that cannot fit a context of that many tokens, before its tokens are counted, which takes long.
+    """Reject a text that cannot fit a context of `context` tokens, before the slow tokenization.
 
     Raises:
-        InputError: if it would not fit even if all its tokens were as long as tokens get.
+        InputError: if the text does not fit even if all its tokens have the maximum length.
     """
-    if len(text) > context * LONGEST_TOKEN:
+    if len(text) > context * MAX_TOKEN_CHARACTERS:
         raise InputError(
-            f"The {what} has {len(text)} characters; there is room for {context} tokens: shorten it."
+            f"The {what} has {len(text)} characters; the context has room for {context} tokens. Shorten the {what}."
         )

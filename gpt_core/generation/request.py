@@ -1,4 +1,4 @@
-"""A prompt on its way through the generation engine."""
+"""The state of one generation request."""
 
 import threading
 from collections.abc import Callable
@@ -14,16 +14,16 @@ NO_SLOT = -1
 
 
 class Request:
-    """A prompt on its way through the engine; made by `Engine.submit`.
+    """The state of one request; created by `Engine.submit`.
 
     Attributes:
-        params: how to continue the prompt.
-        token_ids: the tokens so far, with the end-of-text token or those of the stop string that ended them.
-        logprobs: of each of these tokens, if `params.logprobs` asks for them.
+        params: sampling parameters.
+        token_ids: ids generated so far, including the end-of-text token or the stop string's tokens at the end.
+        logprobs: of each of these tokens, if `params.logprobs` is set.
         finish_reason: "stop" (end-of-text token or stop string), "length" (max_new_tokens or end of context),
             "cancelled", or None: not finished, or failed.
-        error: what was raised by the model or by `on_text`, if that ended the request.
-        n_reused: tokens of the prompt that were not read, since an earlier text begins with them.
+        error: the exception of the model or of `on_text` that ended the request, else None.
+        n_reused: prompt tokens that were not prefilled, because a cached sequence has the same prefix.
     """
 
     def __init__(
@@ -40,18 +40,20 @@ class Request:
         self.finish_reason: Literal["stop", "length", "cancelled"] | None = None
         self.error: Exception | None = None
         self.n_reused = 0
-        # what follows is the engine's
+        # the following attributes are used by the engine only
         self.prompt_ids = prompt_ids
         self.on_text = on_text
-        self.max_new_tokens = max_new_tokens  # as far as the context reaches
+        self.max_new_tokens = max_new_tokens  # limited by the context
         self.detokenizer = detokenizer
-        self.generator = torch.Generator()  # its own: the draws of one request never move those of another
+        self.generator = (
+            torch.Generator()
+        )  # one per request, so that requests do not change each other's samples
         if params.seed is None:
             self.generator.seed()
         else:
             self.generator.manual_seed(params.seed)
-        self.slot = NO_SLOT  # in the cache, while it runs
-        self.unread: list[int] = []  # what is still to be read before the next token can be drawn
+        self.slot = NO_SLOT  # in the cache, while the request is running
+        self.unread: list[int] = []  # tokens still to prefill before the next token can be sampled
         self.cancelled = False
         self.pieces: list[str] = []
         self.finished = threading.Event()
@@ -59,21 +61,21 @@ class Request:
 
     @property
     def text(self) -> str:
-        """The text so far, exactly as `on_text` got it."""
+        """The text so far, as passed to `on_text`."""
         return "".join(self.pieces)
 
     @property
     def n_prompt(self) -> int:
-        """Tokens in the prompt."""
+        """Number of prompt tokens."""
         return len(self.prompt_ids)
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come: finished, cancelled or failed."""
+        """Whether the request has finished, was cancelled or failed."""
         return self.finished.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until done, while another thread steps the engine; False after `timeout` seconds."""
+        """Block until done, while another thread steps the engine; returns False after `timeout` seconds."""
         return self.finished.wait(timeout)
 
     def push(self, token: int) -> None:
@@ -83,12 +85,12 @@ class Request:
             self._lookup.push(token)
 
     def window(self, context: int) -> list[int]:
-        """What is read of prompt and text so far: all of it, or its last half context if it fills that."""
+        """Ids to prefill: prompt and text so far, or their last half context if they are longer than the context."""
         ids = self.prompt_ids + self.token_ids
         return ids if len(ids) <= context else ids[-((context + 1) // 2) :]
 
     def guess(self, n: int) -> list[int]:
-        """Up to `n` tokens that may follow."""
+        """Draft up to `n` tokens by prompt lookup."""
         if self._lookup is None:
             self._lookup = Lookup(self.prompt_ids + self.token_ids)
         return self._lookup.guess(n) if n > 0 else []

@@ -1,8 +1,8 @@
-"""From the logits of the next token to the token.
+"""Sampling the next token from its logits.
 
-The order of what is applied is that of transformers' `generate`: logit bias, repetition penalty, temperature, top-k,
-top-p, min-p. Temperature 0 takes the best token after the first two. It is done in numpy, whose sort and partition of
-a whole vocabulary are many times faster than torch's on a CPU; torch gives the randomness.
+The steps have the order of transformers' `generate`: logit bias, repetition penalty, temperature, top-k, top-p, min-p.
+Temperature 0 takes the argmax after the first two. The implementation uses numpy, whose sort and partition of a whole
+vocabulary are many times faster than torch's on a CPU; the random numbers come from torch.
 """
 
 import math
@@ -18,31 +18,31 @@ from torch import Tensor
 
 from gpt_core.common.errors import InputError
 
-OVERFLOWED = "the model's weights hold no numbers, or it overflows; try it in float32, or fetch it again."
+NON_FINITE = "the model's weights contain NaN or its activations overflow. Try float32, or download it again."
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request is continued.
+    """Sampling parameters of one request.
 
     Attributes:
-        max_new_tokens: stop after this many tokens; None: go on as long as the context holds the text.
-        temperature: logits are divided by it; 0 takes the best token always (greedy).
-        top_k: draw from the k best tokens only; 0 is off. Tokens tied with the k-th stay.
-        top_p: draw from the fewest best tokens that hold this share of the probability (nucleus sampling,
+        max_new_tokens: stop after this many tokens; None: stop at the end of the context.
+        temperature: divisor of the logits; 0 always takes the most probable token (greedy).
+        top_k: sample only from the k most probable tokens; 0 is off. Ties with the k-th are kept.
+        top_p: sample only from the smallest set of tokens with at least this total probability (nucleus sampling,
             Holtzman et al. 2019); 1 is off. Applied after top_k.
-        stop: strings that end the text, and are no part of it.
-        seed: the same seed gives the same tokens; None draws a new one. In bfloat16 or with 8 bits a draw between two
-            tokens may turn on the rounding, and that on what else the engine is computing.
-        min_p: drop the tokens that are less probable than min_p times the best one (Nguyen et al. 2024); 0 is off.
-        repetition_penalty: of the tokens that the prompt and the text hold, positive logits are divided by it and
+        stop: strings that end the text; they are not part of it.
+        seed: the same seed gives the same tokens; None uses a random seed. In bfloat16 and int8, rounding depends on
+            the other requests in the batch, so two nearly equal tokens may still be exchanged.
+        min_p: drop tokens less probable than min_p times the most probable one (Nguyen et al. 2024); 0 is off.
+        repetition_penalty: for tokens that occur in the prompt or the text, positive logits are divided by it and
             negative ones multiplied by it (CTRL, Keskar et al. 2019); 1 is off, above 1 repeats less.
-        logit_bias: token id → what is added to its logit.
-        logprobs: keep the log-probability of every token, and those of this many best tokens in its place; None
-            keeps none.
-        overflow: what becomes of a prompt and `max_new_tokens` that the context cannot hold together: "error", or
-            "slide": when the context is full, its second half is read anew and the text goes on from there; of a
-            prompt that is longer, the last half context is read.
+        logit_bias: token id → number added to its logit.
+        logprobs: record the log-probability of every token, and of this many most probable tokens at its position;
+            None records none.
+        overflow: what to do if the prompt and `max_new_tokens` do not fit the context: "error" raises; "slide": when
+            the context is full, its second half is prefilled again and generation continues; of a longer prompt,
+            only the last half context is prefilled.
 
     Raises:
         InputError: for a value outside its range.
@@ -63,31 +63,35 @@ class SamplingParams:
     def __post_init__(self) -> None:
         stop_is_good = isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop)
         bias_is_good = isinstance(self.logit_bias, Mapping) and all(
-            _whole(token, 0) and _real(bias, -1e30, 1e30) for token, bias in self.logit_bias.items()
+            _is_int(token, 0) and _is_number(bias, -1e30, 1e30) for token, bias in self.logit_bias.items()
         )
         for name, is_good, expected in (
             (
                 "max_new_tokens",
-                _whole(self.max_new_tokens, 1) or (self.max_new_tokens is None and self.overflow != "slide"),
-                'a whole number of at least 1, or None (to the end of the context; not with overflow="slide")',
+                _is_int(self.max_new_tokens, 1) or (self.max_new_tokens is None and self.overflow != "slide"),
+                'an integer of at least 1, or None (to the end of the context; not with overflow="slide")',
             ),
-            ("temperature", _real(self.temperature, 0), "0 (greedy) or a finite positive number"),
-            ("top_k", _whole(self.top_k, 0), "0 (off) or how many of the best tokens to draw from"),
+            ("temperature", _is_number(self.temperature, 0), "0 (greedy) or a finite positive number"),
+            ("top_k", _is_int(self.top_k, 0), "0 (off) or the number of most probable tokens to sample from"),
             (
                 "top_p",
-                _real(self.top_p, 0, 1) and self.top_p > 0,
-                "a share of the probability above 0 and up to 1 (off)",
+                _is_number(self.top_p, 0, 1) and self.top_p > 0,
+                "a probability above 0 and up to 1 (off)",
             ),
             ("stop", stop_is_good, "a tuple of non-empty strings"),
-            ("seed", self.seed is None or _whole(self.seed, 0, 2**63 - 1), "None or 0 to 2**63 - 1"),
-            ("min_p", _real(self.min_p, 0, 1), "0 (off) to 1, a share of the best token's probability"),
+            ("seed", self.seed is None or _is_int(self.seed, 0, 2**63 - 1), "None or 0 to 2**63 - 1"),
+            ("min_p", _is_number(self.min_p, 0, 1), "0 (off) to 1, a fraction of the highest probability"),
             (
                 "repetition_penalty",
-                _real(self.repetition_penalty, 0.01, 100),
+                _is_number(self.repetition_penalty, 0.01, 100),
                 "a number from 0.01 to 100; 1 is off",
             ),
-            ("logit_bias", bias_is_good, "token ids with finite numbers"),
-            ("logprobs", self.logprobs is None or _whole(self.logprobs, 0), "None or a whole number from 0"),
+            ("logit_bias", bias_is_good, "a mapping of token ids to finite numbers"),
+            (
+                "logprobs",
+                self.logprobs is None or _is_int(self.logprobs, 0),
+                "None or an integer of at least 0",
+            ),
             ("overflow", self.overflow in ("error", "slide"), '"error" or "slide"'),
         ):
             if not is_good:
@@ -96,12 +100,12 @@ class SamplingParams:
 
 
 class TokenLogprobs(NamedTuple):
-    """How probable the model found a token, before temperature, penalties and biases.
+    """Log-probabilities at one position, before temperature, penalties and biases.
 
     Attributes:
-        token: the token that was taken.
+        token: id of the sampled token.
         logprob: natural logarithm of its probability.
-        best: (token, log-probability) of the most probable tokens in its place, the best first.
+        best: (id, log-probability) of the most probable tokens at that position, in descending order.
     """
 
     token: int
@@ -110,7 +114,7 @@ class TokenLogprobs(NamedTuple):
 
 
 def check_vocabulary(params: SamplingParams, n_tokens: int) -> None:
-    """Raise InputError if `params` names a token that is none of the `n_tokens` that can be drawn."""
+    """Raise InputError if `params.logit_bias` has an id outside 0 … `n_tokens` - 1."""
     for token in params.logit_bias:
         if token >= n_tokens:
             raise InputError(
@@ -124,13 +128,13 @@ def sample(
     generator: torch.Generator | None = None,
     history: Sequence[int] = (),
 ) -> int:
-    """Choose the next token.
+    """Sample the id of the next token.
 
     Args:
         logits: (V,) of any floating dtype.
-        params: how to choose; bias ids must be below V (`check_vocabulary`).
-        generator: the source of randomness, on the CPU; torch's global one if None.
-        history: ids of the prompt's and the text's tokens; only the repetition penalty reads them.
+        params: sampling parameters; bias ids must be below V (`check_vocabulary`).
+        generator: random number generator on the CPU; torch's global one if None.
+        history: ids of prompt and text, for the repetition penalty.
 
     Raises:
         FloatingPointError: if the best logit is NaN or infinite.
@@ -146,17 +150,17 @@ def sample(
 def candidates(
     logits: Tensor, params: SamplingParams, history: Sequence[int] = ()
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The tokens that a temperature above 0, top_k, top_p and min_p leave of logits (V,), as transformers leaves them.
+    """Apply temperature (above 0), top_k, top_p and min_p to logits (V,), with the same results as transformers.
 
     Returns:
-        Their ids (n,) ascending, and their probabilities (n,), which add up to 1.
+        The remaining ids (n,), ascending, and their probabilities (n,), which sum to 1.
 
     Raises:
         FloatingPointError: if the best logit is NaN or infinite.
     """
     x = _adjusted(logits, params, history)
-    with np.errstate(over="ignore"):  # a logit far below the best may become -inf: probability 0
-        # With 0 as the best, and above float32's smallest number, no temperature overflows.
+    with np.errstate(over="ignore"):  # a logit far below the maximum may become -inf: probability 0
+        # Subtracting the maximum and clamping the temperature avoid overflow to +inf.
         x = (x - x[_best(x)]) / np.float32(max(params.temperature, 1e-9))
     ids = np.arange(len(x))
     if params.top_k > 0:
@@ -166,14 +170,14 @@ def candidates(
         kept = _top_p(x, params.top_p)
         ids, x = ids[kept], x[kept]
     if params.min_p > 0:
-        kept = np.flatnonzero(x >= math.log(params.min_p))  # the best one is 0
+        kept = np.flatnonzero(x >= math.log(params.min_p))  # the maximum of x is 0
         ids, x = ids[kept], x[kept]
     probability = np.exp(x)
     return ids, probability / probability.sum()
 
 
 def token_logprobs(logits: Tensor, token: int, n: int) -> TokenLogprobs:
-    """Log-probabilities of `token` and of the `n` best tokens by the model's own logits (V,); ties by id."""
+    """Log-probabilities of `token` and of the `n` most probable tokens from unmodified logits (V,); ties by id."""
     x = _as_numpy(logits)
     best = x[_best(x)]
     with np.errstate(over="ignore"):
@@ -184,7 +188,7 @@ def token_logprobs(logits: Tensor, token: int, n: int) -> TokenLogprobs:
 
 
 def _adjusted(logits: Tensor, params: SamplingParams, history: Sequence[int]) -> NDArray[np.float32]:
-    """The logits (V,) in float32 after bias and repetition penalty; a copy if these change anything."""
+    """Logits (V,) in float32 after bias and repetition penalty; copied before any change."""
     x = _as_numpy(logits)
     if params.logit_bias:
         x = x.copy()
@@ -203,43 +207,43 @@ def _as_numpy(logits: Tensor) -> NDArray[np.float32]:
 
 
 def _best(x: NDArray[np.float32]) -> int:
-    """The place of the largest; the first one of equals. A NaN counts as the largest."""
+    """Argmax of x (V,); the first of ties. A NaN counts as the largest, so that it raises."""
     best = int(x.argmax())
     if not np.isfinite(x[best]):
-        raise FloatingPointError(f"the best logit is {x[best]}: {OVERFLOWED}")
+        raise FloatingPointError(f"the best logit is {x[best]}: {NON_FINITE}")
     return best
 
 
 def _top_k(x: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Places, ascending, of the k largest and what is tied with the k-th."""
+    """Indices, ascending, of the k largest values and of ties with the k-th."""
     if k >= len(x):
         return np.arange(len(x))
     return np.flatnonzero(x >= np.partition(x, -k)[-k])
 
 
 def _top_p(x: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
-    """Places, ascending, of the largest of x (n,), whose largest is 0, that hold the share top_p of sum(exp(x)).
+    """Indices, ascending, of the fewest largest x (n,) whose exp sums to at least top_p * sum(exp(x)).
 
-    One more belongs to them as long as those before it hold less; of equals the first come first.
+    The maximum of x must be 0. Of tied values the first are kept.
     """
     descending = np.sort(x)[::-1]
-    held = _cumulative(np.exp(descending))
-    n_kept = min(int(np.searchsorted(held, top_p * held[-1])) + 1, len(held))
+    cumulative = _cumulative(np.exp(descending))
+    n_kept = min(int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1, len(cumulative))
     least = descending[n_kept - 1]
-    places = np.flatnonzero(x >= least)
-    tied = np.flatnonzero(x[places] == least)
-    return np.delete(places, tied[n_kept - len(places) + len(tied) :])
+    indices = np.flatnonzero(x >= least)
+    tied = np.flatnonzero(x[indices] == least)
+    return np.delete(indices, tied[n_kept - len(indices) + len(tied) :])
 
 
 def _cumulative(weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sums of the first 1, 2, … weights, of which only this is faster in torch."""
+    """Cumulative sum in float64; torch's is faster than numpy's."""
     sums: NDArray[np.float64] = torch.from_numpy(weights).cumsum(0, dtype=torch.float64).numpy()
     return sums
 
 
-def _whole(value: Any, low: int, high: float = math.inf) -> bool:
+def _is_int(value: Any, low: int, high: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _real(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and low <= value <= high

@@ -1,42 +1,42 @@
-"""The slots of a cache, and which text each of them holds.
+"""Cache slots with prefix caching: which tokens each slot has cached.
 
-What a request leaves behind stays until its slot is needed: a prompt that begins like an earlier text is not read again
-from its beginning (the prefix caching of vLLM and SGLang, Zheng et al. 2023, by whole slots).
+A slot stays cached after its request until it is needed: a prompt that shares a prefix with a cached sequence reuses
+its keys and values (prefix caching as in vLLM and SGLang, Zheng et al. 2023, by whole slots).
 """
 
 from gpt_core.model.cache import Cache
 
 
 class Slots:
-    """Hands out the slots of `cache`.
+    """Allocates the slots of `cache`.
 
     Attributes:
-        ids: the tokens whose keys and values each slot holds.
+        ids: for each slot, the tokens whose keys and values are cached.
     """
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.ids: list[list[int]] = [[] for _ in cache.reach]
-        self._idle = list(range(len(self.ids)))  # without a request; the one longest unused first
+        self.ids: list[list[int]] = [[] for _ in cache.high_water]
+        self._idle = list(range(len(self.ids)))  # without a request; least recently used first
 
     @property
     def any_idle(self) -> bool:
-        """Whether `take` has a slot to give."""
+        """Whether a slot is free for `take`."""
         return bool(self._idle)
 
-    def n_held(self, prompt: list[int]) -> int:
-        """The most first tokens of `prompt` that a slot holds."""
+    def n_cached(self, prompt: list[int]) -> int:
+        """Length of the longest prefix of `prompt` that any slot has cached."""
         return max(n_shared(prompt, ids) for ids in self.ids)
 
     def take(self, prompt: list[int]) -> int:
-        """An idle slot that now holds the first tokens of `prompt`, as many as any slot held; not its last one.
+        """Allocate an idle slot, with the longest cached prefix of `prompt[:-1]` copied into it.
 
-        The last one is left to be read, since it brings the logits of what follows.
+        The last token is never reused: the logits of the next token need a forward over it.
         """
         shared = [n_shared(prompt[:-1], ids) for ids in self.ids]
         source = max(self._idle[::-1] + list(range(len(shared))), key=lambda slot: shared[slot])
         n = shared[source]
-        # Going on where the whole text of an idle slot is shared costs nothing, and nobody loses his beginning.
+        # Reuse the slot in place if all of its tokens are the shared prefix or it is the only idle one; otherwise copy.
         if source in self._idle and (n == len(self.ids[source]) or len(self._idle) == 1):
             target = source
             self.cut(target, n)
@@ -47,20 +47,20 @@ class Slots:
         self._idle.remove(target)
         return target
 
-    def give_back(self, slot: int) -> None:
-        """Let the slot serve others, and keep its text until then."""
+    def release(self, slot: int) -> None:
+        """Mark the slot as idle; its tokens stay cached until it is allocated again."""
         self._idle.append(slot)
 
     def cut(self, slot: int, length: int) -> None:
-        """Forget what `slot` holds beyond its first `length` tokens."""
+        """Truncate `slot` to its first `length` tokens."""
         self.cache.cut(slot, length)
         del self.ids[slot][length:]
 
 
 def n_shared(a: list[int], b: list[int]) -> int:
-    """How many first tokens `a` and `b` share."""
+    """Length of the common prefix of `a` and `b`, by bisection."""
     low, high = 0, min(len(a), len(b))
-    while low < high:  # slices compare in C
+    while low < high:  # comparing slices runs in C
         middle = (low + high + 1) // 2
         if a[low:middle] == b[low:middle]:
             low = middle

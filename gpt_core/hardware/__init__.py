@@ -1,1 +1,1 @@
-"""What this machine can do: devices, number formats, CPU kernels."""
+"""Devices, number formats, CPU kernels."""

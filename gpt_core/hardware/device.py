@@ -1,4 +1,4 @@
-"""Where a model runs, and how: device, number format, threads, compilation."""
+"""Device, dtype, threads and compilation; time and memory measurements."""
 
 import os
 import sys
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
-GAIN = 1.3  # so many times faster must bfloat16, or all cores, be on a CPU to be chosen
+MIN_SPEEDUP = 1.3  # bfloat16, or all cores, are chosen on a CPU only if at least this many times faster
 
 
 def pick_device(name: DeviceName) -> torch.device:
-    """The device called `name`; auto: cuda, else mps, else cpu.
+    """The torch device `name`; auto: cuda, else mps, else cpu.
 
     Raises:
         InputError: if this machine has no such device.
@@ -33,18 +33,20 @@ def pick_device(name: DeviceName) -> torch.device:
         name = next(n for n in ("cuda", "mps", "cpu") if present[n])
     if not present[name]:
         here = ", ".join(n for n, there in present.items() if there)
-        raise InputError(f"device is {name}, which torch does not find on this machine; it has {here}.")
+        raise InputError(
+            f"device is {name}, which torch does not find on this machine; use one of: {here}, auto."
+        )
     return torch.device(name)
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What decides how sums are rounded; a checkpoint records it, so that a resumed run rounds likewise.
+    """The settings that affect rounding; saved in checkpoints so that a resumed run rounds alike.
 
     Attributes:
         device: "cpu", "cuda" or "mps".
-        dtype: "float32", "bfloat16" or "float16", of the matrix products under autocast.
-        threads: CPU threads of one rank.
+        dtype: "float32", "bfloat16" or "float16", the autocast dtype of matmuls.
+        threads: number of CPU threads per rank.
         compile: whether the blocks are compiled.
     """
 
@@ -55,25 +57,25 @@ class Numerics:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch's object."""
+        """`dtype` as a torch.dtype."""
         return getattr(torch, self.dtype)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Matrix products in `dtype`; does nothing for float32."""
+        """Context for matmuls in `dtype`; does nothing for float32."""
         return torch.autocast(self.device, self.torch_dtype, enabled=self.dtype != "float32")
 
     def as_dict(self) -> dict[str, Any]:
-        """As a checkpoint records it."""
+        """The fields as saved in a checkpoint."""
         return asdict(self)
 
 
 def available_cores() -> int:
-    """Cores of the machine that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def wall_seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """How long a call takes, until `device` has done what it was told."""
+    """Wall-clock seconds of one call, including the kernels that it launches on `device`."""
     gpu = device.type != "cpu"
     if gpu:
         torch.accelerator.synchronize(device)
@@ -85,18 +87,18 @@ def wall_seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that were allocated on a GPU at most, or that this process has taken of the CPU's memory."""
+    """Peak memory in bytes: allocated on a CUDA device, otherwise resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would tell a new process the peak of the one that started it
+    if status.exists():  # unlike getrusage, which a child process starts with its parent's peak
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
-    import resource  # which Windows lacks
+    import resource  # missing on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def use_tf32(yes: bool) -> None:
-    """Let float32 matrix products on NVIDIA GPUs use TF32, or not."""
+    """Allow or forbid TF32 in float32 matmuls on NVIDIA GPUs."""
     torch.backends.cuda.matmul.allow_tf32 = yes
     torch.backends.cudnn.allow_tf32 = yes

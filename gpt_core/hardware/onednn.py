@@ -1,4 +1,4 @@
-"""Matrix products on a CPU in the forms that it is fast at, by oneDNN, which torch brings."""
+"""Fast linear layers on a CPU by oneDNN, which is part of torch."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,49 +11,48 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpt_core.hardware.device import GAIN, wall_seconds
+from gpt_core.hardware.device import MIN_SPEEDUP, wall_seconds
 
-FEW = 16  # rows below which the call costs more than it gains
-SIZE = 512  # of the square matrices that the two are measured on: milliseconds
+MIN_ROWS = 16  # with fewer rows the overhead of the call exceeds the gain
+BENCHMARK_SIZE = 512  # rows and columns of the matrices that are timed, which takes milliseconds
 
 
-def quick_products(device: torch.device, onednn: bool | None = None) -> AbstractContextManager[Any]:
-    """A context in which nn.Linear in float32 without gradients computes by oneDNN where that is faster.
+def fast_linear(device: torch.device, onednn: bool | None = None) -> AbstractContextManager[Any]:
+    """Context in which nn.Linear in float32 without gradients uses oneDNN if that is faster.
 
-    torch hands float32 products to MKL, which keeps to its slower instructions on processors that are not Intel's:
-    107 GFLOP/s a core against oneDNN's 250 on an AMD EPYC with AVX-512. Which is faster is measured once in a process.
-    Both compute in full float32; sums differ in their order, as between batch sizes. Other products, and all of them
-    on other devices, are left alone.
+    torch calls MKL for float32, which uses slower instructions on processors other than Intel's: 107 GFLOP/s per core
+    against oneDNN's 250 on an AMD EPYC with AVX-512. Which is faster is measured once per process. Both compute in full
+    float32 but sum in different orders, as different batch sizes do. Other dtypes and devices are not affected.
 
     Args:
-        device: where the products are.
-        onednn: what an earlier process chose, to round as it did; None measures.
+        device: of the layers.
+        onednn: the choice recorded by an earlier process, for the same rounding; None: measure.
     """
     return _OneDNN() if choose_onednn(device, onednn) else nullcontext()
 
 
 def choose_onednn(device: torch.device, onednn: bool | None = None) -> bool:
-    """Whether `quick_products` uses oneDNN: as it was, where it is there, else as measured."""
+    """Whether `fast_linear` uses oneDNN: the recorded choice if oneDNN is available, else the measured one."""
     if device.type != "cpu" or not _has("_linear_pointwise"):
         return False
     return _onednn_is_faster(torch.get_num_threads()) if onednn is None else onednn
 
 
 class PackedLinear(nn.Module):
-    """A linear layer on a CPU for generating only: its weight lies in the order in which oneDNN reads it.
+    """A linear layer for inference on a CPU, with its weight in oneDNN's blocked layout.
 
-    A product of few rows takes as long as reading the weight, and from this order a core reads nearly as fast as memory
-    gives: one row by SmolLM2-135M's matrices in bfloat16 takes 9 ms instead of 18 on an AMD EPYC, eight rows in float32
-    23 instead of 54 (docs/log.md). As many rows as a long prompt has take no longer than elsewhere.
+    With few rows a matmul is bound by reading the weight, which this layout allows at nearly the memory bandwidth: one
+    row through SmolLM2-135M's matrices in bfloat16 takes 9 ms instead of 18 on an AMD EPYC, eight rows in float32
+    23 ms instead of 54 (docs/log.md). With as many rows as a long prompt has, it is as fast as nn.Linear.
 
     Args:
-        weight: (out, in), of a dtype and device that `packs` names.
+        weight: (out, in), of a dtype and device for which `packs` is True.
         bias: (out,) or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        # This and what `_by_onednn` calls are what torch.compile makes of a linear layer.
+        # torch.compile's CPU backend uses this operator and that of `_by_onednn` for linear layers.
         self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None))
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.weight: Tensor
@@ -66,7 +65,7 @@ class PackedLinear(nn.Module):
 
 @cache
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `PackedLinear` can be had there, and is the fast form: on processors of the x86 kind with AVX."""
+    """Whether `PackedLinear` is available and faster on this device in this dtype: on x86 processors with AVX."""
     if device.type != "cpu" or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return False
     known = dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16())
@@ -75,12 +74,12 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether oneDNN multiplies in bfloat16 on this processor; torch's own loops are many times slower."""
+    """Whether oneDNN supports bfloat16 on this processor; torch's fallback is many times slower."""
     return _has("_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _has(*operators: str) -> bool:
-    """Whether torch has oneDNN with these operators, which have no names in its documentation."""
+    """Whether torch has oneDNN with these operators, which are undocumented."""
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
 
 
@@ -98,10 +97,16 @@ class _OneDNN(TorchFunctionMode):
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
-    plain = type(weight) in (Tensor, torch.nn.Parameter)  # not a sharded one
+    plain = type(weight) in (Tensor, torch.nn.Parameter)  # not a DTensor
     float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     on_cpu = x.device.type == weight.device.type == "cpu"
-    return plain and float32 and on_cpu and not torch.is_grad_enabled() and x.numel() >= FEW * x.shape[-1] > 0
+    return (
+        plain
+        and float32
+        and on_cpu
+        and not torch.is_grad_enabled()
+        and x.numel() >= MIN_ROWS * x.shape[-1] > 0
+    )
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -110,11 +115,11 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @cache
 def _onednn_is_faster(n_threads: int) -> bool:
-    """Whether it is so, by a margin that noise does not reach, with this many threads."""
-    x, weight = torch.ones(SIZE, SIZE), torch.ones(SIZE, SIZE)
+    """Whether oneDNN beats the default linear layer by MIN_SPEEDUP with this many threads."""
+    x, weight = torch.ones(BENCHMARK_SIZE, BENCHMARK_SIZE), torch.ones(BENCHMARK_SIZE, BENCHMARK_SIZE)
     plain, other = list[float](), list[float]()
     with torch.inference_mode():
-        for _ in range(6):  # the first calls set things up
+        for _ in range(6):  # the minimum excludes the slow first calls
             plain.append(wall_seconds(lambda: F.linear(x, weight), x.device))
             other.append(wall_seconds(lambda: _by_onednn(x, weight), x.device))
-    return min(plain) > GAIN * min(other)
+    return min(plain) > MIN_SPEEDUP * min(other)

@@ -1,1 +1,1 @@
-"""Where a model is: known names, the cache, downloads."""
+"""Models and checkpoints on disk: known names, the local cache, downloads, run folders."""

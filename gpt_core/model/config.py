@@ -7,8 +7,8 @@ from typing import Any, Literal
 from gpt_core.common.errors import InputError
 from gpt_core.model.rope_scaling import RopeScaling
 
-LARGEST = 2**24  # of the sizes; what is above it is a damaged file, not a GPT
-MOST_LAYERS = 2**12
+MAX_DIMENSION = 2**24  # bound of every size but n_layer; a larger value means a damaged file
+MAX_LAYERS = 2**12  # bound of n_layer
 CHOICES: dict[str, tuple[Any, ...]] = {
     "position": ("rope", "learned", "alibi"),
     "norm": ("rmsnorm", "layernorm"),
@@ -22,10 +22,10 @@ COUNTS = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd"
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT. The default graph is Qwen3's; switches turn it into exactly Llama's, GPT-2's or GPT-Neo's.
+    """The shape of a GPT. The default graph is Qwen3's; switches make it exactly Llama's, GPT-2's or GPT-Neo's.
 
     Raises:
-        InputError: if the numbers do not fit together.
+        InputError: for a value that is out of range or contradicts another one.
     """
 
     vocab_size: int = 50304
@@ -38,16 +38,15 @@ class GPTConfig:
     n_inner: int = 2048  # width of the MLP
     position: Literal["rope", "learned", "alibi"] = "rope"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    # gelu: the tanh approximation, as GPT-2; gelu_erf: exact, as nanoGPT
+    # gelu: the tanh approximation, as in GPT-2; gelu_erf: exact, as in nanoGPT
     mlp: Literal["swiglu", "gelu", "gelu_erf"] = "swiglu"
-    attn_bias: bool | Literal["output"] = False  # output: of the output projection alone, as GPT-Neo
+    attn_bias: bool | Literal["output"] = False  # output: only the output projection, as in GPT-Neo
     mlp_bias: bool = False
     qk_norm: bool = True  # RMSNorm over each head's query and key, before the rotation
-    scale_attention: bool = True  # by 1/√head_dim; GPT-Neo does not
-    window: int | None = (
-        None  # tokens that one in `window_layers` attends to, itself included; None: all before it
-    )
-    window_layers: tuple[int, ...] = ()  # layers with that window, counted from 0
+    scale_attention: bool = True  # multiply q·kᵀ by 1/√head_dim; GPT-Neo does not
+    # In `window_layers` a token attends to this many tokens, itself included; None: no layer has a window.
+    window: int | None = None
+    window_layers: tuple[int, ...] = ()  # indices of the layers with that window, from 0
     tie_embeddings: bool = True
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
@@ -59,7 +58,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in COUNTS:
-            size, most = getattr(self, name), MOST_LAYERS if name == "n_layer" else LARGEST
+            size, most = getattr(self, name), MAX_LAYERS if name == "n_layer" else MAX_DIMENSION
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
                 raise InputError(f"{name} is {size!r}; expected a whole number from 1 to {most}.")
         for name, allowed in CHOICES.items():
@@ -73,10 +72,10 @@ class GPTConfig:
             raise InputError(f"n_kv_head is {self.n_kv_head}; it must divide n_head, which is {self.n_head}.")
         if self.position == "rope" and self.head_dim % 2:
             raise InputError(
-                f"head_dim is {self.head_dim}; rotary positions turn pairs and need an even number."
+                f"head_dim is {self.head_dim}; rotary positions rotate pairs and need an even number."
             )
         if self.rope_scaling is not None and self.position != "rope":
-            raise InputError(f"position is {self.position}; only rotary positions can have a rope_scaling.")
+            raise InputError(f"position is {self.position}; rope_scaling needs position='rope'.")
         if (self.window is None) != (not self.window_layers) or (self.window is not None and self.window < 1):
             raise InputError(
                 f"window is {self.window} and window_layers is {self.window_layers}; expected both, the window of at "
@@ -114,7 +113,7 @@ class GPTConfig:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every id that ends a text."""
+        """All ids that end a sequence."""
         if self.eos_id is None:
             return ()
         return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
@@ -123,10 +122,10 @@ class GPTConfig:
     def model_type(self) -> str:
         """The Hugging Face family that computes exactly this graph: "gpt2", "gpt_neo", "llama" or "qwen3".
 
-        Any graph with ALiBi is "zhizhi", a family of our own, which other tools refuse by its name.
+        Any graph with ALiBi is "zhizhi", which transformers does not know and therefore refuses to load.
 
         Raises:
-            InputError: if none does, so that nobody saves a model that others would misread.
+            InputError: if no family does; saved under another family's name, other tools would compute another graph.
         """
         if self.position == "alibi":
             return "zhizhi"

@@ -1,10 +1,10 @@
-"""The GPT: one readable graph that is exactly GPT-2, GPT-Neo, Llama or Qwen3 by configuration.
+"""The GPT: one graph that is exactly GPT-2, GPT-Neo, Llama or Qwen3 by configuration.
 
-References: GPT-2 (Radford et al. 2019) and its best-known short form, nanoGPT; GPT-Neo (Black et al. 2021), whose
-windows are Longformer's (Beltagy et al. 2020); SwiGLU (Shazeer 2020). Attention, norms and rotary positions are in
-attention.py.
+References: GPT-2 (Radford et al. 2019) and nanoGPT; GPT-Neo (Black et al. 2021), whose windows are Longformer's
+(Beltagy et al. 2020); SwiGLU (Shazeer 2020). Attention is in attention.py, norms and the MLP in layers.py, rotary
+positions in rope.py.
 
-B is the number of rows, T of tokens in a row, C the width n_embd, V the vocabulary.
+Shapes: B sequences, T tokens per sequence, C = n_embd, V = vocab_size.
 """
 
 import math
@@ -27,17 +27,17 @@ from gpt_core.model.rope import Rope
 if TYPE_CHECKING:
     from gpt_core.formats.card import Card
 
-LOSS_CHUNK = 2**25  # logits that exist at a time while the loss is computed: 128 MiB in float32
+LOSS_CHUNK = 2**25  # number of logits in memory at a time while the loss is computed: 128 MiB in float32
 
 
 class GPTOutput(NamedTuple):
-    """What a forward returns; a tuple, since what shards or compiles a model looks for tensors in those.
+    """Result of a forward; a tuple, in which FSDP and torch.compile find the tensors.
 
     Attributes:
-        hidden: (B, T, C) states after the last block and the final norm, or after the `layer` asked for.
-        logits: (B, T, V), or None when not asked for.
-        loss_sum: 0-dim sum of the token losses over all targets that are not -100, or None without targets.
-        n_targets: 0-dim int64 count of these targets, or None.
+        hidden: (B, T, C) hidden states after the last block and the final norm, or after `layer` blocks.
+        logits: (B, T, V), or None if not requested.
+        loss_sum: 0-dim sum of the cross-entropy over all targets that are not -100, or None without targets.
+        n_targets: 0-dim int64 count of these targets, or None without targets.
     """
 
     hidden: Tensor
@@ -47,7 +47,7 @@ class GPTOutput(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each on the normed stream and added back to it."""
+    """Pre-norm transformer block: x + attention(norm1(x)), then x + mlp(norm2(x))."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: CacheRows | None,
     ) -> Tensor:
-        """(B, T, C) → (B, T, C)."""
-        x = x + self.drop(self.attn(self.norm1(x), rope, mask, cache))
-        return x + self.drop(self.mlp(self.norm2(x)))
+        """(B, T, C) → (B, T, C); `rope`, `mask` and `cache` are as for `Attention.forward`."""
+        x = x + self.drop(self.attn(self.norm1(x), rope, mask, cache))  # (B, T, C)
+        return x + self.drop(self.mlp(self.norm2(x)))  # (B, T, C)
 
 
 class GPT(nn.Module):
@@ -74,19 +74,19 @@ class GPT(nn.Module):
 
     Args:
         config: the shape.
-        init: gpt2: as GPT-2 was initialised; zero: likewise, but what the blocks add to the residual stream begins as
-            zero, so that each begins as the identity (as in modded-nanogpt).
+        init: gpt2: GPT-2's initialisation; zero: likewise, but with zero weights in the last projection of attention
+            and MLP, so that each block starts as the identity (as in modded-nanogpt).
     """
 
     def __init__(self, config: GPTConfig, init: Literal["gpt2", "zero"] = "gpt2") -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # V → C
         self.wpe: nn.Embedding | None = None
         self.rope: Rope | None = None
         self.alibi: Alibi | None = None
         if config.position == "learned":
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)  # block_size → C
         elif config.position == "rope":
             self.rope = Rope(config)
         else:
@@ -94,14 +94,15 @@ class GPT(nn.Module):
         self.drop = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config, config.n_embd)
-        self.head: nn.Module | None = None  # None: the token embeddings are the head, too
+        self.head: nn.Module | None = None  # None: tied to the token embeddings
         if not config.tie_embeddings:
-            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if not self.wte.weight.is_meta:  # a shell for loaded weights, where drawing none takes seconds
+            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)  # C → V
+        # on the meta device, weights are loaded later; drawing them takes seconds
+        if not self.wte.weight.is_meta:
             self._init_weights(0.0 if init == "zero" else 0.02 / math.sqrt(2 * config.n_layer))
 
     def _init_weights(self, residual_std: float) -> None:
-        """GPT-2's: normal with 0.02, biases 0; what is added to the residual stream, 2·n_layer times, has its own."""
+        """GPT-2's: normal with std 0.02, biases 0; `residual_std` for the last projections of attention and MLP."""
         for name, p in self.named_parameters():
             if p.dim() >= 2:
                 residual = name.endswith(("attn.o.weight", "mlp.down.weight"))
@@ -111,12 +112,12 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return self.wte.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what flows between the blocks."""
+        """Dtype of the hidden states between blocks."""
         return next(self.norm.parameters()).dtype
 
     def forward(
@@ -129,60 +130,63 @@ class GPT(nn.Module):
         logits: bool = True,
         layer: int | None = None,
     ) -> GPTOutput:
-        """Run the GPT over rows of tokens, which may differ in length.
+        """Run the GPT over B sequences of T tokens, padding included.
 
         Args:
             ids: (B, T) int64 token ids.
-            targets: (B, T) int64, already shifted: targets[b, t] is what should follow ids[b, t]; -100 does not
-                count. The output then carries `loss_sum` and `n_targets`; the logits for it live a chunk at a time.
-            positions: (B, T) int64; by default the place of each token in its segment, after the cached tokens. ALiBi
-                has none: it goes by how far apart tokens lie in their row.
-            segments: (B, T) int64; a token attends to the earlier tokens of its row that carry the same number, so
-                several texts share a row. A negative number marks padding, on either side. Not with a cache.
-            cache: the slots that the rows continue, from `Cache.rows`; without it the rows begin here. Right-pad
-                rows that bring fewer new tokens.
-            logits: False leaves (B, T, V) unallocated, for encoders and for training.
-            layer: stop after this many blocks and return their states without the final norm, as transformers'
-                `hidden_states[layer]` (0: the token embeddings). No logits and no loss then.
+            targets: (B, T) int64, already shifted: targets[b, t] should follow ids[b, t]; -100 is ignored. The output
+                then has `loss_sum` and `n_targets`; the logits for the loss are computed in chunks.
+            positions: (B, T) or (T,) int64, below `block_size`; default: each token's position in its segment, or
+                after the cached tokens. ALiBi ignores it and uses distances within the sequence.
+            segments: (B, T) int64; a token attends to the earlier tokens of its sequence with the same segment id, so
+                several texts can be packed into one sequence. Negative ids mark padding, on either side. Not with
+                `cache`.
+            cache: the slots that the sequences continue, from `Cache.rows`; None: the sequences start here.
+                Sequences with fewer new tokens are right-padded.
+            logits: False: do not compute the (B, T, V) logits, for encoders and for training.
+            layer: stop after this many blocks and return the hidden states without the final norm, as transformers'
+                `hidden_states[layer]` (0: the token embeddings); without logits and loss.
 
         Raises:
-            ValueError: for arguments that exclude each other.
+            ValueError: for arguments that cannot be combined.
         """
         if cache is not None and segments is not None:
-            raise ValueError("segments and a cache exclude each other: a slot holds one text")
+            raise ValueError("segments cannot be combined with a cache; a slot holds one sequence")
         if cache is not None and layer is not None:
-            raise ValueError("layer and a cache exclude each other: the blocks above would miss their keys")
+            raise ValueError("layer cannot be combined with a cache; the layers above would get no keys")
         if layer is not None and not 0 <= layer <= self.config.n_layer:
             raise ValueError(f"layer is {layer}; expected 0 to {self.config.n_layer}")
         n_rows, n_tokens = ids.shape
         mask = None
         if cache is not None:
             cache.begin(n_rows, n_tokens)
-            mask = cache.mask
-            positions = cache.positions if positions is None else positions
+            mask = cache.mask  # (B, 1, T, cache.end), or None
+            positions = cache.positions if positions is None else positions  # (B, T)
         elif segments is not None:
-            mask = segment_mask(segments)
-            positions = segment_positions(segments) if positions is None else positions
+            mask = segment_mask(segments)  # (B, 1, T, T)
+            positions = segment_positions(segments) if positions is None else positions  # (B, T)
         if positions is None:
-            positions = torch.arange(n_tokens, device=ids.device)
+            positions = torch.arange(n_tokens, device=ids.device)  # (T,)
         mask, near = self._masks(mask, cache, n_tokens)  # near: for the layers with a window
 
         x = self.wte(ids)  # (B, T, C)
         if self.wpe is not None:
-            x = x + self.wpe(positions)
+            x = x + self.wpe(positions)  # (B, T, C)
+        # cosine and sine, (B, 1, T, head_dim) or (1, T, head_dim) each
         rope = self.rope(positions) if self.rope is not None else None
         x = self.drop(x)
         for i, block in enumerate(self.blocks[:layer]):
-            x = block(x, rope, near if i in self.config.window_layers else mask, cache)
+            x = block(x, rope, near if i in self.config.window_layers else mask, cache)  # (B, T, C)
         if cache is not None:
             cache.finish()
         if layer is not None:
             return GPTOutput(hidden=x)
 
-        hidden = self.norm(x)
+        hidden = self.norm(x)  # (B, T, C)
         return GPTOutput(
             hidden,
-            logits=self.logits(hidden) if logits else None,
+            logits=self.logits(hidden) if logits else None,  # (B, T, V)
+            # (B·T, C), (B·T,) → 0-dim
             loss_sum=None if targets is None else self._loss_sum(hidden.flatten(0, 1), targets.flatten()),
             n_targets=None if targets is None else (targets != -100).sum(),
         )
@@ -190,52 +194,66 @@ class GPT(nn.Module):
     def _masks(
         self, mask: Tensor | None, cache: CacheRows | None, n_tokens: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What ALiBi and windows make of who may look at whom: for layers without a window, and for those with one."""
+        """Apply windows and ALiBi to `mask`.
+
+        Returns:
+            The masks of layers without and with a window, each as for `attend`: (B or 1, 1 or n_head, T, S) or None.
+        """
         window = self.config.window
         if self.alibi is None and window is None:
             return mask, mask
-        places, n_seen = torch.arange(n_tokens, device=self.device), n_tokens
+        positions, n_keys = torch.arange(n_tokens, device=self.device), n_tokens  # (T,), T
         if cache is not None:
-            # Padding may lie behind all that its row has: it looks at what the last token does.
-            last = (cache.start + cache.n_real - 1).to(self.device)
-            places, n_seen = cache.positions.minimum(last[:, None]), cache.end
-        near = mask if window is None else window_mask(mask, places, n_seen, window)
+            # Padding gets the position of its sequence's last token, so that its window is never empty.
+            last = (cache.start + cache.n_real - 1).to(self.device)  # (B,)
+            positions, n_keys = cache.positions.minimum(last[:, None]), cache.end  # (B, T), S
+        near = mask if window is None else window_mask(mask, positions, n_keys, window)  # (B or 1, 1, T, S)
         if self.alibi is None:
             return mask, near
-        return self.alibi(mask, places, n_seen), self.alibi(near, places, n_seen)
+        # (B or 1, n_head, T, S) each
+        return self.alibi(mask, positions, n_keys), self.alibi(near, positions, n_keys)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits (…, V) of final states (…, C)."""
+        """Next-token logits (…, V) of final hidden states (…, C)."""
+        # (…, C) → (…, V)
         return F.linear(hidden, self.wte.weight) if self.head is None else self.head(hidden)
 
     def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Sum of cross-entropies over N tokens, their logits (N, V) never all alive: backward makes them again."""
+        """Sum of the cross-entropy over N tokens, in chunks of n tokens whose logits are recomputed in backward.
+
+        Args:
+            hidden: (N, C).
+            targets: (N,) int64.
+
+        Returns:
+            0-dim, float32 or wider.
+        """
 
         def chunk_loss(h: Tensor, t: Tensor) -> Tensor:
-            logits = self.logits(h)
+            logits = self.logits(h)  # (n, C) → (n, V)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return F.cross_entropy(logits, t, ignore_index=-100, reduction="sum")
+            return F.cross_entropy(logits, t, ignore_index=-100, reduction="sum")  # 0-dim
 
         size = max(1, LOSS_CHUNK // self.config.vocab_size)
         if len(targets) <= size:
             return chunk_loss(hidden, targets)
         losses = [
             checkpoint(chunk_loss, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(size), targets.split(size), strict=True)
+            for h, t in zip(hidden.split(size), targets.split(size), strict=True)  # (n, C), (n,)
         ]
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum()  # (number of chunks,) → 0-dim
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
-        """Load a model: a known name, a run's `out_dir`, a Hugging Face folder or one with a GGUF file.
+        """Load a model: a known name, a run's `out_dir`, a Hugging Face folder or a folder with a GGUF file.
 
-        A folder with nanoGPT's `ckpt.pt` or small-gpt's `.pth` opens too; for its tokenizer put beside it what the
-        checkpoint lacks: nanoGPT's `meta.pkl` (unless it speaks GPT-2's BPE), small-gpt's training text.
+        A folder with nanoGPT's `ckpt.pt` or small-gpt's `.pth` can be loaded, too. For its tokenizer, add what the
+        checkpoint lacks: nanoGPT's `meta.pkl` (not needed for GPT-2's BPE), small-gpt's training text.
 
-        The weights become float32 on the CPU and the model is in evaluation mode.
+        The weights are float32 on the CPU; the model is in evaluation mode.
 
         Raises:
-            InputError: for an unknown name, missing weights, or a configuration that this GPT does not compute.
+            InputError: for an unknown name, missing weights, or a configuration that is not supported.
         """
         from gpt_core.formats.pretrained import load
 
@@ -246,12 +264,12 @@ class GPT(nn.Module):
     ) -> None:
         """Write `config.json` and `model.safetensors` as transformers, vLLM and llama.cpp's converter read them.
 
-        A model card, README.md, is written beside them, unless somebody's own stands there.
+        A model card, README.md, is written with them, unless the folder has one that was not generated.
 
         Args:
-            folder: where to; made if it is missing.
-            weights: what `state_dict()` would give if this process held the whole model, which a sharded one does not.
-            card: what the card is to say beside the shape.
+            folder: created if it is missing.
+            weights: the full `state_dict()` of a sharded model, gathered by the caller; None: this model's own.
+            card: content of the model card other than the shape.
         """
         from gpt_core.formats.pretrained import save
 

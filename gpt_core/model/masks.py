@@ -1,6 +1,6 @@
-"""Who may look at whom, and how gladly: several texts in a row, windows, ALiBi (Press et al. 2022).
+"""Attention masks: packed segments, sliding windows (Beltagy et al. 2020), ALiBi (Press et al. 2022).
 
-B is the number of rows, T of tokens in a row, S of tokens that they look at: T, and what a cache holds before them.
+Shapes: B sequences, T new tokens per sequence, S keys per sequence: T, plus the cached ones.
 """
 
 import math
@@ -13,74 +13,78 @@ from gpt_core.model.config import GPTConfig
 
 
 def segment_mask(segments: Tensor) -> Tensor:
-    """(B, 1, T, T) bool from segments (B, T): who may look at whom."""
-    same = segments[:, :, None] == segments[:, None, :]
-    return same.tril().unsqueeze(1)  # padding sees padding, never nothing
+    """Mask (B, 1, T, T) bool of segments (B, T): True where a token attends, to earlier tokens of its segment."""
+    same = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
+    # (B, 1, T, T). Padding attends to padding: a row without a True would give NaN in softmax.
+    return same.tril().unsqueeze(1)
 
 
 def segment_positions(segments: Tensor) -> Tensor:
-    """(B, T) places from segments (B, T): each token's distance from where its run of equal numbers begins."""
-    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    begins = torch.ones_like(segments, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return index - torch.where(begins, index, 0).cummax(dim=1).values
+    """Positions (B, T) int64 of segments (B, T): each token's distance from the first token of its segment."""
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)  # (B, T)
+    begins = torch.ones_like(segments, dtype=torch.bool)  # (B, T), True at the first token of a segment
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]  # (B, T - 1)
+    return index - torch.where(begins, index, 0).cummax(dim=1).values  # (B, T)
 
 
-def window_mask(mask: Tensor | None, places: Tensor, n_seen: int, window: int) -> Tensor | None:
-    """`mask`, but no token looks at one that is `window` or more places before it.
+def window_mask(mask: Tensor | None, positions: Tensor, n_keys: int, window: int) -> Tensor | None:
+    """`mask`, limited to keys that are fewer than `window` positions before the query.
 
     Args:
-        mask: (B, 1, T, S) bool, who may look at whom; None: all at what is not after them, which is plainly causal.
-        places: (T,) or (B, T), each token's place among the S.
-        n_seen: S.
-        window: tokens that a token looks at, itself included.
+        mask: (B, 1, T, S) bool, True where a token attends; None: causal.
+        positions: (T,) or (B, T) int64, the position of each query among the S keys.
+        n_keys: S.
+        window: number of tokens that a token attends to, itself included.
 
     Returns:
-        (B or 1, 1, T, S) bool, or `mask` where the window is wider than all there is to see.
+        (B or 1, 1, T, S) bool; `mask` itself if no key is outside the window.
     """
-    if n_seen <= window:
+    if n_keys <= window:
         return mask
-    behind = _behind(places, n_seen)
-    return (behind < window) & (behind >= 0 if mask is None else mask)
+    distances = _distances(positions, n_keys)  # (B or 1, 1, T, S)
+    return (distances < window) & (distances >= 0 if mask is None else mask)  # (B or 1, 1, T, S)
 
 
 class Alibi(nn.Module):
-    """ALiBi: no positions, but a head looks the less gladly the further back, each head by its own slope."""
+    """ALiBi: adds −slope · distance to the attention logits, with one slope per head."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.register_buffer("slopes", alibi_slopes(config.n_head), persistent=False)
+        self.register_buffer("slopes", alibi_slopes(config.n_head), persistent=False)  # (n_head,)
 
-    def forward(self, mask: Tensor | None, places: Tensor, n_seen: int) -> Tensor:
-        """What is added to the attention logits: minus slope times distance, and -inf where nobody may look.
+    def forward(self, mask: Tensor | None, positions: Tensor, n_keys: int) -> Tensor:
+        """The bias that is added to the attention logits: −slope · distance, and −inf where `mask` is False.
 
         Args:
             mask: as for `window_mask`.
-            places: likewise.
-            n_seen: S.
+            positions: as for `window_mask`.
+            n_keys: S.
 
         Returns:
-            (B or 1, n_head, T, S) float32, or what autocast asks for.
+            (B or 1, n_head, T, S) float32, or the dtype of autocast.
         """
-        behind = _behind(places, n_seen)
-        bias = -behind * self.slopes.float().view(-1, 1, 1)  # type: ignore[operator]
-        bias = bias.masked_fill(~(behind >= 0 if mask is None else mask), -math.inf)
-        place = bias.device.type  # under autocast once for all layers, whose backwards keep it
-        return bias.to(torch.get_autocast_dtype(place)) if torch.is_autocast_enabled(place) else bias
+        distances = _distances(positions, n_keys)  # (B or 1, 1, T, S)
+        bias = -distances * self.slopes.float().view(-1, 1, 1)  # type: ignore[operator]  # (B or 1, n_head, T, S)
+        # (B or 1, n_head, T, S)
+        bias = bias.masked_fill(~(distances >= 0 if mask is None else mask), -math.inf)
+        # Cast once under autocast: each layer would cast it again and save the result for its backward pass.
+        device = bias.device.type
+        return bias.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else bias
 
 
 def alibi_slopes(n_head: int) -> Tensor:
     """(n_head,) float32: 2^(-8/n), 2^(-16/n) … for n heads.
 
-    Where n_head is no power of two, those of the power below it, and then every second one of the power above it, as
-    in the paper's own code.
+    If n_head is no power of two: the slopes of the next lower power, then every second slope of the next higher one,
+    as in the paper's code.
     """
     below = 2 ** int(math.log2(n_head))
     powers = [8 * i / below for i in range(1, below + 1)]
     powers += [8 * i / (2 * below) for i in range(1, 2 * below, 2)][: n_head - below]
-    return 2 ** -torch.tensor(powers)
+    return 2 ** -torch.tensor(powers)  # (n_head,)
 
 
-def _behind(places: Tensor, n_seen: int) -> Tensor:
-    """(B or 1, 1, T, S): how far back from each token the others lie."""
-    return places.view(-1, 1, places.shape[-1], 1) - torch.arange(n_seen, device=places.device)
+def _distances(positions: Tensor, n_keys: int) -> Tensor:
+    """Query position minus key position, (B or 1, 1, T, S) int64; negative for keys after the query."""
+    # (B or 1, 1, T, 1) - (S,) → (B or 1, 1, T, S)
+    return positions.view(-1, 1, positions.shape[-1], 1) - torch.arange(n_keys, device=positions.device)

@@ -9,23 +9,39 @@ from gpt_core.model.rope_scaling import frequencies
 
 
 class Rope(nn.Module):
-    """Rotary positions: each pair (x_i, x_{i + head_dim/2}) turns by position · theta^(-2i/head_dim), or as scaled."""
+    """Rotary positions: rotate each pair (x_i, x_{i + head_dim/2}) by position · theta^(-2i/head_dim), or as scaled.
+
+    Attributes:
+        cos: (block_size, head_dim) float32, the cosine of each position's angles, repeated for both halves of a head.
+        sin: (block_size, head_dim) float32, the sine likewise, negated in the left half.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        turns, attention_factor = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        angles = torch.outer(torch.arange(config.block_size).float(), turns)
-        # (block_size, head_dim) each; the sine of the left half carries the minus of its turn
-        sin = angles.sin()
+        per_position, attention_factor = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        # (block_size,) ⊗ (head_dim / 2,) → (block_size, head_dim / 2)
+        angles = torch.outer(torch.arange(config.block_size).float(), per_position)
+        sin = angles.sin()  # (block_size, head_dim / 2)
+        # (block_size, head_dim) each
         self.register_buffer("cos", angles.cos().repeat(1, 2) * attention_factor, persistent=False)
         self.register_buffer("sin", torch.cat((-sin, sin), dim=1) * attention_factor, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine for `positions` (B, T) or (T,), shaped to broadcast over heads: (…, 1, T, head_dim)."""
+        """Cosine and sine of positions (B, T) or (T,), with a dimension of size 1 for the heads."""
+        # (B, 1, T, head_dim) or (1, T, head_dim) each
         return self.cos[positions].unsqueeze(-3), self.sin[positions].unsqueeze(-3)  # type: ignore[index]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of x (B, n, T, head_dim) by the angles of `Rope`."""
-    left, right = x.chunk(2, dim=-1)
-    return (x * cos).addcmul_(torch.cat((right, left), dim=-1), sin).type_as(x)
+    """Rotate the pairs of each head by the angles of its position.
+
+    Args:
+        x: (B, n, T, head_dim), queries or keys of n heads.
+        cos: (B, 1, T, head_dim) or (1, T, head_dim), from `Rope`.
+        sin: like cos.
+
+    Returns:
+        (B, n, T, head_dim), in the dtype of x.
+    """
+    left, right = x.chunk(2, dim=-1)  # (B, n, T, head_dim / 2) each
+    return (x * cos).addcmul_(torch.cat((right, left), dim=-1), sin).type_as(x)  # (B, n, T, head_dim)

@@ -1,1 +1,1 @@
-"""Text to ids and back: BPE, chat templates and their sandbox, the detokenizer."""
+"""Tokenizers, chat templates and their sandbox, streaming detokenization."""

@@ -1,4 +1,4 @@
-"""GPT-2's BPE, from the files that ship with the package, in both libraries that we use."""
+"""GPT-2's BPE from files in the package, for tiktoken and `tokenizers`, and a character tokenizer."""
 
 import json
 from functools import lru_cache
@@ -12,7 +12,7 @@ ASSETS = Path(__file__).parent / "assets" / "gpt2"
 GPT2_EOS = "<|endoftext|>"
 GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-# GPT-2 writes each byte as one visible character: a printable one as itself, the others from U+0100 on.
+# GPT-2 writes each byte as one visible character: printable bytes as themselves, the others from U+0100 on.
 BYTE_OF = {chr(b): b for b in _PRINTABLE} | {
     chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in _PRINTABLE)
 }
@@ -20,10 +20,10 @@ BYTE_OF = {chr(b): b for b in _PRINTABLE} | {
 
 @lru_cache(maxsize=1)
 def gpt2_tiktoken() -> tiktoken.Encoding:
-    """GPT-2's BPE from the files that ship with the package; tiktoken's own way downloads them."""
+    """GPT-2's BPE in tiktoken, from files in the package; tiktoken.get_encoding would download them."""
     ids: dict[str, int] = json.loads((ASSETS / "encoder.json").read_text(encoding="utf-8"))
     eos = ids.pop(GPT2_EOS)
-    # an id is the rank of the merge that made its token, which is what tiktoken merges by
+    # tiktoken merges by rank; in GPT-2 the id of a token is the rank of its merge.
     ranks = {bytes(BYTE_OF[c] for c in token): i for token, i in ids.items()}
     return tiktoken.Encoding(
         "gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={GPT2_EOS: eos}
@@ -32,7 +32,7 @@ def gpt2_tiktoken() -> tiktoken.Encoding:
 
 @lru_cache(maxsize=1)
 def gpt2_rust() -> RustTokenizer:
-    """The same in `tokenizers`, whose file format is the one that others open."""
+    """GPT-2's BPE in `tokenizers`, whose file format transformers reads."""
     model = models.BPE.from_file(str(ASSETS / "encoder.json"), str(ASSETS / "vocab.bpe"))
     backend = RustTokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,15 +41,15 @@ def gpt2_rust() -> RustTokenizer:
     return backend
 
 
-NO_TOKEN = "\x00unknown"  # in no vocabulary, so that an unknown character is an error and not a silent token
+NO_TOKEN = "\x00unknown"  # in no vocabulary, so an unknown character raises an error
 
 
 def character_backend(vocab: dict[str, int], unknown: str = NO_TOKEN) -> RustTokenizer:
-    """A tokenizer that makes a token of each character.
+    """A tokenizer with one token per character.
 
     Args:
-        vocab: ids of the characters.
-        unknown: the token of a character that `vocab` lacks; by default such a character is an error.
+        vocab: id of each character.
+        unknown: the token of characters that are not in `vocab`; by default they raise an error.
     """
     backend = RustTokenizer(models.WordLevel(vocab, unk_token=unknown))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")

@@ -1,4 +1,4 @@
-"""Chat templates: a model's own way of writing a conversation, as a Jinja source that may be a stranger's."""
+"""Renders chat templates, the Jinja sources of models' conversation formats, which are untrusted."""
 
 import atexit
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt_core.common.errors import InputError
-from gpt_core.tokenizer.template_sandbox import CPU_SECONDS
+from gpt_core.tokenizer.template_sandbox import MAX_CPU_SECONDS
 
 _PROGRAM = Path(__file__).with_name("template_sandbox.py")
 
 
 class _Renderer:
-    """A process that renders, begun when it is first needed and again when a template has ended it."""
+    """A rendering process, started at the first request and again after a template has crashed it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,12 +26,12 @@ class _Renderer:
         self._inherited: subprocess.Popen[str] | None = None
 
     def ask(self, request: dict[str, Any]) -> dict[str, str]:
-        """What the process answers; if the template ended it, why."""
+        """The reply of the process, `{"text"}` or `{"refused"}`; if the template crashed it, the reason."""
         with self._lock:
             if self._process is None:
                 command = [sys.executable, "-P", str(_PROGRAM)]
                 pipe, null = subprocess.PIPE, subprocess.DEVNULL
-                self._process = subprocess.Popen(  # in a group of its own, where Ctrl-C does not reach it
+                self._process = subprocess.Popen(  # in a separate process group, which Ctrl-C does not signal
                     command, stdin=pipe, stdout=pipe, stderr=null, text=True, process_group=0
                 )
             assert self._process.stdin is not None
@@ -42,52 +42,52 @@ class _Renderer:
                 reply = self._process.stdout.readline()
             except BrokenPipeError:
                 pass
-            finally:  # nor may what an interruption left unread answer the next request
+            finally:  # after an interruption, too: the next request must not read this reply
                 code = 0 if reply else self._end()
         if reply:
             return json.loads(reply)
         if code == -signal.SIGPROF:
-            return {"refused": f"it takes more than {CPU_SECONDS:g} s of processor time"}
-        return {"refused": f"it ended the process that renders (code {code})"}
+            return {"refused": f"it takes more than {MAX_CPU_SECONDS:g} s of CPU time"}
+        return {"refused": f"it crashed the rendering process (exit status {code})"}
 
     def _end(self) -> int:
         process, self._process = self._process, None
         assert process is not None
         process.kill()
-        with suppress(BrokenPipeError), process:  # closes the pipes, also over what was never read, and waits
+        with suppress(BrokenPipeError), process:  # closes the pipes and waits, even if a request is unread
             pass
         return process.returncode
 
     def stop(self) -> None:
-        """End the process, if there is one."""
+        """Kill the process, if it runs."""
         if self._process is not None:
             self._end()
 
-    def forget(self) -> None:
-        """After a fork: the process is the parent's, and the child begins its own."""
+    def reset_after_fork(self) -> None:
+        """In a forked child, drop the parent's process; the next request starts a new one."""
         self._lock = threading.Lock()
-        self._inherited, self._process = self._process, None  # kept, since to drop it would be to wait for it
+        self._inherited, self._process = self._process, None  # referenced, since Popen.__del__ would poll it
 
 
 _renderer = _Renderer()
 atexit.register(_renderer.stop)
-if hasattr(os, "register_at_fork"):  # which Windows lacks, as it lacks fork
-    os.register_at_fork(after_in_child=_renderer.forget)
+if hasattr(os, "register_at_fork"):  # missing on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renderer.reset_after_fork)
 
 
 def render(template: str, messages: list[dict[str, str]], special_tokens: dict[str, str]) -> str:
-    """The text of a conversation that is ready for the assistant's turn.
+    """Render a conversation as text that ends where the assistant's reply starts.
 
-    The template sees what transformers' `apply_chat_template` gives it. It runs in Jinja's sandbox, in a process of
-    its own whose processor time and memory are limited.
+    The template gets the variables of transformers' `apply_chat_template`. It runs in Jinja's sandbox, in a separate
+    process with limits on CPU time and memory.
 
     Args:
         template: Jinja source.
         messages: `{"role", "content"}`, oldest first.
-        special_tokens: `bos_token`, `eos_token`, `pad_token`, those that there are.
+        special_tokens: those of `bos_token`, `eos_token`, `pad_token` that the tokenizer has.
 
     Raises:
-        InputError: if the template fails, refuses the messages, tries to leave its sandbox or spends too much.
+        InputError: if the template fails, rejects the messages, violates the sandbox or exceeds a limit.
     """
     values: dict[str, Any] = {
         "messages": messages,
@@ -97,7 +97,5 @@ def render(template: str, messages: list[dict[str, str]], special_tokens: dict[s
     }
     reply = _renderer.ask({"template": template, "values": values | special_tokens})
     if "refused" in reply:
-        raise InputError(
-            f"The model's chat template does not take these messages: {reply['refused'].rstrip('.')}."
-        )
+        raise InputError(f"The model's chat template rejects these messages: {reply['refused'].rstrip('.')}.")
     return reply["text"]

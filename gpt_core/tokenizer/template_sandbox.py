@@ -1,10 +1,10 @@
-"""The process in which chat templates run. chat_template.py starts it as a script, so it imports nothing of ours.
+"""The process in which chat templates run. chat_template.py starts it as a script, so it imports nothing from zhizhi.
 
-A template comes from a stranger. Jinja's sandbox keeps it from Python; this process keeps it from our time and memory,
-which the sandbox does not: `'a' * 10**10`, nested loops, strings that square themselves. One that spends too much here
-ends with the process, whatever it was doing.
+Templates are untrusted. Jinja's sandbox prevents access to Python, but not excessive use of time and memory:
+`'a' * 10**10`, nested loops, strings that are squared repeatedly. This process has limits for both; a template that
+takes too much CPU time ends the process.
 
-One JSON object a line on stdin, `{"template", "values"}`; for each one on stdout, `{"text"}` or `{"refused"}`.
+Protocol: one JSON object per line on stdin, `{"template", "values"}`; for each, `{"text"}` or `{"refused"}` on stdout.
 """
 
 import json
@@ -23,38 +23,38 @@ import jinja2.parser
 import jinja2.utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-CPU_SECONDS = 2.0  # of one rendering; a usual one takes a thousandth of that
-MEMORY = 2**30  # bytes of address space
-LONGEST = 2**24  # characters of a rendered conversation
+MAX_CPU_SECONDS = 2.0  # per rendering, which normally takes 2 ms
+MAX_MEMORY = 2**30  # address space in bytes
+MAX_CHARACTERS = 2**24  # length of a rendered conversation
 
 
 class Generation(jinja2.ext.Extension):
-    """The tag that some templates put around what the assistant says, for those who train on it: here only a scope."""
+    """The tag `{% generation %}`, which marks the assistant's text for training masks; here it is a plain scope."""
 
-    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
+    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """Take everything up to `{% endgeneration %}` as it is."""
+        """Parse the body up to `{% endgeneration %}`."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.Scope(body, lineno=line)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's, in which even to look at what is out of bounds is an error, not an empty value."""
+    """Jinja's sandbox, in which reading an unsafe attribute is an error instead of an undefined value."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
-        """Refuse an attribute that leads to Python or changes the messages."""
+        """Raise for an attribute that gives access to Python or changes the messages."""
         raise SecurityError(f"access to {attribute!r} of a {type(obj).__name__} is not allowed")
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Jinja's, without names that begin with an underscore, through which a template could reach Python."""
+    """Jinja's namespace without names that start with an underscore, which could give access to Python."""
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Take `{% set namespace.name = value %}`."""
+        """Execute `{% set namespace.name = value %}`."""
         if str(name).startswith("_"):
-            raise SecurityError(f"a namespace takes no name that begins with an underscore: {name}")
+            raise SecurityError(f"the name {name} in a namespace begins with an underscore")
         super().__setitem__(name, value)
 
 
@@ -76,7 +76,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without the escapes that jinja2's own filter makes for HTML."""
+    """JSON without the HTML escapes of jinja2's filter."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -84,7 +84,7 @@ def _to_json(
 
 @lru_cache(maxsize=8)
 def compiled(source: str) -> jinja2.Template:
-    """The template in the environment that transformers gives to chat templates."""
+    """The compiled template, in the same environment as in transformers."""
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
@@ -104,25 +104,25 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
         for piece in compiled(request["template"]).generate(**request["values"]):
             pieces.append(piece)
             length += len(piece)
-            if length > LONGEST:
-                return {"refused": f"it makes more than {LONGEST} characters of them"}
+            if length > MAX_CHARACTERS:
+                return {"refused": f"its output exceeds {MAX_CHARACTERS} characters"}
         return {"text": "".join(pieces)}
     except RecursionError:
-        return {"refused": "it calls itself without an end"}
+        return {"refused": "it recurses without end"}
     except MemoryError:
         pieces.clear()
-        return {"refused": f"it needs more than {MEMORY >> 30} GiB of memory for them"}
-    except Exception as error:  # a template can raise whatever its expressions lead to
+        return {"refused": f"it needs more than {MAX_MEMORY >> 30} GiB of memory"}
+    except Exception as error:  # an expression of a template can raise anything
         return {"refused": " ".join(str(error).split())[:300] or type(error).__name__}
 
 
 def main() -> None:
-    """Answer until stdin ends."""
-    with suppress(ValueError, OSError):  # not every system can hold a process to this
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    """Answer requests until stdin is closed."""
+    with suppress(ValueError, OSError):  # not every system supports the limit
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     for line in sys.stdin:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # then SIGPROF ends the process
+        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)  # SIGPROF then ends the process
         reply = answer(request)
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), flush=True)

@@ -20,7 +20,7 @@ from gpt_core.hub.locate import resolve
 from gpt_core.tokenizer.builtin import BYTE_OF, character_backend, gpt2_rust, gpt2_tiktoken
 from gpt_core.tokenizer.chat_template import render
 
-# a text on which tokenizers with the same vocabulary but other rules for cutting it come apart
+# Tokenizers with the same vocabulary but different pre-tokenization give different ids for this text.
 PROBE = "It's 2026, we'll see:\n\n  x_1 += 3.14159  # naïve café — 知之为知之 🙂🏽\t\r\n"
 
 Offsets = list[tuple[int, int]]
@@ -29,12 +29,12 @@ Offsets = list[tuple[int, int]]
 class Tokenizer:
     """Text to token ids and back. Make one with `from_pretrained` or `from_characters`.
 
-    Text that looks like a special token stays text: special tokens come from `chat` templates and
-    `add_special_tokens`, never from what users or documents say.
+    A special token that is spelled out in a text is encoded as plain text: special tokens come only from `chat`
+    templates and `add_special_tokens`, never from users' messages or documents.
 
     Attributes:
         vocab_size: number of ids.
-        bos_id, eos_id, pad_id: special ids, None where there is none.
+        bos_id, eos_id, pad_id: ids of special tokens, or None.
         chat_template: Jinja source, or None.
     """
 
@@ -55,17 +55,16 @@ class Tokenizer:
         else:
             backend.no_truncation()
             backend.no_padding()
-            backend.encode_special_tokens = (
-                True  # in this library's words: special tokens are encoded as text
-            )
+            # this library's name for: special tokens are encoded as text
+            backend.encode_special_tokens = True
             self.vocab_size = max(backend.get_vocab().values()) + 1
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
-        """Load "gpt2" (shipped with the package), or the tokenizer of a model folder or known model.
+        """Load "gpt2" (part of the package), or the tokenizer of a model folder or known model.
 
         Raises:
-            InputError: if the folder holds no tokenizer that can be read.
+            InputError: if the folder has no tokenizer in a supported format.
         """
         if str(name_or_folder) == "gpt2":
             gpt2 = gpt2_tiktoken()
@@ -79,17 +78,21 @@ class Tokenizer:
 
     @classmethod
     def from_characters(cls, text: str) -> "Tokenizer":
-        """A vocabulary of the distinct characters of `text`, in code point order, as nanoGPT's shakespeare_char."""
+        """A tokenizer of the distinct characters of `text`, in code point order, as nanoGPT's shakespeare_char.
+
+        Raises:
+            InputError: for an empty text.
+        """
         if not text:
             raise InputError("A character vocabulary needs a text with at least one character.")
         vocab = {character: i for i, character in enumerate(sorted(set(text)))}
         return cls(character_backend(vocab))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of `text`; `add_special_tokens` adds what the model wants around a text (bos, eos).
+        """Token ids of `text`; `add_special_tokens` adds the model's bos and eos.
 
         Raises:
-            InputError: for a character that a character vocabulary lacks, or text that is not valid Unicode.
+            InputError: for a character that is not in a character vocabulary, or text that is not valid Unicode.
         """
         _check_unicode(text)
         if isinstance(self._backend, tiktoken.Encoding):
@@ -97,9 +100,9 @@ class Tokenizer:
         return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_trusted(self, text: str) -> list[int]:
-        """`encode` with special tokens around the text, and those that it spells out read as such.
+        """`encode` with `add_special_tokens`, in which special tokens that are spelled out become special tokens.
 
-        Only for what the person at the keyboard wrote as a prompt, never for the text of others.
+        Only for prompts that the user of a command wrote, never for untrusted text.
 
         Raises:
             InputError: as `encode`.
@@ -111,7 +114,7 @@ class Tokenizer:
             raise self._unknown_character([text], error) from error
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
-        """`encode` of each text, on all processors."""
+        """`encode` of each text, on all CPU cores."""
         for text in texts:
             _check_unicode(text)
         if isinstance(self._backend, tiktoken.Encoding):
@@ -122,13 +125,13 @@ class Tokenizer:
             raise self._unknown_character(texts, error) from error
 
     def encode_to_numpy(self, texts: list[str]) -> list[NDArray[np.uint32]]:
-        """`encode` of each text as an array, for much text: no id becomes a Python object where that can be helped.
+        """`encode` of each text as an array, for large corpora: avoids a Python object per id where possible.
 
-        The GIL is released while a text is encoded, so threads may share the work. One call uses one thread, except
-        that `tokenizers` uses all of its own.
+        The GIL is released while a text is encoded, so calls can run in several threads. One call uses one thread; with
+        `tokenizers`, all threads of its pool.
 
         Returns:
-            For each text (n_tokens,) uint32.
+            (n_tokens,) uint32 for each text.
         """
         if self._characters is not None:
             return [self._look_up(text, self._characters) for text in texts]
@@ -138,7 +141,7 @@ class Tokenizer:
             return [self._backend.encode_to_numpy(text, disallowed_special=()) for text in texts]
         try:
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # as above
+        except Exception as error:  # `tokenizers` raises bare Exception for a token out of vocabulary
             raise self._unknown_character(texts, error) from error
         return [np.array(e.ids, dtype=np.uint32) for e in encodings]
 
@@ -152,7 +155,7 @@ class Tokenizer:
 
     @cached_property
     def _characters(self) -> NDArray[np.int32] | None:
-        """Id of each code point, -1 where there is none; None if this is no tokenizer of `from_characters`."""
+        """(n,) int32: id of each code point, or -1; None if this tokenizer is not from `from_characters`."""
         if not isinstance(self._backend, RustTokenizer) or not isinstance(
             self._backend.model, models.WordLevel
         ):
@@ -163,22 +166,23 @@ class Tokenizer:
         made = Tokenizer.from_characters("".join(vocab))._backend
         if not isinstance(made, RustTokenizer) or made.to_str() != self._backend.to_str():
             return None
-        table = np.full(max(map(ord, vocab)) + 2, -1, dtype=np.int32)  # the last place is for all beyond
+        # the last entry is for all higher code points
+        table = np.full(max(map(ord, vocab)) + 2, -1, dtype=np.int32)
         for character, i in vocab.items():
             table[ord(character)] = i
         return table
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
-        """Token ids, and for each the half-open range of code points of `text` that it touches."""
+        """Token ids, and for each the half-open range of code points of `text` that it covers, also in part."""
         if not isinstance(self._backend, tiktoken.Encoding):
             _check_unicode(text)
             try:
                 encoding = self._backend.encode(text, add_special_tokens=False)
-            except Exception as error:  # as above
+            except Exception as error:  # `tokenizers` raises bare Exception for a token out of vocabulary
                 raise self._unknown_character([text], error) from error
             return encoding.ids, encoding.offsets
         ids = self.encode(text)
-        # place of the code point that each byte of the text belongs to
+        # index of the code point of each byte of the text
         data = np.frombuffer(text.encode(), dtype=np.uint8)
         place = np.cumsum((data & 0xC0) != 0x80) - 1
         ends = np.cumsum([len(self._backend.decode_single_token_bytes(i)) for i in ids], dtype=np.int64)
@@ -186,20 +190,25 @@ class Tokenizer:
         return ids, list(zip(place[starts].tolist(), (place[ends - 1] + 1).tolist(), strict=True))
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`, special tokens included; an incomplete character becomes U+FFFD."""
+        """The text of `ids`, including special tokens; an incomplete character becomes U+FFFD.
+
+        Raises:
+            KeyError: for an id that GPT-2's vocabulary does not have; `tokenizers` decodes such ids to "".
+            OverflowError: for a negative id.
+        """
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.decode(ids)
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """What one token adds to a text, which may be a part of a character; of a special token, its name."""
+        """The bytes that a token adds to a text, possibly part of a character; of a special token, its name."""
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.decode_single_token_bytes(token)
         if token in self._added:
             return self._added[token].content.encode()
         text = self.decode([token])
         if "\ufffd" not in text:
-            # after another token: SentencePiece's decoders drop the space at the beginning of a text
+            # decoded after another token: SentencePiece's decoders drop the space at the start of a text
             return self.decode([token, token])[len(text) :].encode()
         written = self._backend.id_to_token(token) or ""
         if match := re.fullmatch("<0x([0-9A-F]{2})>", written):
@@ -209,21 +218,23 @@ class Tokenizer:
         return text.encode()
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of a conversation, rendered by the model's template and ready for the assistant's turn.
+        """Token ids of a conversation in the model's chat template, up to the start of the assistant's reply.
 
-        The template may be a stranger's: it runs in a sandbox, and within limits (`chat_template.render`). Special
-        tokens come from the template alone; one that is spelled out in a message stays text.
+        The template is untrusted: it runs in a sandbox with limits (`chat_template.render`). Special tokens come only
+        from the template; one that is spelled out in a message is encoded as text.
 
         Args:
             messages: `{"role": "system" | "user" | "assistant", "content": …}`, oldest first.
 
         Raises:
-            InputError: if there is no template, or it fails, refuses the messages, or tries to leave its sandbox.
+            InputError: if there is no template, or it fails, rejects the messages or violates the sandbox.
         """
         if self.chat_template is None:
-            raise InputError("This model has no chat template; it completes text but was not taught to chat.")
-        # Only special tokens that are spelled out in a message need care: each is swapped for a nonce before the
-        # rendering and put back as text after it. All else is tokenised in one piece, as the model was trained.
+            raise InputError(
+                "This model has no chat template; use a model that is trained for chat, or complete text instead."
+            )
+        # Special tokens that are spelled out in a message are replaced by a nonce before the rendering and inserted as
+        # text afterwards. The text between them is tokenised in one piece, as in the model's training.
         nonce = secrets.token_hex(8)
         marks = {token: f"\ue000{nonce}:{i}\ue001" for i, token in enumerate(self._special_tokens)}
         tokens = {mark: token for token, mark in marks.items()}
@@ -240,7 +251,7 @@ class Tokenizer:
 
         ids: list[int] = []
         pieces = re.split(f"({'|'.join(tokens) or '(?!)'})", rendered)
-        for i, piece in enumerate(pieces):  # every other one is a mark
+        for i, piece in enumerate(pieces):  # marks have odd indices
             ids += self.encode(tokens[piece]) if i % 2 else self._encode_template(piece)
         return ids
 
@@ -251,7 +262,7 @@ class Tokenizer:
 
     @cached_property
     def _template_backend(self) -> RustTokenizer:
-        """A second copy that does read special tokens: switching the first one would race with other threads."""
+        """A copy that recognises special tokens; changing the setting of the first one is not thread-safe."""
         assert isinstance(self._backend, RustTokenizer)
         return RustTokenizer.from_str(self._backend.to_str())
 
@@ -259,7 +270,7 @@ class Tokenizer:
     def _special_tokens(self) -> list[str]:
         if isinstance(self._backend, tiktoken.Encoding):
             return sorted(self._backend.special_tokens_set)
-        # longest first, so that one which contains another is found whole
+        # longest first, so that a token that contains another one is matched completely
         special = (t.content for t in self._added.values() if t.special)
         return sorted(special, key=len, reverse=True)
 
@@ -269,22 +280,22 @@ class Tokenizer:
 
     @property
     def rust(self) -> RustTokenizer:
-        """The same tokenizer in the library `tokenizers`, whose files others open."""
+        """This tokenizer in the library `tokenizers`, whose file format transformers reads."""
         return gpt2_rust() if isinstance(self._backend, tiktoken.Encoding) else self._backend
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sha256 over the vocabulary and the ids of a probing text: the same for the same tokenizer in any file."""
+        """sha256 of the vocabulary and of the ids of `PROBE`, in hex; independent of the file format."""
         vocab = self.rust.get_vocab()
         try:
             probe = self.encode(PROBE)
-        except InputError:  # a character vocabulary has no rules beside its characters
+        except InputError:  # a character vocabulary is identified by its characters
             probe = []
         content = json.dumps([sorted(vocab.items(), key=lambda item: item[1]), probe])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
+        """Write `tokenizer.json` and `tokenizer_config.json` in transformers' format."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -306,7 +317,7 @@ class Tokenizer:
                     f"The character {character!r} (U+{ord(character):04X}) is not in this vocabulary of "
                     f"{self.vocab_size}; leave it out, or use a byte-level tokenizer such as gpt2."
                 )
-        return InputError(f"The tokenizer does not take this text: {error}")
+        return InputError(f"The tokenizer cannot encode this text: {error}")
 
 
 def _check_unicode(text: str) -> None:

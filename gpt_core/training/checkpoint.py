@@ -1,16 +1,16 @@
-"""Checkpoints: `out_dir/step-N/`, each one whole or not there.
+"""Checkpoints: `out_dir/step-N/`, written atomically.
 
     step-N/
-      config.json, model.safetensors, tokenizer.json   a model folder that is usable alone
+      config.json, model.safetensors, tokenizer.json   a complete model folder
       optimizer.safetensors                            the optimizers' tensors, named optimizer:parameter:key
-      state.json                                       step, data position, number formats, sha256 of every file
-      README.md                                        the model card, for people: anybody may write on in it
+      state.json                                       step, data position, numerics, sha256 of every file
+      README.md                                        the model card; users may edit it
 
-There are no random states in it: what is random in a step follows from (seed, step, rank). Nor anything of one rank's
-alone, so any number of ranks can go on from it, however they share the model.
+Checkpoints contain no random state: the random numbers of a step depend only on (seed, step, rank). They contain no
+state of single ranks either, so training can resume with any number of ranks and any kind of parallelism.
 
-The folder is written under a temporary name, `state.json` last, forced to the disk and renamed, so a kill at any
-moment leaves the earlier checkpoints as they were. What a disk or a copy tears afterwards, the checksums find.
+The folder is written under a temporary name, `state.json` last, then fsynced and renamed, so a kill at any time leaves
+the earlier checkpoints unchanged. The checksums detect later damage by a disk or a copy.
 """
 
 import json
@@ -25,20 +25,20 @@ from torch import Tensor
 from gpt_core.common.files import atomic_folder, sha256_file
 from gpt_core.formats.card import README, add_progress
 from gpt_core.hardware.device import Numerics
-from gpt_core.hub.run_folder import VERSION, load_state, state_checksum
+from gpt_core.hub.run_folder import CHECKPOINT_VERSION, load_state, state_checksum
 from gpt_core.training.parallel.parallel import Parallel
 from gpt_core.training.parallel.ranks import Ranks
 
 
 class Stateful(Protocol):
-    """What knows its place in the data and can go back to it."""
+    """An object whose position in the data can be saved and restored."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The place, as JSON can hold it."""
+        """The position, as JSON-serialisable values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place."""
+        """Restore a position that `state_dict` returned."""
         ...
 
 
@@ -54,24 +54,24 @@ def save(
     numerics: Numerics,
     ranks: Ranks,
 ) -> Path:
-    """Write the checkpoint of `step`. Every rank must call; rank 0 writes.
+    """Write the checkpoint of `step`. All ranks must call it together; rank 0 writes.
 
     Args:
         out_dir: the run's folder.
-        step: steps done.
-        save_model: writes a model folder that is usable alone, from all weights.
-        parallel: the model and its optimizers; rates and decays are the configuration's, not the checkpoint's.
+        step: number of completed steps.
+        save_model: writes a complete model folder, from all weights by name.
+        parallel: the model and its optimizers. Learning rates and decays are not saved; the configuration sets them.
         batches: the data position.
-        figures: what the evaluation said; `val_loss` is what "best" goes by.
-        best: what early stopping remembers.
-        numerics: how sums were rounded.
+        figures: metrics of the evaluation; the lowest `val_loss` determines the best checkpoint.
+        best: state of early stopping.
+        numerics: device, dtype, threads and compilation.
         ranks: the processes.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        OSError: if the disk does not take it; nothing of it is left, and earlier checkpoints are as they were.
+        OSError: if writing fails; the incomplete folder is deleted, earlier checkpoints are unchanged.
     """
     path = out_dir / f"step-{step}"
     weights, optimizer = parallel.weights(), parallel.optimizer_tensors()
@@ -81,12 +81,12 @@ def save(
             try:
                 save_model(folder, weights)
                 save_file(optimizer, folder / "optimizer.safetensors")
-            except SafetensorError as error:  # what it makes of a full disk
+            except SafetensorError as error:  # raised for a full disk
                 raise OSError(f"The checkpoint {path} could not be written: {error}") from error
             add_progress(folder, step, figures)
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / README)
             state = {
-                "version": VERSION,
+                "version": CHECKPOINT_VERSION,
                 "step": step,
                 "figures": figures,
                 "best": best,
@@ -102,13 +102,13 @@ def save(
 
 
 def restore(path: Path, parallel: Parallel, batches: Stateful) -> dict[str, Any]:
-    """Bring optimizers and data position back to where `path` was saved; the weights are the caller's.
+    """Restore the optimizer state and the data position from the checkpoint `path`; the caller loads the weights.
 
     Returns:
-        The content of its `state.json`.
+        The content of `state.json`.
 
     Raises:
-        InputError: if its optimizer state belongs to other parameters or other data.
+        InputError: if the optimizer state does not match the model's parameters, or the position the data.
     """
     state = load_state(path)
     parallel.load_optimizer_tensors(load_file(path / "optimizer.safetensors"))

@@ -1,4 +1,4 @@
-"""What every kind of training is told; the names are nanoGPT's where it has one."""
+"""Configuration that pretraining and embedding training share."""
 
 import math
 from dataclasses import dataclass
@@ -7,77 +7,77 @@ from typing import Literal
 from gpt_core.common.errors import InputError
 from gpt_core.hardware.device import DeviceName, DtypeName
 
-MAX_THREADS = 1024  # OpenMP crashes where it cannot start them all
+MAX_THREADS = 1024  # OpenMP crashes if it cannot start the requested number of threads
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What every kind of training is told; the names are nanoGPT's where it has one."""
+    """Configuration of the training loop; key names follow nanoGPT where it has the same key."""
 
     out_dir: str = "runs/out"
-    """Folder of the run: checkpoints and logs. What is in it already is resumed."""
+    """Folder of the run, for checkpoints and logs. If it contains a checkpoint, training resumes from it."""
     max_iters: int = 2000
-    """Steps to train for."""
+    """Number of training steps."""
     eval_interval: int = 250
-    """Evaluate and save a checkpoint every so many steps, and at the last one."""
+    """Evaluate and save a checkpoint every n steps, and after the last one."""
     log_interval: int = 10
-    """Write a line of log.jsonl every so many steps."""
+    """Write a line to log.jsonl every n steps."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints to keep, beside the best."""
+    """Number of newest checkpoints to keep, in addition to the best one."""
     patience: int = 0
-    """Stop after so many evaluations in a row without a lower validation loss; 0: never."""
+    """Early stopping: stop after n consecutive evaluations without a lower validation loss; 0: never."""
     seed: int = 1337
-    """Of the initial weights, the data order and dropout."""
+    """Random seed of the initial weights, the data order and dropout."""
 
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."""
     learning_rate: float = 3e-3
-    """AdamW's peak rate."""
+    """AdamW's peak learning rate."""
     muon_learning_rate: float = 0.02
-    """Muon's peak rate."""
+    """Muon's peak learning rate."""
     min_lr: float | None = None
-    """AdamW's final rate (Muon's falls in proportion); None: a tenth of learning_rate."""
+    """AdamW's final learning rate (Muon's decays in proportion); None: learning_rate / 10."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """How the rates fall after the warm-up: along half a cosine, or (warm-up, stable, decay) late and linearly."""
+    """Learning-rate schedule after the warm-up. cosine: half a cosine; wsd: constant, then linear decay."""
     warmup_iters: int = 100
-    """Steps over which the rates rise from zero."""
+    """Steps of linear warm-up of the learning rates from zero."""
     lr_decay_iters: int | None = None
-    """The step at which the rates reach min_lr; None: max_iters."""
+    """Step at which the learning rate reaches min_lr; None: max_iters."""
     decay_fraction: float = 0.2
-    """wsd: the share of lr_decay_iters over which the rates fall."""
+    """wsd: fraction of lr_decay_iters over which the learning rates decay."""
     weight_decay: float = 0.1
-    """AdamW's, on what has two dimensions or more."""
+    """AdamW's weight decay, for parameters of two or more dimensions."""
     muon_weight_decay: float = 0.01
-    """Muon's."""
+    """Muon's weight decay."""
     beta1: float = 0.9
-    """AdamW's decay of the mean gradient."""
+    """AdamW's decay rate of the mean gradient."""
     beta2: float = 0.99
-    """AdamW's decay of the mean squared gradient."""
+    """AdamW's decay rate of the mean squared gradient."""
     grad_clip: float = 1.0
-    """Longest gradient, as its norm over all parameters; 0: not clipped."""
+    """Maximum gradient norm over all parameters; longer gradients are clipped. 0: no clipping."""
 
     device: DeviceName = "auto"
     """auto: cuda, else mps, else cpu."""
     dtype: DtypeName = "auto"
-    """Of the matrix products (autocast); the weights stay float32. auto: what is measured or known to be fastest."""
+    """Dtype of matrix products (autocast); weights stay float32. auto: the fastest, measured or known."""
     tf32: bool = True
-    """Let float32 matrix products on a GPU round their inputs to 10 bits of mantissa."""
+    """Use TF32 (10-bit mantissa) for float32 matrix products on a GPU."""
     threads: int | None = None
-    """CPU threads of each rank; None: its share of the cores, or OMP_NUM_THREADS, which torchrun sets to 1."""
+    """CPU threads per rank; None: cores / ranks, or OMP_NUM_THREADS if it is set (torchrun sets it to 1)."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of the blocks. auto: on a GPU; on a CPU only long runs win back the minute it takes."""
+    """torch.compile of the blocks. auto: only on a GPU; it takes a minute, on a CPU worth it only for long runs."""
 
     parallel: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
-    """How the ranks under torchrun share the work: ddp: each holds the whole model; fsdp2, deepspeed: a part each."""
+    """Parallelism under torchrun. ddp: every rank has the whole model; fsdp2, deepspeed: the model is sharded."""
     cpu_offload: bool = False
-    """fsdp2: keep weights and optimizer state in the CPU's memory."""
+    """fsdp2: keep weights and optimizer state in CPU memory."""
     deepspeed_config: str | None = None
-    """deepspeed: its ds_config.json, such as configs/ds_zero3_offload.json."""
+    """deepspeed: path of its ds_config.json, such as configs/ds_zero3_offload.json."""
 
     wandb_project: str | None = None
-    """Log to this project of Weights & Biases as well."""
+    """Also log to this Weights & Biases project."""
     profile: bool = False
-    """Write a trace of a few steps to out_dir/trace.json, for chrome://tracing or Perfetto."""
+    """Write a profiler trace of a few steps to out_dir/trace.json, for chrome://tracing or Perfetto."""
 
     def __post_init__(self) -> None:
         if not self.out_dir:
@@ -99,7 +99,7 @@ class TrainConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"{name} is {value}; expected a finite number.")
         if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}; expected a whole number from 0 to 2³² - 1.")
+            raise InputError(f"seed is {self.seed}; expected an integer from 0 to 2³² - 1.")
         if not self.warmup_iters < self.decay_iters:
             end = "max_iters" if self.lr_decay_iters is None else "lr_decay_iters"
             raise InputError(
@@ -113,25 +113,25 @@ class TrainConfig:
             raise InputError(f"threads is {self.threads}; expected 1 to {MAX_THREADS}.")
         if self.cpu_offload and self.parallel != "fsdp2":
             raise InputError(
-                f"cpu_offload goes with parallel fsdp2, not {self.parallel}; deepspeed's is set in its own file."
+                f"cpu_offload needs --parallel fsdp2, not {self.parallel}; for deepspeed use its ds_config.json."
             )
         if (self.parallel == "deepspeed") != (self.deepspeed_config is not None):
             raise InputError(
-                f"parallel is {self.parallel} and deepspeed_config {self.deepspeed_config}: deepspeed needs its file, "
-                "such as configs/ds_zero3_offload.json, and nothing else takes one."
+                f"parallel is {self.parallel} and deepspeed_config is {self.deepspeed_config}; give deepspeed_config, "
+                "such as configs/ds_zero3_offload.json, with --parallel deepspeed and only with it."
             )
         if self.parallel == "deepspeed" and self.optimizer == "muon":
             raise InputError(
-                "optimizer is muon, which needs whole matrices, and DeepSpeed cuts them into flat pieces; "
-                "give --optimizer adamw, or --parallel fsdp2."
+                "optimizer is muon, which needs whole matrices, but DeepSpeed shards them into flat parts; "
+                "use --optimizer adamw, or --parallel fsdp2."
             )
 
     @property
     def decay_iters(self) -> int:
-        """`lr_decay_iters`, or its default."""
+        """`lr_decay_iters`, or `max_iters` if it is None."""
         return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
 
     @property
     def lr_floor(self) -> float:
-        """The final learning rate as a share of the peak."""
+        """Final learning rate as a fraction of the peak."""
         return 0.1 if self.min_lr is None else self.min_lr / self.learning_rate

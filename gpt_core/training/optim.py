@@ -1,6 +1,7 @@
-"""Optimizers and the learning rate: Muon for the matrices of the blocks, AdamW for the rest, cosine or WSD.
+"""Optimizers and learning-rate schedules: Muon for the matrices of the blocks, AdamW for the rest; cosine or WSD.
 
-Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix before it follows it. AdamW: Loshchilov & Hutter 2019.
+Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix and uses it as the update. AdamW: Loshchilov &
+Hutter 2019.
 """
 
 import math
@@ -14,14 +15,14 @@ from gpt_core.training.config import TrainConfig
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """Optimizers over every parameter of `model` that requires a gradient.
+    """Create the optimizers for every parameter of `model` that requires a gradient.
 
-    Each group carries its peak rate as `peak_lr`; `set_learning_rates` scales it. As in nanoGPT, AdamW decays what
-    has two dimensions or more; biases and the scales of norms are not decayed.
+    Each parameter group has its peak learning rate as `peak_lr`; `set_learning_rates` scales it. As in nanoGPT, AdamW
+    decays parameters of two or more dimensions; biases and the scales of norms are not decayed.
 
     Args:
-        model: its `is_block_matrix` parameters are Muon's, if the configuration has Muon.
-        config: kinds, rates, decays.
+        model: parameters for which `is_block_matrix` is true go to Muon, if `config.optimizer` is "muon".
+        config: optimizer, learning rates, weight decays, betas.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {
@@ -47,22 +48,22 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
 
 
 def is_block_matrix(name: str, p: Tensor) -> bool:
-    """Whether the parameter called `name` is a matrix inside a module list called `blocks`: what Muon takes."""
+    """Whether the parameter `name` is a matrix inside a module list called `blocks`; Muon trains these."""
     return p.dim() == 2 and re.search(r"(^|\.)blocks\.", name) is not None
 
 
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
-    """Give every group `factor` times its peak rate."""
+    """Set the learning rate of every parameter group to `factor` times its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group["peak_lr"]
 
 
 def learning_rate_factor(config: TrainConfig, step: int) -> float:
-    """The share of the peak rates at `step` (from 0): up linearly over the warm-up, then down to the floor.
+    """Learning rate at `step` (from 0) as a fraction of the peak: linear warm-up, then decay to `config.lr_floor`.
 
-    cosine: along half a cosine until `decay_iters`. wsd (Hu et al. 2024, MiniCPM): at the peak, then linearly down over
-    the last `decay_fraction` of `decay_iters`.
+    cosine: half a cosine until `decay_iters`. wsd (Hu et al. 2024, MiniCPM): constant at the peak, then linear decay
+    over the last `decay_fraction` of `decay_iters`.
     """
     if step < config.warmup_iters:
         return (step + 1) / (config.warmup_iters + 1)

@@ -1,4 +1,4 @@
-"""What to say when a training runs out of disk or memory."""
+"""Turn out-of-memory and disk-full errors into one-line messages."""
 
 import errno
 import os
@@ -9,29 +9,29 @@ import torch
 
 from gpt_core.common.errors import InputError
 
-CPU_IS_FULL = "can't allocate memory"  # in torch's error, which for GPUs has a type of its own
+OOM_MESSAGE = "can't allocate memory"  # in torch's RuntimeError; for GPUs torch has an exception class
 
 
 @contextmanager
-def shortage_named(out_dir: str, memory: str) -> Iterator[None]:
-    """Round a training: say in one sentence what is short, and how to mend it.
+def explain_shortage(out_dir: str, memory: str) -> Iterator[None]:
+    """Context manager around a training run: replaces out-of-memory and disk-full errors by one-sentence messages.
 
     Args:
-        out_dir: where the training saves.
-        memory: the sentence for too little memory.
+        out_dir: folder of the run.
+        memory: message if memory runs out.
 
     Raises:
-        OSError: of a full disk that names no file, with `out_dir` instead.
-        InputError: `memory`, where there is too little.
+        OSError: with `out_dir` as file name, if the disk is full and the original error names no file.
+        InputError: with the message `memory`, if memory runs out.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
             raise
-        reason = f"{os.strerror(error.errno)}; the last checkpoint stays: make room and start again"
+        reason = f"{os.strerror(error.errno)}; the last checkpoint is intact: free disk space and start again"
         raise OSError(error.errno, reason, out_dir) from error
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_IS_FULL not in str(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and OOM_MESSAGE not in str(error):
             raise
         raise InputError(memory) from error

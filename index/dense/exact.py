@@ -1,4 +1,4 @@
-"""Exact nearest neighbours over vectors in memory."""
+"""Exact nearest-neighbour search over vectors in memory."""
 
 import faiss
 import torch
@@ -18,10 +18,10 @@ def nearest(queries: Vectors, vectors: Vectors, k: int) -> tuple[Vectors, Number
         k: at most n.
 
     Returns:
-        Scores (Q, k), highest first, and the rows of `vectors` that have them (Q, k).
+        Scores (Q, k) float32, highest first, and the matching rows of `vectors` (Q, k) int64.
     """
-    # FAISS keeps this per thread, and a thread that it has not seen takes all processors.
+    # FAISS stores this setting per thread, and a new thread defaults to all processors.
     faiss.omp_set_num_threads(torch.get_num_threads())
-    # BLAS is many times faster for a batch, and slower for a single query; FAISS would use it for hundreds only.
+    # BLAS is many times faster for a batch and slower for a single query; FAISS's default uses it for hundreds only.
     faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= 8 else USUAL_BLAS_THRESHOLD
     return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)

@@ -1,4 +1,4 @@
-"""Mean and covariance of all stored vectors, kept up to date."""
+"""Mean and covariance of all stored vectors, updated incrementally."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from embed.data.vectors import Vectors
 
 @dataclass(frozen=True)
 class Moments:
-    """Of n vectors: how many, their sum (d,), and the sum of their outer products (d, d), in float64."""
+    """Count n, sum (d,) and sum of outer products (d, d) of vectors, in float64."""
 
     n: int
     total: NDArray[np.float64]
@@ -21,7 +21,7 @@ class Moments:
         """The moments of `vectors` (n, d)."""
         dimension = vectors.shape[1]
         outer = np.zeros((dimension, dimension))
-        for start in range(0, len(vectors), 16384):  # a float64 copy of a block, never of the corpus
+        for start in range(0, len(vectors), 16384):  # in blocks: no float64 copy of the whole corpus
             block = vectors[start : start + 16384].astype(np.float64)
             outer += block.T @ block
         return cls(len(vectors), vectors.sum(axis=0, dtype=np.float64), outer)

@@ -16,5 +16,5 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, scores: Scores) -> "Spread":
-        """The spread of these scores (n,); zeros if there are none, as when nothing passes a filter."""
+        """The spread of scores (n,); zeros for n = 0, as when no passage passes a filter."""
         return cls(float(scores.mean()), float(scores.std())) if len(scores) else cls(0, 0)

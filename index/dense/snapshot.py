@@ -1,7 +1,8 @@
-"""A snapshot of the vectors for FAISS: a cache of the store, with the checksum that FAISS's own files lack.
+"""A snapshot of the vectors for FAISS: a cache of the store, with a checksum, which FAISS files lack.
 
-`snapshot.faiss` holds the mapped vectors under their passages' numbers and opens in faiss; `snapshot.json` says which
-state of which index they are. A snapshot that is missing, torn, altered or of another index or map is simply not there.
+`snapshot.faiss` contains the mapped vectors by passage id and can be opened in faiss; `snapshot.json` identifies the
+index and its state. A snapshot that is missing, damaged, or made for another index or corpus map is ignored and
+rebuilt.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from index.dense.moments import Moments
 from index.store.store import Numbers
 
 # isort: split
-# After torch: then both use one OpenMP runtime's settings; the other way round, each has threads of its own.
+# Import faiss after torch: then both share the settings of one OpenMP runtime; otherwise each has its own threads.
 import faiss
 
 FILE, MANIFEST = "snapshot.faiss", "snapshot.json"
@@ -27,12 +28,12 @@ FILE, MANIFEST = "snapshot.faiss", "snapshot.json"
 
 @dataclass(frozen=True)
 class State:
-    """What a snapshot is a snapshot of.
+    """The state of an index that a snapshot was made from.
 
     Attributes:
-        identity: of the index.
-        map_hash: of the corpus map that its vectors went through.
-        sequence: the last change that it has seen.
+        identity: identity of the index.
+        map_hash: hash of the corpus map that was applied to the vectors.
+        sequence: sequence number of the last change included.
     """
 
     identity: str
@@ -41,17 +42,17 @@ class State:
 
 
 class Snapshot:
-    """Mapped vectors in an exact FAISS index; never changed once made.
+    """Mapped vectors in an exact FAISS index; immutable.
 
     Attributes:
-        state: what it is a snapshot of.
-        numbers: (n,) the passages' numbers, rising.
-        vectors: (n, d) float32, FAISS's own memory.
+        state: the state of the index it was made from.
+        numbers: (n,) int64 passage ids, sorted ascending.
+        vectors: (n, d) float32, a view of FAISS's memory.
     """
 
     def __init__(self, index: Any, state: State) -> None:
         self.state = state
-        self._index = index  # holds the memory that `vectors` shows
+        self._index = index  # owns the memory of `vectors`
         flat: Any = faiss.downcast_index(index.index)
         self.numbers: Numbers = faiss.vector_to_array(index.id_map)
         rows = (
@@ -63,14 +64,14 @@ class Snapshot:
 
     @classmethod
     def of(cls, numbers: Numbers, vectors: Vectors, state: State) -> "Snapshot":
-        """A snapshot of `vectors` (n, d) under `numbers` (n,), which rise."""
+        """A snapshot of `vectors` (n, d) with the passage ids `numbers` (n,), sorted ascending."""
         index = faiss.IndexIDMap(faiss.IndexFlatIP(vectors.shape[1]))
         index.add_with_ids(vectors, numbers)
         return cls(index, state)
 
     @classmethod
     def load(cls, folder: Path, identity: str, map_hash: str, sequence: int) -> "Snapshot | None":
-        """The snapshot in `folder`, or None if there is no whole one of this index and map from before `sequence`."""
+        """The snapshot in `folder`; None unless it is intact, of this index and map, and not newer than `sequence`."""
         manifest = _read_manifest(folder)
         if manifest is None:
             return None
@@ -78,15 +79,15 @@ class Snapshot:
         if (state.identity, state.map_hash) != (identity, map_hash) or state.sequence > sequence:
             return None
         try:
-            # FAISS notices a file that is too short, but loads one with a flipped byte.
+            # FAISS rejects a truncated file, but loads one with a flipped byte.
             if sha256_file(folder / FILE) != checksum:
                 return None
             return cls(faiss.read_index(str(folder / FILE)), state)
-        except (OSError, RuntimeError):  # RuntimeError is FAISS's own
+        except (OSError, RuntimeError):  # FAISS raises RuntimeError
             return None
 
     def save(self, folder: Path) -> None:
-        """Write the snapshot, if that is possible: where it is not, the next process takes longer to open the index."""
+        """Write the snapshot. An OSError is ignored: without a snapshot, opening the index only takes longer."""
         data = faiss.serialize_index(self._index).tobytes()
         with contextlib.suppress(OSError):
             atomic_write(folder / FILE, data)
@@ -95,13 +96,13 @@ class Snapshot:
 
     @staticmethod
     def state_on_disk(folder: Path) -> State | None:
-        """What the snapshot in `folder` says that it is, or None if there is none."""
+        """The state named in the manifest of the snapshot in `folder`, or None if there is no valid manifest."""
         manifest = _read_manifest(folder)
         return manifest[0] if manifest else None
 
     @staticmethod
     def discard(folder: Path) -> None:
-        """Remove the snapshot in `folder`."""
+        """Delete the snapshot in `folder`."""
         for name in (MANIFEST, FILE):
             with contextlib.suppress(OSError):
                 (folder / name).unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Retrieval scores, lexical, dense and hybrid side by side, and tuning on development sets."""
+"""Retrieval metrics for lexical, dense and hybrid search, and tuning on development sets."""

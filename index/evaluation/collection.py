@@ -1,4 +1,4 @@
-"""Test collections: documents, queries and judgements, from BEIR folders or from training pairs."""
+"""Test collections: documents, queries and relevance judgements, from BEIR folders or from training pairs."""
 
 import random
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Run = dict[str, dict[str, float]]  # query id → document id → score
 
 @dataclass(frozen=True)
 class Collection:
-    """A corpus with judged queries, each of which has a relevant document."""
+    """A corpus with judged queries, each of which has at least one relevant document."""
 
     name: str
     split: str
@@ -28,7 +28,7 @@ class Collection:
 
     @property
     def texts(self) -> list[str]:
-        """Each document as one text: title, space, text."""
+        """One text per document: title, space, text."""
         return [join_title(document.title, document.text) for document in self.documents.values()]
 
     @classmethod
@@ -36,7 +36,7 @@ class Collection:
         """Read `corpus.jsonl`, `queries.jsonl` (or .gz, .xz) and `qrels/<split>.tsv` of a BEIR folder.
 
         Raises:
-            InputError: for a missing file, a broken line (its number), or judgements of what is not there.
+            InputError: for a missing file, a malformed line (with its number), or judgements of unknown ids.
         """
         folder = Path(folder)
         documents = {document.id: document for document in iter_documents([find_part(folder, "corpus")])}
@@ -46,26 +46,25 @@ class Collection:
         qrels = {query: grades for query, grades in qrels.items() if max(grades.values()) > 0}
         if not documents or not qrels:
             raise InputError(
-                f"{folder} has {len(documents)} documents and {len(qrels)} judged queries in {split}."
+                f"{folder} has {len(documents)} documents and {len(qrels)} judged queries in {split}; "
+                "expected at least one of each."
             )
         return cls(folder.resolve().name, split, documents, {query: texts[query] for query in qrels}, qrels)
 
     @classmethod
     def from_pairs(cls, path: str | Path) -> "Collection":
-        """Take training pairs (`embed.data.pairs`) for a collection: find each query's positives.
+        """Make a collection of training pairs (`embed.data.pairs`): a query's positives are its relevant documents.
 
         Raises:
-            InputError: as `read_examples`, or for texts that have no positives.
+            InputError: as `read_examples` raises it, or for examples without positives.
         """
         path = Path(path)
-        names: dict[str, str] = {}  # of each different positive
+        names: dict[str, str] = {}  # text of each distinct positive → document id
         queries: dict[str, str] = {}
         qrels: Qrels = {}
         for example in read_examples(path):
             if not example.positives:
-                raise InputError(
-                    f"{path} holds texts alone; expected pairs, so that there is something to find."
-                )
+                raise InputError(f"{path} has texts without positives; expected pairs of query and positive.")
             key = f"q{len(queries)}"
             queries[key] = example.query
             qrels[key] = {names.setdefault(positive, f"d{len(names)}"): 1 for positive in example.positives}
@@ -73,9 +72,9 @@ class Collection:
         return cls(path.name.split(".")[0], "pairs", documents, queries, qrels)
 
     def sample(self, n_queries: int, n_documents: int, seed: int = 0) -> "Collection":
-        """A smaller collection: queries at random, their relevant documents, and others at random to fill up.
+        """A random sample: queries, their relevant documents, and random other documents up to `n_documents`.
 
-        Judgements of documents that are left out go, and queries that then have no relevant document.
+        Judgements of documents outside the sample are dropped, and so are queries left without a relevant document.
         """
         rng = random.Random(seed)
         queries = rng.sample(sorted(self.queries), min(n_queries, len(self.queries)))
@@ -91,12 +90,12 @@ class Collection:
         return Collection(self.name, self.split, documents, {q: self.queries[q] for q in qrels}, qrels)
 
     def run(self, places: NDArray[np.integer], scores: NDArray[np.floating], above: float = -np.inf) -> Run:
-        """Results as ir-measures takes them.
+        """Results in the form that ir-measures reads.
 
         Args:
-            places: (Q, k) of documents in `documents`, for each query.
-            scores: (Q, k) theirs.
-            above: documents that score no more than this were not found.
+            places: (Q, k) positions in `documents`.
+            scores: (Q, k) scores of these documents.
+            above: only documents with a higher score than this are results.
         """
         names = list(self.documents)
         return {

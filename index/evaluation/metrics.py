@@ -1,4 +1,4 @@
-"""Retrieval's metrics, by ir-measures, and how sure a difference between two systems is."""
+"""Retrieval metrics by ir-measures, and confidence intervals of differences between systems."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from index.evaluation.collection import Collection, Run
 
 METRICS = ("nDCG@10", "Recall@100", "MRR@10")
 RESAMPLES = 10_000
-BLOCK = 256  # resamples at once
+RESAMPLES_PER_BLOCK = 256
 
 Figures = NDArray[np.float64]
 
 
 def score_queries(collection: Collection, run: Run) -> Figures:
-    """Each query's nDCG@10 (linear gains, as trec_eval), Recall@100 and MRR@10: (Q, 3); zeros if nothing was found."""
+    """nDCG@10 (linear gains, as trec_eval), Recall@100 and MRR@10 per query: (Q, 3); 0 for queries without results."""
     with extra("eval"):
         import ir_measures
     measures = [ir_measures.nDCG @ 10, ir_measures.R @ 100, ir_measures.RR @ 10]
@@ -28,30 +28,29 @@ def score_queries(collection: Collection, run: Run) -> Figures:
 
 
 def score(collection: Collection, run: Run) -> dict[str, float]:
-    """The means of `score_queries` over the collection's queries, by name."""
+    """The means of `score_queries` over the collection's queries, by metric name."""
     return dict(zip(METRICS, score_queries(collection, run).mean(axis=0).tolist(), strict=True))
 
 
 def bootstrap(differences: Sequence[Figures], seed: int = 0) -> list[tuple[float, float]]:
-    """95 % intervals of mean differences between systems: percentile bootstrap over queries.
+    """95 % confidence intervals of mean differences between systems: paired percentile bootstrap over queries.
 
-    The queries are drawn with replacement `RESAMPLES` times, the same draws for every difference. A difference is
-    taken for each query before that, so what makes a query hard for both systems does not count (a paired test).
+    The queries are drawn with replacement `RESAMPLES` times, with the same draws for every comparison.
 
     Args:
-        differences: for each comparison one system's figure minus the other's, (Q,) by query.
-        seed: of the draws.
+        differences: per comparison the differences (Q,) of two systems' figures, one per query.
+        seed: random seed of the draws.
 
     Returns:
-        For each comparison the lower and the upper end.
+        The lower and the upper bound of each comparison.
     """
     if not differences:
         return []
     columns = np.stack(differences, axis=1)  # (Q, n)
     n_queries = len(columns)
     rng, means = np.random.default_rng(seed), []
-    for start in range(0, RESAMPLES, BLOCK):
-        n = min(BLOCK, RESAMPLES - start)
+    for start in range(0, RESAMPLES, RESAMPLES_PER_BLOCK):
+        n = min(RESAMPLES_PER_BLOCK, RESAMPLES - start)
         drawn = rng.integers(n_queries, size=(n, n_queries)) + n_queries * np.arange(n)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=n * n_queries).reshape(n, n_queries)
         means.append(counts @ columns / n_queries)

@@ -1,4 +1,4 @@
-"""An index's ranking without an index: of vectors that are there already, for many systems over one collection."""
+"""Rank precomputed vectors with the index's own code, so that several embedders can share one BM25 retriever."""
 
 import tempfile
 from contextlib import closing
@@ -18,13 +18,13 @@ from index.search.matches import Matches
 from index.search.rank import rank_dense, rank_hybrid
 from index.store.store import Store
 
-QUERIES = 256  # at a time: their candidates' scores fit in a cache
+QUERIES_PER_BATCH = 256  # the scores of their candidates fit in the CPU cache
 
 
-class Legs:
-    """A collection's lexical leg, made once, to which any system's vectors can be the dense one.
+class Retrievers:
+    """A collection's lexical retriever, built once, combined with dense retrieval over any system's vectors.
 
-    Each document is one passage: what `Index.search` would answer were it to hold these vectors in float32.
+    Each document is one passage. The rankings equal those of `Index.search` with these vectors stored in float32.
     """
 
     def __init__(self, collection: Collection) -> None:
@@ -40,21 +40,23 @@ class Legs:
         self._names = dict(zip(self._numbers.tolist(), collection.documents, strict=True))
 
     def dense(self, queries: Vectors, documents: Vectors, k: int) -> Run:
-        """For each query the `k` nearest documents; vectors (Q, d) and (n, d) are mapped already."""
+        """The `k` nearest documents of each query, for mapped vectors `queries` (Q, d) and `documents` (n, d)."""
         view = self._view(documents)
-        starts = range(0, len(queries), QUERIES)
-        return self._run([r for i in starts for r in rank_dense(view, queries[i : i + QUERIES], k, None)])
+        size = QUERIES_PER_BATCH
+        starts = range(0, len(queries), size)
+        return self._run([r for i in starts for r in rank_dense(view, queries[i : i + size], k, None)])
 
     def hybrid(self, queries: Vectors, documents: Vectors, k: int, fusion: Fusion) -> Run:
-        """For each query the `k` best documents by both legs."""
+        """The `k` best documents of each query by the fused dense and lexical scores; vectors as in `dense`."""
         view = self._view(documents)
-        starts = range(0, len(queries), QUERIES)
+        size = QUERIES_PER_BATCH
+        starts = range(0, len(queries), size)
         return self._run(
             [
                 ranked
                 for i in starts
                 for ranked in rank_hybrid(
-                    view, queries[i : i + QUERIES], self._matches[i : i + QUERIES], k, None, fusion
+                    view, queries[i : i + size], self._matches[i : i + size], k, None, fusion
                 )
             ]
         )

@@ -1,4 +1,4 @@
-"""Retrieval evaluation: BM25, a baseline, an embedder and what its GPT gives without training, by one protocol."""
+"""Retrieval evaluation: BM25, a baseline model, an embedder and its untrained GPT under the same protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from tqdm import tqdm
 
 from embed.data.bm25 import BM25
-from embed.encoding.contenders import RATED, Contender, contenders, names_of, variants
+from embed.encoding.contenders import N_TIMED_TEXTS, Contender, contenders, names_of, variants
 from embed.encoding.encoder import Dtype
 from embed.encoding.rerank import Reranker, rerank_run
 from embed.evaluation.contamination import count_seen, training_texts
@@ -20,7 +20,7 @@ from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from index.evaluation.collection import Collection, Run
 from index.evaluation.metrics import METRICS, Figures, bootstrap, score_queries
-from index.evaluation.rank_vectors import Legs
+from index.evaluation.rank_vectors import Retrievers
 from index.evaluation.runs import read_run, write_run
 
 Row = Literal[
@@ -39,14 +39,14 @@ Row = Literal[
 
 DEPTH = 100  # results per query
 COLUMNS = ("dataset", "system", "model", "dimension", "bytes", "docs/s", *METRICS, "vs bm25", "vs baseline")
-# nDCG@10 on test splits (MTEB), and by how much a run may miss it before it measures something else
+# (nDCG@10 on the test split as published by MTEB, largest deviation accepted as a correct reproduction)
 PUBLISHED = {
     ("all-MiniLM-L6-v2", "scifact"): (0.645, 0.01),
     ("all-MiniLM-L6-v2", "nfcorpus"): (0.316, 0.01),
     ("bm25s", "scifact"): (0.687, 0.02),
     ("bm25s", "nfcorpus"): (0.321, 0.02),
 }
-PAIRS = (
+RATIO_PAIRS = (
     *("dense/baseline", "dense/bm25", "dense/floor", "dense/raw-weightedmean", "int8/dense"),
     *("hybrid/baseline", "hybrid/bm25", "hybrid/dense", "hybrid/baseline-hybrid"),
 )
@@ -69,52 +69,55 @@ def evaluate_retrieval(
     device: DeviceName = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Score an embedder's search, with BM25 and a baseline beside it: nDCG@10, Recall@100, MRR@10 of ir-measures.
+    """Evaluate an embedder's retrieval against BM25 and a baseline: nDCG@10, Recall@100, MRR@10 by ir-measures.
 
-    Each document is one text, title and text; the embedders cut it at max_tokens of their own tokens, BM25 reads all
-    of it. Every system is searched exactly. Rows:
+    A document is its title and text. The embedders truncate it to max_tokens of their own tokens; BM25 indexes all of
+    it. All searches are exact. Rows:
 
     - bm25: bm25s, Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese bigrams.
     - baseline: a sentence-transformers model.
-    - random, raw-mean, raw-weightedmean: a GPT of the base's shape with random weights, and the base's last layer.
-    - floor: the base's token embeddings, their mean whitened on the corpus, which its layers should beat.
-    - dense: the embedder, with the corpus map that it asks for.
-    - int8, dims: likewise, its documents in 8 bits; its vectors cut to `dims` dimensions.
-    - hybrid: each of these with an index's lexical leg, the embedder as it chose, the others by tm2c2, weight 0.8.
-    - rerank: BM25's first documents ordered by the query's log-probability after the document, by the base (SGPT-CE).
+    - random, raw-mean, raw-weightedmean: a GPT of the base's shape with random weights; the base's last layer.
+    - floor: mean of the base's token embeddings, whitened on the corpus; the base's layers should beat it.
+    - dense: the embedder, with its corpus map.
+    - int8, dims: like dense, with document vectors in 8 bits; with vectors truncated to `dims` dimensions.
+    - hybrid: each of these fused with the index's lexical retriever: the embedder by its own fusion setting, the others
+      by tm2c2 with weight 0.8.
+    - rerank: BM25's top documents reordered by the base's log-probability of the query after the document (SGPT-CE).
 
-    "vs" are 95 % intervals of the difference in nDCG@10: paired bootstrap over queries, 10,000 draws with seed 0.
-    docs/s is wall clock over 32 documents, in this run; bytes are those of a document's vector. Prints a table and ends
-    with a line of JSON; prints nothing where BM25 or the baseline misses its published score.
+    "vs" columns are 95 % intervals of the difference in nDCG@10: paired bootstrap over queries, 10,000 draws, seed 0.
+    docs/s is wall clock over 32 documents in this run; bytes is the size of a document's vector. Prints a table, then
+    one line of JSON; prints neither if BM25 or the baseline does not reproduce its published score.
 
     Args:
         data: BEIR folders (corpus.jsonl, queries.jsonl, qrels/<split>.tsv).
-        embedder: ours: a model folder, a run's out_dir, or a known name.
-        base: the GPT that it was made from, for the rows of that; the embedder's own GPT if not given.
-        baseline: a known name or a folder. Its vectors are kept in the model cache, and so are all others.
-        split: which judgements, such as test or dev.
-        max_tokens: longest text in tokens.
-        rows: which rows; if not given, all but the slow ones: rerank and, without --base, random and raw ones.
-        dims: how many dimensions the rows of dims keep.
-        rerank_depth: how many of BM25's documents rerank orders.
-        runs: folder that every row's results are written to, as TREC run files <dataset>.<row>.run.
-        peer_runs: run files of other systems, so named, that get rows of their own.
-        training_data: what the embedder learned from, as train_embedder takes it; near-duplicates of queries and
-            documents in it are counted.
-        device: where the models compute.
-        dtype: of our models' matrix products.
+        embedder: the evaluated embedder: a model folder, a run's out_dir, or a known name.
+        base: the GPT for the untrained rows and rerank; default: the embedder's own GPT.
+        baseline: known name or folder of the baseline model. All vectors are cached in the model cache.
+        split: split of the judgements, such as test or dev.
+        max_tokens: maximum text length in tokens.
+        rows: rows to compute; default: all but the slow ones (rerank and, without --base, random and raw rows).
+        dims: numbers of dimensions for the dims rows.
+        rerank_depth: number of BM25's documents that rerank reorders.
+        runs: folder to write every row's results to, as TREC run files <dataset>.<row>.run.
+        peer_runs: run files of other systems, named in the same way; each becomes a row.
+        training_data: the embedder's training data, as for train_embedder; near-duplicates of queries and documents
+            in it are counted (leakage).
+        device: device of the models.
+        dtype: number format of our models' matrix products.
     """
     if not data:
-        raise InputError("--data names nothing; expected BEIR folders.")
+        raise InputError("--data is empty; give at least one BEIR folder.")
     asked = set(rows or _usual_rows(base))
     if asked == {"hybrid"}:
-        raise InputError("--rows names hybrid alone; name rows to make hybrids of, such as dense.")
+        raise InputError("--rows is hybrid only; add the rows to combine with BM25, such as dense.")
     collections = [Collection.load(folder, split) for folder in data]
     if len({collection.name for collection in collections}) < len(collections):
-        raise InputError("--data names two folders with the same last part; rows are told apart by that.")
+        raise InputError("--data has two folders with the same name; rename one, since rows are named by it.")
     peers = _peer_runs(collections, peer_runs or [])
     seen = _seen(collections, training_data) if training_data else {}
-    tables = [_Table(collection, Legs(collection), "hybrid" in asked, runs) for collection in collections]
+    tables = [
+        _Table(collection, Retrievers(collection), "hybrid" in asked, runs) for collection in collections
+    ]
     found = [_bm25(collection) for collection in collections]
     for table, run in zip(tables, found, strict=True):
         table.add("bm25", "bm25s", run)
@@ -149,20 +152,22 @@ def evaluate_retrieval(
 
 
 def check_published(model: str, collection: Collection, figure: float) -> None:
-    """Raise InputError if `model` misses its published nDCG@10 on the collection's test split, where one is known."""
+    """Raise InputError if `model` does not reproduce its published nDCG@10 on the test split, if one is known."""
     published, tolerance = PUBLISHED.get((model, collection.name), (figure, 0.0))
     if collection.split == "test" and abs(figure - published) > tolerance:
         raise InputError(
-            f"{model} reaches nDCG@10 {figure:.4f} on {collection.name}, but {published} is published: "
-            "something else is measured here, so nothing is printed."
+            f"{model} reaches nDCG@10 {figure:.4f} on {collection.name}, but {published} is published. "
+            "The evaluation does not reproduce it, so nothing is printed; check the data set and the model."
         )
 
 
 class _Table:
-    """The rows of one collection as they come in, with each query's figures until all are there."""
+    """The rows of one collection, and every row's nDCG@10 per query for the intervals."""
 
-    def __init__(self, collection: Collection, legs: Legs, hybrid: bool, runs: str | None) -> None:
-        self.collection, self._legs, self._hybrid, self._runs = collection, legs, hybrid, runs
+    def __init__(
+        self, collection: Collection, retrievers: Retrievers, hybrid: bool, runs: str | None
+    ) -> None:
+        self.collection, self._retrievers, self._hybrid, self._runs = collection, retrievers, hybrid, runs
         self._rows: list[dict[str, Any]] = []
         self._figures: dict[str, Figures] = {}
 
@@ -170,7 +175,7 @@ class _Table:
         texts = self.collection.texts
         queries = contender.encode(list(self.collection.queries.values()), "query")
         documents = contender.encode(texts, "document")
-        sample = texts[:: max(1, len(texts) // RATED)][:RATED]
+        sample = texts[:: max(1, len(texts) // N_TIMED_TEXTS)][:N_TIMED_TEXTS]
         of_model = {"docs/s": contender.rate(sample), "cut": contender.n_cut(texts, "document")}
         for variant in tqdm(
             variants(contender, queries, documents, dims if "dims" in asked else (), "int8" in asked),
@@ -182,10 +187,12 @@ class _Table:
                 continue
             size = {"dimension": variant.stored.shape[1], "bytes": variant.bytes_each}
             vectors = variant.queries, variant.stored
-            self.add(variant.name, contender.model, self._legs.dense(*vectors, DEPTH), **size, **of_model)
+            self.add(
+                variant.name, contender.model, self._retrievers.dense(*vectors, DEPTH), **size, **of_model
+            )
             if self._hybrid:
                 name = "hybrid" if variant.name == "dense" else f"{variant.name}-hybrid"
-                run = self._legs.hybrid(*vectors, DEPTH, contender.config.fusion)
+                run = self._retrievers.hybrid(*vectors, DEPTH, contender.config.fusion)
                 self.add(name, contender.model, run, **size, **of_model)
 
     def add(self, system: str, model: str, run: Run, **extra: Any) -> None:
@@ -201,7 +208,7 @@ class _Table:
         self._figures[system] = figures[:, 0]
 
     def finished(self, with_bm25: bool) -> list[dict[str, Any]]:
-        """All rows, each with its intervals against BM25 and the baseline."""
+        """All rows, with intervals against BM25 and the baseline."""
         compared = [
             (row, other)
             for other in ("bm25", "baseline")
@@ -214,10 +221,10 @@ class _Table:
         return [row for row in self._rows if with_bm25 or row["system"] != "bm25"]
 
     def ratios(self) -> dict[str, float]:
-        """Ours over the peers', by nDCG@10."""
+        """nDCG@10 of our rows divided by that of the peers' rows, by name."""
         figure = {row["system"]: row["nDCG@10"] for row in self._rows}
         ratios = {}
-        for pair in (*PAIRS, *(f"{name}/dense" for name in figure if name.startswith("dim-"))):
+        for pair in (*RATIO_PAIRS, *(f"{name}/dense" for name in figure if name.startswith("dim-"))):
             ours, peer = pair.split("/")
             if ours in figure and figure.get(peer):
                 ratios[f"{pair} nDCG@10 {self.collection.name}"] = figure[ours] / figure[peer]
@@ -233,29 +240,29 @@ def _bm25(collection: Collection) -> Run:
     found = BM25(collection.texts).search(
         list(collection.queries.values()), min(DEPTH, len(collection.documents))
     )
-    return collection.run(*found, above=0)  # 0: no word in common
+    return collection.run(*found, above=0)  # a score of 0: no term in common
 
 
 def _peer_runs(collections: Sequence[Collection], paths: Sequence[str]) -> dict[str, dict[str, Run]]:
-    """The run files of other systems, by collection and system."""
+    """Read the run files of other systems: collection name → system → run."""
     runs: dict[str, dict[str, Run]] = {collection.name: {} for collection in collections}
     for path in map(Path, paths):
         of = [collection for collection in collections if path.name.startswith(f"{collection.name}.")]
         if not of:
             raise InputError(
-                f"{path} is of none of the collections {', '.join(runs)}; expected a name such as "
+                f"{path} belongs to none of the collections {', '.join(runs)}; expected a file name such as "
                 f"{collections[0].name}.system.run."
             )
         system = path.name.removeprefix(f"{of[0].name}.").removesuffix(".run")
         ours = system in get_args(Row) or system.startswith("dim-") or system.endswith("-hybrid")
         if ours or system in runs[of[0].name]:
-            raise InputError(f"{path} would be a second row called {system}; name that file otherwise.")
+            raise InputError(f"{path} would be a second row called {system}; rename the file.")
         runs[of[0].name][system] = read_run(path, of[0])
     return runs
 
 
 def _seen(collections: Sequence[Collection], training_data: Sequence[str]) -> dict[str, dict[str, int]]:
-    """How many queries and documents of each collection the training data hold, or nearly hold."""
+    """Count queries and documents of each collection that also occur, or nearly occur, in the training data."""
     training = training_texts(training_data)
     return {
         c.name: {

@@ -1,4 +1,4 @@
-"""Results of searches as TREC run files, which every evaluation tool reads."""
+"""Search results as TREC run files, the common format of retrieval evaluation tools."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from index.evaluation.collection import Collection, Run
 
 
 def write_run(folder: str | Path, collection: Collection, system: str, run: Run) -> Path:
-    """Write `<folder>/<collection>.<system>.run`: query, Q0, document, rank, score and system between spaces.
+    """Write `<folder>/<collection>.<system>.run`: query, Q0, document, rank, score and system separated by spaces.
 
     Raises:
-        InputError: for an id with white space, which the format cannot hold.
+        InputError: for an id with white space, which the format does not allow.
     """
     lines = []
     for query, found in run.items():
@@ -19,8 +19,8 @@ def write_run(folder: str | Path, collection: Collection, system: str, run: Run)
             for name in (query, document):
                 if len(name.split()) != 1:
                     raise InputError(
-                        f"{collection.name}: the id {name!r} has white space in it, so no run file can hold it; "
-                        "leave --runs out, or rename it."
+                        f"{collection.name}: the id {name!r} has white space, which run files do not allow; "
+                        "leave out --runs, or rename the id."
                     )
             lines.append(f"{query} Q0 {document} {rank} {score!r} {system}\n")
     path = Path(folder) / f"{collection.name}.{system}.run"
@@ -30,11 +30,11 @@ def write_run(folder: str | Path, collection: Collection, system: str, run: Run)
 
 
 def read_run(path: str | Path, collection: Collection) -> Run:
-    """Read a TREC run file of a collection's queries; other queries' lines are passed over.
+    """Read a TREC run file for a collection; lines of queries outside the collection are skipped.
 
     Raises:
-        InputError: for a missing file, a line of another form (its number), a document that the collection does not
-            have, or no line for any of its queries.
+        InputError: for a missing file, a malformed line (with its number), a document that is not in the collection,
+            or a file without results for the collection's queries.
     """
     path = Path(path)
     if not path.is_file():

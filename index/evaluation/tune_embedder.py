@@ -1,4 +1,4 @@
-"""Settings for a GPT that nobody trained as an embedder, by measuring: layer, pooling, prompt, corpus map, fusion."""
+"""Grid search of an untrained embedder's settings: layer, pooling, prompt, corpus map, fusion."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -46,29 +46,30 @@ def tune_embedder(
 ) -> None:
     """Choose an untrained embedder's settings on development collections, and write them as embedder.json.
 
-    Every combination of layer, pooling, prompt and corpus map searches every collection densely; the best mean nDCG@10
-    wins. With it, every fusion and weight is tried with the index's lexical leg; again the best mean wins.
+    Evaluates dense search with every combination of layer, pooling, prompt and corpus map, and chooses the highest mean
+    nDCG@10 over the collections. Then chooses fusion and weight for hybrid search with these settings in the same way.
 
     Args:
         data: BEIR folders with the split dev, else train (never test), or JSON lines of query and positive.
         out: file to write the chosen settings to.
         embedder: a model folder, a run's out_dir, or a known name.
         layers: layers to try; 0 is the token embeddings.
-        prompts: texts to try before queries and documents alike; none if not given.
-        documents: how many of a collection's documents are taken, of at most 256 tokens.
-        queries: how many of its queries.
+        prompts: prompts to try, each before both queries and documents; default: no prompt.
+        documents: number of documents sampled from each collection, truncated to 256 tokens.
+        queries: number of queries sampled from each collection.
     """
     if not data or not layers:
-        raise InputError("--data or --layers names nothing; expected at least one collection and one layer.")
-    if not Path(out).absolute().parent.is_dir():  # said now, not after an hour of measuring
-        raise InputError(f"{out} cannot be written: its folder is not there; make that first.")
+        raise InputError("--data or --layers is empty; give at least one collection and one layer.")
+    if not Path(out).absolute().parent.is_dir():  # checked before an hour of measuring
+        raise InputError(f"{out} cannot be written: its folder does not exist; create the folder first.")
     encoder = Encoder.from_pretrained(embedder)
     collections = [_load(Path(path)).sample(queries, documents) for path in data]
     if too_high := [layer for layer in layers if not 0 <= layer <= encoder.model.config.n_layer]:
         raise InputError(
-            f"layer {too_high[0]} is not in the model, which has {encoder.model.config.n_layer}."
+            f"layer {too_high[0]} is not in the model; expected 0 to {encoder.model.config.n_layer}."
         )
-    # Below the top, where a token has not yet gathered what came before it, a weight by position only loses.
+    # Position-weighted pooling is not tried: below the top layer, tokens do not yet summarise the tokens before them,
+    # and it only scores lower.
     poolings = [Pooling("mean", *rest) for rest in product(layers, (False, True), (False, True))]
     dense: dict[EmbedderConfig, Figures] = {}
     scores: dict[tuple[str, EmbedderConfig], Scores] = {}
@@ -99,7 +100,7 @@ def _load(path: Path) -> Collection:
 def _dense_scores(
     encoder: Encoder, collection: Collection, poolings: list[Pooling], prompts: list[str]
 ) -> Iterator[tuple[EmbedderConfig, Scores]]:
-    """Cosines (Q, n) of queries and documents, for each combination of settings."""
+    """Yield each combination of settings with its cosines (Q, n) of queries and documents."""
     for prompt in prompts:
         documents = encode_all(encoder, [prompt + text for text in collection.texts], poolings)
         queries = encode_all(encoder, [prompt + text for text in collection.queries.values()], poolings)
@@ -111,7 +112,7 @@ def _dense_scores(
 
 @torch.inference_mode()
 def encode_all(encoder: Encoder, texts: list[str], poolings: Sequence[Pooling]) -> dict[Pooling, Vectors]:
-    """What an encoder with each of `poolings` would give for `texts`, of at most 256 tokens, by one forward."""
+    """Unit vectors (n, d) of `texts`, truncated to 256 tokens, for each pooling, with one forward pass per batch."""
     model, states = encoder.model, list[Tensor]()
 
     def keep(_module: nn.Module, _inputs: object, state: Tensor) -> None:
@@ -134,7 +135,7 @@ def encode_all(encoder: Encoder, texts: list[str], poolings: Sequence[Pooling]) 
 
 
 def lexical_scores(collection: Collection) -> Scores:
-    """BM25 (Q, n) of the index's own lexical leg; 0 where no term occurs."""
+    """BM25 scores (Q, n) float32 of the index's lexical retriever; 0 where no term of the query occurs."""
     place = {name: i for i, name in enumerate(collection.documents)}
     scores = np.zeros((len(collection.queries), len(place)), dtype=np.float32)
     with tempfile.TemporaryDirectory() as scratch, Index.create(Path(scratch, "index"), dimension=1) as index:
@@ -162,7 +163,7 @@ def _mean(figures: Figures) -> float:
 
 
 def _print_dense(ranked: list[EmbedderConfig], dense: dict[EmbedderConfig, Figures]) -> None:
-    """The ten best, then the best of each layer under each kind of map."""
+    """Print the ten best settings, then the best of each layer with each kind of corpus map."""
     names = list(dense[ranked[0]])
     print(f"nDCG@10 of dense search{'':<40}  mean  {'  '.join(f'{name[:12]:>12}' for name in names)}")
     shown = ranked[:10]
@@ -171,19 +172,19 @@ def _print_dense(ranked: list[EmbedderConfig], dense: dict[EmbedderConfig, Figur
         shown.append(next(same))
     for i, config in enumerate(shown):
         if i == 10:
-            print("the best of each layer under each kind of map")
+            print("the best of each layer with each kind of corpus map")
         _print_line(_words(config), dense[config])
 
 
 def _print_hybrid(hybrid: dict[Fusion, Figures], dense: Figures, bm25: Figures) -> None:
-    """The two legs, and each fusion of them with how far it falls below the better leg at worst."""
-    print("\nnDCG@10 of hybrid search with the first of these")
+    """Print both retrievers and each fusion, with its largest loss against the better retriever."""
+    print("\nnDCG@10 of hybrid search with the best settings")
     _print_line("the index's BM25 alone", bm25)
     _print_line("dense alone", dense)
     for fusion, figures in hybrid.items():
         weight = "" if fusion.kind == "rrf" else f" {fusion.dense_weight}"
         loss = max(max(dense[name], bm25[name]) - figures[name] for name in figures)
-        _print_line(f"{fusion.kind}{weight}, at worst {loss:.3f} below the better leg", figures)
+        _print_line(f"{fusion.kind}{weight}, at worst {loss:.3f} below the better retriever", figures)
 
 
 def _words(config: EmbedderConfig) -> str:

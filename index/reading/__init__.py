@@ -1,1 +1,1 @@
-"""Files to documents, and documents to passages."""
+"""Read documents from files, and split documents into passages."""

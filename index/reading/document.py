@@ -1,4 +1,4 @@
-"""A document, whatever file it comes from."""
+"""The class `Document`."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ from gpt_core.common.errors import InputError
 
 @dataclass(frozen=True)
 class Document:
-    """A text with a name.
+    """A text with an id, a title and metadata.
 
     Attributes:
         id: unique within an index.
-        text: the extracted text; a passage's offsets count its Unicode code points.
-        title: put before each passage when that is embedded or searched for words.
-        metadata: fields that a filter can ask for; anything that JSON can hold.
-        source: the file that it came from; no part of its content.
+        text: the extracted text; passage offsets count its Unicode code points.
+        title: put before each passage for embedding and lexical search.
+        metadata: fields for filters; any JSON-serialisable values.
+        source: path of the file; not part of the content hash.
 
     Raises:
-        InputError: for an empty id, metadata that JSON cannot hold, or text that is not valid Unicode.
+        InputError: for an empty id, metadata that JSON cannot represent, or text that is not valid Unicode.
     """
 
     id: str
@@ -33,24 +33,26 @@ class Document:
     def __post_init__(self) -> None:
         if not all(isinstance(value, str) for value in (self.id, self.text, self.title)) or not self.id:
             raise InputError(
-                f"document {self.id!r}: expected id, text and title to be strings, the id not empty."
+                f"document {self.id!r}: expected id, text and title to be strings, and the id not to be empty."
             )
         try:
             (self.id + self.title + self.text + self.metadata_json).encode()
         except UnicodeEncodeError as error:
             character = error.object[error.start]
-            raise InputError(f"document {self.id!r} holds {character!r}, half of a surrogate pair.") from None
+            raise InputError(
+                f"document {self.id!r} has an unpaired surrogate {character!r}; expected Unicode text."
+            ) from None
 
     @cached_property
     def metadata_json(self) -> str:
-        """The metadata in one spelling: sorted keys, no escapes."""
+        """The metadata as canonical JSON: sorted keys, no escapes."""
         try:
             return json.dumps(self.metadata, sort_keys=True, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise InputError(f"document {self.id!r}: JSON cannot hold its metadata: {error}") from None
+            raise InputError(f"document {self.id!r}: JSON cannot represent its metadata: {error}") from None
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over title, text and metadata: what decides whether a document has changed."""
+        """sha256 of title, text and metadata; a document has changed if its hash has."""
         content = json.dumps([self.title, self.text, self.metadata_json], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()

@@ -21,29 +21,29 @@ HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t]*#*[ \t\r]*$", re.MULTILINE)
 
 
 def read_text_file(path: Path, name: str) -> Iterator[tuple[str, Document]]:
-    """The one document of a Markdown or plain-text file, with the file's path.
+    """Yield a Markdown or plain-text file as one document, with the file's path for error messages.
 
     Raises:
-        InputError: if the file is not UTF-8.
+        InputError: if the file is not UTF-8 text.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # line ends as they are, so that offsets fit the source
+        text = path.read_bytes().decode("utf-8-sig")  # keeps line ends, so that offsets match the file
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
     if "\0" in text:
-        raise InputError(f"{path} is not text: it holds a zero byte.")
+        raise InputError(f"{path} is not text: it contains a zero byte.")
     title, metadata = _markdown_head(text) if path.suffix == ".md" else ("", {})
-    title = title or (path.stem if text.strip() else "")  # an empty file's name is nothing to find
+    title = title or (path.stem if text.strip() else "")  # an empty file has no title either
     yield str(path), Document(name, text, title, metadata, str(path))
 
 
 def _markdown_head(text: str) -> tuple[str, dict[str, Any]]:
-    """The title and the front matter's fields; the text itself keeps both."""
+    """Title and front matter fields; neither is removed from the document's text."""
     metadata: dict[str, Any] = {}
     if front := FRONT_MATTER.match(text):
         try:
             loaded = _as_json(yaml.safe_load(front[1]))
-        # A text that begins with a rule, not with front matter; a date that is none; an alias of what it is in.
+        # The text begins with a horizontal rule instead of front matter; an invalid date; a recursive alias.
         except (yaml.YAMLError, ValueError, RecursionError):
             loaded = None
         if isinstance(loaded, dict):
@@ -53,7 +53,7 @@ def _markdown_head(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _as_json(value: Any) -> Any:
-    """What YAML read, with the keys and values that JSON lacks, such as dates, as strings."""
+    """YAML data with keys and values that JSON lacks, such as dates, converted to strings."""
     if isinstance(value, dict):
         return {str(key): _as_json(one) for key, one in value.items()}
     if isinstance(value, list):

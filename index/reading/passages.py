@@ -1,4 +1,4 @@
-"""Documents into passages: at most so many tokens, overlapping, ended where a reader would end them."""
+"""Split documents into overlapping passages of at most max_tokens tokens, at paragraph, sentence or word ends."""
 
 import re
 from bisect import bisect_left
@@ -9,19 +9,19 @@ from gpt_core.common.errors import InputError
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from index.reading.document import Document
 
-# Best first; a match ends where the passage may end.
-ENDS = [
+# Preferred boundaries first; a passage may end where a match ends.
+BOUNDARIES = [
     re.compile(r"\n[ \t\r]*\n"),  # paragraph
     re.compile(r"[.!?][\"')\]]*\s|[。！？；…][”』」）]*"),  # sentence
     re.compile(r"\s"),  # word
 ]
 NOT_SPACE = re.compile(r"\S")
-LEAST_TOKENS = 16  # a single character can take several tokens
+MIN_MAX_TOKENS = 16  # lower limit of max_tokens: a single character can take several tokens
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document: `document.text[start:end] == text`, offsets in Unicode code points."""
+    """A part of a document: `document.text[start:end] == text`, offsets in Unicode code points."""
 
     doc_id: str
     start: int
@@ -30,19 +30,19 @@ class Passage:
 
     @property
     def id(self) -> str:
-        """`<document id>#<start>-<end>`: the same whenever the same text is split in the same way."""
+        """`<document id>#<start>-<end>`; equal for equal text and equal split settings."""
         return passage_id(self.doc_id, self.start, self.end)
 
 
 def passage_id(doc_id: str, start: int, end: int) -> str:
-    """The name of a passage."""
+    """The id of a passage: `<document id>#<start>-<end>`."""
     return f"{doc_id}#{start}-{end}"
 
 
 def check_lengths(max_tokens: int, overlap: int) -> None:
-    """Raise InputError unless `split` can work with these."""
-    if max_tokens < LEAST_TOKENS:
-        raise InputError(f"max_tokens is {max_tokens}; expected at least {LEAST_TOKENS}.")
+    """Raise InputError unless these are valid arguments of `split`."""
+    if max_tokens < MIN_MAX_TOKENS:
+        raise InputError(f"max_tokens is {max_tokens}; expected at least {MIN_MAX_TOKENS}.")
     if not 0 <= overlap <= max_tokens // 2:
         raise InputError(f"overlap is {overlap}; expected 0 to {max_tokens // 2}, half of max_tokens.")
 
@@ -50,25 +50,30 @@ def check_lengths(max_tokens: int, overlap: int) -> None:
 def split(
     document: Document, tokenizer: Tokenizer, max_tokens: int = 256, overlap: int = 32
 ) -> Iterator[Passage]:
-    """Cut a document into passages, lazily.
+    """Split a document into passages, lazily.
 
-    A passage ends at the last end of a paragraph, else of a sentence, else of a word in its last quarter; text without
-    any is cut between tokens. The next passage begins at most `overlap` tokens before, at the beginning of a sentence
-    or word if there is one. No passage begins or ends with white space, and every other character is in one.
-    A document that has only a title gives one empty passage.
+    A passage ends at the last paragraph end in its last quarter, else at the last sentence end, else at the last word
+    end; text without any of these is split between tokens. The next passage begins at most `overlap` tokens earlier, at
+    a sentence or word start if there is one. Passages do not begin or end with white space, and every other character
+    is in at least one passage. A document that has only a title gives one empty passage.
 
     Args:
         document: the document.
-        tokenizer: the embedder's, whose tokens are counted.
-        max_tokens: the most tokens that a passage's text has; at least 16.
-        overlap: the most tokens that two neighbours share; at most half of `max_tokens`.
+        tokenizer: the embedder's tokenizer, for counting tokens.
+        max_tokens: maximum tokens of a passage's text; at least 16.
+        overlap: maximum tokens that neighbouring passages share; at most half of `max_tokens`.
+
+    Raises:
+        InputError: for `max_tokens` or `overlap` out of range.
     """
     check_lengths(max_tokens, overlap)
     text = document.text
-    start = fresh = _skip_space(text, 0)  # fresh: the first character that is in no passage yet
+    start = fresh = _skip_space(text, 0)  # fresh: offset of the first character that is in no passage yet
     if start == len(text) and document.title.strip():
         yield Passage(document.id, 0, 0, "")
-    n_characters = 4 * max_tokens  # tokenised at once: all of a long document would take much memory
+    n_characters = (
+        4 * max_tokens
+    )  # tokenised at once; tokenising all of a long document would take much memory
     while fresh < len(text):
         window = text[start : start + n_characters]
         starts = [begin for begin, _ in tokenizer.encode_with_offsets(window)[1]] or [0]
@@ -92,25 +97,25 @@ def _skip_space(text: str, start: int) -> int:
 def _length(
     window: str, starts: list[int], fresh: int, max_tokens: int, at_end: bool, tokenizer: Tokenizer
 ) -> int:
-    """How many characters of `window` the passage takes, those before `fresh` and one more at least."""
+    """Length of the passage at the start of `window`, in characters; at least `fresh` + 1."""
     n_tokens = max_tokens
     while True:
         if at_end and len(starts) <= n_tokens:
             length = len(window)
         else:
-            # Where the first token left out begins: a character of several tokens is left out whole.
+            # The start of the first excluded token: a character of several tokens is never split.
             limit = starts[n_tokens] if n_tokens < len(starts) else starts[-1]
             least = max(starts[min(n_tokens, len(starts)) * 3 // 4], fresh)
-            length = _nice_end(window, least, max(limit, fresh + 1))
-        # Some tokenizers cut a text's last word otherwise than the same word within a text.
+            length = _boundary_before(window, least, max(limit, fresh + 1))
+        # Some tokenizers split a text's last word differently from the same word inside a text.
         excess = len(tokenizer.encode(window[:length].rstrip())) - max_tokens
         if excess <= 0 or n_tokens == 1:
             return length
         n_tokens = max(1, min(n_tokens, len(starts)) - excess)
 
 
-def _nice_end(window: str, least: int, limit: int) -> int:
-    for pattern in ENDS:
+def _boundary_before(window: str, least: int, limit: int) -> int:
+    for pattern in BOUNDARIES:
         ends = [match.end() for match in pattern.finditer(window, least, limit)]
         if ends:
             return ends[-1]
@@ -118,9 +123,9 @@ def _nice_end(window: str, least: int, limit: int) -> int:
 
 
 def _step(window: str, starts: list[int], end: int, fresh: int, overlap: int) -> int:
-    """Where in `window` the passage begins that follows one up to `end`; `fresh` is new to it."""
+    """Offset in `window` at which the passage after the one up to `end` begins; `fresh` is its first new character."""
     earliest = starts[max(bisect_left(starts, fresh) - overlap, 0)] if overlap else fresh
-    for pattern in ENDS[1:]:
+    for pattern in BOUNDARIES[1:]:
         match = pattern.search(window, max(earliest - 1, 0), end)
         if match and match.end() < end:
             return max(match.end(), 1)
@@ -128,5 +133,5 @@ def _step(window: str, starts: list[int], end: int, fresh: int, overlap: int) ->
 
 
 def full_text(title: str, text: str) -> str:
-    """A passage as it is embedded and searched for words: with its document's title before it."""
+    """A passage as it is embedded and indexed for lexical search: title, newline, text."""
     return f"{title}\n{text}" if title and text else title + text

@@ -1,1 +1,1 @@
-"""Lexical matches, filters, and the fusion of lexical and dense scores."""
+"""Lexical search, filters, and the fusion of lexical and dense scores."""

@@ -1,18 +1,18 @@
-"""The lexical leg: text as SQLite's FTS5 is to see it, and queries that it cannot misread.
+"""Query expressions for the lexical retriever, SQLite's FTS5, with all terms quoted.
 
-FTS5's own tokenizer takes a run of Chinese characters for one word. Here such runs become overlapping bigrams, on the
-indexed and on the asked side alike (as Lucene's CJKBigramFilter); English stop words go; FTS5 then folds case and
-diacritics and applies Porter's stemmer (`TOKENIZER`).
+FTS5's tokenizer treats a run of Chinese characters as one word. Such runs are therefore split into overlapping bigrams,
+in indexed texts and in queries (like Lucene's CJKBigramFilter), and English stop words are removed. FTS5 then folds
+case and diacritics and applies Porter's stemmer (`TOKENIZER`).
 """
 
 from embed.text.terms import bigrams, terms
 
-# FTS5 takes time that grows with the terms of a query; a pasted book needs no more of them to be found.
+# FTS5's search time grows with the number of terms; more terms do not help to find a long pasted text.
 MAX_TERMS = 1024
 
 
 def match_expression(query: str) -> str | None:
-    """An FTS5 expression that asks for any term of `query`, or None if it has no terms. Never a syntax error."""
+    """A valid FTS5 expression that matches any term of `query`, or None if the query has no terms."""
     found: list[str] = []
     for run, word in terms(query):
         if len(run) == 1:

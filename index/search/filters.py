@@ -1,4 +1,4 @@
-"""Filters over metadata: which passages a search may return."""
+"""Metadata filters, which restrict the passages that a search returns."""
 
 import json
 import re
@@ -10,12 +10,12 @@ import numpy as np
 from gpt_core.common.errors import InputError
 from index.store.store import Numbers
 
-# field → one value | several, of which one is asked for | {"gte": …, "lte": …}
+# field → one value | alternative values | {"gte": …, "lte": …}
 Filter = dict[str, Any]
 BOUNDS = {"gte": ">=", "lte": "<="}
-MAX_FIELDS = 100  # SQLite takes expressions up to a depth of 1000
+MAX_FIELDS = 100  # SQLite limits expressions to a depth of 1000
 
-# A field that holds a list has each of its values. Fields are compared as keys, never spliced into a JSON path.
+# A list field matches if any of its values does. Field names are bound parameters, never part of a JSON path.
 HAS_FIELD = """EXISTS (
     SELECT 1 FROM json_each(d.metadata) AS field,
         json_each(CASE field.type WHEN 'array' THEN field.value ELSE json_array(field.value) END) AS one
@@ -23,10 +23,10 @@ HAS_FIELD = """EXISTS (
 
 
 def allowed(tx: sqlite3.Connection, wanted: Filter) -> Numbers:
-    """The numbers (n,), rising, of the passages whose documents meet every condition of `wanted`.
+    """The ids (n,) int64, sorted ascending, of the passages whose documents meet every condition of `wanted`.
 
     Raises:
-        InputError: for a condition of another form.
+        InputError: for a malformed condition.
     """
     if len(wanted) > MAX_FIELDS:
         raise InputError(f"The filter has conditions on {len(wanted)} fields; expected at most {MAX_FIELDS}.")
@@ -47,7 +47,7 @@ def _condition(column: str, name: str, value: Any) -> tuple[str, list[Any]]:
         if not value or not value.keys() <= BOUNDS.keys():
             raise InputError(f"filter on {name!r}: {value!r}; expected {{'gte': …}}, {{'lte': …}} or both.")
         bounds = [(BOUNDS[key], _scalar(name, bound)) for key, bound in value.items()]
-        # SQLite orders all numbers before all texts; a number is never within bounds that are texts.
+        # SQLite sorts all numbers before all texts, so the types are compared first.
         tests = [
             f"typeof({column}) {'=' if isinstance(bound, str) else '<>'} 'text' AND {column} {sign} ?"
             for sign, bound in bounds
@@ -69,7 +69,9 @@ def _check_unicode(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError(f"filter on {name!r}: {text!r} holds half of a surrogate pair.") from None
+        raise InputError(
+            f"filter on {name!r}: {text!r} has an unpaired surrogate; expected Unicode text."
+        ) from None
 
 
 def _number(value: str | int | float) -> int | float:
@@ -77,13 +79,13 @@ def _number(value: str | int | float) -> int | float:
 
 
 def parse_filter(words: list[str]) -> Filter:
-    """Filters as they are typed: `field=value`, `field>=value`, `field<=value`.
+    """Parse filters given on the command line: `field=value`, `field>=value`, `field<=value`.
 
-    A value that looks like a number, true or false is compared as that and, for `=`, also as the text that it is;
-    several values of one field: one of them is asked for.
+    A value that is a JSON number, true or false is compared as such and, for `=`, also as text. Several values of one
+    field are alternatives.
 
     Raises:
-        InputError: for a word of another form.
+        InputError: for a malformed filter.
     """
     wanted: Filter = {}
     for word in words:

@@ -1,4 +1,4 @@
-"""Hybrid search's arithmetic: one score out of a dense and a lexical one."""
+"""Fusion of dense and lexical scores for hybrid search."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,20 +10,20 @@ from index.dense.scores import Scores, Spread
 def fuse(
     fusion: Fusion, dense: Scores, lexical: Scores, dense_spread: Spread, lexical_spread: Spread
 ) -> Scores:
-    """Combine the scores of one query's candidates.
+    """Fuse the dense and lexical scores of one query's candidates.
 
-    "tm2c2" and "z" combine scores, not ranks, and a leg that knows nothing about the query gives all candidates nearly
-    the same: it does not vote. Ranks cannot say so, which is how "rrf" can fall far below its better leg.
+    "tm2c2" and "z" combine scores: a retriever that finds nothing relevant scores all candidates nearly equally and so
+    has little influence. "rrf" combines ranks, which do not show that, and can fall far below the better retriever.
 
     Args:
-        fusion: the kind and its weight.
+        fusion: kind and weight.
         dense: (n,) cosines.
         lexical: (n,) BM25, 0 where no term of the query occurs.
-        dense_spread, lexical_spread: of this query's scores over the corpus; used by "z" alone.
+        dense_spread, lexical_spread: mean and deviation of this query's scores over the corpus; used by "z" only.
 
     Returns:
-        (n,) scores, higher is better: a convex combination of min-max scores with theoretical minima for "tm2c2"
-        (Bruch et al. 2022), of standard scores for "z"; a sum of 1 / (k + rank) for "rrf" (Cormack et al. 2009).
+        (n,) scores, higher is better: for "tm2c2" a convex combination of min-max scores with theoretical minima (Bruch
+        et al. 2022), for "z" of standard scores; for "rrf" a sum of 1 / (k + rank) (Cormack et al. 2009).
     """
     if fusion.kind == "rrf":
         by_words = np.where(lexical > 0, 1 / (fusion.k + _ranks(lexical)), 0)
@@ -40,7 +40,7 @@ def _standard(scores: Scores, spread: Spread) -> Scores:
 
 
 def _ranks(scores: Scores) -> NDArray[np.int64]:
-    """1 for the highest score; equal scores keep their order."""
+    """Ranks (n,), 1 for the highest score; equal scores are ranked in their order."""
     ranks = np.empty(len(scores), dtype=np.int64)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
     return ranks

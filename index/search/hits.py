@@ -1,4 +1,4 @@
-"""What a search returns."""
+"""Search results."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from index.reading.passages import passage_id
 
 
 class Ranked(NamedTuple):
-    """A passage's place in a result: its number and scores; None for a leg that was not asked."""
+    """A ranked passage: its id in the store and its scores; None for a retriever that was not used."""
 
     number: int
     score: float
@@ -21,12 +21,13 @@ class Hit:
     """A passage that a search found.
 
     Attributes:
-        passage_id, doc_id, title, text: which passage, of which document.
+        passage_id, text: the passage.
+        doc_id, title: its document.
         start, end: offsets in Unicode code points into the document's text.
-        score: what the result is ordered by; comparable within one result only.
-        dense: cosine of query and passage; None if the dense leg was not asked.
-        lexical: BM25, 0 where no term of the query occurs; None if the lexical leg was not asked.
-        metadata: the document's.
+        score: the score that hits are sorted by; comparable within one search only.
+        dense: cosine of query and passage; None if dense search was not used.
+        lexical: BM25, 0 if no term of the query occurs; None if lexical search was not used.
+        metadata: the document's metadata.
     """
 
     passage_id: str
@@ -42,7 +43,7 @@ class Hit:
 
     @classmethod
     def of(cls, ranked: Ranked, row: dict[str, Any]) -> "Hit":
-        """The hit for a passage's place in a result and its row in the store."""
+        """The hit for a ranked passage and its row in the store."""
         name = passage_id(row["doc_id"], row["start"], row["end"])
         row = {**row, "metadata": json.loads(row["metadata"])}
         return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)

@@ -1,4 +1,4 @@
-"""What FTS5 finds, with BM25 scores."""
+"""Lexical search: the passages that FTS5 finds, with BM25 scores."""
 
 import sqlite3
 from typing import NamedTuple
@@ -11,30 +11,30 @@ from index.store.store import Numbers, Store
 
 
 class Matches(NamedTuple):
-    """All passages in which a term of the query occurs: numbers (n,), rising, and BM25 (n,)."""
+    """All passages in which a term of the query occurs: ids (n,), sorted ascending, and BM25 scores (n,)."""
 
     numbers: Numbers
     scores: Scores
 
     @classmethod
     def find(cls, store: Store, tx: sqlite3.Connection, text: str, allowed: Numbers | None) -> "Matches":
-        """The matches of a query's `text` among the passages `allowed`; None: all."""
+        """The matches of a query's `text` among the passages with ids `allowed`; None for all passages."""
         expression = match_expression(text)
-        if expression is None:  # nothing but stop words and punctuation
+        if expression is None:  # only stop words and punctuation
             return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         numbers, scores = store.lexical_scores(tx, expression)
         keep = slice(None) if allowed is None else np.isin(numbers, allowed)
         return cls(numbers[keep], scores[keep])
 
     def of(self, numbers: Numbers) -> Scores:
-        """The BM25 (m,) of the passages `numbers` (m,); 0 for one that does not match."""
+        """BM25 scores (m,) of the passages with ids `numbers` (m,); 0 for passages that do not match."""
         if not len(self.numbers):
             return np.zeros(len(numbers), dtype=np.float32)
         places = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
         return np.where(self.numbers[places] == numbers, self.scores[places], 0)
 
     def spread(self, n_passages: int) -> Spread:
-        """Mean and deviation over all `n_passages`, of which those that do not match score 0."""
+        """Mean and deviation over all `n_passages` passages; those that do not match score 0."""
         if not n_passages:
             return Spread(0, 0)
         scores = self.scores.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Ranking the passages of one state of an index for a query: dense, lexical, or both."""
+"""Dense, lexical and hybrid ranking of the passages in one state of an index."""
 
 import numpy as np
 
@@ -13,14 +13,14 @@ from index.store.store import Numbers
 
 
 def rank_lexical(matches: Matches, k: int) -> list[Ranked]:
-    """The `k` best matches."""
+    """The `k` matches with the highest BM25."""
     best = _best(matches.scores, k)
     pairs = zip(matches.numbers[best].tolist(), matches.scores[best].tolist(), strict=True)
     return [Ranked(number, score, None, score) for number, score in pairs]
 
 
 def rank_dense(view: View, queries: Vectors, k: int, allowed: Numbers | None) -> list[list[Ranked]]:
-    """For each of the mapped `queries` (Q, d) the `k` nearest passages, among those `allowed` if that is given."""
+    """The `k` nearest passages for each mapped query (Q, d), among the passage ids `allowed` (None for all)."""
     results = []
     for numbers, scores in _nearest(view, queries, k, allowed):
         pairs = zip(numbers.tolist(), scores.tolist(), strict=True)
@@ -31,18 +31,18 @@ def rank_dense(view: View, queries: Vectors, k: int, allowed: Numbers | None) ->
 def rank_hybrid(
     view: View, queries: Vectors, matches: list[Matches], k: int, allowed: Numbers | None, fusion: Fusion
 ) -> list[list[Ranked]]:
-    """For each query the `k` best passages by both legs.
+    """The `k` best passages for each query by fused dense and lexical scores.
 
-    Each leg proposes its best candidates; all of them get exact scores from both legs, and these are combined. With a
-    filter, the passages `allowed` are the corpus over which scores are normalised.
+    The best candidates of each retriever are taken; all candidates get exact scores from both, which are fused. With a
+    filter, scores are normalised over the passages `allowed`.
 
     Args:
         view: the vectors.
         queries: (Q, d), mapped.
-        matches: Q of them, within `allowed`.
-        k: how many passages a query gets.
-        allowed: the passages to search; None for all.
-        fusion: how scores are combined.
+        matches: Q lexical results within `allowed`.
+        k: number of passages per query.
+        allowed: ids of the passages to search; None for all.
+        fusion: kind and weight of the fusion.
     """
     n_candidates = max(100, 10 * k)
     n_passages = len(view) if allowed is None else len(allowed)
@@ -65,7 +65,7 @@ def rank_hybrid(
 def _nearest(view: View, queries: Vectors, k: int, allowed: Numbers | None) -> list[tuple[Numbers, Scores]]:
     if allowed is None:
         return view.search(queries, k)
-    # An exact search among the rows that pass the filter: it finds k if there are k, however few pass.
+    # Exact search among the passages that pass the filter: finds k if at least k pass, however selective it is.
     results = []
     for query in queries:
         scores = view.score(query, allowed)
@@ -75,7 +75,7 @@ def _nearest(view: View, queries: Vectors, k: int, allowed: Numbers | None) -> l
 
 
 def _best(scores: Scores, k: int) -> Numbers:
-    """Places of the `k` highest scores, highest first; of equal ones the earlier first."""
+    """Positions of the `k` highest scores, highest first; equal scores in their order."""
     if k < len(scores):
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
         places = np.flatnonzero(scores >= least)

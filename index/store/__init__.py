@@ -1,1 +1,1 @@
-"""The SQLite store: passages, metadata, full text and vectors, written in one transaction."""
+"""The SQLite store of documents, passages, metadata, full text and vectors."""

@@ -1,15 +1,15 @@
-"""The store's tables, and which errors of SQLite the machine causes."""
+"""The store's tables, and the SQLite errors that the machine causes."""
 
 import sqlite3
 
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 
 
-FORMAT = 1  # of the schema and of what `index_text` makes of a text
+FORMAT = 1  # version of the schema and of the output of `index_text`
 
 
-# What the machine does to us, such as a full disk; other errors of SQLite are bugs of ours.
-NOT_OURS = {
+# Errors caused by the machine, such as a full disk; all other SQLite errors are bugs of this program.
+ENVIRONMENT_ERRORS = {
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL),
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
 }

@@ -1,4 +1,4 @@
-"""What is fixed when an index is made."""
+"""Settings that are fixed when an index is created."""
 
 import json
 import uuid
@@ -16,17 +16,18 @@ class Settings:
     """An index's settings.
 
     Attributes:
-        embedder, fingerprint: the embedder's name and the digest that opening checks; empty for ready vectors only.
+        embedder, fingerprint: the embedder's name, and its digest, which is checked when the index is opened; empty for
+            an index of precomputed vectors.
         dimension: length of a vector.
-        dtype: of the stored vectors.
-        max_tokens, overlap: how documents are split, see `passages.split`.
-        passages_per_document: how many passages of each document are kept; None for all.
-        corpus_map, map_components: the kind of map that is fitted on the vectors.
-        fusion: how hybrid search combines its legs.
-        identity: of this very index; a snapshot of another one is told by it.
+        dtype: number format of the stored vectors.
+        max_tokens, overlap: arguments of `passages.split`.
+        passages_per_document: maximum number of passages indexed per document; None for all.
+        corpus_map, map_components: kind and size of the corpus map that is fitted on the vectors.
+        fusion: how hybrid search combines dense and lexical scores.
+        identity: random id of this index, by which snapshots of other indexes are recognised.
 
     Raises:
-        InputError: for values that cannot be.
+        InputError: for invalid values.
     """
 
     embedder: str
@@ -47,7 +48,7 @@ class Settings:
             raise InputError(f"passages_per_document is {self.passages_per_document}; expected at least 1.")
         if self.dimension < 1:
             raise InputError(
-                f"dimension is {self.dimension}; expected the length of the vectors, at least 1."
+                f"dimension is {self.dimension}; expected at least 1, the length of the vectors."
             )
 
     @classmethod
@@ -59,17 +60,17 @@ class Settings:
         passages_per_document: int | None,
         fusion: Fusion | None,
     ) -> "Settings":
-        """Settings for an index of `encoder`'s vectors; `fusion` None for the embedder's own choice."""
+        """Settings for an index of `encoder`'s vectors; `fusion` None for the embedder's setting."""
         if max_tokens > encoder.max_tokens:
             raise InputError(
-                f"max_tokens is {max_tokens}; the embedder {encoder.name} takes {encoder.max_tokens}."
+                f"max_tokens is {max_tokens}; the embedder {encoder.name} takes at most {encoder.max_tokens}."
             )
         return cls(
             embedder=encoder.name,
             fingerprint=encoder.fingerprint,
             dimension=encoder.dimension,
-            # Where a corpus map is needed, vectors share a long mean and differ by little: float16 would round that
-            # little, which the map then blows up.
+            # Embedders that need a corpus map give nearly parallel vectors. float16 would round their small
+            # differences, and the map amplifies the rounding errors.
             dtype="float16" if encoder.config.corpus_map == "none" else "float32",
             max_tokens=max_tokens,
             overlap=overlap,
@@ -81,14 +82,14 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> "Settings":
-        """Read what `to_json` wrote."""
+        """Parse the output of `to_json`."""
         values = json.loads(text)
         return cls(**{**values, "fusion": Fusion(**values["fusion"])})
 
     @property
     def embedder_words(self) -> str:
-        """The embedder, as messages speak of it."""
-        return f"{self.embedder} ({self.fingerprint[:12]})" if self.fingerprint else "ready vectors"
+        """The embedder's name and fingerprint, for messages."""
+        return f"{self.embedder} ({self.fingerprint[:12]})" if self.fingerprint else "precomputed vectors"
 
     def to_json(self) -> str:
         """The settings as JSON."""

@@ -1,8 +1,8 @@
-"""The truth: one SQLite file with documents, passages, metadata, full text and vectors.
+"""The source of truth of an index: one SQLite file with documents, passages, metadata, full text and vectors.
 
-All of a document changes in one transaction. One counter, `sequence`, numbers every change: a passage that is added
-(its number is its name within the store, and never given twice) and a passage that is deleted (a row of `tombstones`).
-Whoever has seen everything up to a sequence number can therefore ask for what came after it.
+A document changes in one transaction. One counter, `sequence`, numbers every change: the addition of a passage (the
+sequence number becomes the passage's id, `number`, and is never reused) and its deletion (a row of `tombstones`). A
+reader that has processed all changes up to a sequence number can therefore query the changes after it.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder
 from index.reading.document import Document
 from index.reading.passages import Passage, full_text
-from index.store.schema import FORMAT, NOT_OURS, SCHEMA
+from index.store.schema import ENVIRONMENT_ERRORS, FORMAT, SCHEMA
 from index.store.settings import Settings
 
 FILE = "index.sqlite"
@@ -34,10 +34,10 @@ Numbers = NDArray[np.int64]
 
 
 class Store:
-    """One index's SQLite file: any number of threads and processes read, one writes.
+    """An index's SQLite file: any number of threads and processes can read, one can write.
 
     Raises:
-        InputError: if `folder` holds no index, or one of a later version.
+        InputError: if `folder` has no index, a damaged one, or one of another format version.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,38 +46,40 @@ class Store:
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
         if not self._path.is_file():
-            raise InputError(f"{folder} holds no index (no {FILE}); make one with scripts/build_index.py.")
+            raise InputError(f"{folder} has no index (no {FILE}); create one with scripts/build_index.py.")
         try:
             with self.read() as tx:
                 version = tx.execute("PRAGMA user_version").fetchone()[0]
                 if version != FORMAT:
                     raise InputError(
-                        f"{self._path} has format {version}; this program reads format {FORMAT}."
+                        f"{self._path} has format {version}; expected format {FORMAT}; build the index again."
                     )
                 self.settings = Settings.from_json(_get(tx, "settings"))
         except (sqlite3.DatabaseError, OSError) as error:
-            hint = "" if os.access(self.folder, os.W_OK) else " (readers, too, need to write to its folder)"
-            raise InputError(f"{self._path} is no index that can be read: {error}{hint}.") from None
+            hint = (
+                "" if os.access(self.folder, os.W_OK) else " (reading needs write access to the folder, too)"
+            )
+            raise InputError(f"{self._path} cannot be read as an index: {error}{hint}.") from None
 
     @classmethod
     def create(cls, folder: str | Path, settings: Settings) -> "Store":
-        """Make an empty store in a new folder: there is a whole one or none.
+        """Create an empty store in a new folder, atomically.
 
         Raises:
-            InputError: if the folder exists and holds anything.
+            InputError: if the folder exists and is not empty, or is the current folder.
         """
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            what = "holds an index" if (folder / FILE).exists() else "is there"
+            what = "has an index" if (folder / FILE).exists() else "exists"
             raise InputError(f"{folder} {what} already; give a new folder.")
-        if folder.resolve() == Path.cwd():  # it would be replaced under our feet
+        if folder.resolve() == Path.cwd():  # atomic_folder would replace the current folder
             raise InputError(f"{str(folder)!r} is the current folder; give a new folder for the index.")
         with (
-            _blame(folder / FILE),
+            _environment_errors_as_os_error(folder / FILE),
             atomic_folder(folder) as temporary,
             closing(sqlite3.connect(temporary / FILE)) as connection,
         ):
-            connection.execute("PRAGMA page_size = 16384")  # several vectors to a page
+            connection.execute("PRAGMA page_size = 16384")  # several vectors per page
             connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
             with connection:
@@ -87,29 +89,29 @@ class Store:
         return cls(folder)
 
     def close(self) -> None:
-        """Close all connections, those in use as soon as their transaction ends."""
+        """Close all connections; connections in use are closed when their transaction ends."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A transaction for reading: from its first query on it sees one state of the store, whatever is written."""
+        """A read transaction: from its first query on it sees one state of the store, unaffected by later writes."""
         with self._transaction("BEGIN") as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction for writing, on the disk when the block ends, undone when it fails."""
+        """A write transaction: committed to disk when the block ends, rolled back if it raises."""
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        # A connection serves one transaction at a time, so each concurrent one has its own.
+        # A connection serves one transaction at a time, so concurrent transactions use separate connections.
         connection = self._idle.pop() if self._idle else self._connect()
         try:
-            with _blame(self._path):
+            with _environment_errors_as_os_error(self._path):
                 connection.execute(begin)
                 yield connection
                 connection.execute("COMMIT")
@@ -129,16 +131,16 @@ class Store:
             isolation_level=None,
             check_same_thread=False,
         )
-        connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, too
+        connection.execute("PRAGMA synchronous = FULL")  # commits survive a power failure
         connection.execute("PRAGMA foreign_keys = ON")
         return connection
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the one writer. The system lets go of the lock when the process ends, however it ends.
+        """Hold the writer lock. The operating system releases it when the process ends, also after a crash.
 
         Raises:
-            InputError: if somebody else is writing.
+            InputError: if another process or thread is writing.
         """
         lock = FileLock(self.folder / "writer.lock", blocking=False, thread_local=False)
         try:
@@ -151,12 +153,12 @@ class Store:
         finally:
             lock.release()
 
-    # What follows works within a transaction of this store.
+    # The following methods run within a transaction of this store.
 
     def put(
         self, tx: sqlite3.Connection, document: Document, passages: Sequence[Passage], vectors: Vectors
     ) -> bool:
-        """Write a document with its passages and their vectors (n, dimension); True if it replaced one of its id."""
+        """Write a document, its passages and their vectors (n, dimension); True if it replaced one of this id."""
         replaced = self.remove(tx, document.id)
         columns = (document.title, document.text, document.metadata_json, document.hash, document.source)
         insert = "INSERT INTO documents (id, title, text, metadata, hash, source) VALUES (?, ?, ?, ?, ?, ?)"
@@ -173,7 +175,7 @@ class Store:
         return replaced
 
     def remove(self, tx: sqlite3.Connection, doc_id: str) -> bool:
-        """Delete a document with everything that belongs to it; False if there is none of that id."""
+        """Delete a document with its passages, vectors and terms; False if there is no document of this id."""
         found = tx.execute("SELECT number FROM documents WHERE id = ?", (doc_id,)).fetchone()
         if not found:
             return False
@@ -188,16 +190,16 @@ class Store:
         return True
 
     def sequence(self, tx: sqlite3.Connection) -> int:
-        """The number of the last change."""
+        """The sequence number of the last change."""
         return _get(tx, "sequence")
 
     def document_hash(self, tx: sqlite3.Connection, doc_id: str) -> str | None:
-        """The content hash of a document, or None if there is none of that id."""
+        """The content hash of a document, or None if there is no document of this id."""
         found = tx.execute("SELECT hash FROM documents WHERE id = ?", (doc_id,)).fetchone()
         return found[0] if found else None
 
     def document(self, tx: sqlite3.Connection, doc_id: str) -> Document | None:
-        """A document, or None if there is none of that id."""
+        """The document with this id, or None if there is none."""
         columns = "id, text, title, metadata, source"
         found = tx.execute(f"SELECT {columns} FROM documents WHERE id = ?", (doc_id,)).fetchone()
         if not found:
@@ -206,17 +208,17 @@ class Store:
         return Document(doc_id, text, title, json.loads(metadata), source)
 
     def document_ids(self, tx: sqlite3.Connection) -> list[str]:
-        """All ids, in the order in which the documents came."""
+        """All document ids, in insertion order."""
         return [row[0] for row in tx.execute("SELECT id FROM documents ORDER BY number")]
 
     def count(self, tx: sqlite3.Connection, table: Literal["documents", "passages"]) -> int:
-        """How many documents or passages there are."""
+        """The number of documents or passages."""
         return tx.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
     def vectors_after(self, tx: sqlite3.Connection, sequence: int) -> tuple[Numbers, Vectors]:
-        """The passages that were added after `sequence`: numbers (n,), rising, and vectors (n, dimension) as stored."""
+        """Passages added after `sequence`: ids (n,) int64, sorted, and stored vectors (n, dimension) as float32."""
         query = "SELECT number, vector FROM vectors WHERE number > ? ORDER BY number"
-        numbers, parts, block = [], [], 4096  # blocks: neither all blobs nor all rows exist twice
+        numbers, parts, block = [], [], 4096  # in blocks, so that the data are not in memory twice
         cursor = tx.execute(query, (sequence,))
         while rows := cursor.fetchmany(block):
             numbers += [number for number, _ in rows]
@@ -226,18 +228,18 @@ class Store:
         return np.array(numbers, dtype=np.int64), np.concatenate(parts) if parts else empty
 
     def deleted_after(self, tx: sqlite3.Connection, sequence: int) -> Numbers:
-        """The numbers of the passages that were deleted after `sequence`."""
+        """The ids (n,) int64 of the passages deleted after `sequence`."""
         rows = tx.execute("SELECT passage FROM tombstones WHERE sequence > ?", (sequence,))
         return np.array([number for (number,) in rows], dtype=np.int64)
 
     def lexical_scores(self, tx: sqlite3.Connection, expression: str) -> tuple[Numbers, NDArray[np.float32]]:
-        """All passages that match an FTS5 expression: numbers (n,), rising, and their BM25 (n,), higher is better."""
+        """Passages that match an FTS5 expression: ids (n,), sorted, and BM25 scores (n,), higher is better."""
         query = "SELECT rowid, -bm25(lexical) FROM lexical WHERE lexical MATCH ? ORDER BY rowid"
         rows = np.array(tx.execute(query, (expression,)).fetchall(), dtype=np.float64).reshape(-1, 2)
         return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.float32)
 
     def passages(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """What there is to say about each of the passages, by number."""
+        """The fields of a `Hit` for each of the passage ids `numbers`, by id."""
         query = """
             SELECT p.number, d.id AS doc_id, d.title, p.text, p.start, p.stop AS end, d.metadata
             FROM passages AS p JOIN documents AS d ON d.number = p.document
@@ -247,30 +249,30 @@ class Store:
         return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in cursor}
 
     def corpus_map(self, tx: sqlite3.Connection) -> CorpusMap:
-        """The corpus map; the identity until one was fitted."""
+        """The corpus map; the identity map until one was fitted."""
         return CorpusMap.from_bytes(_get(tx, "corpus_map"))
 
     def map_hash(self, tx: sqlite3.Connection) -> str:
-        """sha256 of the corpus map's bytes: its identity."""
+        """sha256 of the corpus map's bytes."""
         return _get(tx, "map_hash")
 
     def map_passages(self, tx: sqlite3.Connection) -> int:
-        """How many passages there were when the map was fitted; 0 before that."""
+        """The number of passages that the map was fitted on; 0 if none was fitted."""
         return _get(tx, "map_passages")
 
     def put_corpus_map(self, tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
-        """Keep a map that was fitted on `n_passages` passages."""
+        """Store a corpus map that was fitted on `n_passages` passages."""
         _set_corpus_map(tx, corpus_map, n_passages)
 
 
 @contextmanager
-def _blame(path: Path) -> Iterator[None]:
-    """Raise OSError, naming the file, for what the machine does to us."""
+def _environment_errors_as_os_error(path: Path) -> Iterator[None]:
+    """Turn `ENVIRONMENT_ERRORS` into an OSError that names the file."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        # Python's own complaints, such as a closed connection, have no code.
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_OURS:
+        # Errors raised by Python's sqlite3 module, such as for a closed connection, have no error code.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in ENVIRONMENT_ERRORS:
             raise OSError(f"{path}: {error}") from error
         raise
 
@@ -284,7 +286,7 @@ def _set(tx: sqlite3.Connection, key: str, value: str | int | bytes) -> None:
 
 
 def _count_up(tx: sqlite3.Connection, n: int) -> int:
-    """Take the next `n` sequence numbers; returns the last one before them."""
+    """Reserve the next `n` sequence numbers; returns the number before the first of them."""
     last = _get(tx, "sequence")
     _set(tx, "sequence", last + n)
     return last

@@ -1,4 +1,4 @@
-"""Documents into the store: what changed, split, encoded, committed batch by batch."""
+"""Write documents to the store: detect changes, split, encode, and commit in batches."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from embed.encoding.encoder import Encoder
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
 from index.reading.document import Document
-from index.reading.passages import LEAST_TOKENS, Passage, full_text, split
+from index.reading.passages import MIN_MAX_TOKENS, Passage, full_text, split
 from index.store.store import Store
 
-# So many passages are encoded and committed together: what a kill can cost, against what a batch saves.
+# Passages encoded and committed together: larger batches are faster, but a killed process loses more work.
 PASSAGES_PER_COMMIT = 64
-ENCODED_AT_ONCE = 1024
+PASSAGES_PER_ENCODE = 1024
 
 
 @dataclass
 class Changes:
-    """What an `add` or `upsert` did, and what it left out.
+    """Counts of an `add` or `upsert`.
 
     Attributes:
         added, updated, unchanged: documents.
-        empty: of those added or updated, documents without text and title, which have no passage.
-        shortened: of those, documents of which only the first `passages_per_document` passages were taken.
+        empty: documents added or updated without text and title, which have no passages.
+        shortened: documents added or updated of which only the first `passages_per_document` passages were indexed.
         passages: passages written.
-        truncated: of these, passages that the embedder cut to its context, title included.
+        truncated: passages written that the embedder truncated to its context, title included.
     """
 
     added: int = 0
@@ -43,11 +43,11 @@ class Changes:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A document that is ready to be encoded."""
+    """A document split into passages, ready to be encoded."""
 
     document: Document
     passages: list[Passage]
-    vectors: Vectors | None  # (n_passages, dimension), if they were given
+    vectors: Vectors | None  # (n_passages, dimension); None: still to be encoded
     shortened: bool
 
 
@@ -59,24 +59,24 @@ def write(
     *,
     replace: bool,
 ) -> Changes:
-    """Write `documents` into `store`, each whole and in order; what was committed when an error ends it stays.
+    """Write `documents` to `store` in order, each in one transaction. After an error, committed documents remain.
 
     Args:
         store: the store, locked for writing by the caller.
         encoder: the embedder; not needed with `vectors`.
-        documents: read as they are needed. One that is there with the same content is left alone.
-        vectors: (n, dimension), one for each document, which then is a single passage; None to split and encode.
-        replace: whether a document that is there with other content is replaced.
+        documents: read lazily. A document that is stored with the same content is skipped.
+        vectors: (n, dimension), one per document, which is then a single passage; None to split and encode.
+        replace: whether to replace a document that is stored with other content.
 
     Raises:
-        InputError: for a document that is there with other content, unless `replace`, or one that cannot be encoded.
+        InputError: for a document that is stored with other content, unless `replace`, or one that cannot be encoded.
     """
     changes = Changes()
     pending: dict[str, _Prepared] = {}
     rows = iter(vectors) if vectors is not None else None
     for document in documents:
         row = next(rows)[None] if rows is not None else None
-        if document.id in pending:  # twice in one stream: the second meets the first in the store
+        if document.id in pending:  # a duplicate id: the first must be in the store before
             _commit(store, encoder, pending, changes)
         with store.read() as tx:
             known = store.document_hash(tx, document.id)
@@ -84,7 +84,7 @@ def write(
             changes.unchanged += 1
             continue
         if known and not replace:
-            message = f"A document {document.id!r} is there with other content; use upsert to replace it."
+            message = f"Document {document.id!r} exists with other content; use upsert to replace it."
             raise InputError(message)
         pending[document.id] = _prepare(store, encoder, document, row)
         if sum(len(one.passages) for one in pending.values()) >= PASSAGES_PER_COMMIT:
@@ -94,7 +94,7 @@ def write(
 
 
 def fit_map(store: Store) -> None:
-    """Fit the corpus map on all stored vectors and keep it, with the number of passages it was fitted on."""
+    """Fit the corpus map on all stored vectors and store it with their number."""
     with store.read() as tx:
         _, vectors = store.vectors_after(tx, 0)
     settings = store.settings
@@ -108,10 +108,10 @@ def _prepare(store: Store, encoder: Encoder | None, document: Document, vector: 
         whole = Passage(document.id, 0, len(document.text), document.text)
         return _Prepared(document, [whole], vector, shortened=False)
     if encoder is None:
-        raise InputError("This index was built of ready vectors: give vectors with the documents.")
+        raise InputError("This index was built from precomputed vectors; give vectors with the documents.")
     most = store.settings.passages_per_document
     try:
-        # one more than is kept tells whether there are more
+        # one passage more than is indexed, to see whether the document is shortened
         passages = list(islice(_split(store, encoder, document), most and most + 1))
     except InputError as error:  # a character that a character tokenizer lacks
         raise InputError(f"document {document.id!r}: {error}") from None
@@ -119,17 +119,17 @@ def _prepare(store: Store, encoder: Encoder | None, document: Document, vector: 
 
 
 def _split(store: Store, encoder: Encoder, document: Document) -> Iterator[Passage]:
-    """Passages that fit the embedder's context together with the title that is encoded before each."""
+    """Passages that fit the embedder's context together with the title, which is encoded before each."""
     settings, tokenizer = store.settings, encoder.tokenizer
     head = encoder.config.document_prompt + document.title + "\n"
-    room = encoder.max_tokens - len(tokenizer.encode(head, add_special_tokens=True))
-    # A title that leaves next to no room is cut, and counted, by the embedder.
-    max_tokens = min(settings.max_tokens, max(room, settings.max_tokens // 4, LEAST_TOKENS))
+    n_free = encoder.max_tokens - len(tokenizer.encode(head, add_special_tokens=True))
+    # With a title that leaves fewer tokens than this minimum, the embedder truncates the passage and counts it.
+    max_tokens = min(settings.max_tokens, max(n_free, settings.max_tokens // 4, MIN_MAX_TOKENS))
     return split(document, tokenizer, max_tokens, min(settings.overlap, max_tokens // 2))
 
 
 def _commit(store: Store, encoder: Encoder | None, pending: dict[str, _Prepared], changes: Changes) -> None:
-    """Encode the pending documents' passages in one go, write all in one transaction, and count it."""
+    """Encode the pending documents' passages, write all of them in one transaction, and update `changes`."""
     if not pending:
         return
     texts = [
@@ -141,8 +141,8 @@ def _commit(store: Store, encoder: Encoder | None, pending: dict[str, _Prepared]
     encoded = np.empty((0, store.settings.dimension), dtype=np.float32)
     if texts and encoder:
         before = encoder.n_truncated
-        # A document of many megabytes has passages without end: their tokens are never all in memory.
-        blocks = [texts[i : i + ENCODED_AT_ONCE] for i in range(0, len(texts), ENCODED_AT_ONCE)]
+        # Encode in blocks, so that the tokens of a document of many megabytes are never all in memory.
+        blocks = [texts[i : i + PASSAGES_PER_ENCODE] for i in range(0, len(texts), PASSAGES_PER_ENCODE)]
         encoded = np.concatenate([encoder.encode_document(block) for block in blocks])
         changes.truncated += encoder.n_truncated - before
     with store.write() as tx:
@@ -160,19 +160,21 @@ def _commit(store: Store, encoder: Encoder | None, pending: dict[str, _Prepared]
 
 
 def check_vectors(vectors: ArrayLike, dimension: int) -> Vectors:
-    """Ready vectors, one (dimension,) or several (n, dimension), as (n, dimension) of unit length; zeros stay zeros.
+    """Normalise vectors (dimension,) or (n, dimension) to float32 unit vectors (n, dimension); zeros stay zeros.
 
     Raises:
-        InputError: for another shape, or values that are not finite numbers.
+        InputError: for a wrong shape, or values that are not finite numbers.
     """
     try:
         rows = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
     except (TypeError, ValueError):
-        raise InputError(f"expected vectors of {dimension} numbers.") from None
+        raise InputError(
+            f"vectors are not arrays of numbers; expected ({dimension},) or (n, {dimension})."
+        ) from None
     if rows.ndim != 2 or rows.shape[1] != dimension:
         raise InputError(
             f"vectors have the shape {np.shape(vectors)}; expected ({dimension},) or (n, {dimension})."
         )
     if not np.isfinite(rows).all():
-        raise InputError("vectors hold values that are not finite; expected finite numbers.")
+        raise InputError("vectors contain NaN or infinite values; expected finite numbers.")
     return unit_length(rows)

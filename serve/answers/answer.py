@@ -1,7 +1,7 @@
-"""A grounded answer: retrieve, prompt, generate, attribute. Nothing here knows HTTP.
+"""A grounded answer: retrieve, build the prompt, generate, attribute. Independent of HTTP.
 
-The server generates on its worker's thread and calls `retrieve`, `build_prompt` and `ground` itself; `answer` is the
-same four steps in a row.
+The server generates on its worker's thread and calls `retrieve`, `build_prompt` and `ground` itself; `answer` runs the
+same four steps synchronously.
 """
 
 import re
@@ -27,18 +27,18 @@ NOT_FOUND_ZH = "资料里没有答案。"
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a question.
+    """The result of a question.
 
     Attributes:
-        text: the answer, or that the corpus does not say.
+        text: the answer, or a sentence that the corpus does not say.
         found: whether at least one sentence of the draft is supported.
-        draft: what the generator wrote, white space around it removed; "" if nothing was retrieved.
-        sentences: the draft's sentences, each with its citation or marked as unsupported. They end before the first one
-            that the draft repeats, and before a last one that the token limit cut off.
+        draft: the generated text without surrounding white space; "" if nothing was retrieved.
+        sentences: the draft's sentences, each with its citation or marked as unsupported. The first repeated sentence
+            and all after it are dropped, and so is a last sentence that was truncated by the token limit.
         hits: the retrieved passages, best first.
-        n_prompt_hits: how many of them the generator read.
-        n_prompt_cut: tokens that were cut off a hit that is too long by itself.
-        finish_reason: of the generation; None if there was none.
+        n_prompt_hits: number of hits in the generator's prompt.
+        n_prompt_cut: number of tokens truncated from a first hit that is too long for the prompt.
+        finish_reason: why generation ended; None if nothing was generated.
     """
 
     text: str
@@ -62,17 +62,17 @@ def answer(
     params: SamplingParams = GREEDY,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
-    """Answer `question` from the passages of `index`, stepping `engine` until it is done.
+    """Answer `question` from the passages of `index`, stepping `engine` until generation is done.
 
     Args:
-        question: in any language that the models know.
-        index: where to look.
-        engine: the generator; nobody else may step it meanwhile.
-        k: passages to retrieve; those that fit the prompt's budget are read, all can be cited.
+        question: the question, in any language that the models support.
+        index: the index to search.
+        engine: the generator; no other thread may step it meanwhile.
+        k: number of passages to retrieve; those that fit the token budget go into the prompt, all can be cited.
         mode: "hybrid", "dense" or "lexical", as in `Index.search`.
         filter: as in `Index.search`.
-        params: how to generate; greedy, 96 tokens by default.
-        on_text: gets the draft piece by piece.
+        params: generation parameters; greedy, 96 tokens by default.
+        on_text: called with each new piece of the draft.
 
     Raises:
         InputError: for an empty question, or one that does not fit the context.
@@ -92,18 +92,18 @@ def answer(
 def retrieve(
     query: str, index: Index, *, k: int = 5, mode: Mode = "hybrid", filter: Filter | None = None
 ) -> list[Hit]:
-    """The k passages nearest to `query`, best first; none if the corpus holds nothing that matches.
+    """The k best passages for `query`, best first; an empty list if none matches.
 
     Raises:
-        InputError: if the query is empty, or longer than the embedder reads.
+        InputError: if the query is empty, or longer than the embedder's context.
     """
     if not query.strip():
-        raise InputError("The question is empty; ask something.")
+        raise InputError("The question is empty; expected text.")
     if mode != "lexical" and (encoder := index.encoder):
         (n_tokens,) = encoder.count_tokens([query], encoder.config.query_prompt)
         if n_tokens > encoder.max_tokens:
             raise InputError(
-                f"The question has {n_tokens} tokens; the embedder reads {encoder.max_tokens}: shorten it."
+                f"The question has {n_tokens} tokens, but the embedder's limit is {encoder.max_tokens}; shorten it."
             )
     return index.search(query, k=k, mode=mode, filter=filter)
 
@@ -111,9 +111,14 @@ def retrieve(
 def ground(
     question: str, draft: str, hits: Sequence[Hit], prompt: Prompt | None, finish_reason: str | None
 ) -> Answer:
-    """Attribute the draft to the hits; without one supported sentence the answer is that the corpus does not say.
+    """Attribute the draft to the hits. If no sentence is supported, the answer says that the corpus does not say.
 
-    Without hits there is no prompt and no draft.
+    Args:
+        question: the question.
+        draft: the generated text; "" without hits.
+        hits: the retrieved passages.
+        prompt: the generator's prompt; None without hits.
+        finish_reason: why generation ended; None without hits.
     """
     draft = draft.strip()
     sentences = _kept(attribute(draft, question, hits), finish_reason)
@@ -125,7 +130,7 @@ def ground(
 
 
 def _kept(sentences: list[AnswerSentence], finish_reason: str | None) -> list[AnswerSentence]:
-    """Without what a small model writes when it does not know how to end."""
+    """Drop repeated sentences and a truncated last one, which small models write when they do not stop."""
     seen: set[str] = set()
     for i, sentence in enumerate(sentences):
         if sentence.text in seen:

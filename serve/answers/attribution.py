@@ -1,20 +1,20 @@
-"""Which retrieved sentence supports a sentence of an answer, if any.
+"""Attribution: find the retrieved sentence that supports each sentence of an answer, if any.
 
-A small model does not cite reliably, so its citations are ours. Each sentence of the answer is held against every
-sentence of the retrieved passages, and against every two neighbouring ones:
+Small models do not cite reliably, so citations are computed. Each sentence of the answer is compared with every
+sentence of the retrieved passages and with every pair of neighbouring sentences (the sources):
 
     support = new · (1/2 + asked/2)
 
-`new` is the share of the sentence's content words, those of the question apart, that the source holds. `asked` is the
-share of the question's words that the sentence repeats which the source holds: "X was built in 1845" needs the year and
-the building. A sentence that repeats none of them is read together with the question: all its words count, and are
-looked for in the source if the sentence is a fragment ("In 1845."), in the passage around it if it is not. Shares are
-weighted by how rare a word is among the retrieved sentences.
+`new` is the share of the answer sentence's content words, without those of the question, that occur in the source.
+`asked` is the share of the question's words that the answer sentence repeats which occur in the source: "X was built in
+1845" needs the year and the building. If the sentence repeats none of them, all words of the question count; they must
+occur in the source if the sentence is a fragment ("In 1845."), else anywhere in its passage. Words are weighted by
+their inverse document frequency among the retrieved sentences.
 
-The title counts as part of every source, but is none itself: the source must hold a new word of its own. A sentence
-that adds nothing to the question thus has no support; nor has one that only repeats the title, one with a number that
-neither the source nor the title holds, or one with a new name that the passage does not. What all this cannot see is
-who did what to whom: "A defeated B" supports "B defeated A".
+The title counts as part of every source, but at least one word that is in the answer and not in the question must be in
+the source sentence itself. Support is 0 for a sentence that adds nothing to the question, that only repeats the title,
+that has a number which is in neither source nor title, or a new name which is not in the passage. Word order is
+ignored: "A defeated B" supports "B defeated A".
 """
 
 import math
@@ -26,16 +26,18 @@ from embed.text.sentences import split_sentences
 from index import Hit
 from serve.answers.content_terms import Term, content_terms
 
-# Chosen on SQuAD's training questions, like the formula: docs/log.md, 2026-11-22.
+# Tuned on SQuAD's training questions, like the formula: docs/log.md, 2026-11-22.
 SUPPORT_THRESHOLD = 0.65
-PAIR_FACTOR = 0.85  # two neighbouring sentences hold more words than one by chance
-FRAGMENT = 3  # content words that make no statement of their own
-RARE = 3  # a word in fewer retrieved sentences weighs no more: one slip must not outweigh all that is right
+PAIR_FACTOR = 0.85  # two neighbouring sentences contain more of the words by chance than one sentence
+MAX_FRAGMENT_WORDS = 3  # an answer sentence with at most this many new content words is a fragment
+MIN_DF = (
+    3  # lower limit of document frequencies, so that one rare wrong word does not outweigh all right ones
+)
 
 
 @dataclass(frozen=True)
 class Citation:
-    """A sentence, or two neighbouring ones, of a document: `text` is the document's text[start:end] in code points."""
+    """One or two neighbouring sentences of a document: `text` is the document's text[start:end] in code points."""
 
     passage_id: str
     doc_id: str
@@ -47,11 +49,11 @@ class Citation:
 
 @dataclass(frozen=True)
 class AnswerSentence:
-    """A sentence of an answer, answer[start:end] in code points, and what it stands on.
+    """A sentence of an answer, answer[start:end] in code points, with its source.
 
     Attributes:
-        score: the best support found, 0 to 1.
-        citation: where; None unless `supported`.
+        score: the highest support, 0 to 1.
+        citation: the source with this support; None unless `supported`.
     """
 
     text: str
@@ -64,14 +66,14 @@ class AnswerSentence:
 
 @dataclass(frozen=True)
 class _Source:
-    """A stretch of a passage that can be cited, and the stems that are held by it and what is around it."""
+    """One or two sentences that can be cited, with the stems in them, in the title and in the passage."""
 
     citation: Citation
     factor: float
     own: frozenset[str]
     title: frozenset[str]
-    stems: frozenset[str]  # its own and the title's
-    passage: frozenset[str]  # the passage's and the title's
+    stems: frozenset[str]  # own and title stems
+    passage: frozenset[str]  # stems of the passage and the title
 
 
 def attribute(
@@ -80,10 +82,10 @@ def attribute(
     """Split `answer` into sentences and attribute each to the sentence of `hits` that supports it best.
 
     Args:
-        answer: what the model wrote.
-        question: what it was asked.
+        answer: the generated text.
+        question: the question.
         hits: the retrieved passages.
-        threshold: support below it is none.
+        threshold: minimum support for a citation.
     """
     spans = split_sentences(answer)
     question_terms, *sentences = content_terms([question, *(answer[a:b] for a, b in spans)])
@@ -100,7 +102,7 @@ def attribute(
 
 
 class _Weights(dict[str, float]):
-    """Stem → inverse document frequency (BM25's, in Lucene's form), a retrieved sentence counting as a document."""
+    """Stem → inverse document frequency (Lucene's BM25 formula) with the retrieved sentences as documents."""
 
     def __init__(self, sentences: Sequence[frozenset[str]]) -> None:
         self._n = len(sentences)
@@ -111,7 +113,7 @@ class _Weights(dict[str, float]):
         return self._idf(0)
 
     def _idf(self, df: int) -> float:
-        df = min(max(df, RARE), self._n)
+        df = min(max(df, MIN_DF), self._n)
         return math.log(1 + (self._n - df + 0.5) / (df + 0.5))
 
 
@@ -120,7 +122,7 @@ def _support(terms: Sequence[Term], asked: set[str], source: _Source, weight: _W
     new = stems - asked
     if not new & source.own:
         return 0.0
-    if len(new) > FRAGMENT and stems <= source.title:  # small models repeat titles that they were shown
+    if len(new) > MAX_FRAGMENT_WORDS and stems <= source.title:  # small models repeat titles from the prompt
         return 0.0
     if any(t.is_number and t.key not in source.stems for t in terms):
         return 0.0
@@ -129,12 +131,12 @@ def _support(terms: Sequence[Term], asked: set[str], source: _Source, weight: _W
     if repeated := stems & asked:
         echo = _share(repeated, source.stems, weight)
     else:
-        echo = _share(asked, source.stems if len(new) <= FRAGMENT else source.passage, weight)
+        echo = _share(asked, source.stems if len(new) <= MAX_FRAGMENT_WORDS else source.passage, weight)
     return source.factor * _share(new, source.stems, weight) * (1 + echo) / 2
 
 
 def _share(stems: set[str], held: frozenset[str], weight: _Weights) -> float:
-    """How much of the weight of `stems` is in `held`; 0 if there are none."""
+    """The share of the weight of `stems` that is in `held`; 0 if `stems` is empty."""
     total = sum(weight[s] for s in stems)
     return sum(weight[s] for s in stems & held) / total if total else 0.0
 
@@ -158,7 +160,7 @@ def _sources(hits: Sequence[Hit]) -> tuple[list[_Source], _Weights]:
 def _windows(
     spans: Sequence[tuple[int, int]], stems: Sequence[frozenset[str]]
 ) -> Iterator[tuple[int, int, float, frozenset[str]]]:
-    """Every sentence, and every two neighbouring ones, as (start, end, factor, stems)."""
+    """Every sentence and every pair of neighbouring sentences as (start, end, factor, stems)."""
     for (start, end), held in zip(spans, stems, strict=True):
         yield start, end, 1.0, held
     for i in range(len(spans) - 1):

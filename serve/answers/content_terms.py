@@ -1,4 +1,4 @@
-"""The content words of a text, in the form in which an answer and its sources are compared."""
+"""Content words of a text, normalised for comparing an answer with its sources."""
 
 import re
 import sqlite3
@@ -26,18 +26,18 @@ _STOP = frozenset(_FUNCTION_WORDS.split())
 
 
 class Term(NamedTuple):
-    """A content word: its Porter stem, a number, or two neighbouring Chinese characters."""
+    """A content word: a Porter stem, a number, or a bigram of Chinese characters."""
 
     key: str
     is_number: bool = False
-    is_name: bool = False  # capitalised although it does not begin the sentence
+    is_name: bool = False  # capitalised and not the first word of the sentence
 
 
 def content_terms(texts: Sequence[str]) -> list[list[Term]]:
-    """The terms of each text in order, with repetitions; English stop words are dropped.
+    """The terms of each text in order, with repetitions, without English stop words.
 
-    Words are compared by their Porter stem, numbers without thousands separators, and a run of Chinese, which has no
-    spaces between its words, by its overlapping bigrams.
+    Words are reduced to their Porter stems, thousands separators are removed from numbers, and runs of Chinese
+    characters are split into overlapping bigrams.
     """
     raw = [_raw_terms(unicodedata.normalize("NFKC", text)) for text in texts]
     stems = _porter({t.key for terms in raw for t in terms if not t.is_number})
@@ -58,7 +58,7 @@ def _raw_terms(text: str) -> list[Term]:
 
 
 def _porter(words: set[str]) -> dict[str, str]:
-    """Word → stem, by the stemmer inside SQLite's FTS5, which the index's lexical leg uses, too."""
+    """Word → stem, by the stemmer of SQLite's FTS5, which the index's lexical retriever uses, too."""
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute(f"CREATE VIRTUAL TABLE words USING fts5(word, tokenize='{TOKENIZER}')")
         db.execute("CREATE VIRTUAL TABLE stems USING fts5vocab(words, instance)")

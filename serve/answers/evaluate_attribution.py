@@ -1,8 +1,8 @@
-"""How well attribution tells supported sentences from unsupported ones; its threshold was chosen on these figures.
+"""Evaluation of attribution as a classifier of supported and unsupported sentences; its threshold was tuned with it.
 
-The data are SQuAD's training questions with their answers. A question and an answer make a sentence ("When was X
-built?" and "1845" make "X built was 1845."): its word order is poor, but attribution does not look at that. The
-retrieved passages are the question's paragraph and its neighbours in the same article.
+The data are SQuAD's training questions with their answers. A question and an answer are joined into a sentence ("When
+was X built?" and "1845" give "X built was 1845."); attribution ignores the wrong word order. The retrieved passages are
+the question's paragraph and its neighbours in the same article.
 """
 
 import json
@@ -29,7 +29,7 @@ QUESTION_WORDS = frozenset(("who", "what", "which", "when", "where", "how", "why
 
 
 class Row(NamedTuple):
-    """A line of the data."""
+    """A line of the data file."""
 
     query: str
     positive: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A sentence of an answer, with what was asked and retrieved; `kind` says whether it ought to be supported."""
+    """A sentence of an answer with its question and retrieved passages; `kind` is a key of `KINDS`."""
 
     kind: str
     sentence: str
@@ -46,7 +46,7 @@ class Case(NamedTuple):
     hits: list[Hit]
 
 
-# kind → ought to be supported
+# kind → whether attribution should call the sentence supported
 KINDS = {
     "right answer, full sentence": True,
     "right answer alone": True,
@@ -61,12 +61,12 @@ KINDS = {
 
 
 def evaluate_attribution(*, data: Path, questions: int = 1500, seed: int = 1) -> None:
-    """Print the share of sentences that are called supported, for sentences that are and that are not.
+    """Print the share of sentences that attribution calls supported, for supported and unsupported sentences.
 
     Args:
         data: folder with squad_train.jsonl.xz (lines with query, positive, answer and title).
-        questions: how many, drawn at random.
-        seed: of the draw.
+        questions: number of questions, drawn at random.
+        seed: random seed of the draw.
     """
     scores: dict[str, list[float]] = defaultdict(list)
     for case in make_cases(_read(data / FILE), questions, seed):
@@ -83,7 +83,7 @@ def evaluate_attribution(*, data: Path, questions: int = 1500, seed: int = 1) ->
 
 
 def make_cases(rows: Sequence[Row], n: int, seed: int) -> Iterator[Case]:
-    """Cases of every kind from `n` questions."""
+    """Yield cases of every kind from `n` random questions."""
     draw = random.Random(seed)
     articles: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -119,7 +119,7 @@ def make_cases(rows: Sequence[Row], n: int, seed: int) -> Iterator[Case]:
 
 
 def _statement(question: str, answer: str) -> str:
-    """The question's words without the asking one, and the answer."""
+    """Join a question, without its question word, and an answer into a sentence."""
     words = question.strip(" ?").split()
     asking = next((i for i, word in enumerate(words) if word.lower() in QUESTION_WORDS), None)
     if asking is None:
@@ -134,7 +134,7 @@ def _statement(question: str, answer: str) -> str:
 
 
 def _same_kind(one: str, other: str) -> bool:
-    """Whether an answer could be mistaken for another one: both numbers, names or neither, and not the same words."""
+    """Whether two answers are of one kind (number, name or other) and neither contains the other."""
 
     def kind(text: str) -> str:
         return "number" if re.search(r"\d", text) else "name" if text[:1].isupper() else "other"
@@ -152,7 +152,7 @@ def _share(scores: Sequence[float], threshold: float) -> float:
 
 
 def _youden(scores: dict[str, list[float]], threshold: float) -> float:
-    """Mean share of supported sentences that are told minus that of unsupported ones, kinds weighing the same."""
+    """Youden's J: true positive rate minus false positive rate, each averaged over kinds with equal weight."""
     shares = {
         supported: [_share(scores[k], threshold) for k in KINDS if KINDS[k] == supported]
         for supported in (True, False)
@@ -162,6 +162,6 @@ def _youden(scores: dict[str, list[float]], threshold: float) -> float:
 
 def _read(path: Path) -> list[Row]:
     if not path.is_file():
-        raise InputError(f"{path} is not there; expected SQuAD's training questions.")
+        raise InputError(f"{path} does not exist; expected SQuAD's training questions.")
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         return [Row(**{key: json.loads(line)[key] for key in Row._fields}) for line in lines]

@@ -1,4 +1,4 @@
-"""The prompt of an answer: passages, then the question."""
+"""The prompt of an answer: passages followed by the question."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from gpt_core.common.errors import InputError
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Hit
 
-# Room for two passages of the default 256 tokens with their titles. A small model answers worse the more passages it is
-# given, even if the right one is among them (docs/log.md, 2026-11-22), and one waits longer for its first word.
-PASSAGE_TOKENS = 560
+# Two passages of the default 256 tokens with their titles. With more passages a small model answers worse, even if the
+# right passage is among them (docs/log.md, 2026-11-22), and the time to the first token grows.
+MAX_PASSAGE_TOKENS = 560
 
 
 SYSTEM = "You are a helpful assistant that answers questions about a text."
@@ -20,12 +20,12 @@ REQUEST = "According to the text: {question} Answer in a complete sentence."
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the generator reads.
+    """The generator's prompt.
 
     Attributes:
-        token_ids: all of it.
-        n_hits: how many of the best hits are in it.
-        n_cut: tokens that were cut off a hit that is too long by itself.
+        token_ids: the whole prompt.
+        n_hits: number of hits in the prompt.
+        n_cut: number of tokens truncated from a first hit that is too long.
     """
 
     token_ids: list[int]
@@ -36,21 +36,21 @@ class Prompt:
 def build_prompt(
     question: str, hits: Sequence[Hit], tokenizer: Tokenizer, context: int, max_new_tokens: int
 ) -> Prompt:
-    """Passages first, then the question; as a chat if the model knows one, else as text to be continued.
+    """Passages followed by the question; as a chat if the tokenizer has a chat template, else as plain text.
 
-    The best hits go in, in their order, as long as they fit `PASSAGE_TOKENS` and leave room for the answer. A best hit
-    that alone is too long is cut.
+    The best hits are included in order as long as they fit in `MAX_PASSAGE_TOKENS` and in the context together with
+    `max_new_tokens`. A first hit that is too long is truncated.
 
     Raises:
-        InputError: if the question leaves no room for a passage.
+        InputError: if the question leaves no tokens for a passage.
     """
     ids = _render(question, [], tokenizer)
     n_around = len(ids)
-    limit = min(n_around + PASSAGE_TOKENS, context - max_new_tokens)
+    limit = min(n_around + MAX_PASSAGE_TOKENS, context - max_new_tokens)
     if limit <= n_around:
         raise InputError(
-            f"The question takes {n_around} tokens of a context of {context}, of which {max_new_tokens} are kept for "
-            "the answer; ask a shorter question."
+            f"The question ({n_around} tokens with its prompt) and the answer ({max_new_tokens} tokens) leave no "
+            f"tokens for passages in a context of {context}; ask a shorter question or lower max_tokens."
         )
     texts: list[str] = []
     n_cut = 0
@@ -60,7 +60,7 @@ def build_prompt(
         if len(longer) > limit and texts:
             break
         starts = [start for start, _ in tokenizer.encode_with_offsets(text)[1]]
-        while len(longer) > limit:  # again if the tokens come out otherwise where the text is cut
+        while len(longer) > limit:  # repeated, since the truncated text may be tokenised differently
             n_cut += len(longer) - limit
             text = text[: starts[max(0, len(starts) - n_cut)]]
             longer = _render(question, [text], tokenizer)

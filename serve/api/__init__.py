@@ -1,1 +1,1 @@
-"""The routes: search, answers, OpenAI's embeddings, completions and chat."""
+"""The API routes: search, answers, OpenAI's embeddings, completions and chat."""

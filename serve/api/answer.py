@@ -1,4 +1,4 @@
-"""Our own endpoints: search and cited answers."""
+"""The endpoints for search and cited answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,9 +23,9 @@ router = APIRouter(prefix="/v1", tags=["search and answers"])
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Best first.
+    """Hits, best first.
 
-    `exact`: no other passage could have been among them. A hybrid search ranks exactly, but only the best of each leg.
+    `exact`: whether all passages were ranked. Hybrid search ranks only the best candidates of each retriever.
     """
 
     hits: list[Hit]
@@ -34,7 +34,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Sources:
-    """What an answer will be written from: the first `n_prompt_hits` of `hits`."""
+    """The retrieved passages, the first `n_prompt_hits` of which are in the generator's prompt."""
 
     hits: list[Hit]
     n_prompt_hits: int
@@ -42,10 +42,10 @@ class Sources:
 
 @router.post("/search")
 async def search(body: SearchRequest, request: Request, service: ServiceDep) -> SearchResult:
-    """The k passages nearest to a query, best first.
+    """The k best passages for a query, best first.
 
-    `filter` maps fields of the documents' metadata, or `doc_id`, to the value that they must have, to a list of values,
-    or to bounds such as `{"gte": 2000, "lte": 2010}`.
+    `filter` maps fields of the documents' metadata, or `doc_id`, to a required value, a list of alternative values, or
+    bounds such as `{"gte": 2000, "lte": 2010}`.
     """
     options = body.model_dump(exclude={"query"})
     finding = service.search.run(answering.retrieve, body.query, service.index, **options)
@@ -54,10 +54,10 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
 
 @router.post("/answer", response_model=Answer)
 async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> Answer | Response:
-    """An answer with a citation for each supported sentence, or that the corpus does not say.
+    """An answer with a citation for each supported sentence, or a sentence that the corpus does not say.
 
-    With `"stream": true` the response is server-sent events: `sources` (`hits`, `n_prompt_hits`), `token` (`text`, a
-    piece of the draft) again and again, then `done` (what the plain response holds), or `error`.
+    With `"stream": true` the response is server-sent events: one `sources` (`hits`, `n_prompt_hits`), any number of
+    `token` (`text`, a piece of the draft), then `done` (the fields of the plain response) or `error`.
     """
     params = SamplingParams(
         max_new_tokens=body.max_tokens,
@@ -67,13 +67,13 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
     )
     hits, prompt = await until_disconnect(request, service.search.run(_prepare, body, service))
     stream = service.generate(prompt.token_ids, params) if prompt else None
-    writing = Writing(body.question, hits, prompt, stream)
+    in_progress = AnswerInProgress(body.question, hits, prompt, stream)
     if body.stream:
-        return EventStream(writing.events(), writing.close, error_name="error")
+        return EventStream(in_progress.events(), in_progress.close, error_name="error")
     try:
-        return await until_disconnect(request, writing.finish())
+        return await until_disconnect(request, in_progress.finish())
     finally:
-        writing.close()
+        in_progress.close()
 
 
 def _prepare(body: AnswerRequest, service: Service) -> tuple[list[Hit], Prompt | None]:
@@ -87,8 +87,8 @@ def _prepare(body: AnswerRequest, service: Service) -> tuple[list[Hit], Prompt |
 
 
 @dataclass(frozen=True)
-class Writing:
-    """An answer on its way; without `hits` there is no `prompt` and no `stream`."""
+class AnswerInProgress:
+    """An answer that is being generated; without `hits`, `prompt` and `stream` are None."""
 
     question: str
     hits: list[Hit]
@@ -105,7 +105,7 @@ class Writing:
         yield event(_ANSWER.dump_json(await self._ground()).decode(), "done")
 
     async def finish(self) -> Answer:
-        """The answer once it is whole."""
+        """Wait for the complete answer."""
         if self.stream:
             await self.stream.finish()
         return await self._ground()
@@ -113,11 +113,11 @@ class Writing:
     async def _ground(self) -> Answer:
         draft = self.stream.request.text if self.stream else ""
         reason = self.stream.request.finish_reason if self.stream else None
-        # Milliseconds, so not by the search thread: a finished answer must not wait behind searches, nor be refused.
+        # Takes milliseconds. Not in the search thread, where it could wait behind searches or be refused.
         return await asyncio.to_thread(answering.ground, self.question, draft, self.hits, self.prompt, reason)
 
     def close(self) -> None:
-        """Stop writing."""
+        """Cancel the generation if it is not done."""
         if self.stream:
             self.stream.close()
 

@@ -1,4 +1,4 @@
-"""OpenAI's completions and chat: the generator as it is, without retrieval."""
+"""OpenAI's completions and chat endpoints: generation without retrieval."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI's"])
 
 @router.post("/completions")
 async def completions(body: CompletionRequest, request: Request, service: ServiceDep) -> Any:
-    """Text that continues a prompt, or each of several; with `"stream": true` OpenAI's chunks."""
+    """Continue one or more prompts; with `"stream": true` as OpenAI's chunks."""
     service.check_model(body.model, service.generator_name)
     prompts = _prompts(body)
     service.check_number(len(prompts) * (body.n or 1))
@@ -33,18 +33,18 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
 
 @router.post("/chat/completions")
 async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Any:
-    """The assistant's next turn; with `"stream": true` OpenAI's chunks."""
+    """Generate the assistant's next message; with `"stream": true` as OpenAI's chunks."""
     service.check_model(body.model, service.generator_name)
     service.check_number(body.n or 1)
     messages = _messages(body)
-    # Reading what no context holds takes seconds, of the thread that searches for all.
+    # Tokenising text that is far too long would block the search thread for seconds.
     refuse_long("".join(message["content"] for message in messages), service.engine.context, "conversation")
     reading = service.search.run(service.engine.tokenizer.chat, messages)
     return await _respond(body, request, service, [await until_disconnect(request, reading)])
 
 
 def _prompts(body: CompletionRequest) -> list[Any]:
-    """Each a text, or token ids."""
+    """A list of prompts, each a text or a list of token ids."""
     given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
     return [given] if isinstance(given[0], int) else given
 
@@ -54,7 +54,7 @@ def _ids(given: list[Any], tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _messages(body: ChatRequest) -> list[dict[str, str]]:
-    """As the chat template takes them: text content, and OpenAI's newer name for "system" back."""
+    """Messages for the chat template: content as one text, and the role "developer" as "system"."""
     messages = []
     for message in body.messages:
         content = message.content
@@ -66,7 +66,7 @@ def _messages(body: ChatRequest) -> list[dict[str, str]]:
 async def _respond(
     body: CompletionRequest | ChatRequest, request: Request, service: Service, prompts: list[list[int]]
 ) -> Any:
-    """Continue each prompt n times; choice i draws with seed + i."""
+    """Continue each prompt n times; choice i is sampled with seed + i."""
     params = body.params()
     jobs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
@@ -75,26 +75,26 @@ async def _respond(
             jobs.append((prompt, replace(params, seed=seed)))
     streams = service.generate_all(jobs)
     logprobs = [LogprobsOf(service.engine, stream.request) for stream in streams]
-    writing = Writing(body, streams, logprobs)
+    in_progress = ChoicesInProgress(body, streams, logprobs)
     if body.stream:
-        return EventStream(writing.chunks(), writing.close)
+        return EventStream(in_progress.chunks(), in_progress.close)
     try:
         await until_disconnect(request, asyncio.gather(*(stream.finish() for stream in streams)))
     finally:
-        writing.close()
-    return writing.whole()
+        in_progress.close()
+    return in_progress.response()
 
 
 @dataclass(frozen=True)
-class Writing:
-    """The choices of one response on their way: `n` for each prompt, those of a prompt side by side."""
+class ChoicesInProgress:
+    """The choices of one response that are being generated: `n` consecutive ones per prompt."""
 
     body: CompletionRequest | ChatRequest
     streams: list[TokenStream]
     logprobs: list[LogprobsOf]
 
-    def whole(self) -> dict[str, Any]:
-        """The response without streaming, once all is written."""
+    def response(self) -> dict[str, Any]:
+        """The response without streaming, after all choices are complete."""
         choices = []
         for i, stream in enumerate(self.streams):
             text = stream.request.text
@@ -104,7 +104,7 @@ class Writing:
         return {**self._head(kind), "choices": choices, "usage": self._usage()}
 
     async def chunks(self) -> AsyncIterator[str]:
-        """The response as server-sent events: what each choice gets, as it comes."""
+        """The response as server-sent events: new text of each choice as it is generated."""
         head = self._head("chat.completion.chunk" if self._is_chat else "text_completion")
         options = self.body.stream_options
         with_usage = options is not None and options.include_usage
@@ -125,7 +125,7 @@ class Writing:
         yield event("[DONE]")
 
     def close(self) -> None:
-        """Stop writing."""
+        """Cancel the choices that are not done."""
         for stream in self.streams:
             stream.close()
 
@@ -142,7 +142,7 @@ class Writing:
         return {"index": i, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _usage(self) -> dict[str, Any]:
-        """A prompt is counted once, however many choices continue it."""
+        """OpenAI's usage object; each prompt is counted once, not once per choice."""
         firsts = [stream.request for stream in self.streams[:: self.body.n or 1]]
         n_prompt = sum(request.n_prompt for request in firsts)
         n_new = sum(len(stream.request.token_ids) for stream in self.streams)

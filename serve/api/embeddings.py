@@ -1,4 +1,4 @@
-"""OpenAI's models and embeddings, so that its clients and everything built on them work unchanged."""
+"""OpenAI's models and embeddings endpoints, compatible with OpenAI's clients."""
 
 import base64
 from typing import Any
@@ -12,12 +12,12 @@ from serve.http.streams import until_disconnect
 from serve.work.service import Service, ServiceDep
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"])
-TEXTS_PER_CALL = 32  # other searches get their turn between two calls
+TEXTS_PER_CALL = 32  # between two calls the search thread can run other searches
 
 
 @router.get("/models")
 async def models(service: ServiceDep) -> dict[str, Any]:
-    """The generator and the embedder."""
+    """List the generator and the embedder."""
     names = dict.fromkeys([service.generator_name, service.embedder_name])
     common = {"object": "model", "created": service.started, "owned_by": "zhizhi"}
     return {"object": "list", "data": [{"id": name, **common} for name in names]}
@@ -25,7 +25,7 @@ async def models(service: ServiceDep) -> dict[str, Any]:
 
 @router.post("/embeddings")
 async def embeddings(body: EmbeddingsRequest, request: Request, service: ServiceDep) -> dict[str, Any]:
-    """Unit vectors of texts or of token ids, as the embedder gives them (without the index's map)."""
+    """Unit vectors of texts or token ids from the embedder (without the index's corpus map)."""
     service.check_model(body.model, service.embedder_name)
     return await until_disconnect(request, _embed(body, service))
 
@@ -34,7 +34,7 @@ async def _embed(body: EmbeddingsRequest, service: Service) -> dict[str, Any]:
     encoder = service.encoder
     if body.dimensions not in (None, encoder.dimension):
         raise InputError(
-            f"dimensions is {body.dimensions}; this embedder has {encoder.dimension} and cannot be shortened."
+            f"dimensions is {body.dimensions}; expected {encoder.dimension}, since vectors cannot be truncated."
         )
     texts, n_tokens = await service.search.run(_check_input, body, encoder)
     encode = encoder.encode_query if body.input_type == "query" else encoder.encode_document
@@ -49,7 +49,7 @@ async def _embed(body: EmbeddingsRequest, service: Service) -> dict[str, Any]:
 
 
 def _check_input(body: EmbeddingsRequest, encoder: Encoder) -> tuple[list[str], int]:
-    """The texts and their number of tokens; an empty text and one that would be cut are errors, as at OpenAI."""
+    """The texts and their number of tokens; empty and too long texts are errors, as at OpenAI."""
     tokenizer, config = encoder.tokenizer, encoder.config
     given: list[Any] = body.input if isinstance(body.input, list) else [body.input]
     if isinstance(given[0], int):
@@ -68,6 +68,6 @@ def _check_input(body: EmbeddingsRequest, encoder: Encoder) -> tuple[list[str], 
     for i, length in enumerate(lengths):
         if length > encoder.max_tokens:
             raise InputError(
-                f"input[{i}] has {length} tokens; the embedder reads {encoder.max_tokens}: split the text."
+                f"input[{i}] has {length} tokens; the embedder's limit is {encoder.max_tokens}: split the text."
             )
     return texts, sum(lengths)

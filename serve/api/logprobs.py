@@ -1,17 +1,17 @@
-"""Log-probabilities in OpenAI's two shapes, piece by piece as the tokens come."""
+"""Log-probabilities in OpenAI's two formats, incrementally as tokens are generated."""
 
 from typing import Any
 
 from gpt_core.generation.engine import Engine, Request
 from gpt_core.generation.sampling import TokenLogprobs
 
-LEAST = -9999.0  # what OpenAI gives for a probability of 0, whose logarithm JSON cannot hold
+MIN_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, since JSON has no -inf
 
 
 class LogprobsOf:
-    """What the tokens of one text were worth to the model.
+    """Log-probabilities of the tokens of one generated text.
 
-    The end-of-text token is left out, since it is no part of the text; the tokens of a stop string are there.
+    The end-of-text token is left out, since it is not part of the text; the tokens of a stop string are included.
     """
 
     def __init__(self, engine: Engine, request: Request) -> None:
@@ -21,7 +21,7 @@ class LogprobsOf:
         self._text = b""
 
     def chat(self) -> dict[str, Any] | None:
-        """What came since the last call, as in chat completions; None if none were asked for."""
+        """The tokens since the last call in the format of chat completions; None if logprobs were not requested."""
         if self._request.params.logprobs is None:
             return None
         content = []
@@ -31,15 +31,15 @@ class LogprobsOf:
         return {"content": content, "refusal": None}
 
     def completion(self) -> dict[str, Any] | None:
-        """What came since the last call, as in completions; None if none were asked for."""
+        """The tokens since the last call in the format of completions; None if logprobs were not requested."""
         if self._request.params.logprobs is None:
             return None
         shape: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for one in self._new():
             shape["tokens"].append(self._string(one.token))
-            shape["token_logprobs"].append(max(LEAST, one.logprob))
-            every = [*one.best, (one.token, one.logprob)]  # the token that was taken is always there
-            shape["top_logprobs"].append({self._string(token): max(LEAST, p) for token, p in every})
+            shape["token_logprobs"].append(max(MIN_LOGPROB, one.logprob))
+            every = [*one.best, (one.token, one.logprob)]  # always includes the sampled token
+            shape["top_logprobs"].append({self._string(token): max(MIN_LOGPROB, p) for token, p in every})
             shape["text_offset"].append(len(self._text.decode(errors="ignore")))
             self._text += self._tokenizer.token_bytes(one.token)
         return shape
@@ -53,12 +53,12 @@ class LogprobsOf:
         data = self._tokenizer.token_bytes(token)
         return {
             "token": data.decode(errors="replace"),
-            "logprob": max(LEAST, logprob),
+            "logprob": max(MIN_LOGPROB, logprob),
             "bytes": list(data),
         }
 
     def _string(self, token: int) -> str:
-        """The token's text; one that holds a part of a character as OpenAI writes it, bytes:\\xe7."""
+        """The token's text; if it has part of a character, its bytes in OpenAI's notation, bytes:\\xe7."""
         data = self._tokenizer.token_bytes(token)
         try:
             return data.decode()

@@ -1,7 +1,7 @@
-"""What comes over the wire: our own search and answer, and OpenAI's embeddings, completions and chat.
+"""Request schemas: search and answer, and OpenAI's embeddings, completions and chat.
 
-An unknown key is an error everywhere. Of OpenAI's parameters, those that would change the result and are not supported
-are taken only with the value that changes nothing, and those that only label a request are taken and left alone.
+Unknown keys are errors. OpenAI parameters that are not supported are accepted only with the value that has no effect;
+parameters that only label a request are accepted and ignored.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ class _Request(BaseModel):
 
 
 class SearchRequest(_Request):
-    """`filter` is as in `Index.search`."""
+    """A search; `filter` as in `Index.search`."""
 
     query: Text
     k: int = Field(10, ge=1, le=1000)
@@ -30,7 +30,7 @@ class SearchRequest(_Request):
 
 
 class AnswerRequest(_Request):
-    """`k` passages are retrieved; those that fit the prompt are read, all can be cited."""
+    """A question; `k` passages are retrieved, those that fit go into the prompt, all can be cited."""
 
     question: Text
     k: int = Field(5, ge=1, le=20)
@@ -43,7 +43,7 @@ class AnswerRequest(_Request):
 
 
 class EmbeddingsRequest(_Request):
-    """OpenAI's, and `input_type`: which of the embedder's prompts is put before the text."""
+    """OpenAI's embeddings request, with `input_type` to choose the embedder's query or document prompt."""
 
     model: str
     input: Text | Annotated[list[Text] | list[int] | list[list[int]], Field(min_length=1, max_length=2048)]
@@ -54,14 +54,14 @@ class EmbeddingsRequest(_Request):
 
 
 class TextPart(_Request):
-    """A piece of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 class Message(_Request):
-    """A turn of a conversation."""
+    """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
@@ -69,7 +69,7 @@ class Message(_Request):
 
 
 class StreamOptions(_Request):
-    """OpenAI's."""
+    """OpenAI's stream options."""
 
     include_usage: bool = False
 
@@ -81,7 +81,7 @@ class ResponseFormat(_Request):
 
 
 class _GenerationRequest(_Request):
-    """What OpenAI's completions and chat have in common, and vLLM's names for what OpenAI has not."""
+    """Parameters common to OpenAI's completions and chat, and vLLM's additional ones."""
 
     model: str
     n: int | None = Field(None, ge=1)
@@ -93,7 +93,7 @@ class _GenerationRequest(_Request):
     stop: str | list[str] | None = None
     seed: int | None = None
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    top_k: int | None = Field(None, ge=-1)  # -1 is off, too, as vLLM has it
+    top_k: int | None = Field(None, ge=-1)  # as in vLLM, -1 means off, like 0
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
     # no effect at these values, not supported at others
@@ -103,7 +103,7 @@ class _GenerationRequest(_Request):
     user: str | None = None
 
     def params(self) -> SamplingParams:
-        """The first choice's; without a number of tokens, text is generated as far as the context reaches."""
+        """Sampling parameters of the first choice; without max_tokens, generation is limited by the context only."""
         return SamplingParams(
             max_new_tokens=self.max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -118,7 +118,7 @@ class _GenerationRequest(_Request):
 
 
 class CompletionRequest(_GenerationRequest):
-    """OpenAI's completion: text, token ids, or a list of either, to be continued as they are."""
+    """OpenAI's completion request: a text, token ids, or a list of either, without a chat template."""
 
     prompt: Text | Annotated[list[Text] | list[int] | list[list[int]], Field(min_length=1)]
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -128,12 +128,12 @@ class CompletionRequest(_GenerationRequest):
     best_of: Literal[1] | None = None
 
     def params(self) -> SamplingParams:
-        """With the log-probabilities asked for."""
+        """Sampling parameters with the requested log-probabilities."""
         return replace(super().params(), logprobs=self.logprobs)
 
 
 class ChatRequest(_GenerationRequest):
-    """OpenAI's chat completion."""
+    """OpenAI's chat completion request."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -147,7 +147,7 @@ class ChatRequest(_GenerationRequest):
     store: Literal[False] | None = None
 
     def params(self) -> SamplingParams:
-        """With the log-probabilities asked for, and the newer name of `max_tokens`.
+        """Sampling parameters with the requested log-probabilities and `max_completion_tokens`.
 
         Raises:
             InputError: for top_logprobs without logprobs.
@@ -162,7 +162,7 @@ class ChatRequest(_GenerationRequest):
 
 
 class ErrorBody(BaseModel):
-    """OpenAI's error."""
+    """OpenAI's error object."""
 
     message: str
     type: str
@@ -171,6 +171,6 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """OpenAI's envelope, on every endpoint."""
+    """OpenAI's error envelope, used by every endpoint."""
 
     error: ErrorBody

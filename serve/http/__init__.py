@@ -1,1 +1,1 @@
-"""What every route shares: error envelope, body limit, event streams."""
+"""HTTP code shared by all routes: error envelope, body limit, event streams."""

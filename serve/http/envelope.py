@@ -1,4 +1,4 @@
-"""What the routes share: errors in OpenAI's envelope, event streams, and clients that go away."""
+"""Exception handlers that return errors in OpenAI's envelope."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from gpt_core.common.errors import InputError
 from serve.work.errors import GenerationError, NotFoundError, OverloadedError, UnavailableError
 
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
-# OpenAI answers 400 where FastAPI and we answer 422.
+# For invalid input OpenAI returns 400; FastAPI and the other endpoints return 422.
 OPENAI_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
 
 
@@ -23,7 +23,7 @@ def envelope(message: str, type: str, param: str | None = None, code: str | None
 
 
 def describe(error: Exception) -> dict[str, Any]:
-    """The envelope for what the rooms raise."""
+    """The envelope of an exception raised by any of the packages."""
     message = str(error)
     match error:
         case InputError():
@@ -36,11 +36,11 @@ def describe(error: Exception) -> dict[str, Any]:
             return envelope(message, "server_error", code="unavailable")
         case GenerationError():
             return envelope(message, "server_error", code="generation_failed")
-    return envelope("Internal error; the server's log says more.", "server_error", code="internal_error")
+    return envelope("Internal error; see the server's log.", "server_error", code="internal_error")
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Map every exception to a status and the envelope, in this one place."""
+    """Map every exception to a status code and the envelope."""
 
     def answer(
         status: Callable[[Request], int], headers: dict[str, str] | None = None
@@ -67,21 +67,21 @@ def add_error_handlers(app: FastAPI) -> None:
     app.exception_handler(UnavailableError)(answer(lambda _: 503, RETRY_AFTER))
     app.exception_handler(ClientDisconnect)(
         lambda request, error: Response(status_code=499)
-    )  # nobody reads it
+    )  # the client is gone and does not read it
     app.exception_handler(Exception)(answer(lambda _: 500))
 
 
 def _describe_invalid(error: RequestValidationError) -> dict[str, Any]:
-    """The envelope for a body that is no JSON, or of another form than the endpoint's."""
+    """The envelope for a body that is not valid JSON or does not match the endpoint's schema."""
     errors = error.errors()
-    # Where several forms are allowed, what is wrong within one says more than that it was not another.
+    # If several types are allowed, an error inside one of them is more helpful than a type mismatch with another.
     first = next((one for one in errors if not one["type"].endswith("_type")), errors[0])
     kind, message, path = first["type"], first["msg"], list(first["loc"][1:])  # without "body"
     if kind == "json_invalid":
         message, path = f"The body is not valid JSON at character {path[0]}.", []
-    # pydantic puts the name of a form, such as list[str], into the path: the field ends before it
+    # pydantic appends the name of a union member, such as list[str], to the path; the field's path ends before it
     form = (i for i, part in enumerate(path) if not (isinstance(part, int) or part.isidentifier()))
-    if kind != "extra_forbidden":  # an unknown key may look like anything
+    if kind != "extra_forbidden":  # an unknown key need not be an identifier
         path = path[: next(form, None)]
     field = ".".join(map(str, path))
     return envelope(f"{field}: {message}" if field else message, "invalid_request_error", field or None, kind)

@@ -1,4 +1,4 @@
-"""Server-sent events, and work that ends when the client disconnects."""
+"""Server-sent events, and tasks that are cancelled when the client disconnects."""
 
 import asyncio
 import json
@@ -18,15 +18,15 @@ T = TypeVar("T")
 
 
 def event(data: str | dict[str, Any], name: str | None = None) -> str:
-    """One server-sent event; `data` is JSON already if it is a string."""
+    """One server-sent event; a string `data` is sent as it is, a dict as JSON."""
     data = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     return f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n"
 
 
 class EventStream(StreamingResponse):
-    """A response of server-sent events that calls `on_close` when it has ended, however it ended.
+    """A response of server-sent events. `on_close` is called at its end, also after an error or a disconnect.
 
-    What the rooms raise after the stream has begun becomes its last event.
+    InputError, GenerationError and UnavailableError raised while streaming are sent as the last event.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class EventStream(StreamingResponse):
         headers = {
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",
-        }  # proxies must not hold events back
+        }  # proxies must not buffer events
         super().__init__(self._guarded(events, error_name), headers=headers, media_type="text/event-stream")
         self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; Starlette cancels this when the client goes away."""
+        """Send the events; Starlette cancels this call when the client disconnects."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -56,9 +56,9 @@ class EventStream(StreamingResponse):
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
-    """Await `work`, but cancel it and raise ClientDisconnect if the client goes away first.
+    """Await `work`, but cancel it and raise ClientDisconnect if the client disconnects first.
 
-    A web framework notices that by itself only while it streams a response.
+    Starlette detects disconnects only while it streams a response.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(request))

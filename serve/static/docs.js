@@ -1,5 +1,5 @@
 "use strict";
-// Shows /openapi.json. The usual viewers load themselves from a CDN; this page works without a network.
+// Shows /openapi.json. The usual viewers load scripts from a CDN; this page works offline.
 
 const element = (name, className, ...children) => {
   const node = document.createElement(name);
@@ -21,7 +21,7 @@ function endpoint(api, path, method, operation) {
   const name = element("span", "method", method.toUpperCase());
   const node = element("section", "endpoint", element("h2", "", name, element("code", "", path)));
   for (const paragraph of (operation.description ?? "").split("\n\n")) {
-    // every second piece between backticks is code
+    // the odd pieces, between backticks, are code
     const pieces = paragraph.split("`").map((piece, i) => (i % 2 ? element("code", "", piece) : piece));
     node.append(element("p", "", ...pieces));
   }
@@ -55,7 +55,7 @@ function typeOf(api, schema) {
 
 const resolve = (api, schema) => (schema.$ref ? api.components.schemas[schema.$ref.split("/").pop()] : schema);
 
-// The smallest request that is accepted: required fields only.
+// The smallest valid request: required fields only.
 function sample(api, schema) {
   schema = resolve(api, schema);
   if (schema.anyOf) return sample(api, schema.anyOf[0]);

@@ -1,11 +1,11 @@
 "use strict";
-// Documents and models are untrusted: their text enters the page as text nodes only, never as HTML.
+// Text from documents and models is untrusted: it is inserted as text nodes only, never as HTML.
 
 const byId = (id) => document.getElementById(id);
 const form = byId("ask"), question = byId("question"), go = byId("go"), stop = byId("stop");
 const statusLine = byId("status"), text = byId("text"), draft = byId("draft"), list = byId("hits");
 
-let running = null; // the AbortController of the request under way
+let running = null; // the AbortController of the current request
 let hits = [];
 
 form.addEventListener("submit", (event) => {
@@ -50,7 +50,7 @@ async function ask(asked) {
     if (!answered) throw new Error("The connection was lost. What is written so far has not been checked.");
     say(`Answered in ${((performance.now() - began) / 1000).toFixed(1)} s`);
   } catch (error) {
-    if (running !== mine) return; // a newer question has taken over
+    if (running !== mine) return; // a newer request has replaced this one
     if (error.name === "AbortError") say("Stopped. What is written so far has not been checked.");
     else say(error.message, true);
   } finally {
@@ -62,7 +62,7 @@ async function ask(asked) {
   }
 }
 
-// Server-sent events of a POST, which EventSource cannot make.
+// Server-sent events of a POST request, which EventSource does not support.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
@@ -109,7 +109,7 @@ function showHits(sources) {
   });
   byId("passages").hidden = !hits.length;
   byId("answer").hidden = false;
-  text.setAttribute("aria-busy", "true"); // a screen reader waits for the checked answer
+  text.setAttribute("aria-busy", "true"); // screen readers wait for the final answer
 }
 
 function showAnswer(answer) {
@@ -164,7 +164,7 @@ function sentenceNode(sentence) {
   return node;
 }
 
-// The passage's text with the cited stretches, which may overlap, marked.
+// Shows a passage's text with the cited spans, which may overlap, marked.
 function showPassage(i, citations, className = "") {
   const hit = hits[i], characters = Array.from(hit.text);
   const node = list.children[i].querySelector(".passage");

@@ -1,1 +1,1 @@
-"""Threads and queues: generation, search, the service that owns them."""
+"""The generation thread, the search thread, and the service that owns them."""

@@ -1,17 +1,17 @@
-"""What can go wrong in serving besides a user's mistake, which is an `InputError`, and a bug."""
+"""Errors of the service; invalid input is an `InputError`."""
 
 
 class UnavailableError(RuntimeError):
-    """The service cannot take this now but may later: it is loading, shutting down, or its worker has died."""
+    """The service is temporarily unavailable: it is loading or shutting down, or its worker has died."""
 
 
 class OverloadedError(UnavailableError):
-    """As many requests are waiting as may wait."""
+    """The maximum number of running and waiting requests is reached."""
 
 
 class GenerationError(RuntimeError):
-    """The model failed while it wrote this one answer."""
+    """The model failed during one request; others are not affected."""
 
 
 class NotFoundError(LookupError):
-    """There is no such model."""
+    """The requested model is not served."""

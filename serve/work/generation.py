@@ -1,7 +1,7 @@
-"""The thread that owns the generation engine and steps it while there is work.
+"""The thread that owns the generation engine and steps it while there are requests.
 
-One thread for generation and one for search (search_thread.py), because torch and FAISS use all cores from one thread,
-keep their settings per thread, and slow each other down when several threads do.
+There is one thread for generation and one for search (search_thread.py), because torch and FAISS use all cores from one
+thread, store their settings per thread, and are slower when called from several threads at once.
 """
 
 import threading
@@ -17,28 +17,28 @@ T = TypeVar("T")
 
 
 class Worker:
-    """The one thread that steps an engine. It sleeps while there is nothing to do.
+    """The only thread that steps an engine. It sleeps while there are no requests.
 
     Args:
-        engine: nobody else may step it.
-        max_requests: running and waiting ones together; one more is refused.
+        engine: the generator; no other thread may step it.
+        max_requests: maximum number of running and waiting requests; more are refused.
     """
 
     def __init__(self, engine: Engine, max_requests: int = 64) -> None:
         self.engine = engine
         self.max_requests = max_requests
-        self._live: dict[Request, Callable[[], None]] = {}  # with what to call when it is done
+        self._live: dict[Request, Callable[[], None]] = {}  # request → its on_done
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken: started, not closed, and not ended by an exception."""
+        """Whether requests are accepted: the thread was started, is not closing, and has not died."""
         return self._thread.is_alive() and not self._closing
 
     def submit(
@@ -48,14 +48,14 @@ class Worker:
         on_text: Callable[[str], None],
         on_done: Callable[[], None],
     ) -> Request:
-        """Queue a prompt; both callbacks are called by the worker's thread, `on_done` exactly once and last.
+        """Queue a prompt. The worker's thread calls both callbacks; `on_done` exactly once, after the last `on_text`.
 
-        A request that is not `done` when `on_done` is called was lost with the worker.
+        If a request is not `done` when `on_done` is called, the worker has died.
 
         Raises:
-            InputError: as `Engine.submit` does.
-            OverloadedError: if max_requests are there already.
-            UnavailableError: if the worker has ended.
+            InputError: as `Engine.submit` raises it.
+            OverloadedError: if max_requests requests are running or waiting.
+            UnavailableError: if the worker is not running.
         """
         with self._changed:
             if not self.alive:
@@ -70,11 +70,11 @@ class Worker:
         return request
 
     def cancel(self, request: Request) -> None:
-        """End `request` at the next step; nothing happens if it is done."""
+        """Cancel `request` at the next step; no effect if it is done."""
         self.engine.cancel(request)
 
     def cancel_all(self) -> None:
-        """End all requests at the next step, and take no more."""
+        """Cancel all requests at the next step, and accept no more."""
         with self._changed:
             self._closing = True
             for request in self._live:
@@ -82,7 +82,7 @@ class Worker:
             self._changed.notify()
 
     def close(self) -> None:
-        """Cancel what is left and end the thread."""
+        """Cancel all requests and end the thread."""
         self.cancel_all()
         if self._thread.ident is not None:
             self._thread.join()
@@ -92,7 +92,7 @@ class Worker:
             while self._wait_for_work():
                 self.engine.step()
                 self._report(done_only=True)
-        finally:  # also when an exception ends the thread: nobody may wait for ever
+        finally:  # also if an exception ends the thread, so that no client waits for ever
             with self._changed:
                 self._closing = True
             self._report(done_only=False)

@@ -1,4 +1,4 @@
-"""Open an index with its embedder, and the generator beside it."""
+"""Open an index with its embedder, and load the generator."""
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
@@ -7,7 +7,7 @@ from gpt_core.hub.locate import resolve
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Index
 
-# Tokens per request; SmolLM2's cache takes 94 MB for them in float32, its whole block_size four times that
+# Tokens per sequence. SmolLM2's KV cache takes 94 MB for them in float32, and four times that for its full block_size.
 CONTEXT = 2048
 
 
@@ -19,27 +19,28 @@ def load(
     context: int = CONTEXT,
     dtype: InferenceDtype = "auto",
 ) -> tuple[Index, Engine]:
-    """Open what answering takes.
+    """Open the index and load embedder and generator.
 
     A model that is both embedder and generator is loaded once if `dtype` is float32, in which embedders compute; else
-    twice, since what makes a model generate faster would change its vectors.
+    twice, since the optimisations for generation would change its vectors.
 
     Args:
-        index: folder.
-        embedder: model folder or known name; None for the name that the index remembers.
+        index: the index's folder.
+        embedder: model folder or known name; None for the embedder named in the index.
         generator: model folder or known name.
-        max_running: answers that are generated at once, each with a slot in the cache.
-        context: longest prompt and answer together, in tokens; no more than the model's own.
+        max_running: maximum number of sequences generated concurrently, each with a slot in the KV cache.
+        context: maximum length of prompt and answer together, in tokens; limited to the model's block_size.
         dtype: number format of the generator; see `load_for_inference`.
 
     Raises:
-        InputError: if anything is missing, the index was built with another embedder, or there is no such dtype.
+        InputError: if the index or a model is missing, the index was built with another embedder or without one, or for
+            an unknown dtype.
     """
     opened = Index.open(index, embedder)
     encoder = opened.encoder
     if encoder is None:
-        raise InputError(f"{index} was built of ready vectors; questions need an index with an embedder.")
-    folder = resolve(generator)  # once: a run may write a better checkpoint meanwhile
+        raise InputError(f"{index} was built from precomputed vectors; give an index with an embedder.")
+    folder = resolve(generator)  # resolved once: a training run may write a better checkpoint meanwhile
     if dtype == "float32" and folder == resolve(embedder or opened.settings.embedder):
         model, tokenizer = encoder.model, encoder.tokenizer
     else:

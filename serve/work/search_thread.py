@@ -13,10 +13,10 @@ from serve.work.generation import P, T
 
 
 class SearchThread:
-    """One thread that takes function calls in turn; at most `max_waiting` of them wait or run at a time.
+    """One thread that runs function calls in order; at most `max_waiting` of them run or wait.
 
     Raises:
-        InputError: if that is none.
+        InputError: if `max_waiting` is less than 1.
     """
 
     def __init__(self, max_waiting: int = 64) -> None:
@@ -24,27 +24,26 @@ class SearchThread:
             raise InputError(f"max_requests is {max_waiting}; expected at least 1.")
         self.max_waiting = max_waiting
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
-        # A thread takes over torch's number of CPU threads once, at its first use of torch. That may not be while the
-        # engine decodes with a single one.
+        # A thread copies torch's number of CPU threads at its first use of torch. This must not happen while the engine
+        # decodes with a single thread.
         self._pool.submit(torch.get_num_threads).result()
-        self._room = threading.BoundedSemaphore(max_waiting)
+        self._free_slots = threading.BoundedSemaphore(max_waiting)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` in the thread and await its result; if the awaiting task is cancelled before the call has
-        begun, it never begins.
+        """Call `function` in the thread and await its result; cancelling the awaiting task drops a waiting call.
 
         Raises:
-            OverloadedError: if max_waiting calls are there already.
+            OverloadedError: if max_waiting calls are running or waiting.
         """
-        if not self._room.acquire(blocking=False):
+        if not self._free_slots.acquire(blocking=False):
             raise OverloadedError(
                 f"{self.max_waiting} searches are running or waiting already; try again later."
             )
         future = self._pool.submit(function, *args, **kwargs)
-        future.add_done_callback(lambda _: self._room.release())
+        future.add_done_callback(lambda _: self._free_slots.release())
         return await asyncio.wrap_future(future)
 
     def close(self, last: Callable[[], None]) -> None:
-        """Finish what is there, call `last` in the thread, and end it."""
+        """Finish all calls, call `last` in the thread, and end the thread."""
         self._pool.submit(last).result()
         self._pool.shutdown()

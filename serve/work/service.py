@@ -1,4 +1,4 @@
-"""What a running server holds: the index, the generator on its worker, and the thread that encodes and searches."""
+"""The state of a running server: the index, the generation worker, and the search thread."""
 
 import time
 from collections.abc import Sequence
@@ -20,14 +20,16 @@ from serve.work.token_stream import TokenStream
 
 @dataclass
 class Service:
-    """Everything the routes use.
+    """The objects that the routes use.
 
     Attributes:
-        index: open, and used by `search` only.
-        engine: stepped by `worker` only.
-        search: the one thread for `index` and its encoder.
-        generator_name, embedder_name: what the models are called over HTTP.
-        max_requests: how many may generate or wait to, and how many searches may; one more is refused.
+        index: the open index, used in the thread `search` only.
+        engine: the generator, stepped by `worker` only.
+        search: the only thread that uses `index` and its encoder.
+        generator_name, embedder_name: names of the models in the HTTP API.
+        max_requests: maximum number of running and waiting generations, and also of searches; more are refused.
+        started: start time, in seconds since the epoch.
+        worker: the generation thread.
     """
 
     index: Index
@@ -45,15 +47,15 @@ class Service:
     @property
     def encoder(self) -> Encoder:
         """The index's embedder."""
-        assert self.index.encoder is not None  # `create_app` and `load` see to it
+        assert self.index.encoder is not None  # checked by `create_app` and `load`
         return self.index.encoder
 
     def generate(self, prompt: list[int], params: SamplingParams) -> TokenStream:
-        """Have the worker continue `prompt`; see `TokenStream` for what is raised."""
+        """Queue a generation; raises as `TokenStream` does."""
         return TokenStream(self.worker, prompt, params)
 
     def generate_all(self, jobs: Sequence[tuple[list[int], SamplingParams]]) -> list[TokenStream]:
-        """`generate` for several at once: all of them, or none."""
+        """Queue several generations; if one is refused, all are cancelled."""
         streams: list[TokenStream] = []
         try:
             for prompt, params in jobs:
@@ -65,19 +67,19 @@ class Service:
         return streams
 
     def check_number(self, n_texts: int) -> None:
-        """Raise InputError if a request asks for more texts than this server ever takes."""
+        """Raise InputError if a request asks for more texts than `max_requests`."""
         if n_texts > self.max_requests:
             raise InputError(
                 f"The request asks for {n_texts} texts; this server generates up to {self.max_requests} at a time."
             )
 
     def check_model(self, asked: str, served: str) -> None:
-        """Raise NotFoundError unless `asked` is the model that does this here."""
+        """Raise NotFoundError unless the requested model is the one served at this endpoint."""
         if asked != served:
-            raise NotFoundError(f"The model {asked!r} is not served here; {served!r} is.")
+            raise NotFoundError(f"The model {asked!r} is not served here; use {served!r}.")
 
     def close(self) -> None:
-        """Cancel what runs and end both threads; the index is closed by the one that used it."""
+        """Cancel all generations and end both threads; the search thread closes the index."""
         self.worker.close()
         self.search.close(self.index.close)
 
@@ -86,7 +88,7 @@ async def get_service(request: Request) -> Service:
     """The running service.
 
     Raises:
-        UnavailableError: while it loads, and after its worker has died.
+        UnavailableError: while the models are loading, and after the worker has died.
     """
     service: Service | None = request.app.state.service
     if service is None:

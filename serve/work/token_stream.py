@@ -1,4 +1,4 @@
-"""The text of one generation request, piece by piece, for an event loop."""
+"""Asynchronous streams of generated text."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -9,14 +9,14 @@ from serve.work.generation import Worker
 
 
 class TokenStream:
-    """The text of one request as it is generated, for an event loop: `async for piece in stream`.
+    """The text of one request as it is generated: `async for piece in stream`.
 
-    Must be made on the event loop. Whoever makes it calls `close`, which cancels what is still running.
+    Must be created in the event loop's thread. The creator must call `close`, which cancels an unfinished request.
 
     Raises:
-        InputError, OverloadedError, UnavailableError: as `Worker.submit` does.
+        InputError, OverloadedError, UnavailableError: as `Worker.submit` raises them.
         GenerationError: while iterating, if the model failed.
-        UnavailableError: while iterating, if the worker ended before the text did.
+        UnavailableError: while iterating, if the worker died or the server is shutting down.
     """
 
     def __init__(self, worker: Worker, prompt: str | list[int], params: SamplingParams) -> None:
@@ -35,26 +35,26 @@ class TokenStream:
         if self.request.error is not None:
             raise GenerationError(f"The generation failed: {self.request.error}") from self.request.error
         if not self.request.done:
-            raise UnavailableError("The generation worker died while it wrote; restart the server.")
+            raise UnavailableError("The generation worker died during the request; restart the server.")
         if self.request.finish_reason == "cancelled":
             raise UnavailableError("The server is shutting down.")
 
     async def finish(self) -> str:
-        """Wait for the end; the whole text."""
+        """Wait for the end of the generation; returns the whole text."""
         async for _ in self:
             pass
         return self.request.text
 
     def close(self) -> None:
-        """Cancel the request if it still runs."""
+        """Cancel the request if it is not done."""
         self._worker.cancel(self.request)
 
 
 async def merged(streams: Sequence[TokenStream]) -> AsyncIterator[tuple[int, str | None]]:
-    """The pieces of several streams as they come, each with its stream's place; None at the end of each.
+    """Yield (position of the stream, piece) from several streams as pieces arrive; the piece is None at a stream's end.
 
     Raises:
-        GenerationError, UnavailableError: as a `TokenStream` does.
+        GenerationError, UnavailableError: as `TokenStream` raises them.
     """
 
     async def following(pieces: AsyncIterator[str]) -> str | None:

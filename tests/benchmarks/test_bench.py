@@ -1,4 +1,4 @@
-"""The benches: what they run, what they print, and what they refuse. Not how fast anything is."""
+"""The benchmarks: what they run, print and refuse. Speed is not tested."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Spare the seconds that each new process takes to import torch."""
+    """Measure in this process: importing torch in a new one takes seconds."""
     threads = torch.get_num_threads()
     for module in (bench_attention, bench_learn, bench_train):
         monkeypatch.setattr(module, "in_own_process", lambda function, *arguments: function(*arguments))
@@ -70,20 +70,23 @@ def test_train_times_adamw_and_muon(
     assert report["ratios"] == {"ours, Muon/ours tokens/s": pytest.approx(ratio, rel=1e-3)}
 
 
-def test_a_measurement_has_a_process_of_its_own() -> None:
+def test_a_measurement_runs_in_a_separate_process() -> None:
     assert bench_train.in_own_process(os.getpid) != os.getpid()
 
 
-def test_the_door_explains_itself_in_one_line(data: str) -> None:
+def test_errors_of_the_command_are_one_line(data: str) -> None:
     command = [sys.executable, "scripts/bench.py", "learn", "--data", data, "--systems", "nanoGPT"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "bench.py: nanoGPT runs from a checkout of nanoGPT; name it with --peer.\n"
 
 
-def test_each_rung_of_the_ladder_keeps_the_ones_below() -> None:
+def test_each_step_of_the_ladder_includes_the_previous_ones() -> None:
     names = ["fp32", "TF32", "bf16", "compile", "flash attention", "padded vocabulary"]
-    on_gpu, on_cpu = bench_train.rungs(torch.device("cuda")), bench_train.rungs(torch.device("cpu"))
+    on_gpu, on_cpu = (
+        bench_train.ladder_settings(torch.device("cuda")),
+        bench_train.ladder_settings(torch.device("cpu")),
+    )
     assert list(on_gpu) == [f"ladder: {name}" for name in names]
     assert list(on_cpu) == [f"ladder: {name}" for name in names if name != "TF32"]
     first, *_, last = on_gpu.values()
@@ -137,17 +140,17 @@ def test_nanogpt_gets_the_same_ids(data: str, tmp_path: Path) -> None:
             writer.add(gpt2.encode(TEXT))
     gpt2.save(tmp_path / "shards")
     write_bins(tmp_path / "shards", tmp_path / "gpt2")
-    assert not (tmp_path / "gpt2" / "meta.pkl").exists()  # then nanoGPT takes GPT-2's vocabulary, padded
+    assert not (tmp_path / "gpt2" / "meta.pkl").exists()  # without it nanoGPT uses GPT-2's padded vocabulary
 
 
-def test_attention_lists_what_the_device_lacks(
+def test_attention_lists_unsupported_kernels(
     in_this_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench_attention.bench_attention(lengths=(32,), head_dims=(16,), n_head=2, dtype="float32", device="cpu")
     report = last_line(capsys.readouterr().out)
     flash, efficient, math_ = report["results"]
     assert [row["kernel"] for row in (flash, efficient, math_)] == ["flash", "efficient", "math"]
-    assert efficient["note"] == "not on this device for float32"
+    assert efficient["note"] == "not supported on this device for float32"
     assert "forward_ms" not in efficient
     for row in (flash, math_):
         assert 0 < row["forward_ms"] < row["forward_backward_ms"] * 5
@@ -158,7 +161,7 @@ def test_attention_lists_what_the_device_lacks(
 
 @pytest.fixture
 def presets(tmp_path: Path) -> str:
-    """Our two presets, as small as can be."""
+    """Our two presets with a tiny model."""
     folder = tmp_path / "presets"
     folder.mkdir()
     shape = "n_layer: 1\nn_head: 2\nn_embd: 16\nblock_size: 8\nbatch_size: 4\nvocab_multiple: 1\n"
@@ -167,7 +170,7 @@ def presets(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_learn_goes_on_where_it_was_stopped(
+def test_learn_resumes_where_it_was_stopped(
     data: str, presets: str, tmp_path: Path, in_this_process: None, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -203,7 +206,7 @@ def test_learn_goes_on_where_it_was_stopped(
 
     trained.clear()
     bench_learn.bench_learn(**(arguments | {"seeds": (1,), "eval_interval": 4}), systems=("qwen3",))
-    assert trained == [(None, None, 1)]  # asked for something else than what lies there
+    assert trained == [(None, None, 1)]  # trained again: the saved result has other settings
 
 
 def test_cpu_seconds_are_interpolated_between_evaluations() -> None:

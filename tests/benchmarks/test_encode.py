@@ -1,4 +1,4 @@
-"""The bench of encoding: what it runs and prints, and what it refuses. Not how fast anything is."""
+"""The encoding benchmark: what it runs, prints and refuses. Speed is not tested."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.tiny_models import TEXTS, save_model
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Spare the seconds that each new process takes to import torch."""
+    """Measure in this process: importing torch in a new one takes seconds."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(bench_encode, "in_own_process", lambda function, *arguments: function(*arguments))
     yield
@@ -50,6 +50,6 @@ def test_ours_and_sentence_transformers_encode_the_same_documents_to_the_same_ve
 
 
 @pytest.mark.parametrize("keys", [{"docs": 0}, {"rounds": 0}, {"threads": 0}, {"dtypes": ()}])
-def test_numbers_that_measure_nothing_are_refused(keys):
+def test_zero_counts_and_empty_dtypes_are_refused(keys):
     with pytest.raises(InputError, match=f"^{next(iter(keys))} "):
         bench_encode.bench_encode(data="nowhere", embedder="nothing", **keys)

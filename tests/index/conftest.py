@@ -1,4 +1,4 @@
-"""A small real embedder: a random GPT with GPT-2's tokenizer."""
+"""A small embedder: a random GPT with GPT-2's tokenizer."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def make_encoder(tokenizer: Tokenizer) -> Callable[..., Encoder]:
-    """Encoders that differ by their seed, or by their settings."""
+    """make(seed, name, **settings) → an encoder with random weights."""
 
     def make(seed: int = 0, name: str = "tiny", **settings: object) -> Encoder:
         torch.manual_seed(seed)

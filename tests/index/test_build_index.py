@@ -1,4 +1,4 @@
-"""The doors, as a user meets them."""
+"""The commands build_index and search_index."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from index.build_index import build_index
 from index.index import Index
@@ -59,12 +59,12 @@ def built(tmp_path, notes, embedder, capsys):
     build_index(input=[str(notes)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32)
     out, err = capsys.readouterr()
     assert "3 documents added, 0 updated, 0 unchanged" in out
-    assert "passed over 1 files of other kinds, such as" in err
+    assert "skipped 1 files of unsupported types, such as" in err
     return tmp_path / "index"
 
 
 def test_building_again_adds_updates_and_deletes(built, notes, capsys):
-    again = {"input": [str(notes)], "index": str(built)}  # the embedder is the index's own
+    again = {"input": [str(notes)], "index": str(built)}  # the index records its embedder
     build_index(**again)
     assert "0 documents added, 0 updated, 3 unchanged, 0 deleted; 0 passages" in capsys.readouterr().out
     (notes / "b.txt").write_text("学而时习之")
@@ -73,7 +73,7 @@ def test_building_again_adds_updates_and_deletes(built, notes, capsys):
     build_index(**again, delete_missing=True, refit_map=True)
     out = capsys.readouterr().out
     assert "1 documents added, 1 updated, 1 unchanged, 1 deleted" in out
-    assert "it now holds 3 documents" in out
+    assert "the index now has 3 documents" in out
     with Index.open(built) as index:
         assert index.document_ids() == ["a.md", "b.txt", "d.txt"]
         assert index.stats()["map_passages"] == index.stats()["passages"]
@@ -85,9 +85,9 @@ def test_building_again_adds_updates_and_deletes(built, notes, capsys):
     ("content", "message"),
     [
         ('{"text": "x"}\n{"text": \n', "line 2, is not valid JSON"),
-        ("", "there is no text in it"),
-        ("\n\n", "there is no text in it"),
-        ('{"text": " "}', "there is no text in it"),
+        ("", "no text found"),
+        ("\n\n", "no text found"),
+        ('{"text": " "}', "no text found"),
         (None, "does not exist"),
     ],
 )
@@ -101,19 +101,19 @@ def test_bad_input_leaves_nothing_behind(tmp_path, embedder, content, message):
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_an_empty_file_is_no_corpus(tmp_path, embedder):
+def test_empty_input_is_refused(tmp_path, embedder):
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(InputError, match=r"empty\.txt: there is no text in it"):
+    with pytest.raises(InputError, match=r"empty\.txt: no text found"):
         build_index(
             input=[str(tmp_path / "empty.txt")], index=str(tmp_path / "index"), embedder=str(embedder)
         )
-    with pytest.raises(InputError, match="--input names nothing"):
+    with pytest.raises(InputError, match="--input is empty"):
         build_index(input=[], index=str(tmp_path / "index"), embedder=str(embedder))
     assert not (tmp_path / "index").exists()
 
 
 def test_a_full_disk_before_the_first_commit_leaves_no_folder(tmp_path, notes, embedder, monkeypatch):
-    """SQLite itself is told that the file may not grow."""
+    """Simulates the full disk with a limit on SQLite's page count."""
     write = Store.write
 
     @contextmanager
@@ -132,13 +132,13 @@ def test_a_full_disk_before_the_first_commit_leaves_no_folder(tmp_path, notes, e
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 64}, "was made with max_tokens 32, not 64"),
-        ({"passages_per_document": 2}, "was made with passages_per_document None, not 2"),
-        ({"fusion": "rrf"}, "was made with fusion tm2c2, not rrf"),
+        ({"max_tokens": 64}, "was created with max_tokens 32, not 64"),
+        ({"passages_per_document": 2}, "was created with passages_per_document None, not 2"),
+        ({"fusion": "rrf"}, "was created with fusion tm2c2, not rrf"),
         ({"embedder": "no-such-model"}, "no-such-model"),
     ],
 )
-def test_settings_other_than_the_index_s_own_are_refused(built, notes, options, message):
+def test_settings_that_differ_from_the_index_are_refused(built, notes, options, message):
     with pytest.raises(InputError, match=message):
         build_index(input=[str(notes)], index=str(built), **options)
 
@@ -159,10 +159,10 @@ def test_searching_prints_hits_or_json(built, capsys):
     out, err = capsys.readouterr()
     assert (out, err) == ("", "nothing found\n")
     search_index("much too long " * 100, index=str(built), k=1)
-    assert "the query was cut to the embedder's 96 tokens" in capsys.readouterr().err
+    assert "the query was truncated to the embedder's 96 tokens" in capsys.readouterr().err
 
 
-def test_an_index_of_ready_vectors_is_searched_for_words(tmp_path, capsys):
+def test_an_index_of_precomputed_vectors_supports_lexical_search(tmp_path, capsys):
     with Index.create(tmp_path / "index", dimension=2) as index:
         index.add(Document("a", "some words"), [1, 0])
     search_index("words", index=str(tmp_path / "index"), mode="lexical")
@@ -171,14 +171,14 @@ def test_an_index_of_ready_vectors_is_searched_for_words(tmp_path, capsys):
         index.upsert(Document("a", "some \x1b[2J words", "\x07title\x9b"), [1, 0])
     search_index("words", index=str(tmp_path / "index"), mode="lexical")
     assert re.sub(r"[\w\s\[\]#,.-]", "", capsys.readouterr().out) == "\ufffd" * 3
-    with pytest.raises(InputError, match="was built of ready vectors; texts can be searched in mode lexical"):
+    with pytest.raises(InputError, match="was built from precomputed vectors; search texts in mode lexical"):
         search_index("words", index=str(tmp_path / "index"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["x", "--index", "nowhere"], 1, "nowhere holds no index"),
+        (["x", "--index", "nowhere"], 1, "nowhere has no index"),
         ([" ", "--mode", "lexical"], 1, "The query is empty"),
         (["x", "-k", "0"], 1, "k is 0"),
         (["x", "--filter", "year"], 1, "filter 'year'; expected field=value"),
@@ -187,11 +187,11 @@ def test_an_index_of_ready_vectors_is_searched_for_words(tmp_path, capsys):
         ([], 2, "STR"),
     ],
 )
-def test_wrong_arguments_of_search_end_in_one_line(built, capsys, arguments, status, message):
+def test_wrong_arguments_of_search_give_one_line_errors(built, capsys, arguments, status, message):
     if "--index" not in arguments:
         arguments = [*arguments, "--index", str(built)]
     with pytest.raises(SystemExit) as stopped:
-        open_door(search_index, args=arguments)
+        run_command(search_index, args=arguments)
     said = capsys.readouterr().err or str(stopped.value.code)
     assert message in said
     if status == 1:  # the interpreter prints a string on one line and ends with status 1

@@ -1,4 +1,4 @@
-"""A corpus, an embedder of random weights, a generator that says what it is told to, and real servers."""
+"""Fixtures: a corpus, an embedder with random weights, a generator that writes a given text, and real servers."""
 
 import contextlib
 import socket
@@ -48,13 +48,13 @@ def tokenizer():
 
 
 def speaker(tokenizer, text, for_ever=False, block_size=4096):
-    """A GPT that continues "assistant:" by `text` and ends there, or begins again.
+    """A GPT that continues "assistant:" with `text` and then stops, or repeats `text` if `for_ever`.
 
-    Attention and MLP add nothing, so that a token's state is its embedding; the head maps it to the token that follows
-    in `text`, in which no token may come twice.
+    Attention and MLP output zeros, so that a token's state is its embedding; the head maps it to the next token of
+    `text`. No token may occur twice in `text`.
     """
     chain = tokenizer.encode("assistant:")[-1:] + tokenizer.encode(text)
-    assert len(set(chain)) == len(chain), "a token comes twice"
+    assert len(set(chain)) == len(chain), "a token occurs twice"
     chain.append(chain[1] if for_ever else tokenizer.eos_id)
     size = {"n_layer": 1, "n_head": 1, "n_kv_head": 1, "head_dim": 8, "n_inner": 8, "n_embd": len(chain)}
     model = GPT(
@@ -116,7 +116,7 @@ def serving(app):
 
 @pytest.fixture
 def serve(index, tokenizer):
-    """serve(text or model, …) → (base URL, app): a server whose generator says `text`."""
+    """serve(text or model, …) → (base URL, app): a server whose generator writes `text`."""
     with contextlib.ExitStack() as stack:
 
         def start(generator, max_running=4, max_requests=64, **engine):
@@ -137,7 +137,7 @@ def client():
 def wait_until(condition, seconds=10):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came to pass"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.01)
 
 
@@ -150,7 +150,7 @@ def sse(response):
 
 @pytest.fixture
 def api(serve):
-    """OpenAI's client of a generator that says `SAYS` after "assistant:"."""
+    """OpenAI's client of a server whose generator writes `SAYS` after "assistant:"."""
     url, _ = serve(SAYS)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
         yield api
@@ -158,13 +158,13 @@ def api(serve):
 
 @pytest.fixture
 def model():
-    """A generator of random weights: it writes anything, also parts of characters."""
+    """A generator with random weights; its text may contain incomplete characters."""
     return random_gpt()
 
 
 @pytest.fixture
-def wild(serve, model):
-    """A client of it."""
+def random_api(serve, model):
+    """OpenAI's client of a server with the generator `model`."""
     url, _ = serve(model, max_requests=12)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
         yield api

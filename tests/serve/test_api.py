@@ -65,13 +65,13 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
 )
 def test_bad_input_is_named_in_openais_envelope(serve, client, path, body, status, names):
     url, _ = serve(TRUE)
-    content = json.dumps(body)  # escapes what is no Unicode
+    content = json.dumps(body)  # escapes unpaired surrogates
     error = check_envelope(client.post(url + path, content=content, headers=JSON), status)
     assert error["param"] in (None, names, *body)
     assert names in error["message"] or names == error["param"]
 
 
-def test_what_is_no_json_or_no_path_is_an_envelope_too(serve, client):
+def test_invalid_json_and_unknown_paths_get_openais_envelope(serve, client):
     url, _ = serve(TRUE)
     error = check_envelope(
         client.post(f"{url}/v1/search", content='{"k":', headers=JSON), 422, "json_invalid"
@@ -98,7 +98,7 @@ def test_a_huge_body_is_refused_before_it_is_read(serve, client):
 # --- answers ---
 
 
-def test_plain_answer_cites_the_sentence_it_stands_on(serve, client):
+def test_plain_answer_cites_the_sentence_that_supports_it(serve, client):
     url, _ = serve(TRUE)
     answer = client.post(f"{url}/v1/answer", json={"question": QUESTION}).json()
     assert answer["found"]
@@ -138,7 +138,7 @@ def test_an_unsupported_draft_is_not_the_answer(serve, client):
     assert chinese["text"] == "资料里没有答案。"
 
 
-def test_nothing_retrieved_is_said_without_generating(serve, client):
+def test_an_answer_without_hits_is_not_generated(serve, client):
     url, _ = serve(TRUE)
     body = {"question": "Zyzzyva?", "mode": "lexical"}
     answer = client.post(f"{url}/v1/answer", json=body).json()
@@ -158,14 +158,14 @@ def test_an_engine_that_fails_ends_the_stream_with_an_error(serve, client, token
     assert json.loads(data)["error"]["code"] == "generation_failed"
     response = client.post(f"{url}/v1/answer", json={"question": QUESTION})
     check_envelope(response, 500, "generation_failed")
-    assert client.get(f"{url}/readyz").status_code == 200  # it failed one request, not the server
+    assert client.get(f"{url}/readyz").status_code == 200  # one request failed, not the server
 
 
 # --- health and pages ---
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_worker_makes_the_server_not_ready(serve, client, monkeypatch):
+def test_a_failed_worker_makes_the_server_not_ready(serve, client, monkeypatch):
     url, app = serve(TRUE)
     assert client.get(f"{url}/livez").json() == {"status": "alive"}
     assert client.get(f"{url}/readyz").json() == {"status": "ready"}
@@ -180,7 +180,7 @@ def test_a_dead_worker_makes_the_server_not_ready(serve, client, monkeypatch):
     assert client.get(f"{url}/livez").status_code == 200
 
 
-def test_pages_load_nothing_from_elsewhere(serve, client):
+def test_pages_load_nothing_from_other_hosts(serve, client):
     url, _ = serve(TRUE)
     for path in ("/", "/docs", "/static/page.js", "/static/style.css"):
         response = client.get(url + path)
@@ -194,7 +194,7 @@ def test_pages_load_nothing_from_elsewhere(serve, client):
     assert set(paths) >= {"/v1/search", "/v1/answer", "/v1/completions", "/v1/chat/completions", "/readyz"}
 
 
-def test_two_clients_at_once_get_what_each_gets_alone(serve):
+def test_concurrent_clients_get_the_same_answers_as_alone(serve):
     url, _ = serve(random_gpt(seed=3), max_running=2)
     questions = [QUESTION, "What does a cat hunt at dusk and in the dark?"]
 

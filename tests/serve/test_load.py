@@ -1,4 +1,4 @@
-"""Clients that go away, and more of them than fit."""
+"""Disconnected clients, and more requests than the server accepts."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ ANSWER = {"question": QUESTION, "max_tokens": 30_000}
 
 @pytest.fixture
 def endless(tokenizer):
-    """A generator that ends only with its context, which takes a minute (where nothing is guessed: draft=0)."""
+    """A generator that stops only at the end of its context, which takes a minute without drafting (draft=0)."""
     return speaker(tokenizer, " on and", for_ever=True, block_size=2**15)
 
 
@@ -50,7 +50,7 @@ def post(url, path, body):
         ("/v1/answer", ANSWER),
     ],
 )
-def test_a_client_that_goes_away_cancels_its_request(serve, client, endless, path, body, stream):
+def test_a_disconnected_client_cancels_its_request(serve, client, endless, path, body, stream):
     url, app = serve(endless, draft=0, max_running=1)
     service = app.state.service
     seen = []
@@ -63,12 +63,12 @@ def test_a_client_that_goes_away_cancels_its_request(serve, client, endless, pat
     assert len(seen) == body.get("n", 1) * (len(body["prompt"]) if "prompt" in body else 1)
     assert {request.finish_reason for request in seen} == {"cancelled"}
     assert max(len(request.token_ids) for request in seen) < 20_000
-    # its place is free again
+    # its slot is free again
     short = CHAT | {"max_tokens": 3}
     assert client.post(f"{url}/v1/chat/completions", json=short).status_code == 200
 
 
-def test_one_more_than_fits_gets_503_and_when_to_come_back(serve, client, endless):
+def test_a_request_beyond_the_limit_gets_503_and_retry_after(serve, client, endless):
     url, app = serve(endless, draft=0, max_running=1, max_requests=2)
     service = app.state.service
     with client.stream("POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as running:
@@ -88,7 +88,7 @@ def test_one_more_than_fits_gets_503_and_when_to_come_back(serve, client, endles
     assert client.post(f"{url}/v1/chat/completions", json=CHAT | {"max_tokens": 2}).status_code == 200
 
 
-def test_choices_that_do_not_all_fit_are_refused_together(serve, client, endless):
+def test_choices_beyond_the_limit_are_refused_together(serve, client, endless):
     url, app = serve(endless, draft=0, max_running=1, max_requests=3)
     live = app.state.service.worker._live
     with client.stream("POST", f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as running:
@@ -105,7 +105,7 @@ def test_choices_that_do_not_all_fit_are_refused_together(serve, client, endless
     wait_until(lambda: not live)
 
 
-def test_searches_are_bounded_and_never_hold_the_event_loop_up(serve, client, monkeypatch):
+def test_searches_are_limited_and_never_block_the_event_loop(serve, client, monkeypatch):
     url, app = serve(" so", max_requests=1)
     release, began = threading.Event(), threading.Event()
 
@@ -127,8 +127,10 @@ def test_searches_are_bounded_and_never_hold_the_event_loop_up(serve, client, mo
     wait_until(lambda: client.post(f"{url}/v1/search", json={"query": "y"}).status_code == 200)
 
 
-def test_stopping_the_server_tells_the_answers_that_run(index, tokenizer, client, endless, monkeypatch):
-    monkeypatch.setattr("serve.run_server.GRACE", 0.2)
+def test_stopping_the_server_sends_an_error_to_running_streams(
+    index, tokenizer, client, endless, monkeypatch
+):
+    monkeypatch.setattr("serve.run_server.GRACE_SECONDS", 0.2)
     app = create_app(index, Engine(endless, tokenizer, draft=0), generator_name="tiny-gpt")
     with serving(app) as url, post(url, "/v1/chat/completions", CHAT | {"stream": True}) as connection:
         received = connection.recv(1000)
@@ -179,7 +181,7 @@ def test_closing_a_worker_reports_every_request(tokenizer, endless):
     assert {request.finish_reason for request in requests} == {"cancelled"}
 
 
-def test_a_cancelled_search_that_has_not_begun_never_begins():
+def test_a_cancelled_waiting_search_never_runs():
     async def scenario():
         thread = SearchThread(max_waiting=2)
         release, calls = threading.Event(), []
@@ -199,7 +201,7 @@ def test_a_cancelled_search_that_has_not_begun_never_begins():
     asyncio.run(scenario())
 
 
-def test_searches_keep_their_threads_while_a_token_is_decoded_with_one():
+def test_single_threaded_decoding_does_not_change_the_search_threads():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

@@ -60,7 +60,7 @@ def test_an_answer_streams_in_and_its_citation_shows_the_sentence(page, serve):
     cited = page.locator(".hit", has=page.locator("mark"))
     expect(cited).to_be_focused()
     expect(cited.locator("h3")).to_have_text("The interpreter lock")
-    expect(cited.locator(".passage")).to_have_text(DOCUMENTS[0].text)  # marking loses and doubles nothing
+    expect(cited.locator(".passage")).to_have_text(DOCUMENTS[0].text)  # marking does not change the text
     expect(page.locator(".cite")).to_have_attribute("aria-pressed", "true")
     assert "q=When" in page.url
 
@@ -111,7 +111,7 @@ def test_stop_ends_the_request_and_says_that_nothing_was_checked(page, serve, to
     expect(page.get_by_role("button", name="Stop")).not_to_be_visible()
 
 
-def test_an_error_is_said(page, serve):
+def test_an_error_is_shown(page, serve):
     url, _ = serve(MIXED)
     page.goto(url)
     page.get_by_role("searchbox").fill("why " * 2400)

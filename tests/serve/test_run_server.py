@@ -1,4 +1,4 @@
-"""The server as people start and stop it: a process."""
+"""The server as a process: starting and stopping."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def free_port():
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
-def test_it_serves_after_loading_and_stops_cleanly(folders, number, status):
+def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, status):
     port = free_port()
     server = run_server(folders, "--port", str(port))
     seen = []
@@ -73,7 +73,7 @@ def test_it_serves_after_loading_and_stops_cleanly(folders, number, status):
     assert "Traceback" not in error
 
 
-def test_an_ipv6_address_is_announced_as_a_browser_takes_it(folders):
+def test_an_ipv6_address_is_printed_as_a_valid_url(folders):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -89,18 +89,18 @@ def test_an_ipv6_address_is_announced_as_a_browser_takes_it(folders):
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 99999])
-def test_a_port_that_cannot_be_is_not_taken_for_another(port):
+def test_an_invalid_port_is_refused(port):
     with pytest.raises(InputError, match=rf"port is {port}; expected 0 .* to 65535"):
         start_server(index="nowhere", port=port)
 
 
-def test_a_server_that_takes_no_requests_is_refused():
+def test_max_requests_0_is_refused():
     with pytest.raises(InputError, match="max_requests is 0; expected at least 1"):
         SearchThread(0)
 
 
 @pytest.mark.parametrize("what", ["port", "index"])
-def test_what_is_wrong_is_one_line_and_exit_status_1(folders, what):
+def test_startup_errors_are_one_line_and_exit_status_1(folders, what):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1] if what == "port" else 0
         server = run_server(folders, "--port", str(port), index="index" if what == "port" else "nowhere")

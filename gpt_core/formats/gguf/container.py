@@ -1,7 +1,7 @@
-"""The container of GGUF files: metadata by key and tensors by name, mapped into memory.
+"""Read GGUF files: metadata by key and memory-mapped tensors by name.
 
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The package `gguf` reads the same files, but takes seconds
-for a vocabulary, and fails on a torn file with errors of every kind.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The package `gguf` reads the same files, but takes
+seconds for a vocabulary and raises many kinds of errors for a damaged file.
 """
 
 import mmap
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from gpt_core.common.errors import InputError
 
-NUMBERS = {
+STRUCT_FORMATS = {
     GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.UINT16: "H", GGUFValueType.INT16: "h",
     GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i", GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT32: "f", GGUFValueType.FLOAT64: "d", GGUFValueType.BOOL: "?",
 }  # fmt: skip
-MOST_DIMENSIONS = 4  # ggml's
+MAX_DIMENSIONS = 4  # ggml's limit
 
 
-class Place(NamedTuple):
-    """Where a tensor lies: its shape as torch has it, its number format, its first byte and how many there are."""
+class TensorInfo(NamedTuple):
+    """Location of a tensor: shape in torch's order, number format, offset of its first byte, size in bytes."""
 
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
@@ -39,10 +39,10 @@ class GGUF:
     Attributes:
         path: the file.
         metadata: numbers, strings and lists of them, by key.
-        places: where the tensors lie, by name.
+        tensor_infos: locations of the tensors, by name.
 
     Raises:
-        InputError: for a file that is torn or something else.
+        InputError: for a damaged file or one of another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,44 +52,44 @@ class GGUF:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._read()
         except (struct.error, ValueError, OverflowError, MemoryError, RecursionError) as error:
-            raise InputError(f"{path} is not a whole GGUF file ({error}); copy or fetch it again.") from error
+            raise InputError(f"{path} is not a valid GGUF file ({error}); copy or fetch it again.") from error
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a metadata key."""
+        """The value of a metadata key, or `default`."""
         return self.metadata.get(key, default)
 
-    def need(self, key: str) -> Any:
-        """The value of a metadata key; InputError where the file has none."""
+    def require(self, key: str) -> Any:
+        """The value of a metadata key; InputError if the file lacks it."""
         if key not in self.metadata:
             raise InputError(f"{self.path} lacks the metadata key {key}; convert the model again.")
         return self.metadata[key]
 
     def texts(self, key: str) -> list[str]:
-        """The list of texts under a metadata key; InputError where the file has none."""
-        value = self.need(key)
+        """The list of strings under a metadata key; InputError if the file has none."""
+        value = self.require(key)
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise InputError(f"{self.path} has no list of texts as {key}; convert the model again.")
+            raise InputError(f"{self.path} has no list of strings as {key}; convert the model again.")
         return value
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor, dequantised to float32.
+        """A copy of a tensor, dequantised to float32.
 
         Raises:
             InputError: for a number format that cannot be read.
         """
-        place = self.places[name]
-        data = np.frombuffer(self._data, dtype=np.uint8, count=place.size, offset=place.start)
+        info = self.tensor_infos[name]
+        data = np.frombuffer(self._data, dtype=np.uint8, count=info.size, offset=info.start)
         try:
-            rows = data.reshape(quants.quant_shape_to_byte_shape(place.shape, place.kind))
-            values = quants.dequantize(rows, place.kind)
+            rows = data.reshape(quants.quant_shape_to_byte_shape(info.shape, info.kind))
+            values = quants.dequantize(rows, info.kind)
         except (NotImplementedError, ValueError) as error:
             raise InputError(
-                f"{self.path} holds {name} in the format {place.kind.name}, of rows of {place.shape[-1]}, which cannot "
+                f"{self.path} holds {name} in the format {info.kind.name}, of rows of {info.shape[-1]}, which cannot "
                 "be read; convert the model to F16 or Q8_0."
             ) from error
         return torch.from_numpy(
             np.array(values, dtype=np.float32)
-        )  # a copy: torch cannot share what is read-only
+        )  # a copy: torch cannot share read-only memory
 
     def _read(self) -> None:
         self._at = 0
@@ -108,16 +108,16 @@ class GGUF:
         if type(alignment) is not int or alignment < 1:
             raise ValueError(f"its alignment is {alignment!r}")
         begin = -(-self._at // alignment) * alignment
-        self.places: dict[str, Place] = {}
-        for name, place in listed:
-            if begin + place.start + place.size > len(self._data):
+        self.tensor_infos: dict[str, TensorInfo] = {}
+        for name, info in listed:
+            if begin + info.start + info.size > len(self._data):
                 raise ValueError(f"it ends before its tensor {name}")
-            self.places[name] = place._replace(start=begin + place.start)
+            self.tensor_infos[name] = info._replace(start=begin + info.start)
 
-    def _tensor_info(self) -> tuple[str, Place]:
+    def _tensor_info(self) -> tuple[str, TensorInfo]:
         name = self._text()
         (n_dims,) = self._numbers("I")
-        if not 1 <= n_dims <= MOST_DIMENSIONS:
+        if not 1 <= n_dims <= MAX_DIMENSIONS:
             raise ValueError(f"its tensor {name} has {n_dims} dimensions")
         shape = self._numbers("Q", n_dims)[::-1]
         (kind,) = self._numbers("I")
@@ -127,10 +127,10 @@ class GGUF:
         kind = GGMLQuantizationType(kind)
         block, n_bytes = GGML_QUANT_SIZES[kind]
         size = int(np.prod(shape, dtype=object)) // block * n_bytes
-        return name, Place(shape, kind, start, size)
+        return name, TensorInfo(shape, kind, start, size)
 
     def _numbers(self, form: str, count: int = 1) -> tuple[Any, ...]:
-        """The next `count` numbers of a format of `struct`."""
+        """The next `count` numbers in the `struct` format `form`."""
         form = f"<{count}{form}"
         values = struct.unpack_from(form, self._data, self._at)
         self._at += struct.calcsize(form)
@@ -140,7 +140,7 @@ class GGUF:
         (length,) = self._numbers("Q")
         begin, self._at = self._at, self._at + length
         if self._at > len(self._data):
-            raise ValueError("it ends in a text")
+            raise ValueError("it ends within a string")
         return self._data[begin : self._at].decode("utf-8")
 
     def _value(self, kind: int) -> Any:
@@ -148,9 +148,9 @@ class GGUF:
             return self._text()
         if kind == GGUFValueType.ARRAY:
             ((kind,), (count,)) = self._numbers("I"), self._numbers("Q")
-            if kind in NUMBERS:
-                return list(self._numbers(NUMBERS[GGUFValueType(kind)], count))
+            if kind in STRUCT_FORMATS:
+                return list(self._numbers(STRUCT_FORMATS[GGUFValueType(kind)], count))
             return [self._value(kind) for _ in range(count)]
-        if kind not in NUMBERS:
+        if kind not in STRUCT_FORMATS:
             raise ValueError(f"it has a value of the unknown kind {kind}")
-        return self._numbers(NUMBERS[GGUFValueType(kind)])[0]
+        return self._numbers(STRUCT_FORMATS[GGUFValueType(kind)])[0]

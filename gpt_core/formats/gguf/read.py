@@ -1,4 +1,4 @@
-"""GGUF, llama.cpp's file format: weights dequantised to float32, the tokenizer, the chat template.
+"""Read the shape and the weights, dequantised to float32, of a GGUF file (llama.cpp's format).
 
 Tensor layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp's conversion scripts.
 """
@@ -15,7 +15,8 @@ from gpt_core.formats.gguf.rope import read_scaling
 from gpt_core.formats.gguf.tokenizer import read_special_ids
 from gpt_core.model.config import GPTConfig
 
-BLOCK = {
+# Parts of a block, and parts outside the blocks: GGUF's names → ours
+BLOCK_TO_OURS = {
     "attn_norm": "norm1",
     "attn_q": "attn.q",
     "attn_k": "attn.k",
@@ -28,8 +29,8 @@ BLOCK = {
     "ffn_up": "mlp.up",
     "ffn_down": "mlp.down",
 }
-ROPE_FREQS = "rope_freqs.weight"  # how many times as slow each rotary pair is
-TOP = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "norm", "output": "head"}
+ROPE_FREQS = "rope_freqs.weight"  # the divisor of each rotary pair's frequency
+TOP_TO_OURS = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "norm", "output": "head"}
 
 
 def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
@@ -39,22 +40,22 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         The shape, and float32 weights under our names.
 
     Raises:
-        InputError: for a torn file, another architecture, or a RoPE scaling that this GPT does not compute.
+        InputError: for a damaged file, another architecture, or a RoPE scaling that this GPT does not compute.
     """
     file = GGUF(path)
-    arch = file.need("general.architecture")
+    arch = file.require("general.architecture")
     if arch not in ("gpt2", "llama", "qwen3"):
         raise InputError(f"{path} has architecture {arch!r}; expected gpt2, llama or qwen3.")
     config = _config(arch, file)
     state: dict[str, Tensor] = {}
-    for name in file.places:
+    for name in file.tensor_infos:
         if name == ROPE_FREQS:
             continue
         value = file.tensor(name)
         stem, _, kind = name.rpartition(".")
         in_block = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
         if in_block is None:
-            state[f"{TOP.get(stem, stem)}.{kind}"] = value
+            state[f"{TOP_TO_OURS.get(stem, stem)}.{kind}"] = value
             continue
         prefix, part = f"blocks.{in_block[1]}", in_block[2]
         if part == "attn_qkv":  # GPT-2
@@ -63,16 +64,16 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
             continue
         if arch == "llama" and part in ("attn_q", "attn_k"):
             value = _unpermute(value, config.n_head if part == "attn_q" else config.n_kv_head)
-        state[f"{prefix}.{BLOCK.get(part, part)}.{kind}"] = value
+        state[f"{prefix}.{BLOCK_TO_OURS.get(part, part)}.{kind}"] = value
     return config, state
 
 
 def _config(arch: str, file: GGUF) -> GPTConfig:
     def number(key: str, default: float | None, whole: bool = False) -> Any:
-        value = file.need(f"{arch}.{key}") if default is None else file.get(f"{arch}.{key}", default)
+        value = file.require(f"{arch}.{key}") if default is None else file.get(f"{arch}.{key}", default)
         if type(value) not in ((int,) if whole else (int, float)) or value <= 0:
-            wanted = "a whole number of at least 1" if whole else "a number above 0"
-            raise InputError(f"{file.path} has {arch}.{key} = {value!r}; expected {wanted}.")
+            expected = "a whole number of at least 1" if whole else "a number above 0"
+            raise InputError(f"{file.path} has {arch}.{key} = {value!r}; expected {expected}.")
         return value
 
     def size(key: str, default: int | None = None) -> int:
@@ -80,28 +81,28 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
 
     n_embd, n_head = size("embedding_length"), size("attention.head_count")
     ids: dict[str, Any] = read_special_ids(file)
-    turn = ids.pop("eot")
-    if turn is not None and turn != ids["eos"]:
-        ids["eos"] = (ids["eos"], turn)
+    eot = ids.pop("eot")
+    if eot is not None and eot != ids["eos"]:
+        ids["eos"] = (ids["eos"], eot)
     common = {f"{name}_id": i for name, i in ids.items()} | {
         "vocab_size": len(file.texts("tokenizer.ggml.tokens")), "block_size": size("context_length"),
         "n_layer": size("block_count"), "n_head": n_head, "n_embd": n_embd, "n_inner": size("feed_forward_length"),
-        "tie_embeddings": "output.weight" not in file.places,
+        "tie_embeddings": "output.weight" not in file.tensor_infos,
     }  # fmt: skip
     if arch == "gpt2":
         return GPTConfig.gpt2(**common, norm_eps=number("attention.layer_norm_epsilon", None))
     head_dim = size("attention.key_length", n_embd // n_head)
-    if (turned := size("rope.dimension_count", head_dim)) != head_dim:
+    if (rotated := size("rope.dimension_count", head_dim)) != head_dim:
         raise InputError(
-            f"{file.path} has {arch}.rope.dimension_count = {turned}; this GPT turns whole heads, {head_dim} wide."
+            f"{file.path} has {arch}.rope.dimension_count = {rotated}; this GPT rotates whole heads, {head_dim} wide."
         )
-    factors = file.tensor(ROPE_FREQS) if ROPE_FREQS in file.places else None
+    factors = file.tensor(ROPE_FREQS) if ROPE_FREQS in file.tensor_infos else None
     return GPTConfig(
         **common,
         n_kv_head=size("attention.head_count_kv", n_head),
         head_dim=head_dim,
-        attn_bias="blk.0.attn_q.bias" in file.places,
-        mlp_bias="blk.0.ffn_up.bias" in file.places,
+        attn_bias="blk.0.attn_q.bias" in file.tensor_infos,
+        mlp_bias="blk.0.ffn_up.bias" in file.tensor_infos,
         qk_norm=arch == "qwen3",
         rope_theta=number("rope.freq_base", 10000.0),
         rope_scaling=read_scaling(arch, file.metadata, factors, file.path),
@@ -110,9 +111,9 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
 
 
 def _unpermute(weight: Tensor, n_head: int) -> Tensor:
-    """llama.cpp turns neighbouring pairs (x_2i, x_2i+1) where we turn (x_i, x_i+half): reorder the rows back."""
+    """Reorder rows: llama.cpp rotates neighbouring pairs (x_2i, x_2i+1), we rotate pairs (x_i, x_i+half)."""
     out, *rest = weight.shape
-    if out % (2 * n_head):  # of no such heads: whoever compares it with the shape refuses it as it is
+    if out % (2 * n_head):  # a wrong shape; the caller compares it with the model's and raises
         return weight
     return (
         weight.view(n_head, out // n_head // 2, 2, *rest).transpose(1, 2).reshape(weight.shape).contiguous()

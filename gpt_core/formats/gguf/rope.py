@@ -1,4 +1,4 @@
-"""RoPE scaling as GGUF files have it: a kind and its numbers as metadata, or a tensor with a number for each pair."""
+"""RoPE scaling in GGUF files: a kind and its parameters as metadata, or a tensor with one factor per rotary pair."""
 
 import math
 from dataclasses import replace
@@ -13,8 +13,8 @@ from gpt_core.common.errors import InputError
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.rope_scaling import RopeScaling, frequencies
 
-# What else a file can say of its scaling, with the values that llama.cpp takes where it says nothing
-USUAL = {
+# Further metadata keys of the scaling with llama.cpp's default values; this GPT supports only these values
+DEFAULTS = {
     "attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0,
     "yarn_log_multiplier": 0.0,
 }  # fmt: skip
@@ -23,23 +23,24 @@ USUAL = {
 def read_scaling(
     arch: str, metadata: dict[str, Any], factors: Tensor | None, path: Path
 ) -> RopeScaling | None:
-    """The scaling that a GGUF file asks for.
+    """The RoPE scaling of a GGUF file; None: no scaling.
 
     Args:
         arch: llama or qwen3.
         metadata: values of the file by key.
-        factors: (head_dim / 2,) its tensor rope_freqs.weight: how many times as slow each pair is. None: it has none.
+        factors: (head_dim / 2,) the tensor rope_freqs.weight, by which each pair's frequency is divided; None: the
+            file has none.
         path: the file, for messages.
 
     Raises:
-        InputError: for a kind that llama.cpp does not compute for these architectures, or two at once, or a number that
-            this GPT does not compute.
+        InputError: for a kind that llama.cpp does not compute for these architectures, two kinds at once, or a
+            parameter that this GPT does not support.
     """
-    for name, usual in USUAL.items():
-        value = metadata.get(f"{arch}.rope.scaling.{name}", usual)
-        if value != usual:
+    for name, default in DEFAULTS.items():
+        value = metadata.get(f"{arch}.rope.scaling.{name}", default)
+        if value != default:
             raise InputError(
-                f"{path} has {arch}.rope.scaling.{name} = {value!r}; this GPT computes only {usual!r}."
+                f"{path} has {arch}.rope.scaling.{name} = {value!r}; this GPT computes only {default!r}."
             )
     kind = metadata.get(f"{arch}.rope.scaling.type", "none")
     key = f"{arch}.rope.scaling.factor"
@@ -63,30 +64,30 @@ def read_scaling(
     return RopeScaling("linear", factor) if kind == "linear" else None
 
 
-def scaling_refusal(config: GPTConfig) -> str:
-    """What of a model's RoPE scaling llama.cpp does not compute, in words; "" if nothing."""
+def unsupported_scaling(config: GPTConfig) -> str:
+    """Describe what llama.cpp does not compute of a model's RoPE scaling; "" if it computes all."""
     scaling = config.rope_scaling
-    if scaling is None or scaling.kind in ("linear", "dynamic"):  # dynamic: none within the model's context
+    if scaling is None or scaling.kind in ("linear", "dynamic"):  # dynamic scales nothing within the context
         return ""
     if scaling.kind == "yarn":
-        usual = _yarn(scaling.factor, scaling.original_length)
-        same = math.isclose(scaling.attention_factor, usual.attention_factor, rel_tol=1e-6)
-        if replace(scaling, attention_factor=1.0) == replace(usual, attention_factor=1.0) and same:
+        default = _yarn(scaling.factor, scaling.original_length)
+        same = math.isclose(scaling.attention_factor, default.attention_factor, rel_tol=1e-6)
+        if replace(scaling, attention_factor=1.0) == replace(default, attention_factor=1.0) and same:
             return ""
-        return "YaRN with other numbers than its paper's"
+        return "YaRN with other parameters than its paper's"
     if config.model_type != "llama" or scaling.attention_factor != 1.0:
-        loud = (
+        extra = (
             f" with attention_factor {scaling.attention_factor:g}" if scaling.attention_factor != 1.0 else ""
         )
-        return f"RoPE scaling of kind {scaling.kind}{loud} in {config.model_type}"
+        return f"RoPE scaling of kind {scaling.kind}{extra} in {config.model_type}"
     return ""
 
 
 def add_scaling(writer: gguf.GGUFWriter, config: GPTConfig) -> Tensor | None:
-    """Add a model's RoPE scaling to the metadata; what `scaling_refusal` names is not for here.
+    """Add a model's RoPE scaling to the metadata. Expects a scaling for which `unsupported_scaling` returns "".
 
     Returns:
-        (head_dim / 2,) float32 for the tensor rope_freqs.weight, or None where the metadata says it all.
+        (head_dim / 2,) float32 for the tensor rope_freqs.weight, or None if the metadata suffices.
     """
     scaling = config.rope_scaling
     if scaling is None or scaling.kind == "dynamic":
@@ -103,7 +104,7 @@ def add_scaling(writer: gguf.GGUFWriter, config: GPTConfig) -> Tensor | None:
 
 
 def _yarn(factor: float, original_length: int | None) -> RopeScaling:
-    """YaRN with the numbers of its paper, which llama.cpp takes."""
+    """YaRN with the parameters of its paper, which llama.cpp uses."""
     return RopeScaling(
         "yarn", factor, original_length=original_length, attention_factor=0.1 * math.log(factor) + 1.0
     )

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, read and written."""
+"""Read and write the tokenizer of a GGUF file."""
 
 import json
 from pathlib import Path
@@ -14,26 +14,22 @@ from gpt_core.formats.gguf.container import GGUF
 from gpt_core.model.config import GPTConfig
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
-# How text is cut before byte-pair merging, by the name that llama.cpp gives the scheme (`tokenizer.ggml.pre`)
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
-
+# Pre-tokenization patterns by llama.cpp's name of the scheme (`tokenizer.ggml.pre`)
 SPLITS = {
     "qwen2": CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "llama-bpe": CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-
-
 SCHEMES = ("gpt-2", "smollm", *SPLITS)
-
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
 
 
 def pre_tokenizer(scheme: str) -> pre_tokenizers.PreTokenizer:
-    """How text is cut before byte-pair merging under one of SCHEMES."""
+    """The pre-tokenizer of one of SCHEMES."""
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=scheme not in SPLITS)
     if scheme in SPLITS:
         split = pre_tokenizers.Split(Regex(SPLITS[scheme]), behavior="isolated")
@@ -44,16 +40,16 @@ def pre_tokenizer(scheme: str) -> pre_tokenizers.PreTokenizer:
 
 
 def read_special_ids(file: GGUF) -> dict[str, int | None]:
-    """The ids of bos, eos, pad and eot, None where the file names none.
+    """The ids of bos, eos, pad and eot (end of turn); None where the file has no id.
 
-    eot, the end of a turn, ends a text, too, and stands in for eos where there is none.
+    Without an eos, eot is used as eos, since it also ends a text.
     """
     n_tokens, ids = len(file.texts("tokenizer.ggml.tokens")), {}
     for name, key in {"bos": "bos", "eos": "eos", "pad": "padding", "eot": "eot"}.items():
         ids[name] = file.get(f"tokenizer.ggml.{key}_token_id")
         if ids[name] is not None and ids[name] not in range(n_tokens):
             raise InputError(
-                f"{file.path} has tokenizer.ggml.{key}_token_id = {ids[name]!r}; expected one of its {n_tokens} tokens."
+                f"{file.path} has tokenizer.ggml.{key}_token_id = {ids[name]!r}; expected an id below {n_tokens}."
             )
     return ids | {"eos": ids["eot"] if ids["eos"] is None else ids["eos"]}
 
@@ -65,10 +61,10 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
         A `tokenizers` tokenizer, the ids of bos, eos and pad, and the chat template.
 
     Raises:
-        InputError: for a vocabulary that is not byte-level BPE, or an unknown way of cutting text before the merges.
+        InputError: for a vocabulary that is not byte-level BPE, or an unknown pre-tokenizer.
     """
     file = GGUF(path)
-    kind, pre = file.need("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
+    kind, pre = file.require("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         raise InputError(f"{path} has a tokenizer of kind {kind!r}; expected gpt2, which is byte-level BPE.")
     tokens = file.texts("tokenizer.ggml.tokens")
@@ -76,8 +72,8 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
     merges = [(left, right) for left, _, right in parted]
     types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if pre not in ("default", *SCHEMES):
-        raise InputError(f"{path} cuts text by {pre!r}; expected default, {' or '.join(SCHEMES)}.")
-    # an unused token stands for a row of the model's matrix that no text comes to
+        raise InputError(f"{path} has the pre-tokenizer {pre!r}; expected default, {' or '.join(SCHEMES)}.")
+    # an unused token fills a row of the embedding matrix that no text produces
     n_types = len(types) if isinstance(types, list) else "no list of"
     if n_types != len(tokens):
         raise InputError(
@@ -85,14 +81,17 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
         )
     vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
     odd = next((pair for pair in merges if not pair[1] or "".join(pair) not in vocab), None)
-    if odd is not None:  # over which `tokenizers` can panic, which is no Exception
+    if odd is not None:  # `tokenizers` can panic on it, which no `except Exception` catches
         raise InputError(
-            f"{path} has a vocabulary and merges that do not fit together: {' '.join(odd)!r} makes no token."
+            f"{path} has a vocabulary and merges that do not match each other: {' '.join(odd)!r} makes no token; "
+            "convert the model again."
         )
     try:
         tokenizer = RustTokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
-    except Exception as error:  # tokenizers has no narrower one
-        raise InputError(f"{path} has a vocabulary and merges that do not fit together: {error}.") from error
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(
+            f"{path} has a vocabulary and merges that do not match each other: {error}."
+        ) from error
     tokenizer.pre_tokenizer = pre_tokenizer("gpt-2" if pre == "default" else pre)
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -112,7 +111,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
 
 
 def _add_ends(tokenizer: RustTokenizer, tokens: list[str], ids: dict[str, int | None], file: GGUF) -> None:
-    """Where the file says so, `add_special_tokens` puts bos before a text and eos behind it."""
+    """Let `add_special_tokens` add bos before and eos after a text if the file says so."""
     ends: dict[str, int] = {
         name: i
         for name in ("bos", "eos")
@@ -128,11 +127,11 @@ def _add_ends(tokenizer: RustTokenizer, tokens: list[str], ids: dict[str, int | 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConfig) -> None:
     """Add a byte-level BPE, its special tokens and its chat template.
 
-    Rows of the model's matrix without a token get names such as [PAD50257], as llama.cpp's converter gives them.
+    Rows of the embedding matrix without a token get names such as [PAD50257], as in llama.cpp's converter.
 
     Raises:
-        InputError: for another kind of tokenizer, a way to cut text that llama.cpp has no name for, or no token that
-            ends a text.
+        InputError: for another kind of tokenizer, a pre-tokenizer that llama.cpp has no name for, or no end-of-text
+            token.
     """
     backend = tokenizer.rust
     content = json.loads(backend.to_str())
@@ -151,10 +150,10 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConf
         types.append(kind)
     if len(set(tokens)) < len(tokens):
         raise InputError(
-            "The tokenizer has a token of the form [PAD…] that stands for text; export with --to hf."
+            "The tokenizer has a text token of the form [PAD…], which is reserved in GGUF; export with --to hf."
         )
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")  # byte-level BPE, whoever trained it
+    writer.add_tokenizer_model("gpt2")  # llama.cpp's name for byte-level BPE
     writer.add_tokenizer_pre(scheme)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
@@ -168,8 +167,8 @@ def _add_special_ids(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTC
     eos_ids = [i for i in (tokenizer.eos_id, *config.eos_ids) if i is not None]
     if not eos_ids:
         raise InputError(
-            "The tokenizer names no token that ends a text, and llama.cpp would take token 11 for it; name one as "
-            "eos_token in its tokenizer_config.json."
+            "The tokenizer has no end-of-text token, and llama.cpp would use token 11 as one; set eos_token in its "
+            "tokenizer_config.json."
         )
     bos_id, pad_id = (
         next((i for i in ids if i is not None), None)
@@ -177,7 +176,7 @@ def _add_special_ids(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTC
     )
     eos_id = eos_ids[0]
     writer.add_eos_token_id(eos_id)
-    writer.add_bos_token_id(eos_id if bos_id is None else bos_id)  # without one llama.cpp takes 11, again
+    writer.add_bos_token_id(eos_id if bos_id is None else bos_id)  # llama.cpp would use token 11 by default
     if pad_id is not None:
         writer.add_pad_token_id(pad_id)
     for turn in eos_ids[1:]:
@@ -192,32 +191,34 @@ def _add_special_ids(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTC
                 writer.add_add_eos_token(behind)
                 return
     raise InputError(
-        "The tokenizer puts other tokens around a text than its begin and end token; export with --to hf."
+        "The tokenizer adds other tokens to a text than its begin and end token; export with --to hf."
     )
 
 
 def scheme_of(content: dict[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer cuts text, from the content of its tokenizer.json.
+    """llama.cpp's name for a tokenizer's pre-tokenization, from the content of its tokenizer.json.
 
     Raises:
-        InputError: for what is no byte-level BPE, or one that cuts text in a way without a name.
+        InputError: for a tokenizer that is not byte-level BPE, or a pre-tokenizer without a name.
     """
     bpe = content["model"]
     if bpe["type"] != "BPE":
-        raise InputError(f"A vocabulary of kind {bpe['type']} has no place in GGUF; export with --to hf.")
+        raise InputError(
+            f"GGUF export does not support a vocabulary of kind {bpe['type']}; export with --to hf."
+        )
     ours = _comparable(content["pre_tokenizer"])
     scheme = next((s for s in SCHEMES if _comparable(_as_json(pre_tokenizer(s))) == ours), None)
     plain = not any(
         bpe.get(key)
         for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout", "byte_fallback")
     )
-    # bytes without a token are dropped by both libraries, unless one is told of a token for them
+    # both libraries drop bytes without a token, unless there is an unk_token
     whole = bpe.get("unk_token") is None or set(pre_tokenizers.ByteLevel.alphabet()) <= set(bpe["vocab"])
     normal = content["normalizer"] is None or (scheme == "qwen2" and content["normalizer"] == {"type": "NFC"})
     same_merging = bool(bpe.get("ignore_merges")) == (scheme == "llama-bpe")
     if scheme is None or not (plain and whole and normal and same_merging):
         raise InputError(
-            f"The tokenizer cuts or merges text in a way that llama.cpp has no name for (it has {', '.join(SCHEMES)}); "
+            f"The tokenizer splits or merges text in a way that llama.cpp has no name for (has: {', '.join(SCHEMES)}); "
             "export with --to hf."
         )
     return scheme
@@ -230,7 +231,7 @@ def _as_json(way: pre_tokenizers.PreTokenizer) -> Any:
 
 
 def _comparable(value: Any) -> Any:
-    """Without `trim_offsets`, which moves no token."""
+    """`value` without `trim_offsets`, which does not affect the ids."""
     if isinstance(value, dict):
         return {key: _comparable(v) for key, v in value.items() if key != "trim_offsets"}
     return [_comparable(v) for v in value] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""A GPT and its tokenizer as one GGUF file, which llama.cpp and all that builds on it open.
+"""Write a GPT and its tokenizer as one GGUF file for llama.cpp and the tools that build on it.
 
 Names, layouts and number formats follow llama.cpp's conversion scripts and
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; gguf_file.py reads the same files back.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; `read_gguf` reads these files.
 """
 
 import math
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
-from gpt_core.formats.gguf.read import BLOCK, TOP
-from gpt_core.formats.gguf.rope import add_scaling, scaling_refusal
+from gpt_core.formats.gguf.read import BLOCK_TO_OURS, TOP_TO_OURS
+from gpt_core.formats.gguf.rope import add_scaling, unsupported_scaling
 from gpt_core.formats.gguf.tokenizer import add_tokenizer
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
@@ -26,9 +26,9 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 
 GGUFDtype = Literal["float16", "q8_0"]
 FAMILIES = ("gpt2", "llama", "qwen3")
-BLOCK_NAMES = {ours: theirs for theirs, ours in BLOCK.items()}
-TOP_NAMES = {ours: theirs for theirs, ours in TOP.items()}
-Q8_0_BLOCK = 32  # numbers that share a scale; a row must be a multiple
+BLOCK_TO_GGUF = {ours: theirs for theirs, ours in BLOCK_TO_OURS.items()}
+TOP_TO_GGUF = {ours: theirs for theirs, ours in TOP_TO_OURS.items()}
+Q8_0_BLOCK = 32  # values that share a scale; the row length must be a multiple
 
 
 def write_gguf(
@@ -42,22 +42,22 @@ def write_gguf(
 ) -> list[str]:
     """Write a GGUF file.
 
-    Matrices take `dtype`; norms, biases and position embeddings are float32, as llama.cpp wants them.
+    Matrices are stored in `dtype`; norms, biases and position embeddings in float32, as llama.cpp requires.
 
     Args:
-        path: the file; half of it is left when the disk is full, so write where it can be thrown away.
+        path: the file, in a temporary folder, because a write error such as a full disk leaves an incomplete file.
         model: the GPT, in float32.
         tokenizer: its tokenizer.
-        dtype: of the matrices: float16, or q8_0, 8-bit numbers of which 32 in a row share a float16 scale.
-        name: what the file calls the model.
+        dtype: of the matrices: float16, or q8_0: 8-bit values of which 32 in a row share a float16 scale.
+        name: the model's name in the metadata.
         licence: the weights' licence, as an SPDX identifier in lower case.
 
     Returns:
-        The matrices that stayed float16 because their rows are no multiple of 32 long.
+        The matrices that stayed float16 because their row length is not a multiple of 32.
 
     Raises:
-        InputError: for a graph or a tokenizer that llama.cpp does not compute, or weights beyond float16's range.
-        OSError: if the disk does not take it.
+        InputError: for a graph or a tokenizer that llama.cpp does not support, or weights beyond float16's range.
+        OSError: if the file cannot be written.
     """
     config = model.config
     check_graph(config)
@@ -80,7 +80,7 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        # Its own write_tensors_to_file holds all in memory and does not notice a full disk.
+        # gguf's write_tensors_to_file keeps all tensors in memory and does not report a full disk.
         assert writer.fout is not None
         file = writer.fout[0]
         writer.write_padding(file, file.tell())
@@ -94,10 +94,10 @@ def write_gguf(
 
 
 def check_graph(config: GPTConfig) -> None:
-    """Make sure that llama.cpp computes this graph.
+    """Check that llama.cpp computes this graph.
 
     Raises:
-        InputError: naming what it does not.
+        InputError: naming the unsupported feature.
     """
     family = config.model_type
     reason = ""
@@ -106,17 +106,17 @@ def check_graph(config: GPTConfig) -> None:
     elif family == "qwen3" and config.attn_bias:
         reason = "Qwen3 with biases in attention (attn_bias)"
     elif config.window_layers:
-        reason = f"{family} with windows of attention (window_layers)"
+        reason = f"{family} with sliding-window attention (window_layers)"
     elif not config.scale_attention:
         reason = f"{family} without scaled attention (scale_attention)"
     else:
-        reason = scaling_refusal(config)
+        reason = unsupported_scaling(config)
     if reason:
         raise InputError(f"llama.cpp does not compute {reason}; export the model with --to hf.")
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: GPTConfig) -> Tensor | None:
-    """Add the shape; what is returned belongs into the tensor rope_freqs.weight."""
+    """Add the shape; return the values for the tensor rope_freqs.weight, or None."""
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.block_size)
     writer.add_block_count(config.n_layer)
@@ -136,28 +136,28 @@ def _add_shape(writer: gguf.GGUFWriter, config: GPTConfig) -> Tensor | None:
 
 
 def _tensors(model: GPT) -> dict[str, Tensor]:
-    """Names and values (out, in) as the file has them, in the order of the model."""
+    """Tensors (out, in) by their names in the file, in the order of the model."""
     config = model.config
     state = model.state_dict()
     found: dict[str, Tensor] = {}
     for ours, value in state.items():
         path, _, kind = ours.rpartition(".")
         if not path.startswith("blocks."):
-            found[f"{TOP_NAMES[path]}.{kind}"] = value
+            found[f"{TOP_TO_GGUF[path]}.{kind}"] = value
             continue
         _, layer, part = path.split(".", 2)
-        if config.model_type == "gpt2" and part in ("attn.q", "attn.k", "attn.v"):  # one matrix there
+        if config.model_type == "gpt2" and part in ("attn.q", "attn.k", "attn.v"):  # one matrix in GGUF
             parts = [state[f"blocks.{layer}.attn.{name}.{kind}"] for name in "qkv"]
             found[f"blk.{layer}.attn_qkv.{kind}"] = torch.cat(parts)
             continue
         if config.model_type == "llama" and part in ("attn.q", "attn.k"):
             value = _permute(value, config.n_head if part == "attn.q" else config.n_kv_head)
-        found[f"blk.{layer}.{BLOCK_NAMES[part]}.{kind}"] = value
+        found[f"blk.{layer}.{BLOCK_TO_GGUF[part]}.{kind}"] = value
     return found
 
 
 def _permute(weight: Tensor, n_head: int) -> Tensor:
-    """We turn (x_i, x_i+half), llama.cpp neighbouring pairs (x_2i, x_2i+1): reorder the rows of each head."""
+    """Reorder each head's rows: we rotate pairs (x_i, x_i+half), llama.cpp neighbouring pairs (x_2i, x_2i+1)."""
     out, *rest = weight.shape
     return weight.view(n_head, 2, out // n_head // 2, *rest).transpose(1, 2).reshape(weight.shape)
 
@@ -171,9 +171,11 @@ def _format(name: str, value: Tensor, q8_0: bool) -> Format:
 def _converted(name: str, value: Tensor, form: Format) -> NDArray[Any]:
     values = np.ascontiguousarray(value.detach().float().cpu().numpy())
     largest = float(np.abs(values).max(initial=0.0))
-    bound = 65504.0 * (127 if form == Format.Q8_0 else 1)  # the largest float16, which a Q8_0 scale is, too
+    bound = 65504.0 * (
+        127 if form == Format.Q8_0 else 1
+    )  # the largest float16, which also bounds a Q8_0 scale
     if form != Format.F32 and not largest <= bound:
         raise InputError(
-            f"{name} holds {largest:.3g}, beyond what {form.name} can hold; export with --to hf --dtype float32."
+            f"{name} holds {largest:.3g}, beyond the range of {form.name}; export with --to hf --dtype float32."
         )
     return gguf.quants.quantize(values, form)

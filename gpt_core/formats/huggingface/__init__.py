@@ -1,1 +1,1 @@
-"""Hugging Face folders: config.json, weight names, tokenizer files."""
+"""Read and write Hugging Face folders: config.json, weight names, tokenizer files."""

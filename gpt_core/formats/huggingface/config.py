@@ -1,7 +1,7 @@
-"""Hugging Face's `config.json`, both ways: the shapes of GPT-2, GPT-Neo, Llama and Qwen3.
+"""Read and write Hugging Face's `config.json` for GPT-2, GPT-Neo, Llama and Qwen3.
 
-Models with ALiBi, which none of these families has, are in the same file under our own names, as model_type "zhizhi":
-this package reads it, and other tools refuse what they do not know.
+Models with ALiBi, which none of these families has, are written with model_type "zhizhi" and our own key names. Only
+this package reads them.
 """
 
 import math
@@ -10,12 +10,11 @@ from typing import Any
 
 from gpt_core.common.errors import InputError
 from gpt_core.formats.huggingface.rope import rope_from_hf, rope_to_hf
-from gpt_core.model.config import COUNTS, LARGEST, MOST_LAYERS, GPTConfig
+from gpt_core.model.config import COUNTS, MAX_DIMENSION, MAX_LAYERS, GPTConfig
 
-FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3", "zhizhi")  # the model_type of what this GPT computes
+FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3", "zhizhi")  # supported values of model_type
 
-# The keys that hold a size, a number of layers, another number, a switch, a token's id, a list, an object; those of our
-# own files among them
+# Keys by the type of their value, those of model_type "zhizhi" included
 SIZES = {
     *("vocab_size", "n_positions", "n_head", "n_embd", "n_inner", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim", "intermediate_size"),
@@ -42,7 +41,7 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
 
     Raises:
         InputError: for a family, or a value of a key, that this GPT does not compute.
-        KeyError: for a key that is missing.
+        KeyError: for a missing key.
     """
     if not isinstance(raw, dict):
         raise InputError(f"config.json holds a {type(raw).__name__}; expected an object.")
@@ -57,7 +56,7 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
             f"config.json has quantization_config of {method!r}; this GPT reads weights of 16 and 32 bits, and GGUF."
         )
     if family == "zhizhi":
-        return _from_own(raw)
+        return _from_zhizhi(raw)
     eos = raw.get("eos_token_id")
     common: dict[str, Any] = {
         "vocab_size": raw["vocab_size"],
@@ -109,7 +108,7 @@ def _from_gpt_neo(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
 
 
 def _attention_kinds(types: list[Any], n_layer: int) -> list[str]:
-    """GPT-Neo's [[["global", "local"], 12]], written out: a kind for each of `n_layer` layers."""
+    """Expand GPT-Neo's [[["global", "local"], 12]] to one kind per layer."""
     try:
         known = {kind for pattern, _ in types for kind in pattern} <= {"global", "local"}
         n_kinds = sum(len(pattern) * times for pattern, times in types)
@@ -117,23 +116,23 @@ def _attention_kinds(types: list[Any], n_layer: int) -> list[str]:
         known, n_kinds = False, 0
     if not known or not all(type(times) is int and times > 0 for _, times in types):
         raise InputError(
-            f'config.json has attention_types = {types!r}; expected patterns of "global" and "local", each with how '
-            'often it comes, such as [[["global", "local"], 12]].'
+            f'config.json has attention_types = {types!r}; expected patterns of "global" and "local", each with its '
+            'number of repeats, such as [[["global", "local"], 12]].'
         )
     if n_kinds != n_layer:
         raise InputError(
-            f"config.json has attention_types for {n_kinds} layers but num_layers = {n_layer}; expected as many."
+            f"config.json has attention_types for {n_kinds} layers but num_layers = {n_layer}; expected as many kinds."
         )
     return [kind for pattern, times in types for _ in range(times) for kind in pattern]
 
 
 def _from_rotary(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
-    """Llama and Qwen3."""
+    """Read the config of Llama and Qwen3."""
     _expect(raw, "hidden_act", ("silu", "swish"), default="silu")
     n_layer, n_head = raw["num_hidden_layers"], raw["num_attention_heads"]
     rope_theta, rope_scaling = rope_from_hf(raw)
     qwen3 = raw["model_type"] == "qwen3"
-    near = _sliding_layers(raw, n_layer) if qwen3 else ()
+    sliding = _sliding_layers(raw, n_layer) if qwen3 else ()
     return GPTConfig(
         block_size=raw["max_position_embeddings"],
         n_layer=n_layer,
@@ -145,8 +144,8 @@ def _from_rotary(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
         attn_bias=raw.get("attention_bias", False),
         mlp_bias=not qwen3 and raw.get("mlp_bias", False),
         qk_norm=qwen3,
-        window=raw.get("sliding_window", 4096) if near else None,
-        window_layers=near,
+        window=raw.get("sliding_window", 4096) if sliding else None,
+        window_layers=sliding,
         tie_embeddings=raw.get("tie_word_embeddings", False),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
@@ -157,7 +156,7 @@ def _from_rotary(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
 
 
 def _sliding_layers(raw: dict[str, Any], n_layer: int) -> tuple[int, ...]:
-    """Qwen3's layers with a window: named one by one, or from `max_window_layers` on."""
+    """Qwen3's layers with sliding-window attention: from `layer_types`, else all from `max_window_layers` on."""
     if not raw.get("use_sliding_window", False):
         return ()
     kinds = raw.get("layer_types")
@@ -165,7 +164,7 @@ def _sliding_layers(raw: dict[str, Any], n_layer: int) -> tuple[int, ...]:
         first = raw.get("max_window_layers", 28)
         if type(first) is not int or first < 0:
             raise InputError(
-                f"config.json has max_window_layers = {first!r}; expected a whole number of layers, from 0."
+                f"config.json has max_window_layers = {first!r}; expected a whole number of layers of at least 0."
             )
         return tuple(range(first, n_layer))
     if len(kinds) != n_layer or not set(map(str, kinds)) <= {"full_attention", "sliding_attention"}:
@@ -176,16 +175,18 @@ def _sliding_layers(raw: dict[str, Any], n_layer: int) -> tuple[int, ...]:
     return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
-def _from_own(raw: dict[str, Any]) -> GPTConfig:
-    apart = ("model_type", "architectures", "dtype")
+def _from_zhizhi(raw: dict[str, Any]) -> GPTConfig:
+    no_shape_keys = ("model_type", "architectures", "dtype")
     shape: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in raw.items()
-        if key not in apart
+        if key not in no_shape_keys
     }
     known = {field.name for field in fields(GPTConfig)}
     if unknown := sorted(shape.keys() - known):
-        raise InputError(f"config.json has the key {unknown[0]}, which models of zhizhi do not have.")
+        raise InputError(
+            f"config.json has the key {unknown[0]}, which models of zhizhi do not have; remove it."
+        )
     for key in COUNTS:
         if key not in shape:
             raise KeyError(key)
@@ -202,7 +203,7 @@ def _from_own(raw: dict[str, Any]) -> GPTConfig:
 
 def _check_types(raw: dict[str, Any]) -> None:
     for key, value in raw.items():
-        most = LARGEST if key in SIZES else MOST_LAYERS if key in LAYERS else 0
+        most = MAX_DIMENSION if key in SIZES else MAX_LAYERS if key in LAYERS else 0
         if most and (type(value) is not int or not 1 <= value <= most):
             raise InputError(f"config.json has {key} = {value!r}; expected a whole number from 1 to {most}.")
         several = key in ("eos_token_id", "eos_id") and isinstance(value, (list, tuple))
@@ -221,7 +222,7 @@ def _check_types(raw: dict[str, Any]) -> None:
 
 
 def to_hf(config: GPTConfig) -> dict[str, Any]:
-    """The content of a Hugging Face `config.json` that describes `config`; the inverse of `from_hf`.
+    """The content of a Hugging Face `config.json` for `config`; the inverse of `from_hf`.
 
     Raises:
         InputError: if no family of Hugging Face computes this graph.
@@ -297,7 +298,7 @@ def to_hf(config: GPTConfig) -> dict[str, Any]:
 
 
 def _expect(raw: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any) -> Any:
-    """The value of `key`, which must be one of `allowed`."""
+    """The value of `key`; InputError unless it is one of `allowed`."""
     value = raw.get(key, default)
     if value not in allowed:
         wanted = " or ".join(repr(a) for a in allowed)

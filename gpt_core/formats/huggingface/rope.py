@@ -1,16 +1,16 @@
-"""The rotary settings in Hugging Face's `config.json`, both ways.
+"""Read and write the rotary settings of Hugging Face's `config.json`.
 
-transformers 5 keeps them in `rope_parameters`; before it they were in `rope_theta` and `rope_scaling`.
+transformers 5 has them in `rope_parameters`, earlier versions in `rope_theta` and `rope_scaling`.
 """
 
 import math
 from typing import Any, get_args
 
 from gpt_core.common.errors import InputError
-from gpt_core.model.config import LARGEST
+from gpt_core.model.config import MAX_DIMENSION
 from gpt_core.model.rope_scaling import RopeKind, RopeScaling
 
-KNOWN = {
+KNOWN_KEYS = {
     *(
         "type",
         "rope_type",
@@ -25,10 +25,10 @@ KNOWN = {
 
 
 def rope_from_hf(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """The base theta and the scaling of a `config.json`, whose values that are null were left out.
+    """The base theta and the scaling of a `config.json` without null values.
 
     Raises:
-        InputError: for a setting that this GPT does not compute; names it and its value.
+        InputError: naming a setting that this GPT does not compute and its value.
     """
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     rope = {name: value for name, value in raw.get(key, {}).items() if value is not None}
@@ -38,12 +38,12 @@ def rope_from_hf(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
             f"config.json has {key} of type {kind!r}; this GPT computes default, {', '.join(get_args(RopeKind))}."
         )
     for name, value in rope.items():
-        if name not in KNOWN:
+        if name not in KNOWN_KEYS:
             raise InputError(f"config.json has {name} = {value!r} in {key}; this GPT does not compute that.")
     part = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     if part != 1:
         raise InputError(
-            f"config.json has partial_rotary_factor = {part!r}; this GPT turns whole heads, which is 1.0."
+            f"config.json has partial_rotary_factor = {part!r}; this GPT rotates whole heads and computes only 1.0."
         )
     theta = _number(rope, "rope_theta", raw.get("rope_theta", 10000.0), key)
     return theta, None if kind == "default" else _scaling(kind, rope, raw, key)
@@ -54,10 +54,10 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], raw: dict[str, Any], key: str
     original = raw.get(
         "original_max_position_embeddings", rope.get("original_max_position_embeddings", context)
     )
-    if type(original) is not int or not 2 <= original <= LARGEST:
+    if type(original) is not int or not 2 <= original <= MAX_DIMENSION:
         raise InputError(
             f"config.json has original_max_position_embeddings = {original!r}; expected a whole number from 2 to "
-            f"{LARGEST}."
+            f"{MAX_DIMENSION}."
         )
     if kind in ("linear", "dynamic"):
         return RopeScaling(kind, _number(rope, "factor", None, key))
@@ -71,8 +71,8 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], raw: dict[str, Any], key: str
         factors, beyond = rope.get("short_factor"), rope.get("long_factor")
         if factors != beyond and context > original:
             raise InputError(
-                f"config.json has {key} whose long_factor is not its short_factor; this GPT does not change its "
-                "positions with the length of a text."
+                f"config.json has {key} whose long_factor differs from short_factor; this GPT computes only "
+                "one list of factors for all lengths."
             )
         if not isinstance(factors, list) or not all(type(f) in (int, float) for f in factors):
             raise InputError(
@@ -99,17 +99,17 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], raw: dict[str, Any], key: str
 
 
 def _attention_factor(factor: float, scale: float) -> float:
-    """By how much YaRN's paper makes the attention sharper."""
+    """YaRN's attention factor, by which its paper scales queries and keys."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def rope_to_hf(theta: float, scaling: RopeScaling | None, context: int) -> dict[str, Any]:
-    """The keys of a `config.json`, in both spellings; the inverse of `rope_from_hf`.
+    """The rotary keys of a `config.json`, old and new; the inverse of `rope_from_hf`.
 
     Args:
-        theta: the base.
+        theta: base of the rotary frequencies.
         scaling: as in `GPTConfig`.
-        context: the longest context, in tokens.
+        context: maximum context length in tokens.
     """
     if scaling is None:
         return {"rope_theta": theta, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
@@ -139,7 +139,7 @@ def rope_to_hf(theta: float, scaling: RopeScaling | None, context: int) -> dict[
 
 
 def _number(rope: dict[str, Any], name: str, default: float | None, key: str) -> Any:
-    """The number under `name`, as it was written; InputError where there is none and no default."""
+    """The number under `name`, else `default`; InputError if that is not a finite number."""
     value: Any = rope.get(name, default)
     if type(value) not in (int, float) or not math.isfinite(value):
         raise InputError(f"config.json has {name} = {value!r} in {key}; expected a number.")

@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder, whatever files it comes in."""
+"""Read the tokenizer of a model folder from any of the supported files."""
 
 import json
 from pathlib import Path
@@ -15,15 +15,23 @@ from gpt_core.hub.locate import gguf_in
 from gpt_core.tokenizer.builtin import GPT2_EOS
 
 GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL_TOKEN_KEYS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 class TokenizerParts(NamedTuple):
-    """What a folder says about its tokenizer.
+    """The tokenizer of a folder.
 
     Attributes:
-        backend: the tokenizer in one of our two libraries.
-        ids: of "bos", "eos" and "pad", None where there is none.
+        backend: a tokenizer of `tokenizers` or `tiktoken`.
+        ids: ids of "bos", "eos" and "pad"; None where there is none.
         chat_template: Jinja source, or None.
     """
 
@@ -33,11 +41,11 @@ class TokenizerParts(NamedTuple):
 
 
 def read_tokenizer(folder: Path) -> TokenizerParts:
-    """Read `tokenizer.json`, a GGUF file, what lies beside a foreign checkpoint, or `vocab.json` with `merges.txt`.
+    """Read `tokenizer.json`, a GGUF file, nanoGPT's or small-gpt's vocabulary, or `vocab.json` with `merges.txt`.
 
     Raises:
-        InputError: if there is none of them, or one that cannot be read, or that lacks the token which is named as
-            its eos and every one that config.json gives for it.
+        InputError: if there are none of these files, one cannot be read, or the tokenizer has neither the named
+            eos_token nor any of the eos ids of config.json.
     """
     if (folder / "tokenizer.json").exists():
         return _read_hf(folder, _settings(folder), _read_backend(folder / "tokenizer.json"))
@@ -46,7 +54,7 @@ def read_tokenizer(folder: Path) -> TokenizerParts:
     if checkpoint := checkpoint_in(folder):
         return TokenizerParts(*read_checkpoint_tokenizer(checkpoint))
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        settings = dict.fromkeys(NAMED[:3], GPT2_EOS) | _settings(folder)
+        settings = dict.fromkeys(SPECIAL_TOKEN_KEYS[:3], GPT2_EOS) | _settings(folder)
         return _read_hf(folder, settings, _read_merges(folder, settings))
     raise InputError(
         f"{folder} has no tokenizer: no tokenizer.json, no vocab.json with merges.txt and no .gguf file; put the "
@@ -60,14 +68,14 @@ def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> 
     for name in ("bos", "eos", "pad"):
         token = _text(settings.get(f"{name}_token"))
         ids[name] = backend.token_to_id(token) if token else None
-        # Beside GPT-2's own tokenizer.json no file names its special tokens, only its config has their ids.
+        # In GPT-2's own folder no file names the special tokens; only config.json has their ids.
         if ids[name] is None and (token or f"{name}_token" not in settings):
             ids[name] = _first_token(config.get(f"{name}_token_id"), backend)
-        # Others do without bos and pad; where nothing says how a text ends, it would go on for ever.
+        # bos and pad are optional; without an eos, generation would not end.
         if name == "eos" and token and ids["eos"] is None:
             raise InputError(
-                f"{folder} names {token!r} as its eos_token, which its tokenizer does not have; write one of its "
-                "tokens, or null, into tokenizer_config.json or special_tokens_map.json."
+                f"{folder} names {token!r} as its eos_token, which its tokenizer does not have; set eos_token in "
+                "tokenizer_config.json or special_tokens_map.json to one of its tokens, or to null."
             )
     template = default_template(settings.get("chat_template"))
     if (folder / "chat_template.jinja").exists():
@@ -81,7 +89,7 @@ def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> 
 
 
 def _first_token(ids: Any, backend: RustTokenizer) -> int | None:
-    """The first of a config's ids, one or a list of them, that is a token's."""
+    """The first id of a config's id or list of ids that the tokenizer has."""
     known = (i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and 0 <= i < 2**32)
     return next((i for i in known if backend.id_to_token(i) is not None), None)
 
@@ -97,24 +105,26 @@ def _read_backend(path: Path) -> RustTokenizer:
 
 
 def _read_merges(folder: Path, settings: dict[str, Any]) -> RustTokenizer:
-    """GPT-2's kind of byte-level BPE from `vocab.json` and `merges.txt`, as transformers makes it."""
+    """A byte-level BPE as GPT-2's from `vocab.json` and `merges.txt`, as in transformers."""
     kind = settings.get("tokenizer_class", GPT2_CLASSES[0])
     if kind not in GPT2_CLASSES:
         raise InputError(
-            f"{folder} has vocab.json and merges.txt of a {kind}, which cut text in other ways than GPT2Tokenizer; put "
-            "the model's tokenizer.json there."
+            f"{folder} has vocab.json and merges.txt of a {kind}, which may split text in other ways than "
+            "GPT2Tokenizer; put the model's tokenizer.json there."
         )
     try:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    except Exception as error:  # as above
+    except Exception as error:  # `tokenizers` raises bare Exception
         raise InputError(f"{folder} has a vocab.json or merges.txt that cannot be read: {error}") from error
     backend = RustTokenizer(model)
     space = settings.get("add_prefix_space", False) is True
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     backend.decoder = decoders.ByteLevel()
-    special = {name: text for name in NAMED if (text := _text(settings.get(name))) is not None}
+    special = {name: text for name in SPECIAL_TOKEN_KEYS if (text := _text(settings.get(name))) is not None}
     _add_tokens(backend, folder, settings, set(special.values()))
-    bos, eos = (special.get(name) if settings.get(f"add_{name}") is True else None for name in NAMED[:2])
+    bos, eos = (
+        special.get(name) if settings.get(f"add_{name}") is True else None for name in SPECIAL_TOKEN_KEYS[:2]
+    )
     if bos or eos:
         ends = [token for token in (bos, eos) if token]
         backend.post_processor = processors.TemplateProcessing(
@@ -125,7 +135,7 @@ def _read_merges(folder: Path, settings: dict[str, Any]) -> RustTokenizer:
 
 
 def _add_tokens(backend: RustTokenizer, folder: Path, settings: dict[str, Any], special: set[str]) -> None:
-    """Add the tokens beside the merges: those that the files give ids to, then the special ones that remain."""
+    """Add tokens beyond the merges: first those with ids in the files, then the other special tokens."""
     added: dict[int, AddedToken] = {}
     path = folder / "added_tokens.json"
     if isinstance(table := settings.get("added_tokens_decoder"), dict):
@@ -147,13 +157,14 @@ def _add_tokens(backend: RustTokenizer, folder: Path, settings: dict[str, Any], 
         backend.add_tokens([token])
         if backend.token_to_id(token.content) != i:
             raise InputError(
-                f"{path} gives {token.content!r} the id {i}, which leaves a gap or is another token's."
+                f"{path} gives {token.content!r} the id {i}, which leaves a gap or belongs to another token; "
+                "use the next free id."
             )
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in sorted(special)])
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, with the special tokens that older folders keep in `special_tokens_map.json`."""
+    """`tokenizer_config.json`, with the special tokens that older folders have in `special_tokens_map.json`."""
     settings: dict[str, Any] = {}
     if (folder / "tokenizer_config.json").exists():
         settings = _read_json(folder / "tokenizer_config.json")
@@ -173,13 +184,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str | None:
-    """A token as the files write it, alone or as an object with its flags."""
+    """A token's text; in the files it is a string or an object with flags."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
 
 
 def default_template(templates: Any) -> str | None:
-    """The template in `tokenizer_config.json`'s `chat_template`: the only one, or of several the one named default."""
+    """The template of `chat_template` in `tokenizer_config.json`: the only one, or the one named "default"."""
     if isinstance(templates, list):
         named = {t.get("name"): t.get("template") for t in templates if isinstance(t, dict)}
         templates = named.get("default")

@@ -1,4 +1,4 @@
-"""What Hugging Face calls the weights of each family. Ours have one set of names for all of them."""
+"""Map between our weight names, the same for all families, and Hugging Face's names of each family."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ from gpt_core.model.gpt import GPT
 
 
 class Names(NamedTuple):
-    """One family's names.
+    """Weight names of one family.
 
     Attributes:
-        base: what the language model puts before the names of the bare model.
-        blocks: the list of blocks, without `base`.
+        base: prefix of the base model's names in the language model.
+        blocks: name of the list of blocks, without `base`.
         block: parts of a block, ours → theirs.
-        top: parts outside the blocks, without `base`, but for the head, which is the language model's own.
+        top: parts outside the blocks, without `base` and without the head, which has no prefix.
     """
 
     base: str
@@ -69,15 +69,15 @@ GPT_NEO = GPT2._replace(
 )
 FAMILIES = {"gpt2": GPT2, "gpt_neo": GPT_NEO, "llama": ROTARY, "qwen3": ROTARY}
 HEAD = "lm_head"
-# What files hold that is no weight: rotary frequencies, and causal masks as old files of GPT-2 and GPT-Neo carry them
-BUFFERS = (
+# Buffers in files that are not weights: rotary frequencies, and causal masks in old files of GPT-2 and GPT-Neo
+BUFFER_SUFFIXES = (
     ".rotary_emb.inv_freq",
     *(".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias"),
 )
 
 
 def hf_names(model: GPT) -> dict[str, str]:
-    """Our parameter names → Hugging Face's, for this model's family; our own family has our names."""
+    """Our parameter names → Hugging Face's for the model's family; the family "zhizhi" uses our names."""
     if model.config.model_type == "zhizhi":
         return {name: name for name in model.state_dict()}
     family = FAMILIES[model.config.model_type]
@@ -95,26 +95,28 @@ def hf_names(model: GPT) -> dict[str, str]:
 
 
 def from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
-    """Rename what a Hugging Face file holds, split GPT-2's fused matrix, and drop what is no weight.
+    """Rename the tensors of a Hugging Face file, split GPT-2's fused q, k, v matrix, and drop buffers.
 
-    The names may be the language model's or the bare model's, as sentence-transformers saves it: without the prefix.
-    What has no place in `model` keeps its name.
+    The prefix `base` may be missing, as in the base models that sentence-transformers saves. Tensors that `model` does
+    not have keep their names.
     """
     if model.config.model_type == "zhizhi":
         return raw
     base, conv1d = FAMILIES[model.config.model_type].base, model.config.model_type == "gpt2"
     raw = {
-        k if k.startswith((base, HEAD)) else base + k: v for k, v in raw.items() if not k.endswith(BUFFERS)
+        k if k.startswith((base, HEAD)) else base + k: v
+        for k, v in raw.items()
+        if not k.endswith(BUFFER_SUFFIXES)
     }
     if model.head is None:
-        raw.pop(f"{HEAD}.weight", None)  # a tied head that was written twice
+        raw.pop(f"{HEAD}.weight", None)  # a copy of the tied embedding
     state: dict[str, Tensor] = {}
     used = set()
     for ours, theirs in hf_names(model).items():
         if theirs not in raw:
             continue
         used.add(theirs)
-        # What has another shape than it should is left to whoever compares it with the model.
+        # The caller checks shapes; tensors of a wrong shape must not raise here.
         tensor = raw[theirs]
         if conv1d and _is_conv1d(theirs) and tensor.dim() == 2:
             tensor = tensor.t()
@@ -129,7 +131,7 @@ def to_hf_names(model: GPT, state: dict[str, Tensor]) -> dict[str, Tensor]:
     conv1d = model.config.model_type == "gpt2"
     parts: dict[str, list[Tensor]] = {}
     for ours, theirs in hf_names(model).items():
-        parts.setdefault(theirs, []).append(state[ours])  # q, k, v meet in this order
+        parts.setdefault(theirs, []).append(state[ours])  # in the order q, k, v
     return {
         name: (torch.cat(ts).t() if conv1d and _is_conv1d(name) else torch.cat(ts)).contiguous()
         for name, ts in parts.items()

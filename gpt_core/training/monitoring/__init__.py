@@ -1,1 +1,1 @@
-"""What a run records: log, loss plot, diagnostics, FLOPs."""
+"""Monitoring of training runs: log, loss plot, diagnostics, FLOPs."""

@@ -1,4 +1,4 @@
-"""What a training's health shows in before its loss does: activations, attention logits and updates that grow."""
+"""Early warnings of divergence: largest activations and attention logits, update sizes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,17 +15,17 @@ from gpt_core.training.optim import is_block_matrix
 
 
 class Maxima(TorchFunctionMode):
-    """The largest absolute activation after each block and the largest attention logit in it; a context manager.
+    """Context manager that records the largest absolute activation and attention logit of each block.
 
-    It watches the forwards that run inside the block without changing the model, and looks at the first row of each
-    one alone, so it costs little. Compiled code runs past it: wrap it in `torch.compiler.set_stance("force_eager")`.
+    It records all forwards inside the context and does not change the model. Only the first sequence of each batch is
+    measured, so the overhead is small. It cannot see compiled code: use `torch.compiler.set_stance("force_eager")`.
 
         with Maxima(model) as maxima:
             model(ids)
         maxima.figures()
 
     Args:
-        model: a GPT, or whatever else has a list `blocks` that call `attend`.
+        model: a GPT, or another module with an `nn.ModuleList` `blocks` whose modules call `attend`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,7 +33,7 @@ class Maxima(TorchFunctionMode):
         blocks = model.blocks
         assert isinstance(blocks, nn.ModuleList)
         self._blocks = blocks
-        self._layer: int | None = None  # whose forward is running
+        self._layer: int | None = None  # layer whose forward is running
         self._activations: dict[int, list[Tensor]] = {}
         self._logits: dict[int, list[Tensor]] = {}
 
@@ -64,21 +64,21 @@ class Maxima(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def activations(self) -> list[float]:
-        """The largest absolute value in the stream after each block, layer by layer."""
+        """Largest absolute value of the residual stream after each block, one per layer."""
         return [_largest(self._activations.get(layer)) for layer in range(len(self._blocks))]
 
     def attention_logits(self) -> list[float]:
-        """The largest q·k/√d of two tokens that may look at each other, layer by layer."""
+        """Largest unmasked attention logit q·k/√d, one per layer."""
         return [_largest(self._logits.get(layer)) for layer in range(len(self._blocks))]
 
     def figures(self) -> dict[str, float]:
-        """The largest of all layers, and which layer's (from 0) it is; for the log."""
+        """Maxima over all layers and the layers (from 0) in which they occur, for the log."""
         figures: dict[str, float] = {}
         for name, values in (
             ("activation_max", self.activations()),
             ("attention_logit_max", self.attention_logits()),
         ):
-            value = max(values, key=lambda v: math.inf if math.isnan(v) else v)  # a NaN is what matters most
+            value = max(values, key=lambda v: math.inf if math.isnan(v) else v)  # NaN ranks above everything
             figures |= {name: value, f"{name}_layer": values.index(value)}
         return figures
 
@@ -106,10 +106,10 @@ def largest_logit(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The largest attention logit of the first row, of tokens that may look at each other; float32, 0-dim.
+    """Largest unmasked attention logit of the first sequence; float32, 0-dim.
 
-    Takes what `scaled_dot_product_attention` takes: query (B, n_head, T, d), key (B, n_kv_head, S, d), attn_mask
-    bool or added, broadcast to (B, n_head, T, S). One head at a time, so T·S numbers live at once.
+    Same arguments as `scaled_dot_product_attention`: query (B, n_head, T, d), key (B, n_kv_head, S, d), attn_mask
+    boolean or additive, broadcast to (B, n_head, T, S). Heads are computed one by one, so memory is T·S elements.
     """
     n_head, n_tokens, n_seen = query.shape[1], query.shape[2], key.shape[2]
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else scale
@@ -130,17 +130,17 @@ def largest_logit(
 
 @torch.no_grad()
 def update_to_weight(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """How long a step was beside the weights that it moved: ‖after - before‖ / ‖before‖.
+    """Size of a step relative to the weights: ‖after - before‖ / ‖before‖.
 
-    Over all matrices of the blocks, which are Muon's, and over all the rest; about 1e-3 is usual with AdamW. All ranks
-    call it together where parameters are sharded (DTensors).
+    Computed over all matrices of the blocks (Muon's parameters), and over the rest; about 1e-3 is usual with AdamW. If
+    parameters are sharded (DTensors), all ranks must call it together.
 
     Args:
-        before: copies of the parameters by name, from before the step.
-        after: the parameters.
+        before: copies of the parameters by name, made before the step.
+        after: the parameters by name.
 
     Returns:
-        {"update_to_weight_matrices", "update_to_weight_rest"}, what there is of them.
+        {"update_to_weight_matrices", "update_to_weight_rest"}; a kind without parameters is left out.
     """
     squares: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for name, old in before.items():
@@ -155,7 +155,7 @@ def update_to_weight(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) 
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The norm of all of `x`, also of what lies on other ranks."""
+    """L2 norm of `x`; of a DTensor, over the shards of all ranks."""
     norm = torch.linalg.vector_norm(x)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 

@@ -1,4 +1,4 @@
-"""How much arithmetic a training takes, and how much the machine could do: the two halves of MFU."""
+"""FLOPs per token of training and peak FLOP/s of the device, for model FLOPs utilisation (MFU)."""
 
 import time
 from functools import partial
@@ -8,8 +8,8 @@ import torch
 from gpt_core.hardware.device import wall_seconds
 from gpt_core.model.config import GPTConfig
 
-# Peak of dense 16-bit matrix products summed in float32, in 10^12 operations a second, from the makers' datasheets
-# (which like to show the figure with 2:4 sparsity, twice as high). A longer name goes before one that it contains.
+# Peak TFLOP/s of dense 16-bit matrix products with float32 accumulation, from the vendors' datasheets (which often show
+# the figure with 2:4 sparsity, twice as high). A longer name must precede any name that it contains.
 PEAK_TFLOPS = {
     "H200 NVL": 835.5,
     "H200": 989.5,
@@ -23,21 +23,20 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
     "MI300X": 1307.4,
 }
-PEAK_TFLOPS_HALF = {"V100 PCIE": 112.0, "V100": 125.0, "T4": 65.0}  # their tensor cores know float16 alone
-# In a name that otherwise looks known: a slower or a cut relation of it.
-OTHERS = {"Laptop", "Ti", "D", "MIG"}
+PEAK_TFLOPS_HALF = {"V100 PCIE": 112.0, "V100": 125.0, "T4": 65.0}  # their tensor cores support only float16
+# Words that mark a slower variant of a listed GPU, or a part of one.
+SLOWER_VARIANTS = {"Laptop", "Ti", "D", "MIG"}
 
-MEASURED_FOR = 0.05  # seconds
-LARGE = 0.005  # seconds that a product takes whose overheads do not count
+MEASURE_SECONDS = 0.05
+MIN_PRODUCT_SECONDS = 0.005  # of a matrix product large enough that its overhead is negligible
 
 
 def flops_per_token(config: GPTConfig, block_size: int) -> int:
-    """Floating-point operations that forward and backward take for one token, by PaLM's convention, appendix B.
+    """Floating-point operations of forward and backward per token (PaLM's convention, Chowdhery et al. 2022, app. B).
 
-    6·N + 12·L·H·Q·T: N counts the matrices that a token is multiplied with, so those of the blocks and the output
-    layer (once, where it is the token embedding, too) but no table that is only looked up in; L layers of H heads of
-    width Q attend over T = `block_size` tokens, causality not deducted; recomputation and the optimizer do not count.
-    Chowdhery et al. 2022.
+    6·N + 12·L·H·Q·T: N is the number of weights in matrix products, i.e. in the blocks and the output layer (counted
+    once if tied), without embedding tables; L layers with H heads of dimension Q attend over T = `block_size` tokens.
+    Causal masking is not deducted; recomputation and the optimizer are not counted.
     """
     attention = 2 * config.n_embd * config.head_dim * (config.n_head + config.n_kv_head)
     mlp = config.n_embd * config.n_inner * (3 if config.mlp == "swiglu" else 2)
@@ -46,10 +45,10 @@ def flops_per_token(config: GPTConfig, block_size: int) -> int:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second that matrix products of `dtype` reach on `device` at best.
+    """Peak FLOP/s of matrix products of `dtype` on `device`.
 
-    The datasheet's figure for 16-bit products on a GPU that is known by its name. Everywhere else it is measured, in
-    a fraction of a second: what a large product reaches now, with the threads and the TF32 setting of this process.
+    The datasheet figure for 16-bit products on known GPUs. Otherwise it is measured in a fraction of a second with a
+    large matrix product, using the threads and the TF32 setting of this process.
     """
     if device.type == "cuda":
         known = known_flops(torch.cuda.get_device_name(device), dtype)
@@ -59,25 +58,25 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def known_flops(name: str, dtype: torch.dtype) -> float | None:
-    """The datasheet's figure for the GPU that calls itself `name`, if it has one for `dtype`."""
+    """Datasheet FLOP/s of the GPU called `name` for `dtype`; None if unknown."""
     table = {torch.bfloat16: PEAK_TFLOPS, torch.float16: PEAK_TFLOPS | PEAK_TFLOPS_HALF}.get(dtype, {})
     words = name.replace("-", " ").split()
-    if OTHERS & set(words):
+    if SLOWER_VARIANTS & set(words):
         return None
     return next((1e12 * n for gpu, n in table.items() if f" {gpu} " in f" {' '.join(words)} "), None)
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the fastest of several products of two square matrices that are large enough."""
+    """Measured FLOP/s: the fastest of several products of two large square matrices."""
     size = 128
     while True:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        product = partial(torch.mm, a, b, out=a @ b)  # the first one also chooses the kernel
+        product = partial(torch.mm, a, b, out=a @ b)  # the first product also selects the kernel
         seconds = wall_seconds(product, device)
-        if seconds > LARGE or size == 8192:
+        if seconds > MIN_PRODUCT_SECONDS or size == 8192:
             break
         size *= 2
-    end = time.perf_counter() + MEASURED_FOR
+    end = time.perf_counter() + MEASURE_SECONDS
     while time.perf_counter() < end:
         seconds = min(seconds, wall_seconds(product, device))
     return 2 * size**3 / seconds

@@ -1,4 +1,4 @@
-"""The picture at the end of a training: its losses over its steps."""
+"""The loss plot drawn at the end of training."""
 
 import io
 import itertools
@@ -12,13 +12,13 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.files import atomic_write
 
-SMOOTHED = 0.03  # of the rows: how far the smoothed curve looks to either side
+SMOOTHING_FRACTION = 0.03  # half-width of the moving average, as a fraction of the rows
 
 
 def plot_losses(out_dir: Path) -> None:
     """Draw `out_dir/loss.png` from `out_dir/log.jsonl`; the same log gives the same bytes.
 
-    Without matplotlib nothing is drawn, and a line on stderr says so.
+    Without matplotlib, prints a note to stderr and draws nothing.
     """
     try:
         with extra("train"):
@@ -26,7 +26,7 @@ def plot_losses(out_dir: Path) -> None:
             from matplotlib.figure import Figure
             from matplotlib.ticker import MaxNLocator
     except InputError as error:
-        print(f"No picture of the losses: {error}", file=sys.stderr)
+        print(f"No loss plot: {error}", file=sys.stderr)
         return
 
     rows = [json.loads(line) for line in (out_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -56,17 +56,17 @@ def plot_losses(out_dir: Path) -> None:
 
     picture = io.BytesIO()
     with warnings.catch_warnings():
-        # The folder's name may be in a script that matplotlib's own font lacks; boxes will do.
+        # The folder name may have characters missing in matplotlib's default font; they are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(picture, format="png", metadata={"Software": None})
     atomic_write(out_dir / "loss.png", picture.getvalue())
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """The mean of as many values before each one as after it, fewer towards the ends: it does not lag behind."""
+    """Centred moving average; the window is symmetric and shrinks towards the ends, so the curve has no lag."""
     sums = [0.0, *itertools.accumulate(values)]
     smoothed = []
     for i in range(len(values)):
-        width = min(round(SMOOTHED * len(values)), i, len(values) - 1 - i)
+        width = min(round(SMOOTHING_FRACTION * len(values)), i, len(values) - 1 - i)
         smoothed.append((sums[i + width + 1] - sums[i - width]) / (2 * width + 1))
     return smoothed

@@ -1,9 +1,9 @@
-"""Watching a training: log.jsonl, TensorBoard, a progress bar, and on request Weights & Biases and a profiler's trace.
+"""Logging of a training run: log.jsonl, TensorBoard, a progress bar; optionally Weights & Biases and a profiler trace.
 
-`log.jsonl` has one object per line. A step's row: step, loss (of that step, in nats per target), lr, grad_norm (before
-clipping), clipped (steps since the last row whose gradient was clipped), ms_per_step, targets_per_s (over all ranks),
-mfu (model FLOPs utilisation, 0 to 1, where it is known) and cpu_s (CPU seconds that rank 0 spent training, over all
-lives of the run, evaluations and saves left out). An evaluation's row: step and its figures.
+`log.jsonl` has one JSON object per line. Rows of steps: step, loss (of that step, in nats per target), lr, grad_norm
+(before clipping), clipped (number of steps since the last row whose gradient was clipped), ms_per_step, targets_per_s
+(over all ranks), mfu (model FLOPs utilisation, 0 to 1, if known) and cpu_s (CPU seconds of rank 0 in training, without
+evaluations and saves, summed over restarts). Rows of evaluations: step and metrics.
 """
 
 import dataclasses
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
     import wandb
     from torch.utils.tensorboard import SummaryWriter
 
-TRACED = 3  # steps in a profiler's trace
-SETTLING = 7  # steps before it: the first ones compile, allocate and choose kernels
+TRACED_STEPS = 3  # steps in the profiler trace
+STEPS_BEFORE_TRACE = 7  # the first steps compile, allocate memory and select kernels
 
 
-class Watch:
-    """Everything that a training says about itself; a context manager round the loop.
+class RunLog:
+    """Context manager around the training loop that writes all logs and terminal output.
 
-    Every rank makes one, rank 0 alone writes. A resumed run drops what was logged of steps that it takes again. When
-    the block ends well, `out_dir/loss.png` shows the losses.
+    Every rank creates one; only rank 0 writes. A resumed run deletes the log rows of steps that it will repeat. When
+    the context ends without an exception, `out_dir/loss.png` is drawn.
 
     Args:
-        out_dir: the run's folder, which exists: log.jsonl, tensorboard/, wandb/, trace.json and loss.png go there.
-        config: how long the run is, and what else to write; Weights & Biases keeps all of it.
-        ranks: who writes, and how many share the work.
-        first: steps that were done before.
-        flops_per_target: floating-point operations that training takes for one target, see `monitoring.flops`.
-        peak_flops: operations a second of one rank's device; with both, MFU is known.
+        out_dir: the run's existing folder, for log.jsonl, tensorboard/, wandb/, trace.json and loss.png.
+        config: number of steps and optional logs; Weights & Biases records the whole configuration.
+        ranks: the processes that train together.
+        first: number of steps completed before.
+        flops_per_target: floating-point operations of training per target, see `monitoring.flops`.
+        peak_flops: FLOP/s of one rank's device; MFU is logged if both are given.
     """
 
     def __init__(
@@ -66,22 +66,22 @@ class Watch:
         peak_flops: float | None = None,
     ) -> None:
         self._out_dir, self._config, self._ranks, self._first = out_dir, config, ranks, first
-        self._seconds_per_target: float | None = None  # what it would take at the devices' peak
+        self._seconds_per_target: float | None = None  # at the peak FLOP/s of all devices
         if flops_per_target is not None and peak_flops is not None:
             self._seconds_per_target = flops_per_target / (peak_flops * ranks.world_size)
-        self._done = first  # steps
-        self._step = first  # the last one with a row
-        self._loss = math.nan  # its loss
-        self._cpu_s = 0.0  # spent training up to it
+        self._done = first  # completed steps
+        self._step = first  # last logged step
+        self._loss = math.nan  # loss of the last logged step
+        self._cpu_s = 0.0  # CPU seconds of training up to the last logged step
         self._profiler: torch.profiler.profile | None = None
         self._board: SummaryWriter | None = None
         self._wandb: wandb.Run | None = None
 
-    def __enter__(self) -> "Watch":
-        """Open everything; all ranks together.
+    def __enter__(self) -> "RunLog":
+        """Open all logs; all ranks must call it together.
 
         Raises:
-            InputError: if Weights & Biases is asked for and missing, or refuses to start.
+            InputError: if Weights & Biases is requested and not installed, or fails to start.
         """
         self._ranks.on_main(self._open)
         return self
@@ -97,15 +97,15 @@ class Watch:
     def step(
         self, step: int, n_targets: int, *, loss: float, lr: float, grad_norm: float, clipped: int
     ) -> None:
-        """Write what step `step` was like.
+        """Log a training step.
 
         Args:
-            step: its number, from 1.
-            n_targets: how many targets, over all ranks, its loss is the mean of.
-            loss: nats per target.
+            step: number of the step, from 1.
+            n_targets: number of targets of the step, over all ranks.
+            loss: mean loss in nats per target.
             lr: AdamW's learning rate.
-            grad_norm: the gradient's norm before clipping.
-            clipped: of how many steps since the last call the gradient was clipped.
+            grad_norm: gradient norm before clipping.
+            clipped: number of steps since the last call whose gradient was clipped.
         """
         if not self._ranks.main:
             return
@@ -123,27 +123,27 @@ class Watch:
         self._bar.set_postfix(shown, refresh=False)
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write the figures of an evaluation after step `step`, also to the terminal."""
+        """Log the metrics of an evaluation after step `step` and print them."""
         if not self._ranks.main:
             return
         self._write(step, figures, "evaluation")
         shown = {} if math.isnan(self._loss) else {"loss": self._loss}
         shown |= {name: value for name, value in figures.items() if not name.endswith("_layer")}
-        self.say(f"step {step}: " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
+        self.say(f"step {step}: " + ", ".join(f"{name} {_format(value)}" for name, value in shown.items()))
         if self._board is not None:
-            self._board.flush()  # a checkpoint follows, and what came before it is not logged again
+            self._board.flush()  # a checkpoint follows; a run resumed from it does not log these steps again
 
     def sample(self, step: int, text: str) -> None:
-        """Show a text that the model wrote after step `step`."""
+        """Print and log a text that the model generated after step `step`."""
         if not self._ranks.main:
             return
         self.say(f"step {step}, a sample: {printable(text)}")
         if self._board is not None:
-            literal = "    " + text.replace("\n", "\n    ")  # in Markdown
+            literal = "    " + text.replace("\n", "\n    ")  # a Markdown code block
             self._board.add_text("sample", literal, step)
 
     def advance(self) -> None:
-        """One training step is done."""
+        """Count one completed training step."""
         if not self._ranks.main:
             return
         self._done += 1
@@ -152,14 +152,14 @@ class Watch:
             self._profiler.step()
 
     def skip_time(self) -> None:
-        """Leave the time since the last row out of the speed and of the CPU seconds."""
+        """Exclude the time since the last row from the speed and the CPU seconds."""
         self._time, self._cpu_time = time.perf_counter(), time.process_time()
 
     def _open(self) -> None:
         config, first = self._config, self._first
         with ExitStack() as closing:
             log = self._out_dir / "log.jsonl"
-            self._cpu_s = _rewind(log, first)
+            self._cpu_s = _truncate_log(log, first)
             self._log = closing.enter_context(open(log, "a", buffering=1, encoding="utf-8"))
             self._board = self._open_board(closing)
             if config.wandb_project is not None:
@@ -177,10 +177,10 @@ class Watch:
             with extra("train"):
                 from torch.utils.tensorboard import SummaryWriter
         except InputError as error:
-            print(f"No TensorBoard curves of this training: {error}", file=sys.stderr)
+            print(f"No TensorBoard log: {error}", file=sys.stderr)
             return None
         threading.excepthook = _report_thread
-        # Readers drop what was logged from step purge_step on: a resumed run takes these steps again.
+        # TensorBoard discards events from step purge_step on, because a resumed run repeats these steps.
         purge_step = self._first + 1 if self._first else 0
         return closing.enter_context(SummaryWriter(str(self._out_dir / "tensorboard"), purge_step=purge_step))
 
@@ -188,85 +188,85 @@ class Watch:
         with extra("wandb"):
             import wandb
         name = self._out_dir.resolve().name
-        remembered = self._out_dir / "wandb_id.txt"  # so that a resumed run is the same one there
-        if not remembered.exists():
-            atomic_write(remembered, re.sub(r"[^A-Za-z0-9_-]", "-", name)[:64] + f"-{secrets.token_hex(4)}\n")
+        id_file = self._out_dir / "wandb_id.txt"  # so that a resumed run continues the same wandb run
+        if not id_file.exists():
+            atomic_write(id_file, re.sub(r"[^A-Za-z0-9_-]", "-", name)[:64] + f"-{secrets.token_hex(4)}\n")
         try:
             run = wandb.init(
                 project=project,
-                id=remembered.read_text(encoding="utf-8").strip(),
+                id=id_file.read_text(encoding="utf-8").strip(),
                 name=name,
                 resume="allow",
                 dir=self._out_dir,
                 config=dataclasses.asdict(self._config),
-                settings=wandb.Settings(console="off"),  # wraps stdout and stderr otherwise
+                settings=wandb.Settings(console="off"),  # by default wandb wraps stdout and stderr
             )
         except wandb.Error as error:
             raise InputError(
-                f"Weights & Biases does not start ({' '.join(str(error).split()).rstrip('.')}); run `wandb login`, set "
-                "WANDB_MODE=offline, or leave wandb_project out."
+                f"Weights & Biases failed to start ({' '.join(str(error).split()).rstrip('.')}); run `wandb login`, "
+                "set WANDB_MODE=offline, or omit wandb_project."
             ) from error
         closing.push(lambda kind, error, trace: run.finish(exit_code=0 if kind is None else 1))
         return run
 
     def _make_profiler(self) -> "torch.profiler.profile":
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own messages would cross the bar
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's messages would break the progress bar
         from torch.profiler import ProfilerActivity, profile, schedule
 
         path, first, last = self._out_dir / "trace.json", self._first, self._config.max_iters
-        # An evaluation would fill the trace: the traced steps, after `start`, follow one another without any.
+        # Trace the steps after `start`, chosen so that no evaluation, which would fill the trace, falls between them.
         every = self._config.eval_interval
-        start = first + SETTLING
-        while every > TRACED and any(step % every == 0 for step in range(start, start + TRACED)):
+        start = first + STEPS_BEFORE_TRACE
+        while every > TRACED_STEPS and any(step % every == 0 for step in range(start, start + TRACED_STEPS)):
             start += 1
-        start = max(first, min(start, last - TRACED))
+        start = max(first, min(start, last - TRACED_STEPS))
         warmup = min(1, start - first)
 
         def write(profiler: profile) -> None:
             profiler.export_chrome_trace(str(path))
-            self.say(f"trace of steps {start + 1} to {self._done}: {path}; open it in ui.perfetto.dev")
+            self.say(f"trace of steps {start + 1} to {self._done}: {path}; open it at ui.perfetto.dev")
 
         activities = [ProfilerActivity.CPU]
         if self._ranks.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         return profile(
             activities=activities,
-            schedule=schedule(wait=start - first - warmup, warmup=warmup, active=TRACED, repeat=1),
+            schedule=schedule(wait=start - first - warmup, warmup=warmup, active=TRACED_STEPS, repeat=1),
             on_trace_ready=write,
             record_shapes=True,
         )
 
     def _write(self, step: int, figures: Mapping[str, float], kind: str) -> None:
-        """One row for the log, one point of each curve."""
+        """Write one row to log.jsonl and one point to each TensorBoard and wandb curve."""
         row = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         self._log.write(json.dumps({"step": step} | row) + "\n")
         for name, value in figures.items():
             if self._board is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
-        # What Weights & Biases knows of a life that was cut short, it keeps.
+        # wandb cannot delete points: skip the steps that were already logged before a restart.
         if self._wandb is not None and step >= self._wandb.step:
             self._wandb.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
 
     def say(self, line: str) -> None:
-        """Show a line on the terminal, above the bar."""
+        """Print a line above the progress bar."""
         if self._ranks.main:
             tqdm.write(line)
             sys.stdout.flush()
 
 
 def _report_thread(args: threading.ExceptHookArgs) -> None:
-    """What Python does with an error that ends a thread; TensorBoard's, of a full disk, the next call raises anyway."""
+    """Python's excepthook, except for TensorBoard's writer thread: its next call raises the same error (full disk)."""
     if type(args.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(args)
 
 
-def _rewind(log: Path, first: int) -> float:
-    """Drop the log's rows of steps after `first`, and a torn last line; return the CPU seconds up to `first`."""
+def _truncate_log(log: Path, first: int) -> float:
+    """Delete log rows of steps after `first`, and an incomplete last line; return the CPU seconds up to `first`."""
     kept, cpu_s = [], 0.0
     for line in log.read_text(encoding="utf-8").splitlines() if first and log.exists() else []:
         try:
             row: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:  # a kill tore the last line
+        except json.JSONDecodeError:  # a kill left the last line incomplete
             break
         if row["step"] > first:
             break
@@ -276,8 +276,8 @@ def _rewind(log: Path, first: int) -> float:
     return cpu_s
 
 
-def _short(value: float) -> str:
-    """A figure for the terminal: four decimals where that says enough and no more, else three digits."""
+def _format(value: float) -> str:
+    """A metric as text: four decimals from 0.1 to 1000, else three significant digits."""
     if isinstance(value, int):
         return str(value)
     return f"{value:.4f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"

@@ -1,1 +1,1 @@
-"""Ranks and how they share a model: DDP, FSDP2, DeepSpeed's ZeRO-3."""
+"""Distributed training: ranks, DDP, FSDP2, DeepSpeed's ZeRO-3."""

@@ -1,7 +1,7 @@
-"""How the ranks share a model: each holds all of it (one process, DDP), or a part of it (FSDP2; ZeRO-3 in zero3.py).
+"""Interface of data parallelism: replicated models (one process, DDP) and sharded models (FSDP2; ZeRO-3 in zero3.py).
 
-Both sides of `Parallel` follow the same gradient: the sum of the losses of all micro-batches on all ranks, over the
-number of their targets.
+All implementations of `Parallel` compute the same gradient: that of the sum of losses over all micro-batches of all
+ranks, divided by the number of targets.
 """
 
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt_core.common.errors import InputError
 
-LOSS_SCALE = "GradScaler:loss"  # among optimizers' state of parameters: what float16 scales the loss with
+LOSS_SCALE = "GradScaler:loss"  # name of float16's loss scale among the optimizer tensors
 
 
 class Parallel(Protocol):
-    """A model, its optimizers, and how ranks share them."""
+    """A model with its optimizers, replicated or sharded over the ranks."""
 
     network: nn.Module
-    """What the loss function calls."""
+    """The module that the loss function calls."""
 
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch; gradients travel between ranks in the `last` of a step only."""
+        """Context of forward and backward; gradients are all-reduced only in the step's last micro-batch."""
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Backward of a 0-dim sum of losses; gradients add up until `update`."""
+        """Backward of a 0-dim sum of losses; gradients accumulate until `update`."""
         ...
 
     def update(self, n_targets: Tensor, factor: float) -> Tensor:
@@ -37,47 +37,47 @@ class Parallel(Protocol):
 
         Args:
             n_targets: 0-dim, over all micro-batches of all ranks.
-            factor: share of the peak learning rates.
+            factor: learning rates as a fraction of their peaks.
 
         Returns:
-            0-dim norm of the gradient of the mean loss, before clipping.
+            0-dim norm of the mean loss's gradient, before clipping.
         """
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights whole, on the CPU, on rank 0; {} on the others. Every rank must call."""
+        """All unsharded weights on the CPU of rank 0, by name; {} on other ranks. All ranks must call it together."""
         ...
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizers' state, "optimizer:parameter:key" → whole tensor on the CPU, on rank 0. Every rank calls.
+        """Optimizer state, "optimizer:parameter:key" → unsharded CPU tensor, on rank 0; {} on other ranks.
 
-        In float16 the loss's scale as well, under `LOSS_SCALE`.
+        With float16 it includes the loss scale, under `LOSS_SCALE`. All ranks must call it together.
         """
         ...
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over such state; each rank keeps its part. Every rank must call.
+        """Load the state that `optimizer_tensors` returned; each rank keeps its shard. All ranks must call it together.
 
         Raises:
-            InputError: if it belongs to parameters or optimizers that this run does not have.
+            InputError: if it contains parameters or optimizers that this run does not have.
         """
         ...
 
 
 @contextmanager
-def gradient_sync(network: nn.Module, travel: bool) -> Iterator[None]:
-    """Around forward and backward of `network`: whether gradients travel between ranks, where there are several."""
-    quiet: AbstractContextManager[None] = nullcontext()
-    if isinstance(network, DistributedDataParallel) and not travel:
-        quiet = network.no_sync()
+def gradient_sync(network: nn.Module, sync: bool) -> Iterator[None]:
+    """Context of forward and backward of `network`: whether gradients are all-reduced if there are several ranks."""
+    context: AbstractContextManager[None] = nullcontext()
+    if isinstance(network, DistributedDataParallel) and not sync:
+        context = network.no_sync()
     elif isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(travel)
-    with quiet:
+        network.set_requires_gradient_sync(sync)
+    with context:
         yield
 
 
 def by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Optimizer state, "optimizer:parameter:key" → tensor, as "optimizer:parameter" → key → tensor."""
+    """Regroup optimizer state from "optimizer:parameter:key" → tensor to "optimizer:parameter" → key → tensor."""
     saved: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         owner, _, key = full.rpartition(":")
@@ -86,13 +86,13 @@ def by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def refuse_left_over(saved: dict[str, dict[str, Tensor]]) -> None:
-    """Make sure that every tensor of a checkpoint's optimizer state has found its place.
+    """Raise if optimizer state of a checkpoint is left that no parameter of this run uses.
 
     Args:
-        saved: "optimizer:parameter" → what nobody has taken.
+        saved: "optimizer:parameter" → unused state.
 
     Raises:
-        InputError: naming the first.
+        InputError: naming the first of them, if there are any.
     """
     if saved:
         optimizer, parameter = next(iter(saved)).split(":")

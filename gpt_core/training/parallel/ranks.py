@@ -1,6 +1,6 @@
-"""The processes that train together, as torchrun starts them.
+"""Ranks: the processes of a training run, as torchrun starts them.
 
-A process that was started alone is one rank of one, and nothing here touches the network then.
+A process started without torchrun is a single rank with world size 1 and does not use the network.
 """
 
 import gc
@@ -27,19 +27,19 @@ CPU = torch.device("cpu")
 
 
 class PeerLost(ExplainedError):
-    """Another rank died; this one must not wait for it, nor save what only all ranks together can."""
+    """Another rank died. This rank must end without saving: a checkpoint needs all ranks."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who we are among the processes of this training; `Ranks()` is one process alone.
+    """Rank, world size and device of this process; `Ranks()` is a single process.
 
     Attributes:
-        rank: this process's number; 0 is the one that writes and prints.
-        local_rank: its number on this machine.
-        world_size: how many there are.
-        local_world_size: how many on this machine.
-        device: where this rank's model runs.
+        rank: rank of this process; rank 0 writes and prints.
+        local_rank: rank of this process on its machine.
+        world_size: number of processes.
+        local_world_size: number of processes on this machine.
+        device: device of this rank's model.
     """
 
     rank: int = 0
@@ -50,11 +50,11 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this is the rank that writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over all ranks, on their device."""
+        """All-reduce: the sum of `values` over all ranks, on the device of `values`."""
         if self.world_size > 1:
             values = values.clone()
             with peer_errors():
@@ -62,7 +62,7 @@ class Ranks:
         return values
 
     def max(self, number: int) -> int:
-        """The largest `number` of any rank; through the CPU, so no GPU is waited for."""
+        """All-reduce: the maximum of `number` over all ranks; on the CPU, so it does not synchronise with the GPU."""
         if self.world_size == 1:
             return number
         value = torch.tensor(number)
@@ -71,15 +71,15 @@ class Ranks:
         return int(value)
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         self.max(0)
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Call `function` on rank 0 alone; every rank gets its result. Where it fails, the others end quietly.
+        """Call `function` on rank 0 only and broadcast its result; if it fails, the other ranks exit silently.
 
         Raises:
-            InputError, OSError: on rank 0, what `function` raised.
-            SystemExit: 1, on the other ranks then.
+            InputError, OSError: on rank 0, the exception of `function`.
+            SystemExit: with code 1 on the other ranks, if `function` raised.
         """
         if self.world_size == 1:
             return function()
@@ -96,18 +96,18 @@ class Ranks:
         return result  # type: ignore[return-value]
 
 
-ALONE = Ranks()
+ALONE = Ranks()  # a single process
 
 
 @contextmanager
 def join(device: DeviceName) -> Iterator[Ranks]:
-    """Meet the other processes that torchrun (or the deepspeed launcher) started; leave them at the end.
+    """Context manager: join the process group of torchrun (or the deepspeed launcher) and destroy it at the end.
 
-    Gloo carries what lies in the CPU's memory, NCCL what lies on GPUs.
+    CPU tensors are sent with gloo, GPU tensors with NCCL.
 
     Raises:
-        InputError: if this machine lacks the device, or has fewer GPUs than ranks; if a rank does not come.
-        PeerLost: if another rank dies meanwhile.
+        InputError: if this machine lacks the device or has fewer GPUs than ranks, or if a rank does not join in time.
+        PeerLost: if another rank dies.
     """
     place = pick_device(device)
     if "RANK" not in os.environ:
@@ -126,13 +126,13 @@ def join(device: DeviceName) -> Iterator[Ranks]:
     backend = "gloo"
     if place.type == "mps" and number["WORLD_SIZE"] > 1:
         raise InputError(
-            "device is mps, over which ranks cannot share a model; give --device cpu, or start one."
+            "device is mps, which does not support several ranks; use --device cpu, or start one process."
         )
     if place.type == "cuda":
         if number["LOCAL_RANK"] >= torch.cuda.device_count():
             raise InputError(
-                f"Rank {number['RANK']} is the {number['LOCAL_RANK'] + 1}th on a machine with "
-                f"{torch.cuda.device_count()} GPUs; start as many ranks as there are GPUs."
+                f"Rank {number['RANK']} has local rank {number['LOCAL_RANK']}, but this machine has "
+                f"{torch.cuda.device_count()} GPUs; start at most one rank per GPU."
             )
         backend = "cpu:gloo,cuda:nccl"
         place = torch.device("cuda", number["LOCAL_RANK"])
@@ -158,14 +158,14 @@ def join(device: DeviceName) -> Iterator[Ranks]:
         clear_frames(error)
         raise
     finally:
-        # DDP's reducer must not be the last to hold the group: it would join gloo's threads without letting go of
-        # Python's lock, for which they may wait to free the tensors of the last message (torch 2.13).
+        # Collect DDP's reducer first. If it held the last reference to the group, it would join gloo's threads with
+        # the GIL held, while these may wait for the GIL to free the last message's tensors: a deadlock (torch 2.13).
         gc.collect()
         dist.destroy_process_group()
 
 
 def clear_frames(error: BaseException) -> None:
-    """Let go of the local variables of all functions that `error`, and what it came of, has ended."""
+    """Free the local variables in the traceback frames of `error` and of its causes."""
     cause: BaseException | None = error
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:
@@ -176,10 +176,10 @@ def clear_frames(error: BaseException) -> None:
 
 @contextmanager
 def end_at_once() -> Iterator[None]:
-    """Round a door's function: a rank's process ends with it, without Python's own clearing up.
+    """Context manager around a command: under torchrun, exit with `os._exit`, without Python's shutdown.
 
-    Gloo's threads may outlive their group, and now and then abort a process that Python is taking down (torch 2.13),
-    which a launcher takes for a failure of a training that is done and saved. A process alone ends as ever.
+    Gloo's threads may outlive their process group and sometimes abort the process during Python's shutdown (torch
+    2.13); the launcher would report a failure although training is done and saved. A single process exits normally.
     """
     code: int | str | None = 0
     try:
@@ -198,35 +198,34 @@ def end_at_once() -> Iterator[None]:
 
 
 def fresh_store(rank: int, world_size: int) -> dist.Store:
-    """The place where ranks find one another's addresses, without those of ranks that were there before a restart.
+    """The rendezvous store with a fresh key prefix, without addresses of ranks from before a restart.
 
-    torchrun (torch 2.13) keeps one store over its restarts, and a rank that comes a moment too soon finds the address
-    of a process that was killed, and waits for it for ever. So rank 0 names a part of the store after itself, and
-    tells that name to every rank that it has heard of in this life.
+    torchrun (torch 2.13) reuses one store across restarts: a rank that starts early may read the address of a killed
+    process and wait for it forever. So rank 0 creates a random prefix and sends it to every rank of this restart.
 
     Raises:
-        InputError: on rank 0, if another one has not come in the time that torch waits elsewhere, 30 minutes.
+        InputError: on rank 0, if another rank does not join within torch's timeout of 30 minutes.
     """
     store, _, _ = next(rendezvous("env://"))
     me = uuid.uuid4().hex
     store.set(f"here/{rank}", me)
     if rank > 0:
-        first = store.get(f"follow/{me}").decode()  # waits; no other process ever had this name
+        first = store.get(f"follow/{me}").decode()  # blocks; the name is unique to this process
         store.set(f"followed/{first}/{rank}", "")
         return dist.PrefixStore(first, store)
     missing = set(range(1, world_size))
     end = time.monotonic() + store.timeout.total_seconds()
     while missing:
         for other in sorted(missing):
-            # Perhaps this is of a process that is gone: its successor overwrites it.
+            # This may be the name of a killed process; its successor overwrites the key.
             if store.check([f"here/{other}"]):
                 store.set(f"follow/{store.get(f'here/{other}').decode()}", me)
             if store.check([f"followed/{me}/{other}"]):
                 missing.remove(other)
         if missing and time.monotonic() > end:
             raise InputError(
-                f"{len(missing)} of {world_size} ranks did not come, rank {min(missing)} among them; see what they "
-                "said, and start all of them again."
+                f"{len(missing)} of {world_size} ranks did not join, among them rank {min(missing)}; check their "
+                "output, and start all ranks again."
             )
         time.sleep(0.02)
     return dist.PrefixStore(me, store)
@@ -234,7 +233,7 @@ def fresh_store(rank: int, world_size: int) -> dist.Store:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Say in one sentence what torch.distributed says in many when another rank is gone.
+    """Context manager: replace torch.distributed's errors for a lost rank by a one-sentence message.
 
     Raises:
         PeerLost: instead of torch's error.
@@ -246,6 +245,6 @@ def peer_errors() -> Iterator[None]:
             raise
         reason = str(error).partition(". ")[0].rstrip(".")
         raise PeerLost(
-            f"Another rank is gone ({reason}); this one ends without saving, and the last checkpoint stays. Start the "
-            "training again to go on from it."
+            f"Another rank died ({reason}); this rank ends without saving. Start the training again to resume from "
+            "the last checkpoint."
         ) from error

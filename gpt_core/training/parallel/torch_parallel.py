@@ -1,4 +1,4 @@
-"""One process, DistributedDataParallel and FSDP2."""
+"""Training with one process, DistributedDataParallel or FSDP2."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -21,24 +21,23 @@ from gpt_core.training.parallel.ranks import Ranks
 
 
 class TorchParallel:
-    """One process alone, DistributedDataParallel, or FSDP2 (`fully_shard`), by configuration.
+    """One process, DistributedDataParallel or FSDP2 (`fully_shard`), as configured.
 
-    FSDP2 keeps float32 weights and sends float32 (autocast casts as it does everywhere else), so the three follow the
-    same numbers.
+    FSDP2 stores and communicates float32 weights and uses autocast like the other two, so all three compute the same.
 
     Args:
-        model: whole, the same on every rank; on `ranks.device`, or for FSDP2 on the CPU. Its blocks are `model.blocks`.
-        config: which of them, and the optimizers.
+        model: unsharded, the same on every rank; on `ranks.device`, or for FSDP2 on the CPU. Has a list `blocks`.
+        config: kind of parallelism and optimizers.
         ranks: the processes.
-        numerics: the number format.
+        numerics: dtype and compilation.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks, numerics: Numerics) -> None:
         self.model = self.network = model
         self.ranks, self.numerics, self.grad_clip = ranks, numerics, config.grad_clip
         if numerics.compile:
-            # Block by block: one compiled graph serves all layers, and gradients still travel while the backward of
-            # earlier layers is running.
+            # Compile each block: all layers share one compiled graph, and DDP can still overlap the all-reduce of
+            # gradients with the backward of earlier layers.
             for block in model.blocks:  # type: ignore[union-attr]
                 block.compile()
         if config.parallel == "fsdp2":
@@ -48,10 +47,10 @@ class TorchParallel:
                 )
             if numerics.dtype == "float16":
                 raise InputError(
-                    "dtype is float16, whose loss scale FSDP2 does not know; use bfloat16 or float32."
+                    "dtype is float16, but FSDP2 has no loss scaling here; use --dtype bfloat16 or float32."
                 )
             mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-            on_gpu = ranks.device.type != "cpu"  # elsewhere the weights are in the CPU's memory anyway
+            on_gpu = ranks.device.type != "cpu"  # on a CPU the weights are in CPU memory anyway
             offload = CPUOffloadPolicy() if config.cpu_offload and on_gpu else OffloadPolicy()
             for block in model.blocks:  # type: ignore[union-attr]
                 fully_shard(block, mesh=mesh, offload_policy=offload)
@@ -60,7 +59,7 @@ class TorchParallel:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self.network = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
         self.optimizers = build_optimizers(model, config)
-        # A loss here is a sum over thousands of targets, so float16 needs no scale to begin with.
+        # The loss is a sum over thousands of targets, so float16 needs no initial scaling.
         self.scaler = torch.amp.GradScaler(
             ranks.device.type, init_scale=1.0, enabled=numerics.dtype == "float16"
         )
@@ -83,15 +82,15 @@ class TorchParallel:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = _whole(nn.utils.get_total_norm(gradients))  # on the CPU where gradients are offloaded
-        divisor = n_targets.to(norm.device) / self.ranks.world_size  # ranks exchange means, not sums
+        norm = _whole(nn.utils.get_total_norm(gradients))  # on the CPU if gradients are offloaded
+        divisor = n_targets.to(norm.device) / self.ranks.world_size  # DDP and FSDP average gradients
         norm = norm / divisor
         scale = 1 / divisor
         if self.grad_clip:
             scale = scale * torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.dtype))
-        # The scaler looks at each optimizer's gradients apart, and one must not step where another's overflowed.
+        # The scaler checks each optimizer separately; if one overflowed, the others must not step either.
         overflow = self.scaler.is_enabled() and not norm.isfinite()
         for optimizer in self.optimizers:
             if not overflow:
@@ -139,7 +138,7 @@ class TorchParallel:
         refuse_left_over(saved)
 
     def _on_main(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gather tensors one by one, so that only rank 0 ever holds them all."""
+        """Gather tensors one by one to the CPU of rank 0; {} on other ranks."""
         gathered = {}
         for name, tensor in tensors.items():
             whole = _whole(tensor.detach())
@@ -149,17 +148,17 @@ class TorchParallel:
 
 
 def try_compiled(model: nn.Module, trial: Callable[[], None], ranks: Ranks) -> None:
-    """Run `trial` on a model whose blocks were compiled; where compilation fails, warn once and go on without it.
+    """Run `trial` on a model with compiled blocks; if compilation fails, warn and train without it.
 
     Args:
-        model: its gradients are cleared afterwards.
-        trial: forward and backward of a batch as they will come.
-        ranks: all go on without it if one must.
+        model: the model; its gradients are cleared afterwards.
+        trial: forward and backward of a batch of the training shapes.
+        ranks: if compilation fails on one rank, all train without it.
     """
     reason = ""
     try:
         trial()
-    except RuntimeError as error:  # the compilers' errors, and torch's own of a missing C++ or Triton
+    except RuntimeError as error:  # the compiler's errors, and torch's for a missing C++ compiler or Triton
         reason = " ".join(str(error).split()).partition(" Set TORCHDYNAMO_VERBOSE")[0][:200]
     if ranks.max(int(bool(reason))):
         torch.compiler.set_stance("force_eager")
@@ -174,8 +173,8 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of `tensor`, split over the ranks as `parameter` is if it has its shape."""
+    """A copy of `tensor`, sharded like `parameter` if both have the same shape."""
     if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
-    # A copy of its own is aligned as a fresh tensor is; mapped memory may make kernels round differently.
+    # Memory-mapped tensors may be aligned differently, and kernels then round differently; a copy is aligned as usual.
     return tensor.clone()

@@ -1,7 +1,7 @@
-"""ZeRO-3 (Rajbhandari et al. 2020) by DeepSpeed: every rank keeps a part of each weight and of its optimizer state.
+"""DeepSpeed's ZeRO-3 (Rajbhandari et al. 2020): weights, gradients and optimizer state are sharded over the ranks.
 
-The same interface, gradient and checkpoints as `torch_parallel.TorchParallel`. A weight is gathered while a module
-needs it and freed afterwards; with offloading the parts lie in the CPU's memory.
+Same interface, gradient and checkpoints as `torch_parallel.TorchParallel`. A weight is gathered while a module needs
+it and freed afterwards; with offloading the shards are in CPU memory.
 """
 
 import os
@@ -25,23 +25,23 @@ from gpt_core.training.parallel.parallel import LOSS_SCALE, by_parameter, refuse
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.parallel.zero3_config import read_zero3_config
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, beside "step"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, in addition to "step"
 
 
 class ZeRO3:
-    """A model whose weights, gradients and AdamW's state DeepSpeed spreads over the ranks; see `parallel.Parallel`.
+    """A model whose weights, gradients and AdamW state are sharded by DeepSpeed; implements `parallel.Parallel`.
 
-    The optimizer is torch's own AdamW over each rank's flat part: DeepSpeed's wants a compiler on the user's machine.
-    Weights stay float32 and autocast computes in `numerics.dtype`, as everywhere else.
+    The optimizer is torch's AdamW on each rank's flat shard; DeepSpeed's own AdamW needs a compiler on the user's
+    machine. Weights stay float32 and autocast computes in `numerics.dtype`, as in `TorchParallel`.
 
     Args:
-        model: whole, the same on every rank, in the CPU's memory: one weight at a time passes through the device.
-        config: names the ds_config.json.
-        ranks: the processes; their group exists.
-        numerics: the number format.
+        model: unsharded, the same on every rank, in CPU memory; weights are moved to the device one at a time.
+        config: training configuration; `deepspeed_config` is the path of ds_config.json.
+        ranks: the processes; their process group must exist.
+        numerics: dtype and compilation.
 
     Raises:
-        InputError: if there are no ranks, or the file or the number format asks for what this does not do.
+        InputError: if there is no process group, or the file, dtype or compilation is not supported.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, ranks: Ranks, numerics: Numerics) -> None:
@@ -59,7 +59,7 @@ class ZeRO3:
         os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
         with extra("deepspeed"):
             import deepspeed
-        # None of DeepSpeed's own kernels is needed here; left to itself it would compile one for the CPU's ranks.
+        # No DeepSpeed kernels are needed; without this line, DeepSpeed would compile one for CPU ranks.
         deepspeed.ops.__compatible_ops__ = {}
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
@@ -73,7 +73,7 @@ class ZeRO3:
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         except (ValueError, AssertionError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{config.deepspeed_config}: DeepSpeed does not take it: {reason}") from error
+            raise InputError(f"{config.deepspeed_config}: DeepSpeed rejects it: {reason}") from error
         self.network: nn.Module = self.engine
         self.engine.optimizer.override_loss_scale(1.0)
         for module in model.modules():
@@ -82,7 +82,7 @@ class ZeRO3:
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
-        """See `Parallel`; gradients are spread after every micro-batch, since no rank has room for whole ones."""
+        """See `Parallel`; gradients are reduce-scattered after every micro-batch, because only shards fit in memory."""
         self.engine.set_gradient_accumulation_boundary(last)
         with self.numerics.autocast():
             yield
@@ -96,8 +96,8 @@ class ZeRO3:
         """See `Parallel`."""
         zero = self.engine.optimizer
         set_learning_rates([zero], factor)
-        # DeepSpeed takes the mean over the ranks, divides by the loss's scale, measures the norm, and clips. So the
-        # scale that the sum of losses has over their mean is the number of targets, known only now.
+        # DeepSpeed averages over the ranks, divides by the loss scale, computes the norm, and clips. The loss is a sum,
+        # so its scale relative to the mean is the number of targets, which is known only now.
         zero.override_loss_scale(float(n_targets) / self.ranks.world_size)
         self.engine.step()
         zero.override_loss_scale(1.0)
@@ -113,7 +113,7 @@ class ZeRO3:
         whole = self.deepspeed.utils.safe_get_full_optimizer_state
         names = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
         steps = [state["step"] for state in self.engine.optimizer.state.values()]
-        if not steps:  # before the first update there is none
+        if not steps:  # no state before the first update
             return {}
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -127,7 +127,7 @@ class ZeRO3:
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See `Parallel`."""
         saved = by_parameter(tensors)
-        saved.pop(LOSS_SCALE, None)  # of a run in float16, which is not done here
+        saved.pop(LOSS_SCALE, None)  # of a float16 run; float16 is not supported here
         step = max((float(state["step"]) for state in saved.values() if "step" in state), default=0.0)
         zero = self.engine.optimizer
         for flat in zero.fp32_partitioned_groups_flat:
@@ -140,18 +140,18 @@ class ZeRO3:
         refuse_left_over(saved)
 
     def _gather_for_logits(self, model: Any) -> None:
-        """Let `GPT.logits` find its weight outside of a forward, where no hook gathers it; generation needs that."""
+        """Make `GPT.logits` gather its weight outside of a forward, where no hook does; generation needs this."""
         plain, head = model.logits, model.wte if model.head is None else model.head
 
         def logits(hidden: Tensor) -> Tensor:
-            weight = head.weight  # inside a forward, asking for it gathers it; else it is empty
+            weight = head.weight  # inside a forward, access gathers the weight; outside, it is empty
             with self.deepspeed.zero.GatheredParameters(weight, enabled=weight.numel() == 0):
                 return plain(hidden)
 
         model.logits = logits
 
     def _part(self, whole: Tensor, parameter: Tensor) -> Tensor:
-        """This rank's part of a tensor of a parameter's shape: an equal share, zeros where the last one ends early."""
+        """This rank's flat shard of an unsharded tensor; shards have equal sizes, the end is zero-padded."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         part = whole.flatten()[self.ranks.rank * size : (self.ranks.rank + 1) * size]
         return F.pad(part, (0, size - part.numel()))
@@ -165,5 +165,5 @@ class ZeRO3:
             return tensor.detach().clone()
 
     def _on_main(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Gather tensors one by one, so that only rank 0 ever holds them all."""
+        """Gather tensors one by one to the CPU of rank 0; {} on other ranks."""
         return {name: whole.cpu() for name, whole in tensors if self.ranks.main}

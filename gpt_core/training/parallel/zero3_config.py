@@ -1,4 +1,4 @@
-"""DeepSpeed's ds_config.json, held against our configuration, which decides what both could say."""
+"""Read DeepSpeed's ds_config.json and check it against the training configuration, which takes precedence."""
 
 import json
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from gpt_core.common.errors import InputError
 from gpt_core.hardware.device import Numerics
 from gpt_core.training.config import TrainConfig
 
-ADAM_EPS = 1e-8  # torch's default, which every AdamW here has
-BUCKET = 500_000_000  # DeepSpeed's default: numbers in the buffer that gradients travel in
-# What a file may hold beside what our configuration decides. The first two are the file's to say; the rest changes
-# what DeepSpeed prints or would refuse, and is left out.
-SECTIONS = {"zero_optimization", "torch_autocast"} | {
+ADAM_EPS = 1e-8  # torch's default, used by every AdamW here
+MAX_BUCKET_SIZE = 500_000_000  # DeepSpeed's default: elements in the buffer of a gradient reduction
+# Allowed sections of the file besides those that our configuration determines. The first two are used; the others only
+# change DeepSpeed's output or its checks, and are ignored.
+ALLOWED_SECTIONS = {"zero_optimization", "torch_autocast"} | {
     "steps_per_print",
     "wall_clock_breakdown",
     "zero_allow_untested_optimizer",
@@ -23,16 +23,16 @@ SECTIONS = {"zero_optimization", "torch_autocast"} | {
 def read_zero3_config(
     config: TrainConfig, world_size: int, numerics: Numerics, n_parameters: int
 ) -> dict[str, Any]:
-    """The settings to start DeepSpeed with: the file's, with ours where it says "auto" or nothing.
+    """The settings for DeepSpeed: those of the file, with our values for "auto" and missing keys.
 
     Args:
-        config: names the file, and has the rates, the clipping and, for pretraining, the batch size.
+        config: path of the file, learning rates, clipping and, for pretraining, the batch size.
         world_size: number of ranks.
-        numerics: the number format.
-        n_parameters: of the model; no buffer has to be larger.
+        numerics: the dtype.
+        n_parameters: number of parameters; limits the buffer size.
 
     Raises:
-        InputError: if the file cannot be read, asks for something else than our configuration, or for what is not done.
+        InputError: if the file cannot be read, contradicts our configuration, or sets something unsupported.
     """
     path = config.deepspeed_config
     assert path is not None
@@ -41,7 +41,7 @@ def read_zero3_config(
             given = json.load(file)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}; configs/ds_zero3_offload.json is one."
+            f"{path} cannot be read: {error.strerror}; an example is configs/ds_zero3_offload.json."
         ) from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}.") from error
@@ -51,28 +51,28 @@ def read_zero3_config(
         )
     if numerics.dtype == "float16":
         raise InputError(
-            "dtype is float16, whose loss scale DeepSpeed would not share; use --dtype bfloat16 or float32."
+            "dtype is float16, but its loss scale is not supported with DeepSpeed; use --dtype bfloat16 or float32."
         )
 
-    ours = decided(config, world_size, numerics)
-    sections = SECTIONS | {name.partition(".")[0] for name in ours}
+    ours = determined(config, world_size, numerics)
+    sections = ALLOWED_SECTIONS | {name.partition(".")[0] for name in ours}
     for name, value in leaves(given):
         if name.partition(".")[0] not in sections:
-            raise InputError(f"{path} sets {name}, which is not supported here; leave it out.")
+            raise InputError(f"{path} sets {name}, which is not supported here; remove it.")
         if name.startswith(("optimizer.", "scheduler.")) and name not in ours and value != "auto":
             raise InputError(
-                f"{path} sets {name} to {value!r}, but the configuration has no such key; leave it out."
+                f"{path} sets {name} to {value!r}, but the configuration has no such key; remove it."
             )
         if name in ours and value != "auto" and value not in ours[name][0]:
             raise InputError(
-                f'{path} sets {name} to {value!r}, but {ours[name][1]}; leave it out, or write "auto" there.'
+                f'{path} sets {name} to {value!r}, but {ours[name][1]}; remove it, or set it to "auto".'
             )
 
     zero = {"stage": 3} | given.get("zero_optimization", {})
     if zero.get("reduce_bucket_size", "auto") == "auto":
-        zero["reduce_bucket_size"] = min(BUCKET, n_parameters)
+        zero["reduce_bucket_size"] = min(MAX_BUCKET_SIZE, n_parameters)
     settings: dict[str, Any] = {
-        # Only DeepSpeed's own figures of speed go by these two: the loop says when a step is complete.
+        # DeepSpeed uses these two only to report speed; the loop decides when a step is complete.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.grad_clip,
@@ -80,7 +80,7 @@ def read_zero3_config(
         "zero_force_ds_cpu_optimizer": False,
     }
     if numerics.dtype == "bfloat16":
-        # Weights and gradients travel as float32, unless the file names modules whose weights may be rounded before.
+        # Weights and gradients are communicated in float32, except in modules that the file lists as safe.
         safe = given.get("torch_autocast", {}).get("lower_precision_safe_modules", [])
         settings["torch_autocast"] = {
             "enabled": True,
@@ -90,8 +90,8 @@ def read_zero3_config(
     return settings
 
 
-def decided(config: TrainConfig, world_size: int, numerics: Numerics) -> dict[str, tuple[list[Any], str]]:
-    """What our configuration decides: DeepSpeed's name for it → the values that agree with it, and how we say so."""
+def determined(config: TrainConfig, world_size: int, numerics: Numerics) -> dict[str, tuple[list[Any], str]]:
+    """Settings that our configuration determines: DeepSpeed's name → (accepted values, text for the error message)."""
     bf16 = numerics.dtype == "bfloat16"
     dtype = f"dtype is {numerics.dtype}"
     betas = [config.beta1, config.beta2]
@@ -100,14 +100,14 @@ def decided(config: TrainConfig, world_size: int, numerics: Numerics) -> dict[st
         "optimizer.type": (["AdamW"], "optimizer is adamw"),
         "optimizer.params.lr": ([config.learning_rate], f"learning_rate is {config.learning_rate}"),
         "optimizer.params.betas": ([betas], f"beta1 and beta2 are {config.beta1} and {config.beta2}"),
-        "optimizer.params.eps": ([ADAM_EPS], f"it is {ADAM_EPS} here"),
+        "optimizer.params.eps": ([ADAM_EPS], f"it is always {ADAM_EPS} here"),
         "optimizer.params.weight_decay": ([config.weight_decay], f"weight_decay is {config.weight_decay}"),
         "scheduler.type": ([], f"schedule is {config.schedule}"),
         "bf16.enabled": ([bf16], dtype),
         "fp16.enabled": ([False], dtype),
         "torch_autocast.enabled": ([bf16], dtype),
         "torch_autocast.dtype": ([numerics.dtype], dtype),
-        "zero_optimization.stage": ([3], "parallel deepspeed means 3; ddp and fsdp2 do what the others do"),
+        "zero_optimization.stage": ([3], "parallel deepspeed means stage 3; for others use ddp or fsdp2"),
         "zero_optimization.offload_param.device": (["cpu", "none"], "only cpu and none are supported"),
         "zero_optimization.offload_optimizer.device": (["cpu", "none"], "only cpu and none are supported"),
         "zero_optimization.offload_optimizer.ratio": ([1.0], "the optimizer is offloaded as a whole"),
@@ -115,18 +115,18 @@ def decided(config: TrainConfig, world_size: int, numerics: Numerics) -> dict[st
     batch_size = getattr(config, "batch_size", None)
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     if batch_size is None:
-        return ours | {name: ([], "this training's batches are not DeepSpeed's to cut") for name in names}
+        return ours | {name: ([], "DeepSpeed does not split the batches of this training") for name in names}
     micro = getattr(config, "micro_batch_size", None) or batch_size // world_size
     accumulation = batch_size // (micro * world_size)
     return ours | {
         names[0]: ([batch_size], f"batch_size is {batch_size}"),
         names[1]: ([micro], f"micro_batch_size is {micro}"),
-        names[2]: ([accumulation], f"batch_size and micro_batch_size ask for {accumulation}"),
+        names[2]: ([accumulation], f"batch_size and micro_batch_size give {accumulation}"),
     }
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested sections under its dotted name."""
+    """All (dotted name, value) pairs of nested sections."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")

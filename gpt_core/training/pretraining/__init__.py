@@ -1,1 +1,1 @@
-"""Pretraining on the one loop, and its dry run."""
+"""Pretraining and its dry run."""

@@ -1,4 +1,4 @@
-"""Every key of pretraining."""
+"""Configuration of pretraining."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,59 +12,59 @@ from gpt_core.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class PretrainConfig(TrainConfig):
-    """Every key of pretraining. Keys of the model's shape whose default is None follow the model of `init_from`."""
+    """Configuration of pretraining. Shape keys that are None take the value of the model in `init_from`."""
 
     data_dir: str = "data/shakespeare_char"
     """Folder with token shards and their tokenizer, from scripts/prepare_data.py."""
     tokenizer: str | None = None
-    """The shards' tokenizer; None: the one in data_dir. nanoGPT's .bin files need it, for GPT-2's BPE: gpt2."""
+    """Tokenizer of the shards; None: the one in data_dir. nanoGPT's .bin files have none; for GPT-2's BPE give gpt2."""
     align_documents: bool = False
-    """Let no window of the data span two documents: each begins one, or goes on with it."""
+    """Never let a window span two documents; each window lies within one document."""
     init_from: str = "scratch"
-    """scratch, or what to fine-tune: a model folder, a run's out_dir or a known model."""
+    """scratch, or the model to fine-tune: a model folder, a run's out_dir or a known model."""
     init: Literal["gpt2", "zero"] = "gpt2"
-    """From scratch: GPT-2's initial weights, or with those zero that add to the residual stream."""
+    """Initialisation from scratch. gpt2: GPT-2's; zero: GPT-2's with the projections into the residual stream zero."""
     graph: Literal["qwen3", "llama", "gpt2"] | None = None
-    """Whose architecture, and so whose file format. None: qwen3."""
+    """Architecture, which also determines the file format. None: qwen3."""
     position: Literal["alibi"] | None = None
-    """alibi: distances instead of positions (Press et al. 2022), in a format that only this package opens. None: the
-    graph's own, learned for gpt2, else rotary."""
+    """alibi: ALiBi (Press et al. 2022); only this package can open such a model. None: the graph's default, learned
+    positions for gpt2, else rotary."""
     n_layer: int | None = None
-    """Blocks. None: 12."""
+    """Number of blocks. None: 12."""
     n_head: int | None = None
-    """Attention heads. None: 12."""
+    """Number of attention heads. None: 12."""
     n_kv_head: int | None = None
-    """Heads of keys and values; fewer than n_head: grouped-query attention. None: n_head."""
+    """Number of KV heads; fewer than n_head: grouped-query attention. None: n_head."""
     n_embd: int | None = None
-    """Width, a multiple of n_head. None: 768."""
+    """Model width, a multiple of n_head. None: 768."""
     n_inner: int | None = None
     """Width of the MLP; None: 4 n_embd for gpt2, else 8/3 n_embd to the nearest multiple of 64."""
     block_size: int | None = None
-    """Context, in tokens. None: 1024; fine-tuning: all that the model has, or fewer."""
+    """Context length in tokens. None: 1024; for fine-tuning at most the model's, which is the default."""
     tie_embeddings: bool | None = None
-    """Whether the output layer is the token embedding. None: yes."""
+    """Whether the output layer shares the weights of the token embedding. None: yes."""
     vocab_multiple: int = 64
-    """From scratch: pad the vocabulary to a multiple of this, which matrix kernels like; 1: as it is."""
+    """From scratch: pad the vocabulary to a multiple of n, for faster matrix kernels; 1: no padding."""
     expected_vocab_size: int = 50257
-    """The vocabulary that a dry run reckons with while there is no data; GPT-2's BPE has 50,257."""
+    """Vocabulary size that a dry run assumes if there is no data; GPT-2's BPE has 50,257."""
     dropout: float = 0.0
-    """Share of activations that is dropped in training."""
+    """Dropout probability in training."""
     batch_size: int = 480
-    """Sequences of block_size tokens per step, over all ranks and accumulation."""
+    """Sequences of block_size tokens per step, over all ranks and accumulation steps."""
     micro_batch_size: int | None = None
-    """Sequences per forward on one rank; the rest of batch_size is accumulated. None: all of a rank's share."""
+    """Sequences per forward on one rank; gradients are accumulated up to batch_size. None: batch_size / ranks."""
     batch_size_start: int | None = None
-    """Begin with steps of so many sequences; None: batch_size."""
+    """Batch size of the first step, in sequences; None: batch_size."""
     batch_ramp_iters: int = 0
-    """Steps over which the batch grows from batch_size_start to batch_size, linearly."""
+    """Steps over which the batch grows linearly from batch_size_start to batch_size."""
     sample_tokens: int = 0
-    """At each evaluation, show a text of so many tokens; 0: none."""
+    """At each evaluation, print a generated text of n tokens; 0: none."""
     sample_prompt: str = "\n"
-    """What that text begins with."""
+    """Prompt of the generated text."""
     eval_only: bool = False
-    """Print the validation loss of what init_from or out_dir holds, and end."""
+    """Print the validation loss of the model in out_dir or init_from, and exit."""
     dry_run: bool = False
-    """Print parameters, memory, measured speed, hours and tokens per parameter, and end."""
+    """Print parameters, memory, measured speed, hours and tokens per parameter, and exit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,19 +79,22 @@ class PretrainConfig(TrainConfig):
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
         if self.batch_ramp_iters and self.batch_size_start is None:
             raise InputError(
-                f"batch_ramp_iters is {self.batch_ramp_iters}, but there is no batch_size_start; give the size that "
-                "the batch begins with."
+                f"batch_ramp_iters is {self.batch_ramp_iters}, but batch_size_start is not set; set it to the batch "
+                "size of the first step."
             )
         if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}; expected a share in [0, 1).")
+            raise InputError(f"dropout is {self.dropout}; expected a number in [0, 1).")
         if self.sample_tokens and not self.sample_prompt:
-            raise InputError('sample_prompt is empty; a text needs a beginning, such as "\\n".')
+            raise InputError('sample_prompt is empty; expected at least one character, such as "\\n".')
 
     def gpt_config(self, tokenizer: Tokenizer | None) -> GPTConfig:
-        """The shape of a model from scratch, for this tokenizer; None: for a vocabulary of `expected_vocab_size`.
+        """Shape of a model trained from scratch.
+
+        Args:
+            tokenizer: determines the vocabulary size and the special ids; None: `expected_vocab_size`, no special ids.
 
         Raises:
-            InputError: if the numbers do not fit together.
+            InputError: if n_embd is not a multiple of n_head, or gpt2 is to have grouped queries.
         """
         n_head, n_embd = self.n_head or 12, self.n_embd or 768
         if n_embd % n_head:
@@ -112,7 +115,9 @@ class PretrainConfig(TrainConfig):
             shape |= {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
         if self.graph == "gpt2":
             if self.n_kv_head not in (None, n_head):
-                raise InputError(f"n_kv_head is {self.n_kv_head}; the graph gpt2 has no grouped queries.")
+                raise InputError(
+                    f"n_kv_head is {self.n_kv_head}; expected n_head, {n_head}: gpt2 has no grouped-query attention."
+                )
             return GPTConfig.gpt2(**shape, n_inner=self.n_inner or 4 * n_embd)
         return GPTConfig(
             **shape,
@@ -123,10 +128,14 @@ class PretrainConfig(TrainConfig):
         )
 
     def check_shape(self, theirs: GPTConfig, source: Path) -> None:
-        """Make sure that no key asks the model in `source`, which is fine-tuned, for another shape than it has.
+        """Check that the shape keys match the model to fine-tune.
+
+        Args:
+            theirs: shape of the model.
+            source: path of the model, for the error message.
 
         Raises:
-            InputError: naming the key and both values.
+            InputError: naming the key and both values, if they differ.
         """
         given = {"graph": theirs.model_type, "block_size": theirs.block_size}
         for name in ("position", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_embeddings"):
@@ -136,6 +145,6 @@ class PretrainConfig(TrainConfig):
             fits = asked <= value if name == "block_size" and asked else asked == value
             if asked is not None and not fits:
                 raise InputError(
-                    f"{name} is {asked}, but {source} has {value}; a model that is fine-tuned keeps its shape. Leave "
-                    f"{name} out, or set init_from to scratch."
+                    f"{name} is {asked}, but {source} has {value}; fine-tuning cannot change the shape. Remove "
+                    f"{name}, or set init_from to scratch."
                 )

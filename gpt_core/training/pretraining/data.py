@@ -1,4 +1,4 @@
-"""The token shards and the tokenizer that pretraining reads."""
+"""Open the token shards and the tokenizer of pretraining."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from gpt_core.training.pretraining.config import PretrainConfig
 
 
 def open_data(config: PretrainConfig) -> tuple[Tokenizer, dict[str, list[Shard]]]:
-    """The tokenizer, and the shards of the splits "train" and "val".
+    """Open the tokenizer and the shards of the splits "train" and "val".
 
     Raises:
-        InputError: if either is missing, a shard is torn, or it was made with another tokenizer.
+        InputError: if one of them is missing, or a shard is truncated or was made with another tokenizer.
     """
     splits = {name: open_split(config.data_dir, name) for name in ("train", "val")}
     if config.tokenizer is None and not Path(config.data_dir, "tokenizer.json").exists():
         raise InputError(
-            f"{config.data_dir} has no tokenizer.json; give --tokenizer, for nanoGPT's data of GPT-2's BPE: gpt2."
+            f"{config.data_dir} has no tokenizer.json; give --tokenizer (gpt2 for nanoGPT data with GPT-2's BPE)."
         )
     tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
     for shards in splits.values():
@@ -28,10 +28,10 @@ def open_data(config: PretrainConfig) -> tuple[Tokenizer, dict[str, list[Shard]]
 
 
 def verify(splits: dict[str, list[Shard]], vocab_size: int) -> None:
-    """Read every shard once and hold it against its checksum and the vocabulary.
+    """Read every shard and check its checksum and that its ids are below `vocab_size`.
 
     Raises:
-        InputError: naming the shard that is damaged.
+        InputError: naming the damaged shard.
     """
     for name, shards in splits.items():
         for shard in tqdm(shards, desc=f"checking {name} shards", leave=False, disable=None):

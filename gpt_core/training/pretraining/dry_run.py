@@ -1,4 +1,4 @@
-"""What a training will take, before anybody rents a GPU: parameters, memory, speed, hours, tokens per parameter."""
+"""Dry run of pretraining: estimate parameters, memory, speed, hours and tokens per parameter."""
 
 import dataclasses
 import os
@@ -19,23 +19,23 @@ from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.data import open_data
 from gpt_core.training.pretraining.measure_step import Memory, Speed, measure
 
-CHINCHILLA = 20  # training tokens per parameter that made the best use of arithmetic (Hoffmann et al. 2022)
-MFU = 0.4  # share of its peak that a GPU is taken to reach
-NARROW = 512  # width of a model below which it does not reach it
-RENTED = ((1, "A100"), (8, "A100"), (8, "H100"))
-MANY = 8  # ranks that sharding is shown for, unless torchrun started others
+CHINCHILLA_RATIO = 20  # compute-optimal training tokens per parameter (Hoffmann et al. 2022)
+ASSUMED_MFU = 0.4  # fraction of its peak that a large GPU is assumed to reach
+MIN_WIDTH = 512  # n_embd below which a large GPU does not reach ASSUMED_MFU
+REFERENCE_GPUS = ((1, "A100"), (8, "A100"), (8, "H100"))  # hours are estimated for these
+ASSUMED_RANKS = 8  # memory with sharding is shown for this world size, unless torchrun started several ranks
 
 
 def dry_run(config: PretrainConfig) -> dict[str, float]:
-    """Print what this training takes, from a few steps of its real model on random tokens; writes no file.
+    """Print an estimate for this training, measured with a few steps on random tokens; writes no file.
 
-    While there is no data, the vocabulary is assumed. Under torchrun the first rank alone measures.
+    Without data, the vocabulary size is `config.expected_vocab_size`. Under torchrun only rank 0 measures.
 
     Returns:
-        The main figures: parameters, tokens_per_s and hours on this machine, tokens_per_parameter.
+        parameters, tokens_per_s and hours on this machine, tokens_per_parameter; {} on other ranks.
 
     Raises:
-        InputError: for what training would refuse, too: shards of another tokenizer, batch sizes that do not divide.
+        InputError: as in training, e.g. for shards of another tokenizer or batch sizes that do not divide.
     """
     if int(os.environ.get("RANK", 0)):
         return {}
@@ -59,12 +59,12 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
     n_parameters = sum(sizes.values())
     n_embedding = sum(n for name, n in sizes.items() if name.startswith(("wte", "wpe")))
     step_tokens = config.batch_size * block_size
-    ramped = config.batch_ramp_iters * (config.batch_size - start) // 2  # sequences that the ramp leaves out
+    ramped = config.batch_ramp_iters * (config.batch_size - start) // 2  # sequences that the batch ramp saves
     n_tokens = step_tokens * config.max_iters - ramped * block_size
     tokens_per_s = step_tokens / (share * speed.sequence + speed.update)
     n_evaluations = -(-config.max_iters // config.eval_interval)
     n_evaluated = n_evaluations * windows["val"].n_targets if windows else 0
-    # A forward takes a third of what it takes with its backward.
+    # A forward takes a third of the time of forward and backward.
     seconds_evaluated = n_evaluated / block_size * speed.sequence / 3 / world_size
     seconds = n_tokens / tokens_per_s + seconds_evaluated
 
@@ -78,22 +78,25 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
     print_memory(memory, config, world_size, micro_batch_size, numerics)
     print_speed(speed, numerics, tokens_per_s, shape.n_layer, world_size)
     flops = n_tokens * flops_per_token(shape, block_size)
-    rented = [f"{_hours(flops / (n * PEAK_TFLOPS[gpu] * 1e12 * MFU))} on {n}× {gpu}" for n, gpu in RENTED]
-    elsewhere = f"{', '.join(rented)} at {MFU:.0%} of their peak"
-    if shape.n_embd < NARROW:
-        elsewhere = f"no estimate for large GPUs: matrices {shape.n_embd} wide leave them idle"
+    estimates = [
+        f"{_hours(flops / (n * PEAK_TFLOPS[gpu] * 1e12 * ASSUMED_MFU))} on {n}× {gpu}"
+        for n, gpu in REFERENCE_GPUS
+    ]
+    elsewhere = f"{', '.join(estimates)} at {ASSUMED_MFU:.0%} of their peak"
+    if shape.n_embd < MIN_WIDTH:
+        elsewhere = f"no estimate for large GPUs: matrices of width {shape.n_embd} leave them idle"
     evaluated = f" and {_count(n_evaluations, 'evaluation')}" if windows else ", evaluations not counted"
     print(
         f"time      {_hours(seconds)} here for {_count(config.max_iters, 'step')}{evaluated}\n"
         f"          {elsewhere}\n"
-        f"tokens    {n_tokens:,} to learn from, {n_tokens / n_parameters:,.1f} per parameter; Chinchilla's "
-        f"{CHINCHILLA} take {_count(round(CHINCHILLA * n_parameters / step_tokens), 'step')}"
+        f"tokens    {n_tokens:,} in training, {n_tokens / n_parameters:,.1f} per parameter; Chinchilla's "
+        f"{CHINCHILLA_RATIO} take {_count(round(CHINCHILLA_RATIO * n_parameters / step_tokens), 'step')}"
     )
     if windows:
         n_data = windows["train"].n_targets
         print(f"data      {n_data:,} tokens in {config.data_dir}: {n_tokens / n_data:,.2f} epochs")
     else:
-        print(f"data      none in {config.data_dir} yet; scripts/prepare_data.py makes it")
+        print(f"data      none in {config.data_dir} yet; create it with scripts/prepare_data.py")
     return {
         "parameters": n_parameters,
         "tokens_per_s": tokens_per_s,
@@ -103,10 +106,10 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
 
 
 def find_shape(config: PretrainConfig) -> tuple[GPTConfig, str, dict[str, Windows]]:
-    """The model's shape, whose vocabulary it has, and the windows of both splits, {} while there is no data.
+    """Shape of the model, origin of its vocabulary as text, and windows by split ({} without data).
 
     Raises:
-        InputError: for data that training would refuse.
+        InputError: if data, tokenizer and model do not match.
     """
     folder, splits = Path(config.data_dir), dict[str, list[Shard]]()
     tokenizer, vocabulary = None, "assumed, there is no tokenizer yet"
@@ -136,30 +139,30 @@ def print_memory(
     micro_batch_size: int,
     numerics: Numerics,
 ) -> None:
-    """Print what a rank needs, for each way of sharing a model."""
+    """Print the memory that a rank needs, for each kind of parallelism."""
     state, working = 2 * memory.weights + memory.optimizer, memory.activations + memory.loss
-    shared = world_size if world_size > 1 else MANY
-    kernels = ", with a CPU's kernels, which keep more than a GPU's" if numerics.device == "cpu" else ""
+    shared = world_size if world_size > 1 else ASSUMED_RANKS
+    kernels = ", with CPU kernels, which save more than GPU kernels" if numerics.device == "cpu" else ""
     print(
         f"memory    weights {_size(memory.weights)}, gradients {_size(memory.weights)}, optimizer ({config.optimizer}) "
         f"{_size(memory.optimizer)}\n"
         f"          a micro-batch of {micro_batch_size:,} in {numerics.dtype}: about {_size(memory.activations)} of "
         f"activations and {_size(memory.loss)} for the loss, uncompiled{kernels}\n"
-        f"          a rank that holds the model (ddp, or alone): {_size(state + working)}\n"
+        f"          a rank with the whole model (ddp, or one process): {_size(state + working)}\n"
         f"          one of {shared} with fsdp2: {_size(state / shared + memory.gathered + working)}; with cpu_offload, "
         f"or deepspeed: {_size(memory.gathered + working)}, and {_size(state)} of CPU memory over all"
     )
 
 
 def print_speed(speed: Speed, numerics: Numerics, tokens_per_s: float, n_layer: int, world_size: int) -> None:
-    """Print the measured speed, and on what it was measured."""
+    """Print the speed and how it was measured or estimated."""
     if speed.n_sequences == 0:
-        how = f"reckoned from 2 of the {n_layer} blocks by their arithmetic, since all take too long or too much here"
+        how = f"estimated from 2 of the {n_layer} blocks by FLOPs, because all need too much time or memory here"
     else:
         how = f"measured on {_count(speed.n_sequences, 'random sequence')} at a time"
         if speed.peak is not None:
-            how += f", with {_size(speed.peak)} of memory at most"
-    ranks = f", {world_size} ranks without their exchange" if world_size > 1 else ""
+            how += f", peak memory {_size(speed.peak)}"
+    ranks = f", {world_size} ranks without communication" if world_size > 1 else ""
     compiled = "compiled, " if numerics.compile and speed.n_sequences else ""
     print(
         f"speed     {tokens_per_s:,.0f} tokens/s here: {numerics.device}, {numerics.dtype}, {compiled}"
@@ -176,7 +179,7 @@ def _size(n_bytes: float) -> str:
 
 
 def _hours(seconds: float) -> str:
-    """Hours, with days or minutes where they say more."""
+    """Hours as text; from 48 hours also days, below 2 hours also minutes."""
     hours = seconds / 3600
     if hours >= 48:
         return f"{hours:,.0f} h ({hours / 24:,.1f} days)"

@@ -1,4 +1,4 @@
-"""Trial steps of a model: how long they take and how much memory, measured before a training begins."""
+"""Measure time and memory of training steps with trial steps of the model."""
 
 import dataclasses
 import os
@@ -19,19 +19,19 @@ from gpt_core.training.monitoring.flops import flops_per_token
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.parallel.torch_parallel import TorchParallel, try_compiled
 
-LONG = 4.0  # seconds that are measured
-FREE_SHARE = 0.7  # of the free memory that a measurement may take
+MAX_SECONDS = 4.0  # time limit of a measurement
+MEMORY_FRACTION = 0.7  # of the free memory that a measurement may use
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How long the parts of a step take.
+    """Time of the parts of a step.
 
     Attributes:
         sequence: seconds of forward and backward per sequence.
         update: seconds of an optimizer step.
-        n_sequences: in a forward that was measured; 0: only a model of two blocks was, and the rest reckoned from it.
-        peak: bytes of memory that the process took at most; None where that is not known.
+        n_sequences: sequences per measured forward; 0: estimated from a measured model of two blocks.
+        peak: peak memory of the process in bytes; None if unknown.
     """
 
     sequence: float
@@ -42,14 +42,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, of one rank that holds the whole model.
+    """Memory in bytes of one rank with the whole model.
 
     Attributes:
-        weights: of the float32 weights; the gradients take as much.
-        optimizer: of the optimizers' state.
-        activations: what a micro-batch's forward keeps for its backward, casts of the weights included.
-        loss: what a chunk of the logits takes while the loss is computed.
-        gathered: weights that a sharded rank has at a time: those outside the blocks, and two blocks.
+        weights: float32 weights; the gradients need as much again.
+        optimizer: optimizer state.
+        activations: tensors that a micro-batch's forward saves for its backward, casts of the weights included.
+        loss: a chunk of the logits while the loss is computed.
+        gathered: weights that a sharded rank has gathered at a time: those outside the blocks, and two blocks.
     """
 
     weights: int
@@ -67,28 +67,28 @@ def measure(
     block_size: int,
     micro_batch_size: int,
 ) -> tuple[Memory, Speed]:
-    """Measure a model of two blocks, from which the rest follows, then the whole one if that is feasible.
+    """Measure a model of two blocks and extrapolate, then measure the whole model if time and memory allow.
 
     Args:
         config: the optimizers.
-        shape: of the model.
-        device: where it runs.
-        numerics: how.
+        shape: shape of the model.
+        device: device to measure on.
+        numerics: dtype, threads and compilation.
         block_size: tokens in a sequence.
-        micro_batch_size: sequences in a forward; fewer are measured where so many take too long or too much memory.
+        micro_batch_size: sequences in a forward; fewer are measured if these need too much time or memory.
     """
     eager = dataclasses.replace(numerics, compile=False)
     small = [dataclasses.replace(shape, n_layer=n) for n in (1, 2)]
-    kept = [[kept_bytes(s, device, eager, block_size, n) for n in (1, 2)] for s in small]
+    saved = [[activation_bytes(s, device, eager, block_size, n) for n in (1, 2)] for s in small]
 
     def all_blocks(one: int, two: int) -> int:
         return one + (shape.n_layer - 1) * (two - one)
 
-    per_sequence = all_blocks(*(two - one for one, two in kept))
-    fixed = all_blocks(*(2 * one - two for one, two in kept))
+    per_sequence = all_blocks(*(two - one for one, two in saved))
+    fixed = all_blocks(*(2 * one - two for one, two in saved))
     step = Step(config, small[1], device, eager, block_size, 1)
     weights, optimizer = step.sizes(shape.n_layer)
-    # Logits, their softmax and the gradient in 32 bits; under autocast copies in 16 bits as well.
+    # Logits, softmax and gradient in 32 bits; under autocast also copies in 16 bits.
     bytes_per_logit = 12 if numerics.dtype == "float32" else 16
     memory = Memory(
         weights=weights,
@@ -102,10 +102,12 @@ def measure(
     speed = Speed(sequence * flops[1] / flops[0], update * weights / step.sizes(2)[0])
     del step
 
-    room = FREE_SHARE * free_memory(device) - 2 * memory.weights - memory.optimizer - memory.loss - fixed
-    n = min(micro_batch_size, int(room / max(1.0, per_sequence)))
+    spare = (
+        MEMORY_FRACTION * free_memory(device) - 2 * memory.weights - memory.optimizer - memory.loss - fixed
+    )
+    n = min(micro_batch_size, int(spare / max(1.0, per_sequence)))
     if device.type != "cuda":
-        n = min(n, 0 if speed.sequence > LONG else max(1, int(LONG / 4 / speed.sequence)))
+        n = min(n, 0 if speed.sequence > MAX_SECONDS else max(1, int(MAX_SECONDS / 4 / speed.sequence)))
     if n < 1:
         return memory, speed
     if device.type == "cuda":
@@ -115,7 +117,7 @@ def measure(
 
 
 class Step:
-    """The parts of a training step of a model of this shape, on random tokens, in one process."""
+    """Forward, backward and update of a model of this shape, on random tokens, in one process."""
 
     def __init__(
         self,
@@ -135,22 +137,22 @@ class Step:
         if numerics.compile:
             try_compiled(self.model, self.micro_step, Ranks(device=device))
         self.micro_step()
-        self.update()  # the first one allocates the optimizers' state
+        self.update()  # the first update allocates the optimizer state
 
     def micro_step(self) -> None:
-        """Forward and backward."""
+        """Forward and backward of one micro-batch."""
         with self.parallel.micro_step(last=True):
             out = self.parallel.network(self.ids, targets=self.ids, logits=False)
             self.parallel.backward(out.loss_sum)
 
     def update(self) -> None:
-        """An optimizer step, at rates of zero."""
+        """An optimizer step with learning rate 0."""
         self.parallel.update(torch.tensor(self.ids.numel(), device=self.device), 0.0)
 
     def sizes(self, n_layer: int) -> tuple[int, int]:
-        """Bytes of the weights and of the optimizers' state if the model had so many blocks."""
+        """Bytes of the weights and of the optimizer state of a model with `n_layer` blocks."""
         inside = set(self.model.blocks.parameters())
-        state = {p: held for optimizer in self.parallel.optimizers for p, held in optimizer.state.items()}
+        state = {p: s for optimizer in self.parallel.optimizers for p, s in optimizer.state.items()}
         sizes = [0.0, 0.0]
         for p in self.model.parameters():
             share = n_layer / len(self.model.blocks) if p in inside else 1
@@ -159,22 +161,22 @@ class Step:
         return round(sizes[0]), round(sizes[1])
 
     def time(self) -> tuple[float, float]:
-        """Seconds of forward and backward per sequence, and of an update: medians over a few."""
+        """Median seconds of forward and backward per sequence, and of an update."""
         micro, update = list[float](), list[float]()
-        end = time.perf_counter() + LONG / 2
+        end = time.perf_counter() + MAX_SECONDS / 2
         while not micro or (len(micro) < 20 and time.perf_counter() < end):
             micro.append(wall_seconds(self.micro_step, self.device))
             update.append(wall_seconds(self.update, self.device))
         return median(micro) / self.n, median(update)
 
 
-def kept_bytes(
+def activation_bytes(
     shape: GPTConfig, device: torch.device, numerics: Numerics, block_size: int, n_sequences: int
 ) -> int:
-    """Bytes that a forward through the blocks keeps for its backward, besides the weights: counted, not estimated."""
+    """Bytes that a forward through the blocks saves for its backward, without the weights; counted, not estimated."""
     with torch.device("meta"):
         model = GPT(shape).train()
-    model.to_empty(device=device)  # the values do not matter, and drawing them takes longer than all else
+    model.to_empty(device=device)  # the values do not matter, and drawing random ones is slow
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data.zero_()
     weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
@@ -188,13 +190,14 @@ def kept_bytes(
 
     ids = torch.randint(shape.vocab_size, (n_sequences, block_size), device=device)
     with saved_tensors_hooks(pack, lambda tensor: tensor), numerics.autocast():
-        hidden = model(ids, logits=False).hidden  # its graph holds what is counted, so no address comes twice
+        # The graph of `hidden` keeps the saved tensors alive, so their addresses are unique.
+        hidden = model(ids, logits=False).hidden
     assert hidden.requires_grad
     return sum(storages.values())
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that this process may still take on `device`, as far as the system says."""
+    """Free memory on `device` in bytes, as the system reports it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -204,7 +207,7 @@ def free_memory(device: torch.device) -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))  # a container's
+    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))  # container
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return free

@@ -1,4 +1,4 @@
-"""Pretraining: token shards, a GPT and the training loop, put together."""
+"""Pretraining: train a GPT on token shards."""
 
 import dataclasses
 import math
@@ -24,27 +24,28 @@ from gpt_core.training.loop import train
 from gpt_core.training.monitoring.diagnostics import Maxima
 from gpt_core.training.monitoring.flops import flops_per_token
 from gpt_core.training.numerics import agree_on_numerics
-from gpt_core.training.out_of_memory import shortage_named
+from gpt_core.training.out_of_memory import explain_shortage
 from gpt_core.training.parallel.ranks import ALONE, Ranks, join
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.data import open_data, verify
 
-FIRST_LOSS_TOLERANCE = 0.5  # nats: how far an untrained model's loss may lie from that of a uniform guess
-FIRST_LOSS_TOKENS = 2**11  # to measure it on
+FIRST_LOSS_TOLERANCE = 0.5  # nats: maximum difference of an untrained model's loss from ln(vocab_size)
+FIRST_LOSS_TOKENS = 2**11  # number of tokens to measure that loss on
 
 
 def pretrain(config: PretrainConfig) -> dict[str, float]:
-    """Pretrain a GPT, or go on with what is in out_dir; leaves checkpoints in out_dir/step-N, each a model folder.
+    """Pretrain or fine-tune a GPT; resume if out_dir has a checkpoint.
 
-    Under torchrun the ranks share the work, as `parallel` says.
+    Saves checkpoints in out_dir/step-N, each a model folder. Under torchrun, `parallel` determines how ranks share
+    the work.
 
     Returns:
-        The figures of the last evaluation, "val_loss" (nats per token over the whole validation split) among them; of a
-        dry run, its own.
+        The metrics of the last evaluation, including "val_loss" (nats per token over the whole validation split); for a
+        dry run, its figures.
 
     Raises:
-        InputError: for shards of another tokenizer or damaged ones, a checkpoint of another model, batch sizes that
-            do not divide, or a loss that is no finite number.
+        InputError: for damaged shards or shards of another tokenizer, a checkpoint of another model, batch sizes that
+            do not divide, or a loss that is not finite.
     """
     if config.dry_run:
         from gpt_core.training.pretraining.dry_run import dry_run
@@ -53,10 +54,10 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     with join(config.device) as ranks:
         n = config.micro_batch_size or config.batch_size // ranks.world_size
         memory = (
-            f"The memory of {ranks.device} does not suffice for micro-batches of {n} sequences; give a smaller "
-            "micro_batch_size, which changes no result, or a smaller model. --dry_run says what it takes."
+            f"{ranks.device} is out of memory with micro-batches of {n} sequences; give a smaller micro_batch_size, "
+            "which does not change the result, or a smaller model. --dry_run prints the memory needed."
         )
-        with shortage_named(config.out_dir, memory):
+        with explain_shortage(config.out_dir, memory):
             return _pretrain(config, ranks)
 
 
@@ -65,7 +66,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     resume = ranks.on_main(lambda: run_folder.latest(config.out_dir))
     if config.eval_only and resume is None and config.init_from == "scratch":
         raise InputError(
-            f"{config.out_dir} holds no checkpoint, and init_from is scratch: there is nothing to evaluate."
+            f"{config.out_dir} has no checkpoint, and init_from is scratch; set one of them to a model to evaluate."
         )
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer, resume)
@@ -124,8 +125,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         )
         return config.sample_prompt + str(text)
 
-    with closing(batches), ExitStack() as held:
-        ranks.on_main(lambda: held.enter_context(run_folder.alone_in(Path(config.out_dir))))
+    with closing(batches), ExitStack() as locks:
+        ranks.on_main(lambda: locks.enter_context(run_folder.lock_run_folder(Path(config.out_dir))))
         return train(
             model,
             batches,
@@ -142,10 +143,10 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
 
 
 def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | None) -> GPT:
-    """The model to train, on the CPU: drawn at random, or with the weights of `resume` or `init_from`.
+    """The model to train, on the CPU: randomly initialised, or with the weights of `resume` or `init_from`.
 
     Raises:
-        InputError: if these weights have another shape than the configuration asks for, or another tokenizer.
+        InputError: if the weights' shape differs from the configuration, or their tokenizer from `tokenizer`.
     """
     if config.init_from == "scratch":
         model = GPT(config.gpt_config(tokenizer), config.init)
@@ -162,9 +163,9 @@ def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | Non
 
 
 def make_card(config: PretrainConfig, training: Windows, tokenizer: Tokenizer, resume: Path | None) -> Card:
-    """What the model's card is to say beside its shape and its scores."""
+    """Data and origin of the model, for its model card."""
     data = [
-        f"`{config.data_dir}`: {training.n_targets:,} tokens to learn from, sha256 {training.checksum[:12]}",
+        f"`{config.data_dir}`: {training.n_targets:,} training tokens, sha256 {training.checksum[:12]}",
         f"tokenizer {tokenizer.fingerprint[:12]}, of {tokenizer.vocab_size:,} tokens",
     ]
     return trained(config, data, None if config.init_from == "scratch" else config.init_from, resume)
@@ -178,25 +179,25 @@ def describe_run(
     numerics: Numerics,
     resume: Path | None,
 ) -> None:
-    """Print in a few lines what is about to happen."""
+    """Print model, device and data of the run."""
     n_parameters = sum(p.numel() for p in model.parameters())
     origin = "from scratch" if config.init_from == "scratch" else f"from {config.init_from}"
-    sharing = "alone" if ranks.world_size == 1 else f"{ranks.world_size} ranks, {config.parallel}"
+    sharing = "1 process" if ranks.world_size == 1 else f"{ranks.world_size} ranks, {config.parallel}"
     print(
         f"{model.config.model_type} graph of {n_parameters:,} parameters, "
         f"{origin if resume is None else f'resuming {resume}'}\n"
         f"{numerics.device}, {sharing}, {numerics.dtype}, {numerics.threads} threads, "
         f"{'compiled' if numerics.compile else 'not compiled'}\n"
-        f"{training.n_targets:,} tokens to learn from, {config.batch_size * training.block_size:,} a step",
+        f"{training.n_targets:,} training tokens, {config.batch_size * training.block_size:,} per step",
         flush=True,
     )
 
 
 def check_first_loss(model: GPT, windows: Windows) -> None:
-    """Make sure that an untrained model knows nothing: its loss is that of a uniform guess, ln(vocabulary).
+    """Check that the loss of an untrained model is that of a uniform guess, ln(vocab_size).
 
     Raises:
-        InputError: if it is further off than FIRST_LOSS_TOLERANCE.
+        InputError: if it differs by more than FIRST_LOSS_TOLERANCE.
     """
     ids, targets = windows.rows(range(min(len(windows), max(1, FIRST_LOSS_TOKENS // windows.block_size))))
     model.eval()
@@ -205,17 +206,17 @@ def check_first_loss(model: GPT, windows: Windows) -> None:
     loss, expected = float(loss_sum / n_targets), math.log(model.config.vocab_size)
     if not abs(loss - expected) <= FIRST_LOSS_TOLERANCE:
         raise InputError(
-            f"The untrained model has a loss of {loss:.2f}, where a uniform guess over {model.config.vocab_size} "
-            f"tokens has {expected:.2f}: its initial weights are too large for its width. With --init zero, or a width "
-            "in the thousands, set --tie_embeddings False."
+            f"The untrained model has a loss of {loss:.2f}; expected {expected:.2f}, that of a uniform guess over "
+            f"{model.config.vocab_size} tokens. Its initial weights are too large for its width. With --init zero, or "
+            "n_embd above 1000, set --tie_embeddings False."
         )
 
 
 def check_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> None:
-    """Make sure, before the first evaluation needs it, that a text can begin with `prompt`.
+    """Check, before the first evaluation, that `prompt` can be encoded and is shorter than the context.
 
     Raises:
-        InputError: if it has characters without a token, or leaves no room for another one.
+        InputError: if it has characters outside the vocabulary, or `block_size` or more tokens.
     """
     n_prompt = len(tokenizer.encode(prompt, add_special_tokens=True))
     if n_prompt >= block_size:
@@ -225,21 +226,21 @@ def check_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> None:
 
 
 def check_tokenizer_of(path: Path, tokenizer: Tokenizer) -> None:
-    """Make sure that the model in `path` speaks the ids of `tokenizer`.
+    """Check that the model in `path` was trained with `tokenizer`.
 
     Raises:
-        InputError: naming both.
+        InputError: naming both fingerprints, if not.
     """
     theirs = Tokenizer.from_pretrained(path).fingerprint
     if theirs != tokenizer.fingerprint:
         raise InputError(
-            f"{path} was trained with the tokenizer {theirs}, but the data has {tokenizer.fingerprint}; give data that "
-            f"was prepared with --tokenizer {path}, or another out_dir or init_from."
+            f"{path} was trained with the tokenizer {theirs}, but the data has {tokenizer.fingerprint}; prepare the "
+            f"data with --tokenizer {path}, or choose another out_dir or init_from."
         )
 
 
 def next_token_loss(model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of a micro-batch's targets, and their number."""
+    """Sum of the cross-entropy over a micro-batch's targets, and the number of targets."""
     ids, targets = micro_batch
     out = model(ids, targets=targets, logits=False)
     return out.loss_sum, out.n_targets
@@ -248,9 +249,14 @@ def next_token_loss(model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> tup
 def evaluator(
     windows: Windows, ranks: Ranks = ALONE, numerics: Numerics | None = None
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """An evaluation for the training loop: the mean loss over every target of `windows`, shared by the ranks.
+    """Create the `evaluate` function of the training loop: mean loss over all targets of `windows`.
 
-    Beside it, from the first window of rank 0, what `Maxima` sees.
+    It also returns the figures of `Maxima`, from rank 0's forward of the first window.
+
+    Args:
+        windows: the validation split.
+        ranks: the processes, among which the windows are divided.
+        numerics: dtype; None: float32.
     """
     numerics = numerics or Numerics(ranks.device.type)
     size = max(1, EVAL_TOKENS // windows.block_size)
@@ -259,7 +265,7 @@ def evaluator(
         loss_sum, n_targets = 0.0, 0
         with Maxima(model) as maxima, numerics.autocast():
             model(windows.rows([0])[0].to(ranks.device), logits=False)
-        # Every rank runs as many forwards, since the ranks of a sharded model need one another in each.
+        # All ranks run the same number of forwards: every forward of a sharded model needs all ranks.
         for first in range(0, len(windows), size * ranks.world_size):
             start = min(first + ranks.rank * size, len(windows) - 1)
             ids, targets = windows.rows(range(start, min(start + size, len(windows))))
@@ -275,17 +281,17 @@ def evaluator(
 
 
 def load_weights(model: GPT, saved: GPT, path: Path) -> None:
-    """Copy the weights of `saved`, which was read from `path`, into `model`.
+    """Copy the weights of `saved`, which was loaded from `path`, into `model`.
 
     Raises:
-        InputError: if it is a checkpoint of another shape.
+        InputError: if the shapes differ.
     """
     for field in dataclasses.fields(GPTConfig):
         theirs, ours = getattr(saved.config, field.name), getattr(model.config, field.name)
         if theirs != ours and field.name != "dropout":
             raise InputError(
-                f"{path} has {field.name} = {theirs}, but this run asks for {ours}; resume with the same model, or "
+                f"{path} has {field.name} = {theirs}, but this run has {ours}; resume with the same model, or "
                 "choose another out_dir."
             )
-    # Copied, not assigned: tensors mapped from a file may be aligned otherwise, and kernels then round otherwise.
+    # Copy, because memory-mapped tensors may be aligned differently, and kernels then round differently.
     model.load_state_dict(saved.state_dict())

@@ -1,4 +1,4 @@
-"""BEIR folders: texts as everybody joins them, and judgements of nothing that is not there."""
+"""BEIR folders: title and text are joined, and judgements of unknown ids are refused."""
 
 import pytest
 
@@ -30,12 +30,12 @@ def test_reads_texts_and_judgements(tmp_path):
         ("q 1 1\n", "test.tsv, line 2: expected query, document and grade"),
     ],
 )
-def test_judgements_that_do_not_fit_are_refused(tmp_path, qrels, said):
+def test_judgements_of_unknown_ids_are_refused(tmp_path, qrels, said):
     with pytest.raises(InputError, match=said):
         read_beir(write_beir(tmp_path / "set", DOCUMENTS, QUERIES, qrels), "test")
 
 
-def test_judgements_may_begin_with_a_mark_and_must_be_text(tmp_path):
+def test_judgements_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path):
     folder = write_beir(tmp_path / "set", DOCUMENTS, QUERIES, "q\t1\t1\n")
     path = folder / "qrels" / "test.tsv"
     expected, plain = read_qrels(folder, "test"), path.read_text()
@@ -49,9 +49,9 @@ def test_judgements_may_begin_with_a_mark_and_must_be_text(tmp_path):
 @pytest.mark.parametrize(
     ("documents", "said"),
     [
-        ([*DOCUMENTS, {"_id": "2", "text": "again"}], "line 3: the id '2' was there before"),
+        ([*DOCUMENTS, {"_id": "2", "text": "again"}], "line 3: the id '2' occurs twice"),
         ([{"text": "nameless"}], 'line 1: expected "_id"'),
-        ([{"_id": "1", "contents": "x"}], "it has _id, contents"),
+        ([{"_id": "1", "contents": "x"}], "its keys are _id, contents"),
     ],
 )
 def test_broken_corpora_are_refused(tmp_path, documents, said):

@@ -1,4 +1,4 @@
-"""BM25: one ranking however it is asked."""
+"""BM25: `scores` and `search` give the same ranking."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ TEXTS = [
 QUERIES = ["sleeping cats", "dog", "不知为", "zebra", "the of", ""]
 
 
-def test_scores_of_all_texts_rank_them_as_the_search_does():
+def test_scores_rank_texts_as_search_does():
     ranker = BM25(TEXTS)
     scores = ranker.scores(QUERIES)
     assert scores.shape == (6, 5)
@@ -29,7 +29,7 @@ def test_scores_of_all_texts_rank_them_as_the_search_does():
         np.testing.assert_array_equal(ranker.scores([query])[0], one)
 
 
-def test_texts_without_words_are_found_by_nothing():
+def test_texts_without_words_score_zero():
     ranker = BM25(["", "..."])
     assert not ranker.scores(["anything", ""]).any()
     places, scores = ranker.search(["anything"], 2)

@@ -1,4 +1,4 @@
-"""Near-duplicates: what is found is exactly what shares enough runs of words."""
+"""Near-duplicates: exactly the pairs of texts that share enough n-grams are found."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed.data.near_duplicates import GRAM, near_duplicates, read_texts, without_near_duplicates
+from embed.data.near_duplicates import NGRAM_WORDS, near_duplicates, read_texts, without_near_duplicates
 from embed.data.pairs import Example
 from gpt_core.common.errors import InputError
 from tests.beir_folders import write_beir
@@ -16,22 +16,22 @@ PASSAGE = (
     "that his grandfather began in the year of the great storm, when eleven of them did not come back."
 )
 WORDS = PASSAGE.split()
-# few words, so that texts share runs
+# a vocabulary of three words, so that texts share n-grams
 SHORT = st.lists(st.sampled_from("abc"), max_size=14).map(" ".join)
 
 
 def overlap(ours: str, theirs: str) -> float:
-    """By the definition, slowly."""
+    """The overlap, computed directly from its definition."""
     runs = []
     for found in (ours.split(), theirs.split()):
-        n = min(len(found), GRAM)
+        n = min(len(found), NGRAM_WORDS)
         runs.append({tuple(found[i : i + n]) for i in range(len(found) - n + 1)} if found else set())
     return len(runs[0] & runs[1]) / min(map(len, runs)) if all(runs) else 0.0
 
 
 @settings(max_examples=50)
 @given(st.lists(SHORT, max_size=5), st.lists(SHORT, max_size=5), st.sampled_from([0.1, 0.5, 1.0]))
-def test_finds_what_a_slow_search_finds(train, evaluation, least):
+def test_equals_a_brute_force_search(train, evaluation, least):
     expected = [
         (i, j, pytest.approx(overlap(ours, theirs)))
         for i, ours in enumerate(train)
@@ -45,12 +45,12 @@ def test_finds_what_a_slow_search_finds(train, evaluation, least):
     "other",
     [
         PASSAGE.upper().replace(",", " --"),
-        " ".join(WORDS[6:30]),  # a piece of it
+        " ".join(WORDS[6:30]),  # an excerpt
         f"Long before that, nothing. {PASSAGE} And so it went on.",
         " ".join([*WORDS[:18], "very", *WORDS[18:]]),
     ],
 )
-def test_a_passage_is_found_however_it_is_cut_and_spelt(other):
+def test_excerpts_and_variants_of_a_passage_are_found(other):
     assert [pair[:2] for pair in near_duplicates(["unrelated", other], ["something else", PASSAGE])] == [
         (1, 1)
     ]
@@ -66,7 +66,7 @@ def test_a_passage_is_found_however_it_is_cut_and_spelt(other):
         "...",
     ],
 )
-def test_other_texts_are_not(other):
+def test_texts_without_common_ngrams_are_not_found(other):
     assert near_duplicates([other, "..."], [PASSAGE, "", "..."]) == []
 
 
@@ -76,7 +76,7 @@ def test_short_texts_and_chinese():
     assert [pair[:2] for pair in near_duplicates(train, evaluation)] == [(0, 0), (1, 1), (2, 3)]
 
 
-def test_many_texts_are_numbered_over_the_chunks():
+def test_text_indices_continue_across_chunks():
     train = (
         f"{i} {PASSAGE}" if i in (7, 2500) else f"text {i} of many that have nothing in common"
         for i in range(3000)
@@ -101,11 +101,11 @@ def test_examples_of_an_evaluation_set_are_left_out_and_counted(collection, caps
     ]
     assert without_near_duplicates("mine", [bad[0], good, *bad[1:]], [collection]) == [good]
     said = capsys.readouterr().err
-    assert said.startswith("mine: 3 of 4 examples left out")
-    assert "'Who counts the boats?', there 'who counts the boats'" in said
+    assert said.startswith("mine: 3 of 4 examples removed")
+    assert "'Who counts the boats?', evaluation text 'who counts the boats'" in said
     assert without_near_duplicates("mine", [good], [collection]) == [good]
     assert capsys.readouterr().err == ""
-    with pytest.raises(InputError, match="all 3 examples nearly equal"):
+    with pytest.raises(InputError, match="all 3 examples are near-duplicates"):
         without_near_duplicates("mine", bad, [collection])
 
 

@@ -1,4 +1,4 @@
-"""Training data: the forms it comes in, what is left out and said, and what is refused."""
+"""Training data: supported formats, reports of dropped pairs, and refused files."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def write_rows(path: Path, *rows: dict) -> Path:
         ({"text": "a text"}, Example("a text")),
     ],
 )
-def test_reads_the_forms_in_use(tmp_path, capsys, row, example):
+def test_reads_the_common_row_formats(tmp_path, capsys, row, example):
     assert read_examples(write_rows(tmp_path / "data.jsonl", row)) == [example]
     if row.get("negative", "") is not None:
         assert not capsys.readouterr().err
@@ -55,7 +55,7 @@ def test_reads_the_forms_in_use(tmp_path, capsys, row, example):
         max_size=4,
     )
 )
-def test_what_is_read_is_what_was_written_and_sound(tmp_path_factory, examples):
+def test_reading_returns_the_written_examples_without_unusable_pairs(tmp_path_factory, examples):
     path = tmp_path_factory.mktemp("pairs") / "data.jsonl"
     rows = [{"query": e.query, "pos": e.positives, "neg": e.negatives} for e in examples]
     expected = []
@@ -68,11 +68,11 @@ def test_what_is_read_is_what_was_written_and_sound(tmp_path_factory, examples):
     if expected:
         assert read_examples(write_rows(path, *rows)) == expected
     else:
-        with pytest.raises(InputError, match="nothing to learn from"):
+        with pytest.raises(InputError, match="has no usable training pairs"):
             read_examples(write_rows(path, *rows))
 
 
-def test_says_what_is_left_out(tmp_path, capsys):
+def test_dropped_pairs_are_reported(tmp_path, capsys):
     path = write_rows(
         tmp_path / "data.jsonl",
         {"query": "q", "positive": "p"},
@@ -83,19 +83,19 @@ def test_says_what_is_left_out(tmp_path, capsys):
     )
     assert read_examples(path) == [Example("q", ("p",)), Example("r", ("s",), ("t",))]
     left_out, negatives = capsys.readouterr().err.splitlines()
-    expected = "data.jsonl: 5 of 7 pairs left out: 3 with an empty side and 2 with equal sides"
+    expected = "data.jsonl: 5 of 7 pairs dropped: 3 with an empty side and 2 with equal sides"
     assert left_out == expected
-    assert negatives.startswith("data.jsonl: 3 negatives left out")
+    assert negatives.startswith("data.jsonl: 3 negatives dropped")
 
 
-def test_data_of_which_nothing_is_left_are_refused(tmp_path):
+def test_data_without_usable_pairs_are_refused(tmp_path):
     path = write_rows(
         tmp_path / "data.jsonl", {"query": "a", "positive": "a"}, {"query": "b", "positive": ""}
     )
     with pytest.raises(InputError, match="of 2 pairs, 1 with equal sides and 1 with an empty side"):
         read_examples(path)
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(InputError, match=r"empty\.jsonl has nothing to learn from: of 0 pairs, none"):
+    with pytest.raises(InputError, match=r"empty\.jsonl has no usable training pairs: of 0 pairs, none"):
         read_examples(tmp_path / "empty.jsonl")
 
 
@@ -117,19 +117,19 @@ def test_data_of_which_nothing_is_left_are_refused(tmp_path):
         ({"query": ["q", "r"], "pos": ["p"]}, Columns(), 'expected one string under "query", not 2'),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(tmp_path, row, columns, said):
+def test_rows_with_wrong_columns_or_types_are_refused(tmp_path, row, columns, said):
     good = {"query": "q", "positive": "p", "ask": "a", "answer": "a", "wrong": "w"}
     with pytest.raises(InputError, match=said):
         read_examples(write_rows(tmp_path / "data.jsonl", good, row), columns=columns)
 
 
-def test_half_characters_and_names_of_nothing_are_refused(tmp_path):
+def test_unpaired_surrogates_and_empty_names_are_refused(tmp_path):
     path = tmp_path / "data.jsonl"
     whole = '{"query": "\\ud83d\\ude00?", "positive": "a smile"}\n'
     path.write_text(whole)
     assert read_examples(path)[0].query == "\U0001f600?"
     path.write_text(whole + '{"query": "\\ud83d?", "positive": "half a smile"}\n')
-    with pytest.raises(InputError, match=r"line 2, holds \\ud83d, half of a surrogate pair"):
+    with pytest.raises(InputError, match=r"line 2, contains \\ud83d, half of a surrogate pair"):
         read_examples(path)
     with pytest.raises(InputError, match="name of the data is empty"):
         read_examples("")
@@ -148,14 +148,14 @@ def test_a_beir_folder_gives_judged_documents(tmp_path, capsys):
     qrels = "q0\td1\t2\nq0\td2\t0\nq0\td3\t1\nq2\td0\t0\n"
     folder = write_beir(tmp_path / "set", documents, queries, qrels, "train")
     assert read_examples(folder) == [Example("query 0", ("T1 text 1", "T3 text 3"), ("T2 text 2",))]
-    with pytest.raises(InputError, match=r"dev\.tsv is missing; the splits that are there: train"):
+    with pytest.raises(InputError, match=r"dev\.tsv is missing; available splits: train"):
         read_examples(folder, "dev")
     with pytest.raises(InputError, match="has no columns"):
         read_examples(folder, columns=Columns(query="question"))
     assert not capsys.readouterr().err
 
 
-def test_sets_of_the_library_datasets(tmp_path, monkeypatch):
+def test_reads_data_with_the_datasets_library(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "set"
@@ -172,9 +172,9 @@ def test_sets_of_the_library_datasets(tmp_path, monkeypatch):
         read_examples(str(tmp_path / "nowhere"))
 
 
-def test_files_of_other_kinds_are_refused(tmp_path):
+def test_unsupported_missing_and_damaged_files_are_refused(tmp_path):
     (tmp_path / "data.csv").write_text("query,positive\nq,p\n")
-    with pytest.raises(InputError, match=r"data\.csv is of no kind that can be read; expected \.jsonl"):
+    with pytest.raises(InputError, match=r"data\.csv has an unknown file type; expected \.jsonl"):
         read_examples(tmp_path / "data.csv")
     with pytest.raises(InputError, match=r"missing\.jsonl\.gz does not exist"):
         read_examples(tmp_path / "missing.jsonl.gz")

@@ -1,6 +1,6 @@
-"""Encodes a file in forked processes that are killed at given moments; run by test_streaming.py.
+"""Encode a file in forked processes that are killed at given writes; run by test_encode_files.py.
 
-Arguments: the model's folder, the file of texts, the folder to make, and what to do: "kill N M …" (one process after
+Arguments: the model's folder, the file of texts, the output folder, and the plan: "kill N M …" (one process after
 another, each killed at its Nth, Mth … write) or "share N" (four at once, the first of them killed at its Nth write).
 """
 
@@ -16,16 +16,16 @@ from embed.encoding import encode_files as streaming
 from embed.encoding.encoder import Encoder
 
 torch.set_num_threads(1)
-streaming.WINDOW = 8
+streaming.TEXTS_PER_WINDOW = 8
 
 
 def encode(encoder: Encoder, kill_at: int | None) -> int:
-    """In a process of its own; the process's id."""
+    """Encode in a forked child, killed at its `kill_at`-th write; return the child's process id."""
     if pid := os.fork():
         return pid
     writes = 0
 
-    def dying(function):
+    def kill_at_write(function):
         def call(*args, **kwargs):
             nonlocal writes
             writes += 1
@@ -36,7 +36,7 @@ def encode(encoder: Encoder, kill_at: int | None) -> int:
         return call
 
     for name in ("_write", "atomic_write", "fsync_path", "open_memmap"):
-        setattr(streaming, name, dying(getattr(streaming, name)))
+        setattr(streaming, name, kill_at_write(getattr(streaming, name)))
     status = 1
     try:
         manifest = streaming.encode_to_folder(
@@ -51,7 +51,7 @@ def encode(encoder: Encoder, kill_at: int | None) -> int:
 def main() -> None:
     encoder = Encoder.from_pretrained(sys.argv[1])
     assert encoder.fingerprint
-    encoder.onednn = False  # as the file was made that this one is compared with
+    encoder.onednn = False  # as for the reference file
     moments = [int(number) for number in sys.argv[5:]]
     if sys.argv[4] == "kill":
         for moment in moments:

@@ -1,4 +1,4 @@
-"""Vectors on disk: the encoder's own, whatever interrupts or shares the work."""
+"""Vectors on disk equal the encoder's, also after interruptions and with several processes."""
 
 import errno
 import gzip
@@ -26,7 +26,7 @@ from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.tiny_models import TEXTS, save_model
 
-MANY = [f"{text} {i}"[: 20 + 13 * (i % 40)] for i, text in enumerate(TEXTS * 20)]
+CORPUS_TEXTS = [f"{text} {i}"[: 20 + 13 * (i % 40)] for i, text in enumerate(TEXTS * 20)]
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch):
-    monkeypatch.setattr(streaming, "WINDOW", 8)
-    monkeypatch.setattr(streaming, "ROWS", 16)
+    monkeypatch.setattr(streaming, "TEXTS_PER_WINDOW", 8)
+    monkeypatch.setattr(streaming, "QUANTIZE_BLOCK", 16)
 
 
-def write_corpus(path: Path, texts: list[str] = MANY) -> Path:
+def write_corpus(path: Path, texts: list[str] = CORPUS_TEXTS) -> Path:
     rows = [{"_id": f"d{i}", "title": text[:9], "text": text[9:].strip()} for i, text in enumerate(texts)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -54,14 +54,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
-def test_the_file_holds_what_the_encoder_gives(tmp_path, folder, precision, capsys):
+def test_the_file_contains_the_encoders_vectors(tmp_path, folder, precision, capsys):
     source = write_corpus(tmp_path / "corpus.jsonl")
     encode_files(
         input=str(source), out=str(tmp_path / "out"), embedder=str(folder), precision=precision, device="cpu"
     )
     encoder = Encoder.from_pretrained(folder)
     texts = [text for _, text in TextFile(source)]
-    assert texts[3] == f"{MANY[3][:9]} {MANY[3][9:].strip()}".strip()
+    assert texts[3] == f"{CORPUS_TEXTS[3][:9]} {CORPUS_TEXTS[3][9:].strip()}".strip()
     expected = encoder.encode_document(texts)
     vectors, ids = open_vectors(tmp_path / "out", encoder)
     assert ids == [f"d{i}" for i in range(100)]
@@ -70,9 +70,7 @@ def test_the_file_holds_what_the_encoder_gives(tmp_path, folder, precision, caps
         np.testing.assert_allclose(vectors, expected, atol=1e-6)
     else:
         (tmp_path / "plain").mkdir()
-        encode_to_folder(
-            encoder, TextFile(source), tmp_path / "plain", "text: "
-        )  # an empty folder may be there
+        encode_to_folder(encoder, TextFile(source), tmp_path / "plain", "text: ")  # an empty folder may exist
         exact, _ = open_vectors(tmp_path / "plain")
         ranges = fit_ranges(exact) if precision == "int8" else None
         np.testing.assert_array_equal(vectors, quantize_embeddings(exact, precision, ranges))
@@ -80,18 +78,19 @@ def test_the_file_holds_what_the_encoder_gives(tmp_path, folder, precision, caps
             np.testing.assert_array_equal(np.load(tmp_path / "out" / "ranges.npy"), ranges)
     said = capsys.readouterr().out
     n_long = sum(len(encoder.tokenizer.encode("text: " + text)) > 24 for text in texts)
-    assert f"100 vectors of 32 numbers in {precision}; {n_long} texts were cut to 24 tokens" in said
+    assert f"100 vectors of 32 dimensions in {precision}; {n_long} texts were cut to 24 tokens" in said
+    # nothing left over
     assert {path.name for path in tmp_path.iterdir()} <= {
         "model",
         "corpus.jsonl",
         "out",
         "plain",
-    }  # nothing left over
+    }
 
 
-def test_a_finished_folder_is_not_done_again(tmp_path, folder):
+def test_a_finished_folder_is_not_encoded_again(tmp_path, folder):
     encoder = Encoder.from_pretrained(folder)
-    texts = [(str(i), text) for i, text in enumerate(MANY)]
+    texts = [(str(i), text) for i, text in enumerate(CORPUS_TEXTS)]
     first = encode_to_folder(encoder, texts, tmp_path / "out")
     before = (tmp_path / "out" / "vectors.npy").stat()
     moved = Encoder(
@@ -101,7 +100,7 @@ def test_a_finished_folder_is_not_done_again(tmp_path, folder):
     assert (tmp_path / "out" / "vectors.npy").stat() == before
 
 
-# while setting up; between writing and marking; while quantising and putting together; after putting in place
+# numbers of writes: in setup; between writing and marking a window; in quantising and assembling; after the rename
 KILLS = "kill 1 2 3 4 5 7 10 7 2 4 8"
 
 
@@ -125,7 +124,7 @@ def test_killed_and_shared_work_gives_the_same_bytes(tmp_path, folder, plan):
 
 
 def test_memory_does_not_grow_with_the_number_of_texts(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(streaming, "WINDOW", 256)
+    monkeypatch.setattr(streaming, "TEXTS_PER_WINDOW", 256)
     (folder / "embedder.json").write_text(EmbedderConfig(Pooling("mean", layer=0)).to_json())
     encoder = Encoder.from_pretrained(folder)
     peaks = []
@@ -141,15 +140,15 @@ def test_memory_does_not_grow_with_the_number_of_texts(tmp_path, folder, monkeyp
     assert peaks[1] < 8000 * 32 * 4 * 2
 
 
-def test_who_goes_on_multiplies_by_the_library_that_was_begun_with(tmp_path, folder, monkeypatch):
+def test_resuming_uses_the_matrix_library_of_the_first_run(tmp_path, folder, monkeypatch):
     if not choose_onednn(torch.device("cpu"), True):
-        pytest.skip("torch has one library here")
-    torch.manual_seed(0)  # wide enough for the two to differ in the last bit
+        pytest.skip("torch has only one library for matrix products here")
+    torch.manual_seed(0)  # wide enough for the two libraries to differ in the last bit
     shape = GPTConfig(
         vocab_size=320, n_layer=1, n_head=2, n_kv_head=2, n_embd=512, head_dim=16, n_inner=512, block_size=64
     )
     model, tokenizer = GPT(shape), Tokenizer.from_pretrained(folder)
-    texts, write = [(str(i), text) for i, text in enumerate(MANY)], streaming._write
+    texts, write = [(str(i), text) for i, text in enumerate(CORPUS_TEXTS)], streaming._write
     files = []
     for onednn in (True, False):
         out, encoder = tmp_path / f"out{onednn}", Encoder(model, tokenizer)
@@ -174,9 +173,9 @@ def test_who_goes_on_multiplies_by_the_library_that_was_begun_with(tmp_path, fol
     assert files[0] == files[1] != files[2] == files[3]
 
 
-def test_other_vectors_are_never_mixed_in(tmp_path, folder, monkeypatch):
+def test_resuming_with_other_settings_or_texts_is_refused(tmp_path, folder, monkeypatch):
     encoder = Encoder.from_pretrained(folder)
-    texts = [(str(i), text) for i, text in enumerate(MANY)]
+    texts = [(str(i), text) for i, text in enumerate(CORPUS_TEXTS)]
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
@@ -186,7 +185,7 @@ def test_other_vectors_are_never_mixed_in(tmp_path, folder, monkeypatch):
         monkeypatch.setattr(streaming, "_write", stop if state == "partial" else write)
         if state == "partial":
             with pytest.raises(
-                KeyboardInterrupt, match="0 of 100 texts are encoded; the same command goes on"
+                KeyboardInterrupt, match="0 of 100 texts are encoded; run the same command to resume"
             ):
                 encode_to_folder(encoder, texts, tmp_path / "out")
         else:
@@ -209,12 +208,12 @@ def test_other_vectors_are_never_mixed_in(tmp_path, folder, monkeypatch):
         open_vectors(tmp_path / "out", other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="already holds something"):
+    with pytest.raises(InputError, match="already exists and is not empty"):
         encode_to_folder(encoder, texts, tmp_path / "mine")
 
 
 def test_reads_lines_compressed_rows_and_beir_folders(tmp_path, folder):
-    (tmp_path / "a.txt").write_bytes("one\r\n\ntwo\u2028three".encode())  # no line but by a line feed
+    (tmp_path / "a.txt").write_bytes("one\r\n\ntwo\u2028three".encode())  # only a line feed ends a line
     assert list(TextFile.find(tmp_path / "a.txt")) == [("0", "one"), ("1", ""), ("2", "two\u2028three")]
     with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write('{"id": 7, "body": "x"}\n{"body": "知"}\n')
@@ -243,29 +242,38 @@ def test_a_refusal_leaves_nothing_behind(tmp_path, folder):
         with pytest.raises(InputError, match=f"max_tokens is {limit}"):
             encode_to_folder(encoder, [("0", "text")], tmp_path / "out", max_tokens=limit)
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(InputError, match="already holds something"):
+    with pytest.raises(InputError, match="already exists and is not empty"):
         encode_to_folder(encoder, [("0", "text")], tmp_path / "mine")
     assert {path.name for path in tmp_path.iterdir()} == {"mine", folder.name}
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder here refuses files as /proc does")
-def test_a_folder_in_which_no_file_can_be_made_is_said_at_once(tmp_path, folder):
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, in which no file can be created")
+def test_an_unwritable_output_folder_is_an_immediate_error(tmp_path, folder):
     (tmp_path / "a.txt").write_text("one\n")
-    door = Path(__file__).parents[3] / "scripts" / "encode.py"
-    command = [sys.executable, door, "--input", tmp_path / "a.txt", "--embedder", folder, "--out", "/proc/x"]
+    script = Path(__file__).parents[3] / "scripts" / "encode.py"
+    command = [
+        sys.executable,
+        script,
+        "--input",
+        tmp_path / "a.txt",
+        "--embedder",
+        folder,
+        "--out",
+        "/proc/x",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "encode.py: [Errno 2] No such file or directory: '/proc/.x.lock'"
 
 
-def test_a_full_disk_costs_no_more_than_a_window(tmp_path, folder, monkeypatch):
+def test_encoding_resumes_after_a_full_disk(tmp_path, folder, monkeypatch):
     encoder, write = Encoder.from_pretrained(folder), streaming._write
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(streaming, "_write", full)
-    with pytest.raises(OSError, match=r"make room, and the same command goes on: '.*/out'"):
+    with pytest.raises(OSError, match=r"free disk space and run the same command to resume: '.*/out'"):
         encode_to_folder(encoder, [("0", "text")], tmp_path / "out")
     monkeypatch.setattr(streaming, "_write", write)
     assert encode_to_folder(encoder, [("0", "text")], tmp_path / "out")["texts"] == 1
@@ -273,14 +281,14 @@ def test_a_full_disk_costs_no_more_than_a_window(tmp_path, folder, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff"])
 @pytest.mark.parametrize("name", ["out", ".out.partial"])
-def test_a_damaged_manifest_is_said(tmp_path, folder, name, content):
+def test_a_damaged_manifest_is_refused(tmp_path, folder, name, content):
     (tmp_path / name).mkdir()
     (tmp_path / name / "manifest.json").write_bytes(content)
-    with pytest.raises(InputError, match="is damaged, or another program's; remove its folder"):
+    with pytest.raises(InputError, match="is damaged or was written by another program; remove its folder"):
         encode_to_folder(Encoder.from_pretrained(folder), [("0", "text")], tmp_path / "out")
 
 
-def test_a_mark_at_the_beginning_of_a_file_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello\r\nworld\n")
     assert list(TextFile.find(tmp_path / "a.txt")) == [("0", "hello"), ("1", "world")]
 
@@ -294,12 +302,12 @@ def test_a_mark_at_the_beginning_of_a_file_is_no_text(tmp_path):
         ("a.jsonl", b'{"body": "x"}', "its keys are 'body'"),
         ("a.jsonl", b'{"text": "x", "_id": [1]}', "the id is a list"),
         ("a.jsonl", b'{"text": "x"}\n{', "line 2, is not valid JSON"),
-        ("a.csv", b"text\nx\n", "no kind that can be read; expected .txt, .jsonl"),
+        ("a.csv", b"text\nx\n", "unknown file type; expected .txt, .jsonl"),
         ("a.txt/b", b"", "does not exist"),
-        ("one.txt", b"just one", "nothing to fit"),
+        ("one.txt", b"just one", "there is only one"),
     ],
 )
-def test_bad_input_is_one_sentence(tmp_path, folder, name, content, said):
+def test_bad_input_is_refused(tmp_path, folder, name, content, said):
     if "/" not in name:
         (tmp_path / name).write_bytes(content)
     precision = "int8" if name == "one.txt" else "float32"

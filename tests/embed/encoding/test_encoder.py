@@ -1,4 +1,4 @@
-"""The encoder against sentence-transformers, and what it promises beyond it."""
+"""The encoder compared with sentence-transformers, and its own guarantees."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def test_reads_a_folder_that_sentence_transformers_saved(tmp_path):
     assert ours.n_truncated > 0
 
 
-def test_a_cut_spares_the_special_tokens_and_is_counted(tmp_path):
+def test_truncation_keeps_the_special_tokens_and_is_counted(tmp_path):
     folder = save_model(tmp_path / "model", "qwen3", eos_after_text=True)
     (folder / "embedder.json").write_text(EmbedderConfig(Pooling("lasttoken"), max_tokens=8).to_json())
     ours = Encoder.from_pretrained(folder)
@@ -79,14 +79,14 @@ def test_a_vector_does_not_depend_on_its_batch(encoder, monkeypatch):
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])
-def test_a_lower_layer_is_the_hidden_state_that_transformers_names_so(tmp_path, layer):
+def test_a_lower_layer_equals_the_hidden_state_of_transformers(tmp_path, layer):
     from transformers import AutoModel
 
     folder = save_model(tmp_path / "model", "qwen3")
     (folder / "embedder.json").write_text(EmbedderConfig(Pooling("mean", layer=layer)).to_json())
     ours = Encoder.from_pretrained(folder)
     reference = AutoModel.from_pretrained(folder)
-    if layer == 3:  # transformers' last hidden state carries the final norm, ours at a given layer does not
+    if layer == 3:  # transformers' last hidden state includes the final norm, ours at a given layer does not
         reference.norm = torch.nn.Identity()
     for text, vector in zip(TEXTS, ours.encode(TEXTS), strict=True):
         ids = torch.tensor([ours.tokenizer.encode(text)])
@@ -96,7 +96,7 @@ def test_a_lower_layer_is_the_hidden_state_that_transformers_names_so(tmp_path, 
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation makes."""
+    """Records the number of elements of the largest tensor that any operation returns."""
 
     n_elements = 0
 
@@ -119,11 +119,11 @@ def test_64_texts_of_256_tokens_never_allocate_logits():
     with LargestTensor() as largest:
         vectors = encoder.encode([text] * 64)
     assert vectors.shape == (64, 16)
-    assert largest.n_elements >= TOKENS_PER_BATCH["cpu"] * 16  # the states were made under this watch
-    assert largest.n_elements < TOKENS_PER_BATCH["cpu"] * config.vocab_size // 4  # and nothing near (B, T, V)
+    assert largest.n_elements >= TOKENS_PER_BATCH["cpu"] * 16  # the hidden states were recorded
+    assert largest.n_elements < TOKENS_PER_BATCH["cpu"] * config.vocab_size // 4  # no tensor near (B, T, V)
 
 
-def test_an_empty_text_is_zero_and_leaves_the_others_alone(encoder):
+def test_an_empty_text_gives_zeros_and_does_not_change_the_others(encoder):
     vectors = encoder.encode(["", TEXTS[0], ""])
     assert not vectors[0].any()
     assert not vectors[2].any()
@@ -131,7 +131,7 @@ def test_an_empty_text_is_zero_and_leaves_the_others_alone(encoder):
     assert encoder.encode([]).shape == (0, encoder.dimension)
 
 
-def test_what_is_no_text_or_no_vector_is_refused(encoder):
+def test_non_texts_and_bad_arguments_are_refused(encoder):
     for texts, said in (
         ([1], "Text 0 is a int"),
         (["a", None], "Text 1 is a NoneType"),
@@ -154,7 +154,7 @@ def test_what_is_no_text_or_no_vector_is_refused(encoder):
     np.testing.assert_array_equal(encoder.encode(text for text in TEXTS), encoder.encode(TEXTS))
 
 
-def test_the_fingerprint_changes_with_all_that_decides_a_vector(tmp_path):
+def test_the_fingerprint_changes_with_everything_that_affects_a_vector(tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     first = Encoder.from_pretrained(folder)
     assert Encoder.from_pretrained(folder).fingerprint == first.fingerprint
@@ -179,12 +179,12 @@ def test_the_fingerprint_changes_with_all_that_decides_a_vector(tmp_path):
     assert len(seen) == 9
 
 
-def test_a_layer_that_the_model_has_not_is_refused(encoder):
+def test_a_layer_beyond_the_model_is_refused(encoder):
     with pytest.raises(InputError, match=r"layer 4.*3 layers"):
         Encoder(encoder.model, encoder.tokenizer, EmbedderConfig(Pooling(layer=4)))
 
 
-def test_prompt_names_shorter_vectors_and_precisions_are_those_of_sentence_transformers(tmp_path):
+def test_prompt_names_truncation_and_precisions_equal_sentence_transformers(tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     settings = EmbedderConfig(Pooling("mean"), query_prompt="search for: ", document_prompt="text: ")
     (folder / "embedder.json").write_text(settings.to_json())
@@ -218,7 +218,7 @@ def test_prompt_names_shorter_vectors_and_precisions_are_those_of_sentence_trans
             ours.encode(TEXTS, **options)
 
 
-def test_the_fingerprint_of_an_embedder_is_what_it_was_before_there_were_dense_layers_and_windows(encoder):
+def test_the_fingerprint_is_unchanged_since_before_dense_layers_and_windows(encoder):
     graph = {
         "vocab_size": 320, "block_size": 512, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "head_dim": 8,
         "n_inner": 48, "position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "attn_bias": False, "mlp_bias": False,
@@ -230,7 +230,7 @@ def test_the_fingerprint_of_an_embedder_is_what_it_was_before_there_were_dense_l
     assert encoder.fingerprint == hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
-def test_bfloat16_is_near_and_its_vectors_are_float32(encoder):
+def test_bfloat16_is_close_and_its_vectors_are_float32(encoder):
     rounded = Encoder(encoder.model, encoder.tokenizer, dtype="bfloat16").encode(TEXTS)
     exact = encoder.encode(TEXTS)
     assert rounded.dtype == np.float32
@@ -239,13 +239,11 @@ def test_bfloat16_is_near_and_its_vectors_are_float32(encoder):
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_generation_goes_on_from_the_states_of_encoded_documents(tmp_path, graph, monkeypatch):
+def test_generation_continues_from_the_cache_of_encoded_documents(tmp_path, graph, monkeypatch):
     folder = save_model(tmp_path / "model", graph)
     (folder / "embedder.json").write_text(EmbedderConfig(Pooling("mean"), document_prompt="text: ").to_json())
     encoder = Encoder.from_pretrained(folder)
-    monkeypatch.setitem(
-        TOKENS_PER_BATCH, "cpu", 128
-    )  # several batches, whose rows are no unbroken run of slots
+    monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 128)  # several batches, whose slots are not contiguous
     texts = [*TEXTS, TEXTS[0] * 2]
     vectors, cache = encoder.encode_with_states(texts, "document", room=8)
     np.testing.assert_allclose(vectors, encoder.encode_document(texts), atol=1e-6)
@@ -259,7 +257,7 @@ def test_generation_goes_on_from_the_states_of_encoded_documents(tmp_path, graph
             continued = model(torch.tensor([question]), cache=cache.rows([slot])).logits[0]
             torch.testing.assert_close(continued, whole, atol=1e-4, rtol=0)
             assert (continued.argmax(-1) == whole.argmax(-1)).all()
-    with pytest.raises(InputError, match="Text 1 has no token"):
+    with pytest.raises(InputError, match="Text 1 has no tokens"):
         encoder.encode_with_states(["a", ""])
     lower = Encoder(model, encoder.tokenizer, EmbedderConfig(Pooling(layer=2, final_norm=True)))
     with pytest.raises(InputError, match="layer 2 of 3"):
@@ -270,7 +268,7 @@ def test_generation_goes_on_from_the_states_of_encoded_documents(tmp_path, graph
 
 
 @pytest.mark.network
-def test_smollm2_brings_its_measured_settings(smollm2):
+def test_smollm2_has_tuned_default_settings(smollm2):
     encoder = Encoder.from_pretrained(smollm2)
     assert encoder.config.pooling.layer is not None
     assert encoder.config.corpus_map != "none"

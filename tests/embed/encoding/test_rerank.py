@@ -1,4 +1,4 @@
-"""Re-ranking against transformers' log-probabilities, and what a cache and a batch must not change."""
+"""Re-ranking compared with transformers' log-probabilities; caching and batching must not change scores."""
 
 import math
 import random
@@ -25,14 +25,14 @@ def folder(request, tmp_path_factory):
 
 def reranker(folder, dtype=torch.float32, **settings) -> Reranker:
     model = GPT.from_pretrained(folder).to(dtype)
-    with torch.no_grad():  # a fresh model finds all tokens equally likely
+    with torch.no_grad():  # a freshly initialised model gives nearly uniform probabilities
         for p in model.parameters():
             p.mul_(4)
     return Reranker(model, Tokenizer.from_pretrained(folder), **settings)
 
 
 def reference(folder, query: str, document: str, max_tokens: int = 512) -> float:
-    """SGPT's own steps, with transformers: tokenise apart, cut from the left after the instruction, sum."""
+    """SGPT's procedure with transformers: tokenise separately, truncate left after the instruction, sum."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
         for p in {p.data_ptr(): p for p in model.parameters()}.values():
@@ -48,7 +48,7 @@ def reference(folder, query: str, document: str, max_tokens: int = 512) -> float
     return sum(float(log_p[len(ids) - len(continuation) + i, t]) for i, t in enumerate(continuation))
 
 
-def test_scores_are_transformers_log_probabilities(folder):
+def test_scores_equal_transformers_log_probabilities(folder):
     ours = reranker(folder)
     pairs = [(query, document) for query in QUERIES for document in TEXTS]
     scores = ours.score(*zip(*pairs, strict=True))
@@ -58,14 +58,14 @@ def test_scores_are_transformers_log_probabilities(folder):
     assert ours.n_truncated == 0
 
 
-def test_weights_of_eight_bits_order_documents_alike(folder):
+def test_int8_weights_give_nearly_the_same_scores(folder):
     model, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
     plain = Reranker(model, tokenizer).score([QUERIES[0]] * len(TEXTS), TEXTS)
     small = Reranker(prepare(GPT.from_pretrained(folder), "int8"), tokenizer)
     assert small.score([QUERIES[0]] * len(TEXTS), TEXTS) == pytest.approx(plain, rel=0.02)
 
 
-def test_a_long_document_loses_its_beginning_and_is_counted(folder):
+def test_a_long_document_is_truncated_on_the_left_and_counted(folder):
     long, short = TEXTS[3], "short"
     tokenizer = Tokenizer.from_pretrained(folder)
     limit = len(tokenizer.encode(TEMPLATE.replace("{document}", long) + QUERIES[0])) - 8
@@ -77,7 +77,7 @@ def test_a_long_document_loses_its_beginning_and_is_counted(folder):
     assert ours.n_truncated == 2
 
 
-def test_neither_cache_nor_batch_nor_order_matter(folder, monkeypatch):
+def test_cache_batch_and_order_do_not_change_scores(folder, monkeypatch):
     generator = random.Random(0)
     words = ["知", "know", "what", "x", "retrieval", ",", "is", "laptop", "[1]", "documents"]
     documents = [" ".join(generator.choices(words, k=generator.randint(0, 40))) for _ in range(12)]
@@ -86,21 +86,21 @@ def test_neither_cache_nor_batch_nor_order_matter(folder, monkeypatch):
     generator.shuffle(pairs)
     plain = reranker(folder, torch.float64, cache_bytes=0)
     alone = [plain.score([q], [d])[0] for q, d in pairs]
-    assert not plain._kept
+    assert not plain._cached
     cached = reranker(folder, torch.float64)
     small = reranker(folder, torch.float64, cache_bytes=300_000)  # a few documents
     for tokens in (100, 700, 100_000):
         monkeypatch.setitem(rerank.TOKENS_PER_BATCH, "cpu", tokens)
         for one in (plain, cached, small):
             assert one.score(*zip(*pairs, strict=True)) == pytest.approx(alone, rel=1e-11)
-    assert len(cached._kept) == len(set(documents))
-    assert 0 < len(small._kept) < len(cached._kept)
+    assert len(cached._cached) == len(set(documents))
+    assert 0 < len(small._cached) < len(cached._cached)
     for one in (cached, small):
-        held = sum(k.nbytes + v.nbytes for k, v in one._kept.values())
-        assert held == one._kept_bytes <= one.cache_bytes
+        held = sum(k.nbytes + v.nbytes for k, v in one._cached.values())
+        assert held == one._cached_bytes <= one.cache_bytes
 
 
-def test_the_next_query_pays_for_its_own_tokens(folder, monkeypatch):
+def test_the_next_query_computes_only_its_own_tokens(folder, monkeypatch):
     ours = reranker(folder)
     ours.rerank(QUERIES[0], TEXTS)
     seen = []
@@ -112,14 +112,14 @@ def test_the_next_query_pays_for_its_own_tokens(folder, monkeypatch):
     assert seen == [(len(TEXTS), len(ours.tokenizer.encode(QUERIES[1])))]
 
 
-def test_the_longest_unused_goes_first(folder):
+def test_the_least_recently_used_document_is_evicted_first(folder):
     one = reranker(folder)
     one.score(["x"], ["a document of some one"])
-    ours = reranker(folder, cache_bytes=5 * one._kept_bytes // 2)  # two of like length
+    ours = reranker(folder, cache_bytes=5 * one._cached_bytes // 2)  # space for two documents of this length
 
     def holds(word: str) -> bool:
         before_query = TEMPLATE.replace("{document}", f"a document of some {word}")
-        return tuple(ours.tokenizer.encode(before_query)[:-1]) in ours._kept
+        return tuple(ours.tokenizer.encode(before_query)[:-1]) in ours._cached
 
     for word in ("one", "two", "one", "six"):
         ours.score(["x"], [f"a document of some {word}"])
@@ -140,7 +140,7 @@ def test_rerank_orders_and_cuts(folder):
     assert ours.rerank(QUERIES[0], []) == []
 
 
-def test_a_run_keeps_what_lies_below(folder):
+def test_documents_below_top_k_keep_their_order(folder):
     ours = reranker(folder)
     queries, documents = {"q": QUERIES[0], "r": QUERIES[2]}, {str(i): text for i, text in enumerate(TEXTS)}
     run = {"q": {"0": 1.0, "1": 3.0, "4": 2.0, "2": 0.5}, "r": {"3": 1.0}}
@@ -151,8 +151,8 @@ def test_a_run_keeps_what_lies_below(folder):
     assert rerank_run(ours, queries, documents, {"q": {}}, top_k=2) == {"q": {}}
 
 
-def test_special_tokens_before_a_text_come_first_and_those_after_it_do_not(tmp_path):
-    """Qwen3-Embedding's tokenizer ends every text; a query that follows an end of text would follow nothing."""
+def test_an_end_token_of_the_tokenizer_does_not_change_scores(tmp_path):
+    """Qwen3-Embedding's tokenizer appends an end token to every text; it must not stand between document and query."""
     with_eos = save_model(tmp_path / "eos", "qwen3", eos_after_text=True)
     without = save_model(tmp_path / "plain", "qwen3")
     scores = [reranker(folder).score(QUERIES, TEXTS[:3]) for folder in (with_eos, without)]
@@ -182,7 +182,7 @@ def test_braces_in_documents_are_text(folder):
     ("settings", "message"),
     [
         ({"template": "find {}"}, r"template is 'find \{\}'; expected \{document\} in it"),
-        ({"template": "{document}"}, "expected words beside"),
+        ({"template": "{document}"}, "expected words besides"),
         ({"max_tokens": 0}, "max_tokens is 0; expected 1 to the model's 512 tokens"),
         ({"max_tokens": 513}, "max_tokens is 513"),
         ({"cache_bytes": -1}, "cache_bytes is -1"),
@@ -197,11 +197,11 @@ def test_bad_queries(folder):
     ours = reranker(folder)
     with pytest.raises(InputError, match="The query '' has no tokens"):
         ours.rerank("", TEXTS)
-    with pytest.raises(InputError, match="leaves none of max_tokens = 512 for a document; shorten it"):
+    with pytest.raises(InputError, match="leaves none of max_tokens = 512 for a document; shorten the query"):
         ours.rerank("x " * 400, TEXTS)
     with pytest.raises(InputError, match="documents is one string"):
         ours.rerank("a", "letters")
     with pytest.raises(InputError, match="top_k is -1"):
         ours.rerank("a", TEXTS, top_k=-1)
-    with pytest.raises(InputError, match="queries and documents do not pair"):
+    with pytest.raises(InputError, match="queries and documents cannot be paired"):
         ours.score(["a"], TEXTS[:2])

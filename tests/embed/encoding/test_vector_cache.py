@@ -1,4 +1,4 @@
-"""Vectors are computed once."""
+"""The vector cache: every block of texts is computed once."""
 
 import errno
 
@@ -12,11 +12,11 @@ from embed.encoding.vector_cache import cached_vectors
 @pytest.fixture(autouse=True)
 def small_blocks(tmp_path, monkeypatch):
     monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path))
-    monkeypatch.setattr(vector_cache, "BLOCK", 3)
+    monkeypatch.setattr(vector_cache, "TEXTS_PER_FILE", 3)
 
 
 class Computed:
-    """Length and number of vowels as a vector; remembers what it was asked for, and fails where told to."""
+    """Fake encoder: (length, number of vowels) per text. Records the texts it gets, and fails at `fails_at`."""
 
     def __init__(self, fails_at: str = "") -> None:
         self.asked: list[str] = []
@@ -32,17 +32,17 @@ class Computed:
 TEXTS = ["one", "two", "three", "four", "five", "six", "seven"]
 
 
-def test_only_what_is_new_is_computed_and_the_rest_is_exact():
+def test_only_new_blocks_are_computed_and_cached_vectors_are_exact():
     first, second = Computed(), Computed()
     vectors = cached_vectors("model", TEXTS, first)
     assert vectors[2].tolist() == [5, 2]
     assert first.asked == TEXTS
     longer = cached_vectors("model", [*TEXTS[:6], "eight"], second)
-    assert second.asked == ["eight"]  # the last block is another
+    assert second.asked == ["eight"]  # only the last block differs
     np.testing.assert_array_equal(longer[:6], vectors[:6])
 
 
-def test_an_interruption_costs_a_block():
+def test_an_interruption_loses_at_most_one_block():
     with pytest.raises(KeyboardInterrupt):
         cached_vectors("model", TEXTS, Computed(fails_at="five"))
     again = Computed()
@@ -50,7 +50,7 @@ def test_an_interruption_costs_a_block():
     assert again.asked == TEXTS[3:]
 
 
-def test_a_damaged_file_is_computed_anew(tmp_path, capsys):
+def test_a_damaged_file_is_computed_again(tmp_path, capsys):
     vectors = cached_vectors("model", TEXTS[:3], Computed())
     (path,) = (tmp_path / "vectors").iterdir()
     for damaged in (path.read_bytes()[:-4], b"", b"junk"):
@@ -71,7 +71,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         cached_vectors("model", TEXTS, Computed())
 
 
-def test_another_model_or_order_is_not_answered_from_the_cache():
+def test_another_model_or_order_does_not_use_the_cache():
     cached_vectors("model", TEXTS, Computed())
     for identity, texts in (("other", TEXTS), ("model", TEXTS[::-1]), ("model", ["onetwo", "three"])):
         fresh = Computed()

@@ -10,11 +10,11 @@ from scipy import stats
 
 from embed import Encoder
 from embed.evaluation.sts import PUBLISHED, Pairs, evaluate_sts, intervals
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from tests.tiny_models import TEXTS, reference_model, save_model
 
-# no two pairs are the same: which of them ranks first would be a matter of rounding
+# all pairs differ: the order of two equal pairs would depend on rounding
 ROWS = [
     (f"{TEXTS[i % 5]} {i}", f"{TEXTS[i % 3]} {i * i}", f"{score:.2f}")
     for i, score in enumerate(np.linspace(0, 5, 20))
@@ -23,7 +23,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """A cache with a random model under the baseline's name, and ours."""
+    """A model cache with a random model under the baseline's name, and our model."""
     cache = tmp_path_factory.mktemp("cache")
     reference = reference_model(save_model(tmp_path_factory.mktemp("plain") / "model", "qwen3"), "mean")
     reference.save(str(cache / "models" / "all-MiniLM-L6-v2"), create_model_card=False)
@@ -42,7 +42,7 @@ def data(tmp_path, models, monkeypatch) -> Path:
     return path
 
 
-def test_figures_are_scipys_of_the_encoders_cosines(data, capsys):
+def test_correlations_equal_scipys_on_the_encoders_cosines(data, capsys):
     evaluate_sts(data=[str(data)], embedder="ours", base="ours", dims=(16,), max_tokens=64)
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {row["system"]: row for row in report["results"]}
@@ -54,19 +54,19 @@ def test_figures_are_scipys_of_the_encoders_cosines(data, capsys):
             encoder.encode(texts, max_tokens=64, truncate_dim=n_dims) for texts in (pairs.first, pairs.second)
         )
         cosines = (first * second).sum(axis=1)
-        # a step of rank is 0.0015: two cosines may be equal but for rounding
+        # one swap of ranks changes it by 0.0015: rounding may swap two nearly equal cosines
         assert rows[name]["Spearman"] == pytest.approx(stats.spearmanr(cosines, pairs.scores)[0], abs=4e-3)
         assert rows[name]["Pearson"] == pytest.approx(stats.pearsonr(cosines, pairs.scores)[0], abs=1e-4)
     for row in list(rows.values())[1:]:
         low, high = row["vs baseline"]
         assert low <= row["Spearman"] - rows["baseline"]["Spearman"] <= high
-    same = rows["raw-weightedmean"]["Pearson"]  # a plain GPT is pooled so
+    same = rows["raw-weightedmean"]["Pearson"]  # the default pooling of a plain GPT
     assert same == pytest.approx(rows["dense"]["Pearson"], abs=1e-4)
     ratio = rows["dense"]["Spearman"] / rows["baseline"]["Spearman"]
     assert report["ratios"]["dense/baseline Spearman small"] == pytest.approx(ratio, abs=1e-4)
 
 
-def test_intervals_are_those_of_spearman_over_the_same_draws():
+def test_intervals_equal_spearman_percentiles_over_the_same_resamples():
     rng = np.random.default_rng(0)
     scores, good = rng.integers(0, 6, 60).astype(float), rng.normal(size=60)
     better = scores + good
@@ -92,7 +92,7 @@ def test_intervals_are_those_of_spearman_over_the_same_draws():
         ),
     ],
 )
-def test_every_format_is_read_alike(tmp_path, name, text):
+def test_every_file_format_gives_the_same_pairs(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     pairs = Pairs.load(tmp_path / name)
     assert (pairs.name, pairs.first, pairs.second) == ("x", ['one, "two"', "four"], ["three", "five"])
@@ -109,13 +109,13 @@ def test_every_format_is_read_alike(tmp_path, name, text):
         ("x.csv", "sentence1,sentence2,score\na,b\n", "line 2: score is None"),
         ("x.jsonl", '{"sentence1": "a", "score": 1}\n', "line 1: expected sentence1 and sentence2"),
         ("x.csv", "sentence1,sentence2,score\na,b,1\n", "1 sentence pairs; expected at least two"),
-        ("x.csv", "sentence1,sentence2,score\na,b,1\nc,d,1\n", "all scores are 1; expected different ones"),
+        ("x.csv", "sentence1,sentence2,score\na,b,1\nc,d,1\n", "all scores are 1; expected different scores"),
         ("x.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}\n' * 2, "line 1: score is True"),
-        ("x.csv", "sentence1,sentence2,score\n" + "a" * 140_000, "no table of sentences: field larger"),
+        ("x.csv", "sentence1,sentence2,score\n" + "a" * 140_000, "not a table of sentences: field larger"),
         ("x.csv", b"sentence1,sentence2,score\ncaf\xe9,b,1\n", "is not UTF-8"),
         ("x.csv.gz", "no archive", "is damaged"),
         ("x.csv.xz", "no archive", "is damaged"),
-        ("x.txt", "a b 1\n", "of no kind that can be read"),
+        ("x.txt", "a b 1\n", "has an unknown file type"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, name, text, said):
@@ -129,16 +129,16 @@ def test_bad_files_are_refused(tmp_path, name, text, said):
 def test_nothing_is_printed_when_the_baseline_misses_its_published_score(data, monkeypatch, capsys):
     monkeypatch.setitem(PUBLISHED, ("all-MiniLM-L6-v2", "small"), (0.8203, 0.0005))
     with pytest.raises(SystemExit) as caught:
-        open_door(
+        run_command(
             {"sts": evaluate_sts},
             args=["sts", "--data", str(data), "--embedder", "ours", "--rows", "baseline"],
         )
     assert "all-MiniLM-L6-v2 reaches Spearman" in str(caught.value.code)
     assert "0.8203 is published" in str(caught.value.code)
     assert capsys.readouterr().out == ""
-    with pytest.raises(InputError, match="--data names nothing"):
+    with pytest.raises(InputError, match="--data is empty"):
         evaluate_sts(data=[])
-    with pytest.raises(InputError, match="dims holds 0"):
+    with pytest.raises(InputError, match="dims contains 0"):
         evaluate_sts(data=[str(data)], dims=(0,))
-    with pytest.raises(InputError, match="none below the vectors' length"):
+    with pytest.raises(InputError, match="none below the vectors' dimension"):
         evaluate_sts(data=[str(data)], embedder="ours", rows=["dims"], dims=(9999,))

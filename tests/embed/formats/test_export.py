@@ -1,4 +1,4 @@
-"""The door that hands models to other tools: an embedder's language model to all of them, and what is refused."""
+"""The export command: an embedder's language model in all formats, and refused inputs."""
 
 import resource
 import signal
@@ -20,7 +20,7 @@ from tests.tiny_models import GRAPHS, TEXTS, reference_model, save_model
 
 @pytest.fixture
 def embedder(tmp_path):
-    """An embedder with prompts, a lower layer and a licence."""
+    """An embedder with prompts, pooling at a lower layer, and a licence."""
     folder = save_model(tmp_path / "model", "qwen3")
     config = EmbedderConfig(Pooling("mean", layer=2, final_norm=True), query_prompt="search: ")
     network = load_network(folder, config)
@@ -31,7 +31,7 @@ def embedder(tmp_path):
 
 
 @torch.no_grad()
-def test_an_embedders_language_model_goes_to_hf_and_gguf(embedder, tmp_path, capsys):
+def test_an_embedders_language_model_is_exported_to_hf_and_gguf(embedder, tmp_path, capsys):
     ids = torch.tensor([Tokenizer.from_pretrained(embedder).encode(TEXTS[0])])
     ours = GPT.from_pretrained(embedder)(ids).logits  # of all three blocks
     export_model(str(tmp_path / "hf"), model=str(embedder), to="hf")
@@ -55,15 +55,15 @@ def test_a_sentence_transformers_folder_has_a_card_and_keeps_its_vectors(embedde
     card = read_card(tmp_path / "out")
     assert card.head["library_name"] == "sentence-transformers"
     assert "| pooling | mean |" in card.sections["Vectors"]
-    assert '| put before a query | `"search: "` |' in card.sections["Vectors"]
+    assert '| query prompt | `"search: "` |' in card.sections["Vectors"]
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     ours = Encoder.from_pretrained(embedder).encode_query(TEXTS)
     assert (ours * theirs.encode_query(TEXTS)).sum(axis=1).min() > 0.9999
-    theirs.save(str(tmp_path / "saved"))  # which reads and writes the card, too
+    theirs.save(str(tmp_path / "saved"))  # this reads and writes the card, too
     assert (Encoder.from_pretrained(tmp_path / "saved").encode_query(TEXTS) * ours).sum(axis=1).min() > 0.9999
 
 
-def test_a_model_below_the_folder_of_an_embedder(tmp_path):
+def test_exports_the_model_of_a_sentence_transformers_folder(tmp_path):
     folder = save_model(tmp_path / "model", "gpt2")
     reference_model(folder, "mean").save(str(tmp_path / "theirs"))
     export_model(str(tmp_path / "out"), model=str(tmp_path / "theirs"), to="gguf")
@@ -78,13 +78,15 @@ def test_a_model_below_the_folder_of_an_embedder(tmp_path):
         ("sentence-transformers", "float16", "has no dtype float16; expected float32"),
     ],
 )
-def test_number_formats_that_a_tool_does_not_get(to, dtype, said, tmp_path):
+def test_unsupported_dtypes_and_existing_folders_are_refused(to, dtype, said, tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     with pytest.raises(InputError, match=said):
         export_model(str(tmp_path / "out"), model=str(folder), to=to, dtype=dtype)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    with pytest.raises(InputError, match="used already holds something; remove it or name another folder"):
+    with pytest.raises(
+        InputError, match="used already exists and is not empty; remove it or name another folder"
+    ):
         export_model(str(tmp_path / "used"), model=str(folder), to=to)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "used"]
 
@@ -110,7 +112,7 @@ def test_alibi_is_refused_and_a_full_disk_leaves_nothing(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     GPT(replace(GRAPHS["qwen3"], position="alibi", qk_norm=False)).save_pretrained(folder)
     with pytest.raises(
-        InputError, match="has ALiBi positions, which no format of other tools has; use the model"
+        InputError, match="has ALiBi positions, which no export format supports; use the model"
     ):
         export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -1,4 +1,4 @@
-"""Embedder folders: the same vectors in sentence-transformers, and from its folders here."""
+"""Embedder folders: our code and sentence-transformers compute the same vectors from each other's folders."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def save_shape(folder: Path, shape: str, **options: bool) -> Path:
 
 
 def assert_same_vectors(folder: Path, reference: SentenceTransformer | None = None) -> Encoder:
-    """Query, document and plain vectors of ours equal sentence-transformers', in batches of any size."""
+    """Assert that our query, document and plain vectors equal sentence-transformers' for any batch size."""
     theirs = reference or SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     ours = Encoder.from_pretrained(folder)
     texts = [text * n for n in (1, 3) for text in TEXTS]
@@ -61,7 +61,7 @@ def assert_same_vectors(folder: Path, reference: SentenceTransformer | None = No
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mode", ["weightedmean", "mean", "lasttoken"])
-def test_what_is_saved_opens_in_sentence_transformers(tmp_path, shape, mode):
+def test_saved_embedders_open_in_sentence_transformers(tmp_path, shape, mode):
     folder = save_shape(tmp_path / "model", shape, eos_after_text=mode == "lasttoken")
     torch.manual_seed(2)
     dense = [Dense(32, 24, activation="tanh"), Dense(24, 16, bias=False)] if mode != "mean" else []
@@ -82,7 +82,7 @@ def test_what_is_saved_opens_in_sentence_transformers(tmp_path, shape, mode):
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_opens_what_sentence_transformers_saved_with_dense_layers(tmp_path, graph):
+def test_opens_sentence_transformers_folders_with_dense_layers(tmp_path, graph):
     torch.manual_seed(0)
     modules = [
         Transformer(str(save_model(tmp_path / "model", graph)), max_seq_length=40),
@@ -118,8 +118,8 @@ def test_opens_a_folder_like_qwen3_embedding(tmp_path):
     assert SentenceTransformer(str(tmp_path / "right"), device="cpu").tokenizer.padding_side == "right"
 
 
-def test_opens_a_folder_like_sgpts(tmp_path):
-    """GPT-Neo without a language model's head, pickled with its causal masks; nothing is normalised there."""
+def test_opens_a_folder_in_sgpt_layout(tmp_path):
+    """GPT-Neo without a language-model head, pickled with its causal masks; no Normalize module."""
     folder = save_shape(tmp_path / "sgpt", "gpt_neo")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -161,8 +161,8 @@ def test_opens_a_folder_like_sgpts(tmp_path):
     assert Encoder.from_pretrained(folder).fingerprint != ours.fingerprint
 
 
-def test_opens_an_old_folder_whose_model_lies_below(tmp_path):
-    """As version 0.4 to 2.2 wrote it: a folder for the transformer, flags for the pooling, pickled dense weights."""
+def test_opens_an_old_folder_with_the_model_in_a_subfolder(tmp_path):
+    """As versions 0.4 to 2.2 wrote it: a folder for the transformer, flags for the pooling, pickled dense weights."""
     folder = tmp_path / "old"
     save_model(folder / "0_Transformer", "gpt2")
     torch.manual_seed(0)
@@ -221,15 +221,15 @@ def write_changed(folder: Path, name: str, **changes: object) -> None:
         ),
         ("2_Dense/config.json", {"use_residual": True}, "use_residual"),
         ("2_Dense/config.json", {"in_features": "x"}, "does not describe a dense layer"),
-        ("2_Dense/config.json", {"out_features": 9}, "does not hold the weights"),
-        ("2_Dense/config.json", {"in_features": 31}, "does not hold the weights"),
+        ("2_Dense/config.json", {"out_features": 9}, "weights in .* do not match"),
+        ("2_Dense/config.json", {"in_features": 31}, "weights in .* do not match"),
         ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "token_embeddings"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "fill-mask"),
     ],
 )
-def test_refuses_settings_that_it_would_compute_differently(tmp_path, name, changes, said):
+def test_unsupported_settings_are_refused(tmp_path, name, changes, said):
     folder = saved_with_dense(tmp_path)
     write_changed(folder, name, **changes)
     with pytest.raises(InputError, match=said) as caught:
@@ -243,7 +243,7 @@ def saved_with_dense(tmp_path: Path) -> Path:
     save_embedder(
         tmp_path / "saved", network, EmbedderConfig(Pooling("mean")), Tokenizer.from_pretrained(folder)
     )
-    (tmp_path / "saved" / "embedder.json").unlink()  # sentence-transformers' own files alone
+    (tmp_path / "saved" / "embedder.json").unlink()  # leaves only the files of sentence-transformers
     return tmp_path / "saved"
 
 
@@ -258,7 +258,7 @@ def saved_with_dense(tmp_path: Path) -> Path:
         ("sentence_bert_config.json", b'{"max_seq_length": "many"}', "max_tokens is 'many'"),
     ],
 )
-def test_refuses_files_that_hold_something_else(tmp_path, name, content, said):
+def test_malformed_files_are_refused(tmp_path, name, content, said):
     folder = saved_with_dense(tmp_path)
     (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
@@ -277,7 +277,7 @@ def test_refuses_files_that_hold_something_else(tmp_path, name, content, said):
         (["Pooling"], "has the modules Pooling"),
     ],
 )
-def test_refuses_modules_that_it_does_not_have(tmp_path, kinds, said):
+def test_unsupported_modules_are_refused(tmp_path, kinds, said):
     folder = saved_with_dense(tmp_path)
     paths = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": "3_Normalize"}
     modules = [
@@ -288,21 +288,21 @@ def test_refuses_modules_that_it_does_not_have(tmp_path, kinds, said):
         Encoder.from_pretrained(folder)
 
 
-def test_refuses_dot_products_of_vectors_of_any_length(tmp_path):
+def test_dot_product_similarity_of_unnormalised_vectors_is_refused(tmp_path):
     folder = saved_with_dense(tmp_path)
     write_changed(folder, "config_sentence_transformers.json", similarity_fn_name="dot")
-    Encoder.from_pretrained(folder)  # of unit vectors, which are the same as cosines
+    Encoder.from_pretrained(folder)  # dot products of unit vectors equal cosines
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(modules[:-1]))
     with pytest.raises(InputError, match="'dot'"):
         Encoder.from_pretrained(folder)
 
 
-def test_a_prompt_for_passages_goes_unused_as_there_and_that_is_said(tmp_path, capsys):
+def test_a_passage_prompt_is_ignored_with_a_warning(tmp_path, capsys):
     folder = saved_with_dense(tmp_path)
     write_changed(folder, "config_sentence_transformers.json", prompts={"query": "q: ", "passage": "p: "})
     assert_same_vectors(folder)
-    assert "'passage' goes unused" in capsys.readouterr().err
+    assert "'passage' is not used" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -315,22 +315,22 @@ def test_a_prompt_for_passages_goes_unused_as_there_and_that_is_said(tmp_path, c
         Pooling("mean", unit_tokens=True),
     ],
 )
-def test_what_sentence_transformers_has_no_words_for_stays_ours(tmp_path, pooling):
+def test_pooling_unsupported_by_sentence_transformers_is_saved_without_modules_json(tmp_path, pooling):
     folder = save_model(tmp_path / "model", "qwen3")
     config = EmbedderConfig(pooling)
     network = Network(GPT.from_pretrained(folder), pooling, [Dense(32, 8)]).eval()
     tokenizer = Tokenizer.from_pretrained(folder)
     save_embedder(
-        tmp_path / "saved", replaced(network, Pooling("mean")), EmbedderConfig(Pooling("mean")), tokenizer
+        tmp_path / "saved", with_pooling(network, Pooling("mean")), EmbedderConfig(Pooling("mean")), tokenizer
     )
     save_embedder(tmp_path / "saved", network, config, tokenizer)
-    assert not (tmp_path / "saved" / "modules.json").exists()  # not even the one that was there
+    assert not (tmp_path / "saved" / "modules.json").exists()  # the earlier one was removed, too
     again = Encoder.from_pretrained(tmp_path / "saved")
     here = Encoder(network.gpt, tokenizer, config, dense=network.dense_layers)
     np.testing.assert_array_equal(again.encode(TEXTS), here.encode(TEXTS))
 
 
-def replaced(network: Network, pooling: Pooling) -> Network:
+def with_pooling(network: Network, pooling: Pooling) -> Network:
     return Network(network.gpt, pooling, network.dense_layers)
 
 
@@ -343,8 +343,8 @@ def test_saves_the_weights_that_it_is_given(tmp_path):
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
 
 
-def test_a_tokenizer_without_a_pad_token_gets_one_that_it_has(tmp_path):
-    """GPT-2's has none: its end-of-text token serves, whose states no vector looks at."""
+def test_a_tokenizer_without_a_pad_token_reuses_a_special_token(tmp_path):
+    """GPT-2's has none: its end-of-text token is used, and padding does not affect the vectors."""
     torch.manual_seed(0)
     config = GPTConfig.gpt2(block_size=64, n_layer=1, n_head=2, n_embd=32)
     network = Network(GPT(config), Pooling())
@@ -354,25 +354,25 @@ def test_a_tokenizer_without_a_pad_token_gets_one_that_it_has(tmp_path):
     assert theirs.tokenizer.pad_token == "<|endoftext|>"
 
 
-def test_a_tokenizer_with_nothing_to_pad_with_is_refused(tmp_path):
+def test_a_tokenizer_without_special_tokens_is_refused(tmp_path):
     tokenizer = Tokenizer.from_characters("abc")
     network = Network(GPT(GPTConfig(vocab_size=3, n_layer=1, n_head=1, n_kv_head=1, n_embd=8)), Pooling())
     with pytest.raises(InputError, match="pad_token"):
         save_embedder(tmp_path / "saved", network, EmbedderConfig(), tokenizer)
 
 
-def test_a_plain_gpt_exports_as_the_weighted_mean_and_one_line_says_so(tmp_path, capsys):
+def test_a_plain_gpt_exports_as_the_weighted_mean_with_a_one_line_notice(tmp_path, capsys):
     folder = save_model(tmp_path / "model", "gpt2")
     export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
     assert capsys.readouterr().err.count("weighted mean of its last layer") == 1
     ours = assert_same_vectors(tmp_path / "out")
     assert ours.config == EmbedderConfig()
-    with pytest.raises(InputError, match="already holds something"):
+    with pytest.raises(InputError, match="already exists and is not empty"):
         export_model(str(tmp_path / "out"), model=str(folder), to="sentence-transformers")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_lower_layer_with_the_final_norm_exports_as_a_model_of_so_many_layers(tmp_path, shape):
+def test_a_lower_layer_with_the_final_norm_exports_as_a_model_of_that_many_layers(tmp_path, shape):
     folder = save_shape(tmp_path / "model", shape)
     config = EmbedderConfig(Pooling("mean", layer=2, final_norm=True), corpus_map="whiten", **PROMPTS)
     (folder / "embedder.json").write_text(config.to_json())
@@ -392,7 +392,7 @@ def test_a_lower_layer_with_the_final_norm_exports_as_a_model_of_so_many_layers(
         (Pooling(unit_tokens=True), "unit_tokens"),
     ],
 )
-def test_export_refuses_what_would_be_other_vectors(tmp_path, pooling, said):
+def test_export_refuses_pooling_that_would_change_the_vectors(tmp_path, pooling, said):
     folder = save_model(tmp_path / "model", "qwen3")
     (folder / "embedder.json").write_text(EmbedderConfig(pooling).to_json())
     with pytest.raises(InputError, match=said):
@@ -400,7 +400,7 @@ def test_export_refuses_what_would_be_other_vectors(tmp_path, pooling, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_has_the_fingerprint_of_its_copy_without_the_state_of_training(tmp_path):
+def test_the_training_state_does_not_change_the_fingerprint(tmp_path):
     folder = save_model(tmp_path / "step-3", "qwen3")
     alone = Encoder.from_pretrained(folder).fingerprint
     for name in ("optimizer", "training"):

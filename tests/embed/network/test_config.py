@@ -1,4 +1,4 @@
-"""An embedder's settings: where they come from, and what is refused."""
+"""Embedder settings: precedence of their sources, and refused values."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_round_trip():
     assert EmbedderConfig.from_json("{}") == EmbedderConfig()
 
 
-def test_own_file_beats_sentence_transformers_beats_known_beats_the_default(tmp_path, capsys):
+def test_precedence_is_embedder_json_sentence_transformers_known_model_default(tmp_path, capsys):
     folder = tmp_path / "smollm2-135m-instruct"
     write_sentence_transformers(folder, {"pooling_mode": "mean"})
     write(folder, "embedder.json", EmbedderConfig(max_tokens=77).to_json())
@@ -59,7 +59,7 @@ def test_own_file_beats_sentence_transformers_beats_known_beats_the_default(tmp_
         {"pooling_mode_cls_token": False, "pooling_mode_lasttoken": True, "include_prompt": True},
     ],
 )
-def test_reads_every_spelling_of_sentence_transformers(tmp_path, pooling):
+def test_reads_every_form_of_pooling_mode(tmp_path, pooling):
     write_sentence_transformers(tmp_path, {"word_embedding_dimension": 8, **pooling}, "2_Normalize")
     write(tmp_path, "modules.json", json.loads((tmp_path / "modules.json").read_text())[:2])
     assert load_settings(tmp_path).pooling == Pooling("lasttoken")
@@ -83,7 +83,7 @@ def test_reads_old_flags(tmp_path, flag):
         ({"pooling_mode": "mean"}, ("LSTM",), "module 'LSTM'"),
     ],
 )
-def test_refuses_what_it_would_compute_differently(tmp_path, pooling, more, said):
+def test_unsupported_pooling_and_modules_are_refused(tmp_path, pooling, more, said):
     write_sentence_transformers(tmp_path, pooling, *more)
     with pytest.raises(InputError, match=said):
         load_settings(tmp_path)
@@ -110,7 +110,7 @@ def test_refuses_what_it_would_compute_differently(tmp_path, pooling, more, said
         ('{"query_prompt": null}', "query_prompt is None"),
     ],
 )
-def test_bad_settings_are_one_clear_sentence(tmp_path, text, said):
+def test_bad_settings_give_one_line_errors(tmp_path, text, said):
     write(tmp_path, "embedder.json", text)
     with pytest.raises(InputError, match=said) as caught:
         load_settings(tmp_path)

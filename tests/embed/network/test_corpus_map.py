@@ -1,4 +1,4 @@
-"""Corpus maps: what they promise about the corpus they were fitted on."""
+"""Corpus maps (standardise, whiten): statistics of the mapped vectors, and edge cases."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from embed.network.corpus_map import SHRINKAGE, CorpusMap
 
 
 def corpus(n: int, d: int = 24, seed: int = 0) -> np.ndarray:
-    """Unit vectors in a narrow cone, correlated, with a few strong dimensions: as an untuned GPT's are."""
+    """Nearly parallel, correlated unit vectors with a few dominant dimensions, like those of an untuned GPT."""
     rng = np.random.default_rng(seed)
     mixing = rng.normal(size=(d, d)) * np.geomspace(10, 0.1, d)
     return unit_length((5 * rng.normal(size=d) + 0.3 * rng.normal(size=(n, d)) @ mixing).astype(np.float32))
 
 
-def before_length(fitted: CorpusMap, vectors: np.ndarray) -> np.ndarray:
+def map_without_normalising(fitted: CorpusMap, vectors: np.ndarray) -> np.ndarray:
     centred = vectors - fitted.mean
     return centred * fitted.transform if fitted.transform.ndim == 1 else centred @ fitted.transform
 
@@ -26,33 +26,32 @@ def test_none_is_the_identity():
 
 def test_standardise_gives_every_dimension_mean_0_and_deviation_1():
     vectors = corpus(2000)
-    mapped = before_length(CorpusMap.fit("standardise", vectors), vectors)
+    mapped = map_without_normalising(CorpusMap.fit("standardise", vectors), vectors)
     np.testing.assert_allclose(mapped.mean(axis=0), 0, atol=1e-3)
     np.testing.assert_allclose(mapped.std(axis=0), 1, atol=1e-3)
 
 
-def test_whiten_decorrelates_and_shrinks_as_it_says():
+def test_whiten_decorrelates_and_shrinks_weak_components():
     vectors = corpus(2000)
-    mapped = before_length(CorpusMap.fit("whiten", vectors), vectors)
+    mapped = map_without_normalising(CorpusMap.fit("whiten", vectors), vectors)
     variance = np.linalg.eigvalsh(np.cov(vectors.T.astype(np.float64), bias=True))[::-1]
-    wanted = variance / (
-        variance + SHRINKAGE * variance.mean()
-    )  # 1 along strong components, less along weak ones
+    # 1 along strong components, less along weak ones
+    wanted = variance / (variance + SHRINKAGE * variance.mean())
     np.testing.assert_allclose(np.cov(mapped.T, bias=True), np.diag(wanted), atol=2e-3)
     assert wanted[0] > 0.95
     assert wanted[-1] < 0.5
 
 
-def test_components_are_the_first_of_the_whole_whitening():
+def test_map_components_keeps_the_first_components_of_the_full_whitening():
     vectors = corpus(200)
-    mapped = before_length(CorpusMap.fit("whiten", vectors, 8), vectors)
+    mapped = map_without_normalising(CorpusMap.fit("whiten", vectors, 8), vectors)
     assert mapped.shape == (200, 8)
-    whole = before_length(CorpusMap.fit("whiten", vectors), vectors)
+    whole = map_without_normalising(CorpusMap.fit("whiten", vectors), vectors)
     np.testing.assert_allclose(whole[:, :8], mapped, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["none", "standardise", "whiten"])
-def test_results_are_unit_float32_and_survive_bytes_bit_for_bit(kind):
+def test_results_are_unit_float32_and_serialisation_is_bit_exact(kind):
     vectors = corpus(50)
     fitted = CorpusMap.fit(kind, vectors, 8)
     mapped = fitted.apply(vectors)
@@ -77,16 +76,16 @@ def test_a_corpus_that_does_not_vary_gives_the_identity(kind, n):
     assert CorpusMap.fit(kind, vectors).apply(vectors) is vectors
 
 
-def test_a_corpus_smaller_than_the_dimension_is_whitened_without_blowing_up():
+def test_whitening_a_corpus_smaller_than_the_dimension_gives_bounded_vectors():
     vectors = corpus(5)  # spans four of 24 dimensions
     fitted = CorpusMap.fit("whiten", vectors)
     queries = corpus(100, seed=1)
     assert np.isfinite(fitted.apply(queries)).all()
-    strongest = np.linalg.norm(before_length(fitted, vectors), axis=1).max()
-    assert np.linalg.norm(before_length(fitted, queries), axis=1).max() < 100 * strongest
+    strongest = np.linalg.norm(map_without_normalising(fitted, vectors), axis=1).max()
+    assert np.linalg.norm(map_without_normalising(fitted, queries), axis=1).max() < 100 * strongest
 
 
-def test_a_dead_dimension_is_not_blown_up():
+def test_a_constant_dimension_is_not_amplified():
     vectors = corpus(100)
     vectors[:, 3] = 0.25
     for kind in ("standardise", "whiten"):

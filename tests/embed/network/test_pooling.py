@@ -1,4 +1,4 @@
-"""Pooling against sentence-transformers' own module."""
+"""Pooling compared with sentence-transformers' module."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LENGTHS = [7, 1, 12, 5]
 
 
 def padded(side: str) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Rows of LENGTHS tokens, padded with noise that must not be seen; and the rows alone."""
+    """A batch of LENGTHS tokens with noise as padding, its mask, and the rows without padding."""
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(n, 16, generator=generator) for n in LENGTHS]
     hidden = 100 * torch.randn(len(rows), max(LENGTHS), 16, generator=generator)
@@ -39,18 +39,18 @@ def test_equals_sentence_transformers_in_a_batch_and_alone(mode, side):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("mode", ["weightedmean", "mean", "lasttoken"])
-def test_skip_first_pools_what_is_left(mode, side):
+def test_skip_first_pools_all_but_the_first_token(mode, side):
     hidden, mask, rows = padded(side)
     ours = pool(hidden, mask, Pooling(mode, skip_first=True))
     for row, vector in zip(rows, ours, strict=True):
-        rest = row[1:] if len(row) > 1 else row  # the only token stays
+        rest = row[1:] if len(row) > 1 else row  # the only token is kept
         wanted = pool(rest[None], torch.ones(1, len(rest), dtype=torch.bool), Pooling(mode))[0]
         assert (wanted - vector).abs().max() <= 1e-6
 
 
-def test_unit_tokens_bounds_what_one_token_weighs():
+def test_unit_tokens_bounds_the_weight_of_one_token():
     hidden = torch.randn(1, 6, 16)
-    hidden[0, 2] *= 1e4  # as an attention sink's state
+    hidden[0, 2] *= 1e4  # like the state of an attention sink
     mask = torch.ones(1, 6, dtype=torch.bool)
     directions = torch.nn.functional.normalize(hidden, dim=-1)
     assert torch.allclose(pool(hidden, mask, Pooling("mean", unit_tokens=True))[0], directions[0].mean(dim=0))
@@ -67,7 +67,7 @@ def test_a_row_of_padding_gives_zeros():
 
 @settings(max_examples=50, deadline=None)
 @given(left=st.integers(0, 5), right=st.integers(0, 5), n=st.integers(1, 9), seed=st.integers(0, 99))
-def test_padding_never_matters(left, right, n, seed):
+def test_padding_never_changes_a_vector(left, right, n, seed):
     row = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
     hidden = torch.cat([torch.full((left, 8), 1e3), row, torch.full((right, 8), -1e3)])[None]
     mask = torch.tensor([[False] * left + [True] * n + [False] * right])

@@ -1,4 +1,4 @@
-"""Vectors in fewer bytes, against sentence-transformers' numbers."""
+"""Quantised vectors, compared with sentence-transformers."""
 
 import logging
 
@@ -13,12 +13,13 @@ from embed.network.quantize import dequantize_embeddings, fit_ranges, quantize_e
 from gpt_core.common.errors import InputError
 
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
-VALUES = st.integers(-1000, 1000).map(lambda n: n / 1000)  # a span near zero overflows there
+# sentence-transformers overflows for ranges near zero
+VALUES = st.integers(-1000, 1000).map(lambda n: n / 1000)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @given(vectors=arrays(np.float32, st.tuples(st.integers(2, 9), st.integers(1, 21)), elements=VALUES))
-def test_numbers_are_those_of_sentence_transformers(precision, vectors):
+def test_quantised_values_equal_sentence_transformers(precision, vectors):
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     ours, expected = quantize_embeddings(vectors, precision), theirs(vectors, precision)
     assert ours.dtype == expected.dtype
@@ -30,24 +31,24 @@ def test_numbers_are_those_of_sentence_transformers(precision, vectors):
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
 @given(vectors=arrays(np.float32, st.tuples(st.integers(2, 9), st.integers(1, 9)), elements=VALUES))
-def test_bytes_come_back_within_half_a_step(precision, vectors):
+def test_int8_round_trip_error_is_at_most_half_a_step(precision, vectors):
     ranges = fit_ranges(vectors)
     back = dequantize_embeddings(quantize_embeddings(vectors, precision, ranges), precision, ranges)
     span = ranges[1] - ranges[0]
     assert back.dtype == np.float32
-    step = np.where(span == 0, 1, span / 255)  # where a dimension is one value, the step is arbitrary
+    step = np.where(span == 0, 1, span / 255)  # the step of a constant dimension is arbitrary
     assert (np.abs(back - vectors) <= step * 0.5 + 1e-6 * (1 + span)).all()
 
 
 @pytest.mark.parametrize("precision", ["binary", "ubinary"])
-def test_bits_come_back_as_signs_at_unit_length(precision):
+def test_binary_round_trip_gives_signs_at_unit_length(precision):
     vectors = np.random.default_rng(0).standard_normal((5, 21)).astype(np.float32)
     back = dequantize_embeddings(quantize_embeddings(vectors, precision), precision, dimension=21)
     np.testing.assert_array_equal(np.sign(back), np.sign(vectors))
     np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-6)
 
 
-def test_int8_orders_documents_nearly_as_float32_does_for_a_float_query():
+def test_int8_documents_rank_nearly_as_float32_documents():
     rng = np.random.default_rng(0)
     documents = rng.standard_normal((2000, 64)).astype(np.float32)
     documents /= np.linalg.norm(documents, axis=1, keepdims=True)
@@ -72,6 +73,6 @@ def test_int8_orders_documents_nearly_as_float32_does_for_a_float_query():
         (lambda v: dequantize_embeddings(v.astype(np.int8), "int8"), "without the ranges"),
     ],
 )
-def test_what_cannot_be_is_refused(call, said):
+def test_invalid_arguments_are_refused(call, said):
     with pytest.raises(InputError, match=said):
         call(np.zeros((5, 3), dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Tiny trainees and batches in float64, alike in every process, for test_contrastive.py and contrastive_driver.py."""
+"""Tiny float64 trainees and batches, identical in every process, for test_step.py and contrastive_driver.py."""
 
 import math
 import random
@@ -20,11 +20,11 @@ from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.training.parallel.ranks import ALONE, Ranks
 
-TEACHER, GUIDE = 7, 5  # lengths of their vectors
+TEACHER, GUIDE = 7, 5  # dimensions of their vectors
 
 
 def settings(**keys: Any) -> TrainEmbedderConfig:
-    """A configuration; what it names is never loaded."""
+    """A configuration; the models and data that it names are never loaded."""
     if keys.get("lm_weight"):
         keys["lm_data_dir"] = "shards"
     return TrainEmbedderConfig(**{"batch_size": 4, "lora_rank": 2, **keys})
@@ -33,7 +33,7 @@ def settings(**keys: Any) -> TrainEmbedderConfig:
 def trainee(
     config: TrainEmbedderConfig, teacher: bool = False, dense: bool = False, layer: int | None = None
 ) -> Trainee:
-    """Two blocks, all weights random, LoRA's among them."""
+    """A trainee of two blocks with random weights, including LoRA's."""
     torch.manual_seed(0)
     shape = GPTConfig(
         vocab_size=50, block_size=64, n_layer=2, n_head=2, n_kv_head=1, n_embd=16, head_dim=8, n_inner=24,
@@ -45,14 +45,14 @@ def trainee(
     choose_trainable(network, config)
     model = model.double()
     with torch.no_grad():
-        model.log_temperature.fill_(math.log(config.temperature))  # not its float32 rounding
+        model.log_temperature.fill_(math.log(config.temperature))  # exact in float64, not rounded to float32
         for p in model.network.parameters():
             p.add_(torch.randn_like(p) / 10)
     return model.train()
 
 
 def examples(n: int, plain: bool = False, seed: int = 0, longest: int = 30) -> list[Example]:
-    """Texts of letters. Queries share positives, or are another's; negatives vary in number."""
+    """Random texts. Some examples share a positive, some have another's query as positive; 0 or 2 negatives."""
     generator = random.Random(seed)
 
     def text() -> str:
@@ -73,7 +73,7 @@ def examples(n: int, plain: bool = False, seed: int = 0, longest: int = 30) -> l
 def batch(
     made: list[Example], config: TrainEmbedderConfig, rank: int = 0, world_size: int = 1, seed: int = 0
 ) -> Batch:
-    """The batch of these examples as a rank gets it; letters are tokens."""
+    """The batch of these examples as one rank gets it; each letter is a token."""
     data = TaskData("letters", made)
     n = len(data.texts)
     numbers = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def batch(
     if config.lm_weight:
         ids = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(seed))
         targets = ids.roll(-1, dims=1)
-        targets[0, 3:] = -100  # so the ranks have different numbers of targets
+        targets[0, 3:] = -100  # gives the ranks different numbers of targets
         share = 4 // world_size
         lm = (ids[rank * share :][:share], targets[rank * share :][:share])
     collate = Collator(tokenize, {"query": "q", "document": ""}, config.n_negatives, rank, world_size)
@@ -103,7 +103,7 @@ def step(
     tokens: int = 10**6,
     ranks: Ranks = ALONE,
 ) -> tuple[float, dict[str, Tensor]]:
-    """The loss's sum and the gradients by name, of a step from a fixed seed; gradients are taken off `model`."""
+    """Sum of the loss and gradients by name of one step with a fixed seed; clears the gradients of `model`."""
     torch.manual_seed(1)
     loss, count = EmbeddingLoss(Objective(config), tokens, ranks)(model, step_batch)
     assert not loss.requires_grad
@@ -122,7 +122,7 @@ def taken_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest difference of any two gradients; infinite if they are of different parameters."""
+    """The largest absolute difference of the gradients; infinite if the parameter names differ."""
     if a.keys() != b.keys():
         return float("inf")
     return max(float((a[name] - b[name]).abs().max()) for name in a)

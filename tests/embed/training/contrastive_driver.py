@@ -1,4 +1,4 @@
-"""Steps of two ranks beside those of one; run by test_contrastive.py as a process of its own. JSON on standard output.
+"""Compare training steps on two ranks with one process; run by test_step.py as a subprocess. Prints JSON.
 
 python contrastive_driver.py
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # once here, not in every child
+import torch._dynamo  # imported once here instead of in every child
 
 from embed.training.step import LanguageModel
 from gpt_core.hardware.device import Numerics
@@ -27,8 +27,8 @@ EVERYTHING = {
     "learn_temperature": True, "n_negatives": 2, "matryoshka": (4, 8), "false_negative_margin": 0.1, "guide": "guide",
     "teacher": "teacher", "similarity_weight": 0.5, "lm_weight": 0.3,
 }  # fmt: skip
-# Keys of the configuration, and: tokens in a forward; plain: texts alone; bare: short texts without negatives
-# on rank 0, which so has fewer forwards to make than rank 1
+# Configuration keys, and: tokens: tokens per forward; plain: texts without positives; bare: rank 0 has short texts
+# without negatives, and so runs fewer forwards than rank 1
 SCENARIOS: dict[str, dict[str, Any]] = {
     "ddp": {"tokens": 60},
     "ddp, uneven chunks": {"chunk_size": 8, "n_negatives": 2, "bare": True},
@@ -42,7 +42,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 
 
 def run(ranks: Ranks, name: str) -> dict[str, float]:
-    """Two steps of a scenario; how far the ranks are from one process that has all texts."""
+    """Run two steps of a scenario; return the largest differences between the ranks and one process with all texts."""
     keys = dict(SCENARIOS[name])
     plain, bare, tokens = keys.pop("plain", False), keys.pop("bare", False), keys.pop("tokens", 10**6)
     config = settings(**keys)
@@ -74,7 +74,7 @@ def run(ranks: Ranks, name: str) -> dict[str, float]:
 
 
 def child(rank: int, port: int, out: Path) -> None:
-    signal.alarm(500)  # ranks that wait for each other would do so for half an hour
+    signal.alarm(500)  # otherwise deadlocked ranks would wait for half an hour
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
     os.environ |= {"WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1"}

@@ -1,4 +1,4 @@
-"""Losses against sentence-transformers' own, value and gradient in float64, and what must hold of any."""
+"""Losses: values and gradients compared with sentence-transformers in float64, and general properties."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from embed.training.losses import (
 )
 from tests.tiny_models import TEXTS, reference_model, save_model
 
-N, D = 7, 12  # queries; length of a vector
+N, D = 7, 12  # number of queries; dimension
 EXACT = 1e-10
 seeds = st.integers(0, 10_000)
 
@@ -40,7 +40,7 @@ class Rows(nn.Module):
 
 
 class Table(nn.Sequential):
-    """A model whose vectors are its parameters, so that a loss's gradient is a gradient by the vectors."""
+    """A model whose parameters are its vectors, so that gradients are with respect to the vectors."""
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__(Rows(vectors))
@@ -57,7 +57,7 @@ def columns(n: int) -> list[dict[str, Tensor]]:
 
 
 def assert_equal(ours: Tensor, our_vectors: Tensor, theirs: Tensor, table: Table) -> None:
-    """The same loss, and the same gradient by the vectors."""
+    """Assert the same loss and the same gradient with respect to the vectors."""
     ours.backward()
     theirs.backward()
     assert our_vectors.grad.abs().max() > 1e-4
@@ -86,7 +86,7 @@ def test_info_nce_equals_cached_multiple_negatives_ranking():
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_matryoshka_equals_theirs(cached):
+def test_matryoshka_equals_sentence_transformers(cached):
     ours, table = vectors_and_table(3)
     inner = (
         reference.CachedMultipleNegativesRankingLoss(table, mini_batch_size=3)
@@ -120,7 +120,7 @@ def test_distillation_equals_mse_loss():
     )
 
 
-def test_matryoshka_of_distillation_equals_theirs():
+def test_matryoshka_of_distillation_equals_sentence_transformers():
     ours, table = vectors_and_table(1)
     teacher = normal(N, D, seed=9)
     inner = reference.EmbedDistillLoss(table, distance_metric="cosine")
@@ -129,7 +129,7 @@ def test_matryoshka_of_distillation_equals_theirs():
 
 
 def test_similarity_kl_equals_distill_kl_div():
-    """Theirs compares each query with its own candidates alone, and has Hinton's factor temperature²."""
+    """Their loss compares each query with its own candidates only, and includes Hinton's factor temperature²."""
     temperature, n_ways = 0.3, 4
     ours, table = vectors_and_table(1 + n_ways)
     teacher = normal((1 + n_ways) * N, 5, seed=9)
@@ -143,7 +143,7 @@ def test_similarity_kl_equals_distill_kl_div():
 
 @pytest.mark.parametrize(("strategy", "margin"), [("absolute", 0.0), ("absolute", 0.05), ("relative", 0.05)])
 def test_guided_info_nce_equals_gist_embed(tmp_path, strategy, margin):
-    """Through real models: GISTEmbedLoss wants tokenizers. Gradients are those of all weights."""
+    """With whole models, because GISTEmbedLoss needs tokenizers; compares the gradients of all weights."""
     model, guide = (
         reference_model(save_model(tmp_path / mode, "qwen3"), mode).double()
         for mode in ("weightedmean", "mean")
@@ -177,8 +177,8 @@ def test_guided_info_nce_equals_gist_embed(tmp_path, strategy, margin):
 
 
 @pytest.mark.parametrize("masking", [False, True])
-def test_gradients_are_those_of_the_values(masking):
-    """By every input, temperature among them, against finite differences."""
+def test_gradients_equal_finite_differences(masking):
+    """Gradients with respect to every input, including the temperature."""
     masked = torch.rand(3, 5, generator=torch.Generator().manual_seed(1)) < 0.4
     masked[torch.arange(3), torch.arange(3)] = False
     masked = masked if masking else None
@@ -198,7 +198,7 @@ def test_gradients_are_those_of_the_values(masking):
 
 @st.composite
 def contrasts(draw):
-    """Queries, candidates, positives, a mask that spares them."""
+    """Queries, candidates, positives, and a mask that leaves the positives unmasked."""
     n, n_candidates, seed = draw(st.integers(1, 5)), draw(st.integers(1, 8)), draw(seeds)
     generator = torch.Generator().manual_seed(seed)
     positives = torch.randint(n_candidates, (n,), generator=generator)
@@ -208,7 +208,7 @@ def contrasts(draw):
 
 
 @given(contrasts(), st.sampled_from([0.01, 0.05, 1.0]))
-def test_masking_a_candidate_is_leaving_it_out(contrast, temperature):
+def test_masking_a_candidate_equals_removing_it(contrast, temperature):
     queries, candidates, positives, masked = contrast
     losses = info_nce(queries, candidates, positives, temperature, masked)
     relations = similarity_kl(queries, candidates, queries[:, :2], candidates[:, :2], temperature, masked)
@@ -234,8 +234,8 @@ def test_order_and_length_of_vectors_do_not_matter(contrast, seed):
 
 
 @given(contrasts())
-def test_temperature_goes_from_the_maximum_to_a_plain_count(contrast):
-    """Cold: how far the positive is below the nearest, over the temperature. Hot: the log of how many there are."""
+def test_limits_of_low_and_high_temperature(contrast):
+    """Low: (largest cosine - the positive's) / temperature. High: the log of the number of unmasked candidates."""
     queries, candidates, positives, masked = contrast
     similar = cosines(queries, candidates).masked_fill(masked, float("-inf"))
     gap = similar.max(dim=1).values - similar.gather(1, positives[:, None])[:, 0]
@@ -246,8 +246,8 @@ def test_temperature_goes_from_the_maximum_to_a_plain_count(contrast):
 
 
 @given(contrasts(), seeds)
-def test_what_stands_twice_counts_once(contrast, seed):
-    """Copies of the positives and of queries among the candidates change nothing behind the mask of equal texts."""
+def test_duplicate_texts_count_once(contrast, seed):
+    """With the equal-text mask, copies of positives and of queries among the candidates change nothing."""
     queries, candidates, positives, _ = contrast
     n, n_candidates = len(queries), len(candidates)
     texts, query_texts = torch.arange(n_candidates), n_candidates + torch.arange(n)
@@ -262,7 +262,7 @@ def test_what_stands_twice_counts_once(contrast, seed):
     again = torch.cat([candidates, queries, candidates[positives]])
     again_texts = torch.cat([texts, query_texts, texts[positives]])
     masked = equal_text_mask(positives, again_texts, query_texts)
-    # every other query's positive stands twice for this query, too, and is no copy of its own positive: leave it out
+    # a copy of another query's positive is a further candidate for this query, unequal to its positive: mask it
     extra = torch.zeros_like(masked)
     extra[:, n_candidates + n :] = True
     losses = info_nce(queries, again, positives, 0.05, masked | extra)
@@ -274,13 +274,13 @@ def test_what_stands_twice_counts_once(contrast, seed):
 
 
 def test_equal_texts_by_hand():
-    """Queries a b, candidates: P of both, N, a, P again."""
+    """Queries a and b; candidates: the positive P of both, N, a, and P again."""
     mask = equal_text_mask(torch.tensor([0, 0]), torch.tensor([5, 6, 1, 5]), torch.tensor([1, 2]))
     assert mask.tolist() == [[False, False, True, True], [False, False, False, True]]
 
 
 @given(seeds, st.floats(0, 0.5), st.floats(0, 0.5), st.booleans())
-def test_a_wider_margin_leaves_out_more(seed, small, large, relative):
+def test_a_wider_margin_masks_more(seed, small, large, relative):
     small, large = sorted((small, large))
     similarities = normal(4, 9, seed=seed).tanh()
     positives = torch.tensor([0, 3, 8, 3])
@@ -288,7 +288,8 @@ def test_a_wider_margin_leaves_out_more(seed, small, large, relative):
     assert not (narrow & ~wide).any()
     assert not wide[torch.arange(4), positives].any()
     above = similarities > similarities.gather(1, positives[:, None])
-    assert (narrow | ~above).all()  # negative similarities, too: a relative margin never raises the bar
+    # also for negative similarities: a relative margin never raises the threshold
+    assert (narrow | ~above).all()
 
 
 def test_margins_by_hand():
@@ -297,17 +298,17 @@ def test_margins_by_hand():
     assert false_negative_mask(similarities, positives, 0.0).tolist() == [[False, True, False, False]] * 2
     assert false_negative_mask(similarities, positives, 0.05).tolist() == [[False, True, True, False]] * 2
     relative = false_negative_mask(similarities, positives, 0.05, relative=True)
-    assert relative.tolist() == [[False, True, True, False]] * 2  # the bars are 0.76 and -0.84
+    assert relative.tolist() == [[False, True, True, False]] * 2  # the thresholds are 0.76 and -0.84
     assert not false_negative_mask(similarities, positives, -1.0).any()
 
 
 @given(contrasts())
-def test_a_student_like_its_teacher_has_nothing_to_learn(contrast):
+def test_a_student_equal_to_its_teacher_has_zero_loss_and_gradient(contrast):
     queries, candidates, _, masked = contrast
     queries, candidates = queries.requires_grad_(), candidates.requires_grad_()
-    turn = torch.linalg.qr(normal(4, 4, seed=0)).Q  # similarities do not know the axes
+    rotation = torch.linalg.qr(normal(4, 4, seed=0)).Q  # similarities are invariant to rotation
     loss = similarity_kl(
-        queries, candidates, queries.detach() @ turn, candidates.detach() @ turn, 0.05, masked
+        queries, candidates, queries.detach() @ rotation, candidates.detach() @ rotation, 0.05, masked
     )
     loss = loss.sum() + distill_cosine(queries, 3 * queries.detach()).sum()
     loss = loss + distill_mse(queries, queries.detach()).sum()
@@ -320,15 +321,14 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(contrast):
 def test_a_divergence_is_never_negative(contrast, seed):
     queries, candidates, _, masked = contrast
     teacher = normal(len(queries) + len(candidates), 3, seed=seed)
-    kl = similarity_kl(
-        queries, candidates, teacher[: len(queries)], teacher[len(queries) :], 0.01, masked
-    )  # some of the teacher's probabilities are 0 by underflow
+    # some of the teacher's probabilities underflow to 0
+    kl = similarity_kl(queries, candidates, teacher[: len(queries)], teacher[len(queries) :], 0.01, masked)
     assert (kl >= -EXACT).all()
     assert kl.isfinite().all()
 
 
-def test_without_candidates_there_is_nothing_to_learn():
-    """As for the one text of a last batch, whose only candidate is itself."""
+def test_a_query_without_candidates_has_zero_loss_and_gradient():
+    """As in a batch of one text, whose only candidate is itself."""
     queries, candidates = normal(2, 4, seed=1).requires_grad_(), normal(3, 4, seed=2).requires_grad_()
     masked = torch.tensor([[True] * 3, [False, True, False]])
     kl = similarity_kl(queries, candidates, normal(2, 5, seed=3), normal(3, 5, seed=4), 0.05, masked)
@@ -340,13 +340,13 @@ def test_without_candidates_there_is_nothing_to_learn():
     assert all(g.isfinite().all() for g in gradients)
 
 
-def test_of_unit_vectors_squared_differences_are_cosines():
+def test_mse_of_unit_vectors_is_proportional_to_the_cosine_loss():
     a, b = (F.normalize(normal(N, D, seed=s), dim=-1) for s in (1, 2))
     assert torch.allclose(distill_mse(a, b), 2 / D * distill_cosine(a, b), atol=EXACT)
 
 
 def test_a_zero_vector_gives_finite_gradients():
-    """A text without tokens has one."""
+    """A text without tokens has a zero vector."""
     queries, candidates = normal(2, 4, seed=1), normal(3, 4, seed=2)
     queries[0], candidates[2] = 0, 0
     queries.requires_grad_()

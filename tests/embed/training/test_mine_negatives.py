@@ -1,4 +1,4 @@
-"""Mining: the negatives that sentence-transformers would take, and never a positive."""
+"""Mining hard negatives: the same as sentence-transformers', and never a positive."""
 
 import json
 import warnings
@@ -48,7 +48,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("margin", "rank_min", "rank_max"), [(None, 0, 9), (None, 2, 6), (0.02, 0, 9), (0.002, 1, 9)]
 )
-def test_takes_what_sentence_transformers_takes(
+def test_mined_negatives_equal_sentence_transformers(
     tmp_path, cache, embedder, capsys, margin, rank_min, rank_max
 ):
     pairs = [*PAIRS, (PAIRS[0][0], PAIRS[3][1])]  # a query with two positives
@@ -71,7 +71,7 @@ def test_takes_what_sentence_transformers_takes(
             Dataset.from_dict({"query": [q for q, _ in pairs], "positive": [p for _, p in pairs]}),
             SentenceTransformer(str(embedder), device="cpu"),
             range_min=rank_min,
-            range_max=rank_max,  # with a margin it may look at a few more, hence 9: all that there are
+            range_max=rank_max,  # with a margin it considers a few more candidates, hence 9: all texts
             relative_margin=margin,
             num_negatives=3,
             query_prompt_name="query",
@@ -118,11 +118,11 @@ def test_no_negative_is_a_positive_or_too_near_one(rows, positives, margin, rank
             assert mined.scores == [rows[i][p] for p in left[rank_min : rank_min + 2]]
 
 
-def test_a_guide_orders_and_judges_what_bm25_finds():
+def test_a_guide_ranks_and_filters_bm25_candidates():
     by_words = Scorer(lambda start, stop: torch.tensor([[3.0, 2.0, 1.0, 0.0]]), above=0)
     guide = Scorer(lambda start, stop: torch.tensor([[-0.2, -0.3, -0.1, -0.9]]))
     (mined,) = search_negatives(by_words, guide, ["q"], ["p", "a", "b", "c"], [[0]], Window(1, 0, 4))
-    assert mined.places == [1]  # b is nearer than the positive, and c has no word of the query
+    assert mined.places == [1]  # b is nearer than the positive, and c shares no word with the query
     assert mined.scores == [pytest.approx(-0.3)]
     assert mined.n_rejected == 1
 
@@ -136,13 +136,13 @@ def test_bm25_over_a_beir_corpus(tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     mine_negatives(data=str(folder), out=out, negatives=1, relative_margin=None, max_tokens=64)
     rows = {row["query"]: row for row in read(out)}
-    for fruit in ("melon", "pear", "fig"):  # never what equals the query
+    for fruit in ("melon", "pear", "fig"):  # never a text equal to the query
         assert rows[fruit]["neg"] == ["melon, pear or fig?"]
-    assert rows["plum"]["neg"] == ["melon, pear or fig?"]  # judged so, and nothing mined
+    assert rows["plum"]["neg"] == ["melon, pear or fig?"]  # judged irrelevant in the data, not mined
     assert rows["mango"] == {"query": "mango", "pos": [PAIRS[7][1]], "neg": []}
     said = capsys.readouterr().out
-    assert f"{out}: 3 negatives for 10 different queries, of 12 texts" in said
-    assert "7 queries have fewer than 1 negatives, 7 of them none" in said
+    assert f"{out}: 3 negatives for 10 distinct queries, from 12 texts" in said
+    assert "7 queries have fewer than 1 negatives, 7 of them have none" in said
 
 
 def test_random_negatives_depend_on_the_seed_alone(tmp_path, cache, embedder):
@@ -176,7 +176,7 @@ def test_random_negatives_depend_on_the_seed_alone(tmp_path, cache, embedder):
         ({"by": str(Path(__file__).parent)}, "is not a model that sentence-transformers can read"),
         ({"seed": -1}, "seed is -1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"out": Path("no-such-folder/out.jsonl")}, "no-such-folder is no folder"),
+        ({"out": Path("no-such-folder/out.jsonl")}, "no-such-folder is not a folder"),
         ({"query_column": "question"}, "no column question"),
         ({"out": Path("negatives.json")}, "negatives.json is not the name of a .jsonl file"),
     ],
@@ -188,10 +188,10 @@ def test_bad_settings_are_refused(tmp_path, settings, said):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_texts_alone_and_files_that_are_there_are_refused(tmp_path):
+def test_texts_without_positives_and_existing_output_files_are_refused(tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "a text"}\n')
     with pytest.raises(InputError, match="has texts without a positive"):
         mine_negatives(data=str(data), out=tmp_path / "out.jsonl")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         mine_negatives(data=str(data), out=data)

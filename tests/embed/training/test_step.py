@@ -1,4 +1,4 @@
-"""A step's gradient: with GradCache as without, on two ranks as on one, and as sentence-transformers takes it."""
+"""A step's gradient is equal with and without GradCache, on two ranks and one, and in sentence-transformers."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from embed.network.padding import grouped, padded
 from embed.training.batches import Batch
 from embed.training.config import TrainEmbedderConfig
 from embed.training.step import (
-    LOWEST_TEMPERATURE,
+    MIN_TEMPERATURE,
     EmbeddingLoss,
     LanguageModel,
     Objective,
@@ -47,7 +47,7 @@ EVERYTHING = {
 
 
 def plain_gradient(model: Trainee, config: TrainEmbedderConfig, of: Batch) -> tuple[float, dict[str, Tensor]]:
-    """As one would write it down: all texts in one forward, one loss, one backward. Without dropout."""
+    """Reference: all texts in one forward, one loss, one backward; without dropout."""
     out = model(*padded(of.rows, "cpu"), of.lm)
     loss = Objective(config)(out.vectors, of, out.log_temperature, out.projection)
     if of.lm is not None:
@@ -58,7 +58,7 @@ def plain_gradient(model: Trainee, config: TrainEmbedderConfig, of: Batch) -> tu
     return loss.item(), dict(zip(names, found, strict=True))
 
 
-def test_gradcache_at_batch_1024_in_chunks_of_32_is_the_whole_batch():
+def test_gradcache_at_batch_1024_in_chunks_of_32_equals_the_whole_batch():
     config = settings(batch_size=1024)
     model, of = trainee(config), batch(examples(1024, longest=6), config)
     assert len(of.rows) > 2500
@@ -67,13 +67,14 @@ def test_gradcache_at_batch_1024_in_chunks_of_32_is_the_whole_batch():
     cached_loss, cached_gradients = step(model, cached, of)
     assert cached_loss / 1024 == pytest.approx(loss / 1024, abs=EXACT)
     assert max(g.abs().max() for g in gradients.values()) > 100
-    assert difference(cached_gradients, gradients) <= EXACT * 1024  # of the mean: as far as a step goes
+    # EXACT for the gradient of the mean, which a step applies
+    assert difference(cached_gradients, gradients) <= EXACT * 1024
 
 
 @pytest.mark.parametrize("trainable", ["full", "lora", "last-k"])
 @pytest.mark.parametrize("chunk_size", [None, 3, 1000])
-def test_everything_at_once_is_the_whole_batch(trainable, chunk_size):
-    """Learned temperature, guide, Matryoshka, all distillation through a projection, the language model's loss."""
+def test_all_losses_together_equal_the_whole_batch(trainable, chunk_size):
+    """Learned temperature, guide, Matryoshka, all distillation losses with a projection, language-model loss."""
     config = settings(trainable=trainable, last_k=1, chunk_size=chunk_size, **EVERYTHING)
     model = trainee(config, teacher=True, dense=True, layer=None if trainable == "full" else 1)
     of = batch(examples(24), config)
@@ -86,8 +87,8 @@ def test_everything_at_once_is_the_whole_batch(trainable, chunk_size):
         assert difference(ours, gradients) <= EXACT
 
 
-def test_gradcache_drops_the_same_twice():
-    """Texts of one length, so that groups by tokens are the chunks; the one way keeps all graphs, the other none."""
+def test_gradcache_repeats_the_same_dropout():
+    """Texts of one length, so that token groups equal the chunks. GradCache saves no graph of the first forward."""
     of = batch(examples(32), settings())
     of = replace(of, rows=[(row * 30)[:10] for row in of.rows])
     found = {}
@@ -97,13 +98,14 @@ def test_gradcache_drops_the_same_twice():
     assert found[4][0] == pytest.approx(found[None][0], abs=EXACT)
     assert difference(found[4][1], found[None][1]) <= EXACT
     without = settings(chunk_size=4)
-    assert abs(step(trainee(without), without, of)[0] - found[4][0]) > 1e-3  # something was dropped
+    assert abs(step(trainee(without), without, of)[0] - found[4][0]) > 1e-3  # dropout was active
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_step_is_sentence_transformers_own(tmp_path, cached):
-    """The same weights in both, one hard negative each: loss and gradients, also through Matryoshka."""
-    folder = save_model(tmp_path, "gpt2")  # transformers' Qwen3 has a norm in float32, whatever the weights
+def test_a_step_equals_sentence_transformers(tmp_path, cached):
+    """Loss and gradients for the same weights, with Matryoshka and one hard negative per query."""
+    # transformers' Qwen3 computes its norms in float32 even for float64 weights
+    folder = save_model(tmp_path, "gpt2")
     config = settings(chunk_size=2 if cached else None, matryoshka=(8,))
     tokenizer = Tokenizer.from_pretrained(folder)
     texts = [*TEXTS, *(text[::-1] for text in TEXTS), *(text[1:] + "!" for text in TEXTS)]
@@ -122,7 +124,7 @@ def test_a_step_is_sentence_transformers_own(tmp_path, cached):
     )
     network = Network(GPT.from_pretrained(folder), Pooling()).double()
     model = Trainee(network, config.temperature).double().train()
-    model.log_temperature.data.fill_(math.log(0.05))  # not its float32 rounding
+    model.log_temperature.data.fill_(math.log(0.05))  # exact in float64, not rounded to float32
     loss, gradients = step(model, config, of)
 
     other = reference_model(folder, "weightedmean").double()
@@ -145,13 +147,13 @@ def test_a_step_is_sentence_transformers_own(tmp_path, cached):
     ):
         mine = gradients[f"network.gpt.{ours}"] / n
         (wanted,) = (p.grad for key, p in other.named_parameters() if key.endswith(f".{name}"))
-        wanted = wanted.T if "c_proj" in name else wanted  # a Conv1D
+        wanted = wanted.T if "c_proj" in name else wanted  # Conv1D stores its weight transposed
         assert wanted.abs().max() > 1e-6
         assert (mine - wanted).abs().max() <= EXACT
 
 
 def test_the_objective_by_hand():
-    """Every term with loops and plain arithmetic, for a batch in which each mask has something to do."""
+    """Every term computed with loops and plain arithmetic, for a batch in which each mask excludes something."""
     config = settings(**{**EVERYTHING, "lm_weight": 0.0, "distill_loss": "cosine", "contrastive_weight": 0.7})
     model = trainee(config, teacher=True)
     of = batch(examples(12), config)
@@ -194,7 +196,7 @@ def test_the_objective_by_hand():
     assert ours.item() == pytest.approx(total, abs=EXACT)
 
 
-def test_without_a_guide_the_model_judges_and_its_judgement_is_not_trained():
+def test_without_a_guide_the_model_masks_false_negatives_without_gradient():
     config = settings(false_negative_margin=0.0)
     of = batch(examples(12), config)
     vectors = torch.randn(len(of.texts), 16, dtype=torch.float64).requires_grad_()
@@ -206,8 +208,8 @@ def test_without_a_guide_the_model_judges_and_its_judgement_is_not_trained():
     assert torch.autograd.grad(loss, vectors)[0].isfinite().all()
 
 
-def test_what_answers_a_query_is_never_its_negative():
-    """Not the chosen positive, but another one of the same example, or of another example with the same query."""
+def test_no_positive_of_a_query_is_its_negative():
+    """Masks the example's other positives, and the positives of other examples with the same query."""
     made = [
         Example("q", ("a", "b")),
         Example("r", ("b",)),
@@ -233,7 +235,7 @@ def test_the_language_model_is_evaluated_through_the_trainee():
     assert LanguageModel(model)(ids).n_targets == 0
 
 
-def test_texts_alone_have_no_contrast():
+def test_texts_without_positives_have_no_contrastive_loss():
     config = settings(teacher="teacher", learn_temperature=True, chunk_size=4)
     model, of = trainee(config, teacher=True), batch(examples(9, plain=True), config)
     loss, gradients = plain_gradient_of_vectors(model, config, of)
@@ -246,7 +248,7 @@ def test_texts_alone_have_no_contrast():
 def plain_gradient_of_vectors(
     model: Trainee, config: TrainEmbedderConfig, of: Batch
 ) -> tuple[float, dict[str, Tensor]]:
-    """As `plain_gradient`, for a loss that the temperature is not in."""
+    """As `plain_gradient`, for a loss that does not depend on the temperature."""
     model.log_temperature.requires_grad_(False)
     found = plain_gradient(model, config, of)
     model.log_temperature.requires_grad_(True)
@@ -263,9 +265,9 @@ def test_evaluation_gives_the_loss_and_no_gradient():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_learned_temperature_stays_above_its_lowest_and_can_rise_again():
-    config = settings(temperature=LOWEST_TEMPERATURE / 2, learn_temperature=True)
-    at_lowest = settings(temperature=LOWEST_TEMPERATURE, learn_temperature=True)
+def test_a_learned_temperature_is_clamped_and_keeps_its_gradient():
+    config = settings(temperature=MIN_TEMPERATURE / 2, learn_temperature=True)
+    at_lowest = settings(temperature=MIN_TEMPERATURE, learn_temperature=True)
     of = batch(examples(8), config)
     loss, gradients = step(trainee(config), config, of)
     wanted, of_lowest = step(trainee(at_lowest), at_lowest, of)
@@ -274,7 +276,7 @@ def test_a_learned_temperature_stays_above_its_lowest_and_can_rise_again():
     torch.testing.assert_close(gradients["log_temperature"], of_lowest["log_temperature"])
 
 
-def test_groups_are_of_like_length_and_hold_every_row_once():
+def test_groups_have_similar_lengths_and_contain_every_row_once():
     rows = [[1] * n for n in (3, 9, 1, 4, 4, 0, 2)]
     by_tokens = list(grouped(rows, 12))
     assert by_tokens == [[1], [3, 4, 0], [6, 2, 5]]
@@ -301,8 +303,8 @@ def two_ranks() -> dict[str, dict[str, float]]:
     ["ddp", "ddp, uneven chunks", "ddp, everything", "ddp, lora", "ddp, texts alone", "fsdp2, uneven groups",
      "fsdp2, everything", "fsdp2, lora"],
 )  # fmt: skip
-def test_two_ranks_are_one(two_ranks, scenario):
-    """Loss, gradients, and those of a second step, which would show what the first one left behind."""
+def test_two_ranks_equal_one_process(two_ranks, scenario):
+    """Losses and gradients of two steps; the second would show state left over from the first."""
     found = two_ranks[scenario]
     assert found["length"] > 1e-2
     assert found["loss"] <= EXACT

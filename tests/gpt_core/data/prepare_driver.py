@@ -1,12 +1,11 @@
-"""Prepare data in lives that end early; run by test_prepare.py as a process of its own.
+"""Run prepare_data in child processes that are stopped early; started by test_prepare_data.py.
 
-Every life is a forked child, so that the packages are imported once, with small pieces and shards and a progress file
-after every piece. A life is given a moment: `encode:N` or `disk:N` kills it as the n-th batch is encoded or the n-th
-time that something is forced to the disk, renamed or deleted, and `rename` when all is done but the name;
-`interrupt:N` is a Ctrl-C at the n-th batch; `full:N` is a disk that takes files of n bytes; `end` lets it come to its
-end.
+Each run is a forked child, so that the packages are imported once. Pieces and shards are small, and progress is saved
+after every piece. The stop point of a run says how it ends: `encode:N` kills it at the n-th encoded batch, `disk:N` at
+the n-th fsync, rename or deletion, and `rename` before the last rename, of the finished folder. `interrupt:N` sends
+SIGINT at the n-th batch, `full:N` limits files to n bytes, and `end` lets the run complete.
 
-    python prepare_driver.py MOMENT… -- prepare_data's arguments
+    python prepare_driver.py STOP_POINT… -- prepare_data's arguments
 """
 
 import os
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.data import prepare_data as prepare
 from gpt_core.data import text_pieces as pieces
 from gpt_core.data.shards import ShardWriter
@@ -37,14 +36,12 @@ def at(counter: list[int], signal_number: int, function: Callable[..., Any]) -> 
     return call
 
 
-def live(moment: str, args: list[str]) -> None:
-    pieces.PIECE = prepare.PIECE = 500
+def run_until(stop_point: str, args: list[str]) -> None:
+    pieces.PIECE_CHARACTERS = prepare.PIECE_CHARACTERS = 500
     prepare.SAVE_SECONDS = 0
-    os.fsync = lambda file: (
-        None
-    )  # a kill does not lose what the system has, only a power cut does; and it is slow
+    os.fsync = lambda file: None  # slow, and only a power cut loses what is not synced, not a kill
     prepare.ShardWriter = partial(ShardWriter, shard_tokens=1500)
-    kind, _, number = moment.partition(":")
+    kind, _, number = stop_point.partition(":")
     counter = [int(number or 0)]
     if kind in ("encode", "interrupt"):
         end = signal.SIGKILL if kind == "encode" else signal.SIGINT
@@ -59,19 +56,19 @@ def live(moment: str, args: list[str]) -> None:
         os.replace = lambda old, new: (kill if Path(new).name == "out" else replace)(old, new)
     elif kind == "full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (counter[0], counter[0]))
-    open_door(prepare.prepare_data, args=args)
+    run_command(prepare.prepare_data, args=args)
     sys.stdout.flush()
 
 
 def main() -> None:
     cut = sys.argv.index("--")
     gpt2_tiktoken(), gpt2_rust()  # once here, not in every child
-    for moment in sys.argv[1:cut]:
-        print(moment, flush=True)
+    for stop_point in sys.argv[1:cut]:
+        print(stop_point, flush=True)
         child = os.fork()
         if child == 0:
             try:
-                live(moment, sys.argv[cut + 1 :])
+                run_until(stop_point, sys.argv[cut + 1 :])
             except SystemExit as end:
                 print(end.code, file=sys.stderr)
                 os._exit(1)

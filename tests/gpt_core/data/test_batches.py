@@ -21,14 +21,14 @@ from gpt_core.data.shards import HEADER, Shard, ShardWriter, open_split
 
 
 def shards(*lengths: int) -> list[Shard]:
-    """Shards in memory whose ids are all different: the place in the whole run."""
+    """Shards in memory; each token's id is its position in all shards together."""
     tokens = np.split(np.arange(sum(lengths), dtype=np.uint32), np.cumsum(lengths)[:-1])
     return [Shard(Path(f"shard-{i}"), t, None) for i, t in enumerate(tokens)]
 
 
 @dataclass(frozen=True)
 class Documents(Shard):
-    """A shard in memory that knows its documents."""
+    """A shard in memory with the offsets of its documents."""
 
     offsets: tuple[int, ...] = (0,)
 
@@ -37,7 +37,7 @@ class Documents(Shard):
 
 
 def with_documents(*documents: list[int]) -> list[Shard]:
-    """One shard per list of lengths of documents; ids as in `shards`."""
+    """One shard per list of document lengths; ids as in `shards`."""
     plain = shards(*(sum(lengths) for lengths in documents))
     header = np.zeros((), HEADER)
     return [
@@ -47,7 +47,7 @@ def with_documents(*documents: list[int]) -> list[Shard]:
 
 
 def seen(step: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
-    """Which window each row of a step is, told by its first id."""
+    """The window of each row of a step, identified by its first id."""
     return [int(ids[0]) for micro_batch in step for ids in micro_batch[0]]
 
 
@@ -61,19 +61,19 @@ def test_the_order_of_an_epoch_is_a_permutation(n: int, seed: int, epoch: int) -
     assert sorted(permute(np.arange(n), n, seed, epoch)) == list(range(n))
 
 
-def test_orders_of_seeds_and_epochs_have_nothing_to_do_with_each_other() -> None:
+def test_orders_of_different_seeds_and_epochs_are_uncorrelated() -> None:
     n = 1000
     orders = [permute(np.arange(n), n, seed, epoch) for seed in (1, 2) for epoch in (0, 1)]
     orders.append(np.arange(n))
     for i, a in enumerate(orders):
         for b in orders[:i]:
             assert (a == b).sum() < 10  # 1 expected of two random permutations
-            assert abs(np.corrcoef(a, b)[0, 1]) < 0.15  # 0.03 is the spread of random ones
+            assert abs(np.corrcoef(a, b)[0, 1]) < 0.15  # random ones have a standard deviation of 0.03
     # neighbours in the text are not neighbours in the epoch
     assert np.abs(np.diff(orders[0])).mean() == pytest.approx(n / 3, rel=0.15)
 
 
-def test_the_order_never_changes_under_a_running_experiment() -> None:
+def test_the_order_is_fixed_across_versions() -> None:
     assert permute(np.arange(12), 12, 1337, 0).tolist() == [2, 5, 6, 8, 9, 7, 11, 1, 4, 10, 0, 3]
 
 
@@ -138,8 +138,8 @@ def test_aligned_windows_of_files(tmp_path: Path) -> None:
         Windows(open_split(tmp_path, "val"), 3, align_documents=True)
 
 
-def test_reading_lets_go_of_mapped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page that was read stays resident until it is unmapped; what comes after reads the same ids again."""
+def test_reading_releases_mapped_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that were read stay resident until the file is unmapped. Unmapping does not change the ids."""
 
     def resident() -> int:
         (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssFile")]
@@ -150,7 +150,7 @@ def test_reading_lets_go_of_mapped_files(tmp_path: Path, monkeypatch: pytest.Mon
         writer.add(rng.integers(0, 2**16, 2**25))
     peaks, sums = [], []
     for every in (2**62, 2**6):
-        monkeypatch.setattr(loader, "RELEASE_EVERY", every)
+        monkeypatch.setattr(loader, "ROWS_PER_RELEASE", every)
         windows = Windows(open_split(tmp_path, "train"), 4096)
         before, total, peak = resident(), 0, 0
         for _, targets in windows.in_order(64):
@@ -207,7 +207,7 @@ def test_an_epoch_shows_each_window_once_for_any_number_of_ranks(
 @pytest.mark.parametrize("align", [False, True])
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 30), st.sampled_from([(6, 1), (4, 2), (12, 3), (2, 1)]))
-def test_a_resume_goes_on_where_it_was_with_any_batch_size_and_ranks(
+def test_a_resume_continues_at_its_position_with_any_batch_size_and_ranks(
     align: bool, done: int, then: tuple[int, int]
 ) -> None:
     windows = Windows(with_documents([50, 2, 19, 29]), block_size=3, align_documents=align)
@@ -220,7 +220,7 @@ def test_a_resume_goes_on_where_it_was_with_any_batch_size_and_ranks(
     batch_size, world_size = then
     ranks = [Batches(windows, batch_size, None, 5, r, world_size) for r in range(world_size)]
     for rank in ranks:
-        next(rank)  # what the thread has made since is of no use any more
+        next(rank)  # the step that the thread then prefetches must be discarded
         rank.load_state_dict(first.state_dict())
     rest = [window for _ in range(10) for rank in ranks for window in seen(next(rank))]
     assert rest == order[6 * done :][: len(rest)]
@@ -228,7 +228,7 @@ def test_a_resume_goes_on_where_it_was_with_any_batch_size_and_ranks(
         stream.close()
 
 
-def test_the_batch_grows_linearly_and_goes_on_growing_after_a_resume() -> None:
+def test_the_batch_grows_linearly_also_after_a_resume() -> None:
     windows = Windows(shards(1000), block_size=3)
 
     def stream(rank: int = 0, world_size: int = 1) -> Batches:
@@ -252,13 +252,13 @@ def test_the_batch_grows_linearly_and_goes_on_growing_after_a_resume() -> None:
         each.close()
 
 
-def test_no_micro_batch_size_means_all_of_the_ranks_share() -> None:
+def test_without_micro_batch_size_a_micro_batch_is_the_whole_share_of_a_rank() -> None:
     batches = Batches(Windows(shards(100), 3), 12, None, 1, 0, 2, batch_size_start=2, ramp_steps=3)
     assert [[len(ids) for ids, _ in next(batches)] for _ in range(4)] == [[1], [2], [4], [6]]
     batches.close()
 
 
-def test_a_step_can_be_named() -> None:
+def test_describe_names_the_windows_of_a_step() -> None:
     batches = Batches(Windows(shards(10, 91), 3), 20, 5, seed=5, batch_size_start=5, ramp_steps=1)
     first = seen(next(batches))[0]
     path, token = ("shard-0", first) if first < 10 else ("shard-1", first - 10)
@@ -271,7 +271,7 @@ def test_a_step_can_be_named() -> None:
     batches.close()
 
 
-def test_the_next_step_is_made_ahead_and_does_not_count_before_it_is_taken() -> None:
+def test_the_next_step_is_prefetched_and_counts_only_when_taken() -> None:
     made = threading.Event()
 
     class Watched(Windows):
@@ -285,7 +285,7 @@ def test_the_next_step_is_made_ahead_and_does_not_count_before_it_is_taken() -> 
 
     before = n_threads()
     batches = Batches(Watched(shards(100), 3), 4, 4, seed=1)
-    assert n_threads() == before  # none before the first step
+    assert n_threads() == before  # no thread before the first step
     next(batches)
     assert made.wait(10)
     assert batches.state_dict()["position"] == 4
@@ -294,13 +294,13 @@ def test_the_next_step_is_made_ahead_and_does_not_count_before_it_is_taken() -> 
     assert batches.state_dict()["position"] == 4
     again = Batches(Windows(shards(100), 3), 4, 4, seed=1)
     next(again)
-    assert seen(next(batches)) == seen(next(again))  # goes on after close
+    assert seen(next(batches)) == seen(next(again))  # continues after close
     batches.close()
     again.close()
 
 
 def test_a_failure_in_the_thread_is_raised_by_the_step_that_needed_it() -> None:
-    class Torn(Windows):
+    class Failing(Windows):
         n_calls, failing = 0, True
 
         def rows(self, indices: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -309,7 +309,7 @@ def test_a_failure_in_the_thread_is_raised_by_the_step_that_needed_it() -> None:
                 raise OSError("the disk is gone")
             return super().rows(indices)  # type: ignore[arg-type]
 
-    windows = Torn(shards(100), 3)
+    windows = Failing(shards(100), 3)
     batches = Batches(windows, 4, 4, seed=1)
     next(batches)
     second = next(batches)
@@ -327,12 +327,12 @@ def test_a_failure_in_the_thread_is_raised_by_the_step_that_needed_it() -> None:
     same.close()
 
 
-def test_a_forked_child_goes_on_with_a_thread_of_its_own() -> None:
+def test_a_forked_child_continues_with_a_new_thread() -> None:
     batches, same = (Batches(Windows(shards(100), 3), 4, 4, seed=1) for _ in range(2))
     next(batches), next(same)
     expected = seen(next(same))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
+        warnings.simplefilter("ignore")  # newer Pythons warn of a fork with running threads
         child = os.fork()
     if child == 0:
         right = False
@@ -373,7 +373,7 @@ def test_a_position_in_other_data_is_refused() -> None:
         ((12, 4, 1), {"batch_size_start": 8}, "batch_size_start is 8, .* grows over 0 steps; expected at least 1"),
     ],
 )  # fmt: skip
-def test_batch_sizes_that_do_not_divide(
+def test_batch_sizes_that_do_not_divide_are_refused(
     sizes: tuple[int, int | None, int], keys: dict[str, int], message: str
 ) -> None:
     batch_size, micro_batch_size, world_size = sizes

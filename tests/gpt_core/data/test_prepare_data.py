@@ -1,4 +1,4 @@
-"""From text to shards: nothing lost, nothing in both splits, nothing left behind after bad input."""
+"""From text to shards: no text is lost, no document is in both splits, bad input leaves no files."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 
 
 def texts(folder: Path, split: str) -> list[str]:
-    """The documents of a split, decoded by the tokenizer that lies beside them."""
+    """The documents of a split, decoded by the tokenizer in the same folder."""
     tokenizer = Tokenizer.from_pretrained(folder)
     documents = []
     for shard in open_split(folder, split):
@@ -38,7 +38,7 @@ def write_jsonl(path: Path, rows: list[str]) -> None:
     path.write_text("".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(rows)))
 
 
-def test_shakespeare_char_is_nanogpts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shakespeare_char_equals_nanogpts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare_data(dataset="shakespeare_char", out=str(tmp_path / "out"))
     said = capsys.readouterr().out
     assert "train: 1,003,854 tokens" in said  # the counts that nanoGPT's prepare.py prints
@@ -59,14 +59,16 @@ def test_a_text_file_is_kept_to_the_byte(tmp_path: Path) -> None:
     assert train.removesuffix("<|endoftext|>") + val.removesuffix("<|endoftext|>") == text
 
 
-def test_shakespeare_in_gpt2s_tokens_is_nanogpts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shakespeare_in_gpt2s_tokens_equals_nanogpts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare_data(dataset="shakespeare", out=str(tmp_path / "out"))
     said = capsys.readouterr().out
-    assert "train: 301,967 tokens" in said  # nanoGPT's 301,966 and 36,059, and an end of text after each
+    assert "train: 301,967 tokens" in said  # nanoGPT's 301,966 and 36,059, each with one end-of-text token
     assert "val: 36,060 tokens" in said
 
 
-def test_documents_are_split_whole_and_repeated_ones_stay_together(tmp_path: Path) -> None:
+def test_documents_stay_whole_and_copies_go_to_the_same_split(tmp_path: Path) -> None:
     rows = [f"document number {i}" for i in range(60)]
     write_jsonl(tmp_path / "a.jsonl", rows + rows)
     prepare_data(input=[str(tmp_path)], out=str(tmp_path / "out"), val_fraction=0.3)
@@ -76,9 +78,8 @@ def test_documents_are_split_whole_and_repeated_ones_stay_together(tmp_path: Pat
     assert not set(train) & set(val)
     assert 20 <= len(val) <= 52  # 36 expected
 
-    write_jsonl(
-        tmp_path / "a.jsonl", ["a new one", *rows]
-    )  # whatever comes later, a document stays where it was
+    # new documents do not move the others to another split
+    write_jsonl(tmp_path / "a.jsonl", ["a new one", *rows])
     prepare_data(input=[str(tmp_path / "a.jsonl")], out=str(tmp_path / "out2"), val_fraction=0.3)
     assert {t.removesuffix("<|endoftext|>") for t in texts(tmp_path / "out2", "val")} >= set(val)
 
@@ -91,10 +92,10 @@ def test_documents_are_split_whole_and_repeated_ones_stay_together(tmp_path: Pat
         ("a.jsonl", b'{"body": "?"}\n', 'a.jsonl, line 1: expected an object with a string under "text"'),
         ("a.txt", b"fine \xff", "a.txt is not UTF-8 at byte 5"),
         ("a.txt", b"", "The train split got 0 tokens"),
-        ("a.pdf", b"%PDF", "a.pdf is of no kind that can be read"),
+        ("a.pdf", b"%PDF", "a.pdf is not a supported file"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(
+def test_bad_input_is_refused_and_leaves_no_files(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -103,25 +104,25 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_missing_and_contradictory_options(tmp_path: Path) -> None:
+def test_missing_and_contradictory_options_are_refused(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(InputError, match="does not exist"):
         prepare_data(input=[str(tmp_path / "nowhere.txt")], out=out)
-    with pytest.raises(InputError, match="holds no file that can be read"):
+    with pytest.raises(InputError, match="has no supported file"):
         prepare_data(input=[str(tmp_path)], out=out)
     with pytest.raises(InputError, match="either --input or --dataset"):
         prepare_data(input=[], out=str(tmp_path / "data"))
     with pytest.raises(InputError, match="either --input or --dataset"):
         prepare_data(out=out)
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(InputError, match="already holds something"):
+    with pytest.raises(InputError, match="already exists and is not empty"):
         prepare_data(input=[str(tmp_path / "a.txt")], out=str(tmp_path))
     with pytest.raises(InputError, match="val_fraction is 1"):
         prepare_data(input=[str(tmp_path / "a.txt")], out=out, val_fraction=1)
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_of_mixed_kinds_is_read_and_the_rest_is_named(
+def test_supported_files_of_a_folder_are_read_and_the_others_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -131,8 +132,8 @@ def test_a_folder_of_mixed_kinds_is_read_and_the_rest_is_named(
     write_jsonl(tmp_path / "in" / "d.jsonl", [f"line {i}" for i in range(20)])
     prepare_data(input=[str(tmp_path / "in")], out=str(tmp_path / "out"), val_fraction=0.3)
     said = capsys.readouterr().out
-    assert "left out, being of other kinds: c.png" in said
-    assert "left out 1 empty documents" in said
+    assert "skipped files of other types: c.png" in said
+    assert "skipped 1 empty documents" in said
     both = texts(tmp_path / "out", "train") + texts(tmp_path / "out", "val")
     assert {"the text of a file<|endoftext|>", "a row, of CSV<|endoftext|>"} <= set(both)
     assert len(both) == 22
@@ -149,7 +150,7 @@ def test_a_document_that_is_cut_for_encoding_has_the_tokens_of_the_whole(
     write_jsonl(tmp_path / "b.jsonl", ["short", text, *(f"short {i}" for i in range(20))])
     gpt2 = Tokenizer.from_pretrained("gpt2")
     whole = [*gpt2.encode(text), gpt2.eos_id]
-    monkeypatch.setattr("gpt_core.data.text_pieces.PIECE", 1000)
+    monkeypatch.setattr("gpt_core.data.text_pieces.PIECE_CHARACTERS", 1000)
     prepare_data(input=[str(tmp_path)], out=str(tmp_path / "out"))
     (tmp_path / "b.jsonl").unlink()
     documents = []
@@ -165,11 +166,11 @@ def test_a_document_that_is_cut_for_encoding_has_the_tokens_of_the_whole(
     assert "4 of 4 cuts" in capsys.readouterr().out
 
 
-def lives(moments: list[str], *args: str) -> tuple[list[str], str]:
-    """Run prepare_driver.py: each moment's output and status, and what went to stderr."""
+def run_driver(stop_points: list[str], *args: str) -> tuple[list[str], str]:
+    """Run prepare_driver.py: the lines of stdout with the exit status of each run, and stderr."""
     driver = Path(__file__).with_name("prepare_driver.py")
     run = subprocess.run(
-        [sys.executable, str(driver), *moments, "--", *args],
+        [sys.executable, str(driver), *stop_points, "--", *args],
         capture_output=True,
         text=True,
         check=True,
@@ -183,7 +184,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["text", "rows"])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
+def test_a_run_killed_at_any_point_resumes_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
     text = (
         Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:20_000]
         + "知之为知之。\n" * 300
@@ -201,48 +202,46 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind:
         (tmp_path / "in" / "d.csv").write_text("id,text\n" + "".join(f"{i},row {i}\n" for i in range(30)))
         rows = {"text": [None, *(f"Parquet {i}" for i in range(60))]}
         parquet.write_table(pyarrow.table(rows), tmp_path / "in" / "e.parquet", row_group_size=25)
-    lives(["end"], *args, "--out", str(tmp_path / "whole"))
-    moments = (
+    run_driver(["end"], *args, "--out", str(tmp_path / "whole"))
+    stop_points = (
         [f"encode:{n}" for n in (1, 4, 6, 3)] + [f"disk:{n}" for n in (1, 3, 5, 6, 8, 13, 16)] + ["rename"]
     )
-    said, _ = lives([*moments, "end"], *args, "--out", str(tmp_path / "out"))
-    assert said.count("status -9") == len(moments)
-    assert any(line.startswith("going on after") for line in said)
+    said, _ = run_driver([*stop_points, "end"], *args, "--out", str(tmp_path / "out"))
+    assert said.count("status -9") == len(stop_points)
+    assert any(line.startswith("resuming after") for line in said)
     assert said[-1] == "status 0"
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_full_disk_and_ctrl_c_are_one_line_and_cost_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_and_ctrl_c_give_one_line_and_lose_no_progress(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(Path("gpt_core/data/tiny_shakespeare.txt").read_bytes()[:20_000])
     args = ["--input", str(tmp_path / "a.txt")]
-    lives(["end"], *args, "--out", str(tmp_path / "whole"))
-    said, errors = lives(["full:5000", "interrupt:10", "end"], *args, "--out", str(tmp_path / "out"))
+    run_driver(["end"], *args, "--out", str(tmp_path / "whole"))
+    said, errors = run_driver(["full:5000", "interrupt:10", "end"], *args, "--out", str(tmp_path / "out"))
     assert [line for line in said if "status" in line] == ["status 1", "status -2", "status 0"]
     full, stopped = errors.splitlines()
-    assert "File too large; make room and the same command goes on" in full
-    assert "stopped; the same command goes on" in stopped
-    assert any(line.startswith("going on after") for line in said)
+    assert "File too large; free disk space, then run the same command to resume" in full
+    assert "stopped; run the same command to resume" in stopped
+    assert any(line.startswith("resuming after") for line in said)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_what_was_made_from_other_inputs_is_thrown_away(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_from_other_inputs_is_discarded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_bytes(Path("gpt_core/data/tiny_shakespeare.txt").read_bytes()[:20_000])
     args = ["--input", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]
-    said, _ = lives(["encode:15"], *args)
+    said, _ = run_driver(["encode:15"], *args)
     assert said[-1] == "status -9"
     (tmp_path / "a.txt").write_text("other text " * 500)
     prepare_data(input=[str(tmp_path / "a.txt")], out=str(tmp_path / "out"))
     said = capsys.readouterr().out
-    assert "starting anew" in said
+    assert "starting over" in said
     assert ".out.partial" in said
     (train,), (val,) = texts(tmp_path / "out", "train"), texts(tmp_path / "out", "val")
     assert train.removesuffix("<|endoftext|>") + val.removesuffix("<|endoftext|>") == "other text " * 500
 
 
-def test_two_at_work_on_the_same_folder_are_refused(tmp_path: Path) -> None:
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text " * 100)
     (tmp_path / ".out.partial").mkdir()
     with (
@@ -252,7 +251,7 @@ def test_two_at_work_on_the_same_folder_are_refused(tmp_path: Path) -> None:
         prepare_data(input=[str(tmp_path / "a.txt")], out=str(tmp_path / "out"))
 
 
-def test_a_set_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_the_library_datasets_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     rows = [f"row number {i}" for i in range(150)]
@@ -264,7 +263,7 @@ def test_a_set_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.Monke
     both = texts(tmp_path / "out", "train") + texts(tmp_path / "out", "val")
     assert sorted(t.removesuffix("<|endoftext|>") for t in both) == sorted(rows)
 
-    source = HubSet(str(tmp_path / "set"), column="body")  # what a resume does
+    source = HubSet(str(tmp_path / "set"), column="body")  # as a resume does
     pieces = list(source.read())
     positions = [piece.position for piece in pieces if piece.position]
     assert len(positions) == 2
@@ -283,7 +282,7 @@ def test_a_set_of_the_library_datasets(tmp_path: Path, monkeypatch: pytest.Monke
     assert [p.name for p in tmp_path.glob(".*")] == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     shakespeare = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")
     program = (
@@ -305,5 +304,5 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
             env=os.environ | {"PYTHONPATH": os.getcwd()},
         )
         peaks.append(int(run.stdout.splitlines()[-1]) / 1000)
-    assert peaks[1] - peaks[0] < 30, peaks  # MB; there are 62 MB of text more
+    assert peaks[1] - peaks[0] < 30, peaks  # MB; the text grew by 62 MB
     assert peaks[1] < 500, peaks

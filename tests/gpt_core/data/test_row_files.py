@@ -1,4 +1,4 @@
-"""Rows of JSON lines, CSV and Parquet: all of them, from any row on, and one sentence for what cannot be read."""
+"""Rows of JSON lines, CSV and Parquet, from any row on, and one-sentence errors for unreadable files."""
 
 import csv
 import json
@@ -28,14 +28,14 @@ def write(path: Path, rows: list[str]) -> None:
     ("name", "read"), [("a.csv", read_csv), ("a.parquet", read_parquet), ("a.jsonl", read_jsonl)]
 )
 @pytest.mark.parametrize("skip", [0, 1, 69, 70, 71, 150, len(ROWS)])
-def test_rows_come_back_from_any_row_on(tmp_path: Path, name: str, read: object, skip: int) -> None:
+def test_rows_are_read_from_any_row_on(tmp_path: Path, name: str, read: object, skip: int) -> None:
     path = tmp_path / name
     write(path, ROWS)
     rows = list(read(path, "text", skip))  # type: ignore[operator]
     assert [text for _, text, _ in rows] == ROWS[skip:]
     done = [n for _, _, n in rows]
     assert done == sorted(done)
-    assert not done or done[-1] >= path.stat().st_size - 1  # an empty line may be left
+    assert not done or done[-1] >= path.stat().st_size - 1  # an empty line may follow
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,7 @@ def test_rows_come_back_from_any_row_on(tmp_path: Path, name: str, read: object,
         ),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_sentence(
-    tmp_path: Path, name: str, content: str | bytes, message: str
-) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     read = {".csv": read_csv, ".parquet": read_parquet, ".jsonl": read_jsonl}[path.suffix]
@@ -72,7 +70,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(
         list(read(path, "text", 0))
 
 
-def test_broken_parquet_and_columns_without_text(tmp_path: Path) -> None:
+def test_broken_parquet_and_columns_without_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write(path, ROWS * 20)
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Token shards: what goes in comes out, and what is damaged, torn or another tokenizer's is refused."""
+"""Token shards: ids are read back unchanged; damaged and truncated shards and other tokenizers are refused."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def write(folder: Path, documents: list[list[int]], vocab_size: int = 300, **opt
 
 
 @pytest.mark.parametrize("vocab_size", [65, 2**16, 2**16 + 1, 151_936])
-def test_every_id_of_a_vocabulary_survives(tmp_path: Path, vocab_size: int) -> None:
+def test_every_id_of_a_vocabulary_is_read_back(tmp_path: Path, vocab_size: int) -> None:
     ids = [0, vocab_size - 1, vocab_size // 2, 65_535 % vocab_size, 65_536 % vocab_size]
     write(tmp_path, [ids], vocab_size)
     (shard,) = open_split(tmp_path, "train")
@@ -34,7 +34,7 @@ def test_every_id_of_a_vocabulary_survives(tmp_path: Path, vocab_size: int) -> N
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 299), max_size=20), min_size=1, max_size=12), st.integers(1, 40))
-def test_documents_and_their_offsets_survive_any_shard_size(
+def test_documents_and_their_offsets_are_read_back_for_any_shard_size(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], shard_tokens: int
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
@@ -55,7 +55,7 @@ def test_documents_and_their_offsets_survive_any_shard_size(
     st.integers(0, 30),
     st.integers(0, 30),
 )
-def test_a_writer_goes_on_from_a_saved_state_to_the_same_bytes(
+def test_a_writer_resumed_from_a_saved_state_writes_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory,
     documents: list[list[list[int]]],
     shard_tokens: int,
@@ -71,7 +71,7 @@ def test_a_writer_goes_on_from_a_saved_state_to_the_same_bytes(
     for ids, more in pieces[:saved]:
         lost.add(ids, more=more)
     state = json.loads(json.dumps(lost.state()))
-    with lost:  # what comes after the state was saved must leave no trace, not even a finished shard
+    with lost:  # ids added after the state was saved must be discarded, also those of a finished shard
         for ids, more in pieces[saved : saved + after]:
             lost.add([*ids, 7], more=more)
     with ShardWriter(folder, "train", 300, MINE, shard_tokens, resume=state) as writer:
@@ -83,16 +83,16 @@ def test_a_writer_goes_on_from_a_saved_state_to_the_same_bytes(
     assert (writer.n_tokens, writer.n_documents) == (sum(len(ids) for ids, _ in pieces), len(documents))
 
 
-def test_a_state_of_more_than_there_is_is_refused(tmp_path: Path) -> None:
+def test_a_state_beyond_the_end_of_a_shard_is_refused(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train", 300, MINE) as writer:
         writer.add([1, 2, 3])
         state = writer.state()
     path = tmp_path / "train-00000.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"train-00000\.bin has lost its end"):
+    with pytest.raises(InputError, match=r"train-00000\.bin is shorter than its saved progress"):
         ShardWriter(tmp_path, "train", 300, MINE, resume=state)
     path.unlink()
-    with pytest.raises(InputError, match=r"train-00000\.bin has lost its end"):
+    with pytest.raises(InputError, match=r"train-00000\.bin is shorter than its saved progress"):
         ShardWriter(tmp_path, "train", 300, MINE, resume=state)
 
 
@@ -121,15 +121,15 @@ def test_any_flipped_byte_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 7, HEADER.itemsize - 1, HEADER.itemsize, HEADER.itemsize + 3])
-def test_a_torn_shard_is_refused_when_it_is_opened(tmp_path: Path, size: int) -> None:
+def test_a_truncated_shard_is_refused_when_it_is_opened(tmp_path: Path, size: int) -> None:
     write(tmp_path, [[1, 2, 3]])
     path = tmp_path / "train-00000.bin"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(InputError, match=r"is not a token shard|is torn"):
+    with pytest.raises(InputError, match=r"is not a token shard|has \d+ bytes, expected"):
         open_split(tmp_path, "train")
 
 
-def test_another_tokenizers_shards_are_refused_with_both_names(tmp_path: Path) -> None:
+def test_shards_of_another_tokenizer_are_refused_with_both_fingerprints(tmp_path: Path) -> None:
     write(tmp_path, [[1, 2, 3]])
     shards = open_split(tmp_path, "train")
     check_tokenizer(shards, MINE, "mine")
@@ -148,7 +148,7 @@ def test_nanogpts_files_are_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.bin holds token id 50256; the tokenizer has only 65"):
         shard.verify(65)
     (tmp_path / "train.bin").write_bytes(b"odd")
-    with pytest.raises(InputError, match="3 bytes cannot be uint16"):
+    with pytest.raises(InputError, match="has 3 bytes, an odd number"):
         open_split(tmp_path, "train")
 
 

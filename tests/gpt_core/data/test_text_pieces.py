@@ -1,4 +1,4 @@
-"""Long texts in pieces: nothing is lost, and the ids of the pieces are those of the whole."""
+"""Splitting long texts into pieces: no text is lost, and the ids equal those of the whole text."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_core.data import text_pieces as pieces
-from gpt_core.data.text_pieces import cut_text, cuts_show, survey
+from gpt_core.data.text_pieces import cut_text, cuts_change_ids, scan_utf8
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
-# what pre-tokenisers are picky about: runs of white space of all kinds, contractions, digits, marks, emoji
+# text that pre-tokenisers treat specially: runs of white space of all kinds, contractions, digits, marks, emoji
 HARD = [
     *(
         "don't",
@@ -52,8 +52,8 @@ HARD = [
 
 
 def ids_in_pieces(tokenizer: Tokenizer, text: str, length: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The ids of the text's pieces, after as many of them as end harmlessly have been joined."""
-    monkeypatch.setattr(pieces, "PIECE", length)
+    """The ids of the text encoded in pieces; pieces are joined where the cut between them is not harmless."""
+    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", length)
     parts, joined = list(cut_text(text)), [""]
     assert "".join(part for part, _ in parts) == text
     assert all(0 < len(part) <= length for part, _ in parts) or not text
@@ -71,7 +71,9 @@ def test_harmless_cuts_change_no_id_of_gpt2(text: str, length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [50, 1000])
-def test_real_text_is_cut_harmlessly_and_its_ids_stay(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuts_of_real_text_are_harmless_and_change_no_id(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     english = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:200_000]
     for text in (english, "知之为知之，不知为不知，是知也。" * 1000):
         assert ids_in_pieces(GPT2, text, length, monkeypatch) == GPT2.encode(text)
@@ -87,25 +89,27 @@ def test_cuts_at_spaces_are_harmless_for_a_llama_like_split(
     text = re.sub(
         r"\s+", " ", Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:50_000]
     )
-    assert not cuts_show(tokenizer)
+    assert not cuts_change_ids(tokenizer)
     assert ids_in_pieces(tokenizer, text, 300, monkeypatch) == tokenizer.encode(text)
 
 
-def test_a_tokenizer_that_puts_something_before_each_text_is_known() -> None:
+def test_a_tokenizer_that_prepends_to_each_text_is_detected() -> None:
     from tokenizers import Tokenizer as RustTokenizer
     from tokenizers import models, pre_tokenizers
 
     backend = RustTokenizer(models.WordLevel({"▁word": 0, "▁▁word": 1, "?": 2}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    assert cuts_show(Tokenizer(backend))
-    assert not cuts_show(GPT2)
+    assert cuts_change_ids(Tokenizer(backend))
+    assert not cuts_change_ids(GPT2)
 
 
 @given(st.text(), st.integers(1, 5))
-def test_a_file_is_surveyed_as_it_is(tmp_path_factory: pytest.TempPathFactory, text: str, times: int) -> None:
+def test_scan_utf8_counts_the_characters_of_a_file(
+    tmp_path_factory: pytest.TempPathFactory, text: str, times: int
+) -> None:
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(text.encode() * times)
-    assert survey(path)[0] == len(text) * times
+    assert scan_utf8(path)[0] == len(text) * times
 
 
 @pytest.mark.parametrize("before", [b"", b"x" * (2**20 - 1), b"x" * (2**20 + 5)])
@@ -114,4 +118,4 @@ def test_the_byte_that_is_not_utf8_is_named(tmp_path: Path, before: bytes) -> No
     for bad in (b"\xff", b"\xe7\x9f!", b"\xe7\x9f"):
         path.write_bytes(before + bad)
         with pytest.raises(ValueError, match=f"not UTF-8 at byte {len(before)};"):
-            survey(path)
+            scan_utf8(path)

@@ -1,4 +1,4 @@
-"""A tokenizer trained on one's own text: any text comes back, others can read it, the same text gives the same one."""
+"""Training a tokenizer: lossless for any text, readable by transformers, deterministic."""
 
 import json
 from pathlib import Path
@@ -40,20 +40,20 @@ def test_the_same_text_gives_the_same_tokenizer(folder: Path) -> None:
     assert len(tokenizer.encode("What say you, my lord?")) < 12
 
 
-def test_any_text_comes_back(folder: Path) -> None:
+def test_any_text_is_decoded_unchanged(folder: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(folder / "one")
 
     @given(st.text() | st.sampled_from(TEXTS))
-    def comes_back(text: str) -> None:
+    def decodes_unchanged(text: str) -> None:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.encode_to_numpy([text])[0].tolist() == ids
 
-    comes_back()
-    assert 0 not in tokenizer.encode("<|endoftext|>")  # in a document it is text
+    decodes_unchanged()
+    assert 0 not in tokenizer.encode("<|endoftext|>")  # in a document it is plain text
 
 
-def test_transformers_and_prepare_data_read_it(folder: Path) -> None:
+def test_transformers_and_prepare_data_read_the_tokenizer(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     ours, theirs = Tokenizer.from_pretrained(folder / "one"), AutoTokenizer.from_pretrained(folder / "one")
@@ -70,11 +70,11 @@ def test_little_text_gives_fewer_tokens_and_says_so(
 ) -> None:
     (tmp_path / "a.txt").write_text("abab abab")
     train_tokenizer(input=[str(tmp_path / "a.txt")], vocab_size=1000, out=str(tmp_path / "out"))
-    assert "fewer than the 1,000 asked for" in capsys.readouterr().out
+    assert "fewer than the requested 1,000" in capsys.readouterr().out
     assert Tokenizer.from_pretrained(tmp_path / "out").vocab_size < 270
 
 
-def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+def test_bad_input_is_refused_and_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     (tmp_path / "b.txt").touch()
     out = str(tmp_path / "out")
@@ -86,7 +86,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
         train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=300, out=out)
     with pytest.raises(InputError, match="holds no text"):
         train_tokenizer(input=[str(tmp_path / "b.txt")], vocab_size=300, out=out)
-    with pytest.raises(InputError, match="already holds something"):
+    with pytest.raises(InputError, match="already exists and is not empty"):
         train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=300, out=str(tmp_path))
     with pytest.raises(InputError, match="either --input or --dataset"):
         train_tokenizer(vocab_size=300, out=out)

@@ -1,4 +1,4 @@
-"""What inspect_model says and draws, against transformers and against what is really allocated."""
+"""The output and plots of inspect_model, against transformers and against the memory that is allocated."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ from tests.tiny_models import GRAPHS, save_model
 ROOT = Path(__file__).parents[3]
 GPT2 = Tokenizer.from_pretrained("gpt2")
 
-# GPT-Neo's graph: every other layer looks five tokens back
+# GPT-Neo's graph: every other layer attends to the last five tokens
 WINDOWS = replace(
     GRAPHS["gpt2"], attn_bias="output", scale_attention=False, n_layer=4, window=5, window_layers=(1, 3)
 )
@@ -51,7 +51,7 @@ def test_attention_and_next_tokens_are_those_of_transformers(config: GPTConfig, 
             p.mul_(2)  # farther from uniform
     model.save_pretrained(tmp_path)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
-    for n_tokens in (1, 7, 45):  # shorter and longer than a head is wide
+    for n_tokens in (1, 7, 45):  # shorter and longer than head_dim
         ids = torch.arange(n_tokens) * 7 % 320
         with torch.no_grad():
             out = reference(ids[None], output_attentions=True)
@@ -91,7 +91,7 @@ def test_memory_is_what_is_allocated(graph: str, dtype: InferenceDtype, tied: bo
     assert line.endswith(f"{(cache.k.nbytes + cache.v.nbytes) / 1024:.4g} KiB")
 
 
-def test_memory_is_that_of_the_device_that_would_run_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_estimated_for_the_device_that_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = GPT(GRAPHS["qwen3"])  # on the CPU, tied
     monkeypatch.setattr("gpt_core.evaluation.inspect_model.pick_device", lambda name: torch.device("cuda"))
     n = sum(p.numel() for p in model.parameters())
@@ -99,8 +99,8 @@ def test_memory_is_that_of_the_device_that_would_run_the_model(monkeypatch: pyte
         assert f"{n * width / 1024:.4g} KiB" in line
 
 
-def test_the_door_writes_pictures_of_any_text(tmp_path: Path) -> None:
-    """As a process in which a warning, such as for a character that no font holds, is an error."""
+def test_the_command_draws_plots_of_any_text(tmp_path: Path) -> None:
+    """In a process where every warning, such as for a character without a glyph, is an error."""
     folder = save_model(tmp_path / "gpt2", "gpt2")
     (tmp_path / "prompt.txt").write_text("$x^2$ 知之 🙂 \x1b[31m ᚠ\n")
     command = [sys.executable, "-W", "error", "scripts/inspect_model.py", "--model", folder, "--top", "500"]
@@ -115,12 +115,14 @@ def test_the_door_writes_pictures_of_any_text(tmp_path: Path) -> None:
         assert content.startswith(b"\x89PNG")
         assert int.from_bytes(content[16:20]) > 300  # pixels wide
     shares = [float(share) for share in re.findall(r"^ +([\d.]+)%  ", done.stdout, re.MULTILINE)]
-    assert len(shares) == Tokenizer.from_pretrained(folder).vocab_size  # there are no 500
+    assert len(shares) == Tokenizer.from_pretrained(folder).vocab_size  # fewer than --top
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(100, abs=2)
 
 
-def test_what_is_not_drawn_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokens_that_are_not_drawn_are_reported(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     inspect_model(model=str(folder), prompt="know " * 300, out=str(tmp_path), layer=2)
     n_tokens = len(Tokenizer.from_pretrained(folder).encode("know " * 300))
     assert f"show the first 256 of {n_tokens} tokens" in capsys.readouterr().out
@@ -150,7 +152,7 @@ def test_bad_input_is_one_clear_sentence(
     assert not (tmp_path / "x").exists()
 
 
-def test_without_matplotlib_there_are_figures_but_no_pictures(
+def test_without_matplotlib_values_are_printed_but_not_plotted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -161,7 +163,7 @@ def test_without_matplotlib_there_are_figures_but_no_pictures(
     assert capsys.readouterr().out == ""
 
 
-def test_the_parts_of_a_character_are_named_by_it() -> None:
+def test_tokens_inside_a_character_are_labelled_with_it() -> None:
     text = "a 知🙂"
     ids = GPT2.encode(text)
     labels = prompt_labels(GPT2, text, ids)
@@ -173,11 +175,11 @@ def test_the_parts_of_a_character_are_named_by_it() -> None:
     assert with_special == ["'<|endoftext|>'", *labels, "#167"]
 
 
-def test_a_label_holds_nothing_that_is_drawn_as_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_without_a_glyph_are_escaped_in_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, _ = drawable(["' a'", "\U0001d7d8\U0003fffe", "x" * 30])
     assert labels[0] == "' a'"
     assert labels[1].endswith("\\U0003fffe")
     assert len(labels[2]) < 20
     assert labels[2].endswith("…")
-    monkeypatch.setattr("gpt_core.evaluation.plots.CHINESE", ())  # a machine without such a font
+    monkeypatch.setattr("gpt_core.evaluation.plots.CHINESE_FONTS", ())  # a machine without a Chinese font
     assert drawable(["知"]) == (["\\u77e5"], ["DejaVu Sans"])

@@ -1,4 +1,4 @@
-"""Model cards: what they say, what they never say, and that somebody's own card is left alone."""
+"""Model cards: their contents, no secrets in them, and cards written by users are not overwritten."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from gpt_core.data.prepare_data import prepare_data
 from gpt_core.formats.card import MARK, Card, command_line, derived, read_card, with_command
 from gpt_core.formats.export import export_gguf, export_hf
 from gpt_core.hub import run_folder
-from gpt_core.hub.locate import KNOWN
+from gpt_core.hub.locate import KNOWN_MODELS
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
 from tests.tiny_models import TEXTS, save_model
@@ -51,7 +51,7 @@ def run(tmp_path_factory) -> Path:
     return root
 
 
-def test_a_checkpoint_says_how_it_was_made(run):
+def test_the_card_of_a_checkpoint_says_how_it_was_made(run):
     folder = run / "out" / "step-2"
     text = (folder / "README.md").read_text()
     head = ModelCard(text).data
@@ -78,7 +78,7 @@ def test_a_checkpoint_says_how_it_was_made(run):
         assert secret not in text
 
 
-def test_a_card_written_on_leaves_the_checkpoint_whole_and_stays(run, tmp_path, monkeypatch):
+def test_an_edited_card_is_kept_and_the_checkpoint_stays_valid(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run)
     folder = run / "out" / "step-2"
     card = (folder / "README.md").read_text()
@@ -97,11 +97,11 @@ def test_a_card_written_on_leaves_the_checkpoint_whole_and_stays(run, tmp_path, 
 
     pretrain(PretrainConfig(**KEYS | {"max_iters": 3}, out_dir="out"))
     commands = read_card(run / "out" / "step-3").sections["Made with"]
-    assert commands == read_card(folder).sections["Made with"]  # this went on outside a door
+    assert commands == read_card(folder).sections["Made with"]  # resumed from Python, not by a command
     assert "After 3 steps." in read_card(run / "out" / "step-3").sections["Training"]
 
 
-def test_exports_carry_history_and_licence(run, tmp_path, monkeypatch):
+def test_exports_keep_history_and_licence(run, tmp_path, monkeypatch):
     folder = run / "out" / "step-2"
     (folder / "LICENSE").write_text("Do as you like.\n")
     monkeypatch.setattr(sys, "argv", ["scripts/export.py", "--model", "out"])
@@ -133,14 +133,14 @@ def test_known_models_and_those_of_the_hub_are_named(tmp_path, monkeypatch):
     assert card == Card({"license": "gemma", "base_model": "some/model"})
     name = "smollm2-135m-instruct"
     known = derived(name, tmp_path)
-    assert known.head == {"license": "apache-2.0", "base_model": KNOWN[name].hub}
+    assert known.head == {"license": "apache-2.0", "base_model": KNOWN_MODELS[name].hub}
 
 
 @pytest.mark.parametrize(
     "content",
     [b"\xff\xfe", b"---\n[\n---\n", b"---\n- 1\n---\n", b"---\nno end", b"", b"---\nlicense: 3\n---\n"],
 )
-def test_a_card_that_cannot_be_read_stops_nothing(content, tmp_path):
+def test_an_unreadable_card_is_ignored_and_kept(content, tmp_path):
     folder = save_model(tmp_path / "model", "gpt2")
     (folder / "README.md").write_bytes(content)
     assert read_card(folder).licence is None
@@ -149,7 +149,7 @@ def test_a_card_that_cannot_be_read_stops_nothing(content, tmp_path):
     assert (folder / "README.md").read_bytes() == content
 
 
-def test_only_our_doors_are_commands(monkeypatch):
+def test_only_commands_of_this_project_are_written(monkeypatch):
     words = ["--model", "a b", "--local_rank=0", "--prompt", "知\t'x'"]
     monkeypatch.setattr(sys, "argv", ["/home/me/zhizhi/scripts/export.py", *words])
     assert command_line() == "python scripts/export.py --model 'a b' --prompt $'\\u77e5\\t\\'x\\''"

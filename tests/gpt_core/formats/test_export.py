@@ -1,4 +1,4 @@
-"""Exported models: transformers and our own GGUF reader find the same logits and the same token ids in them."""
+"""Exported models give the same logits and token ids in transformers and in our GGUF reader."""
 
 import json
 import math
@@ -63,12 +63,12 @@ def random_model(config: GPTConfig) -> GPT:
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
             if p.dim() == 2:
-                p.copy_(p.half())  # F16 keeps these as they are
+                p.copy_(p.half())  # exact in F16
     return model
 
 
 def save_random(folder: Path, config: GPTConfig) -> Path:
-    """A random model with a tokenizer of 320 tokens for its 384 rows."""
+    """Save a random model of 384 embedding rows with a tokenizer of 320 tokens."""
     save_model(folder, "qwen3")
     random_model(config).save_pretrained(folder)
     backend = RustTokenizer.from_file(str(folder / "tokenizer.json"))
@@ -132,14 +132,14 @@ def test_half_precision_folders_open_in_that_precision(dtype, tmp_path):
     if dtype == "float16":
         with pytest.raises(InputError, match=r"blocks.0.mlp.up.weight has values beyond float16's range"):
             export_hf(folder, tmp_path / "other", dtype)
-        with pytest.raises(InputError, match=r"blk.0.ffn_up.weight holds 1e\+06, beyond what F16 can hold"):
+        with pytest.raises(InputError, match=r"blk.0.ffn_up.weight holds 1e\+06, beyond the range of F16"):
             export_gguf(folder, tmp_path / "other")
         assert not (tmp_path / "other").exists()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CONFIGS)
-def test_our_reader_finds_the_same_model_in_the_gguf_file(name, tmp_path, capsys):
+def test_our_reader_reads_the_same_model_from_the_gguf_file(name, tmp_path, capsys):
     folder = save_random(tmp_path / "model", CONFIGS[name])
     ours, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
     file = export_gguf(folder, tmp_path / "out")
@@ -148,7 +148,7 @@ def test_our_reader_finds_the_same_model_in_the_gguf_file(name, tmp_path, capsys
     ids = torch.randint(0, 384, (2, 64))
     assert (back(ids).logits - ours(ids).logits).abs().max() < 1e-5
     same = {"norm_eps": back.config.norm_eps, "bos_id": 1, "pad_id": 0}
-    if name == "llama3-scaling":  # a number for each pair
+    if name == "llama3-scaling":  # read back as one factor per rotary pair
         assert back.config.rope_scaling.kind == "longrope"
         same["rope_scaling"] = back.config.rope_scaling
     expected = replace(ours.config, **same)
@@ -170,8 +170,8 @@ def test_our_reader_finds_the_same_model_in_the_gguf_file(name, tmp_path, capsys
 
 
 @torch.no_grad()
-def test_q8_0_keeps_matrices_whose_rows_do_not_divide(tmp_path, capsys):
-    folder = save_model(tmp_path / "model", "qwen3")  # whose MLP is 48 wide
+def test_q8_0_leaves_matrices_float16_whose_rows_do_not_divide_into_blocks(tmp_path, capsys):
+    folder = save_model(tmp_path / "model", "qwen3")  # its MLP is 48 wide
     file = export_gguf(folder, tmp_path / "out", "q8_0")
     assert "3 matrices stayed float16, first blk.0.ffn_down.weight" in capsys.readouterr().err
     formats = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file).tensors}
@@ -186,7 +186,7 @@ def test_q8_0_keeps_matrices_whose_rows_do_not_divide(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_way_to_cut_text_comes_back(scheme, tmp_path):
+def test_every_pre_tokenizer_is_read_back_from_gguf(scheme, tmp_path):
     folder = save_random(tmp_path / "model", CONFIGS["qwen3"])
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["ignore_merges"] = scheme == "llama-bpe"
@@ -209,18 +209,18 @@ def test_every_way_to_cut_text_comes_back(scheme, tmp_path):
         assert back.vocab_size == 322
 
 
-def test_a_second_end_token_and_the_licence(tmp_path):
+def test_a_second_end_token_and_the_licence_are_exported(tmp_path):
     folder = save_random(tmp_path / "model", replace(CONFIGS["qwen3"], eos_id=(7, 1)))
     card = Card({"license": "mit"})
     file = export_gguf(folder, tmp_path / "out", "float16", card)
-    assert GPT.from_pretrained(file.parent).config.eos_ids == (1, 7)  # the tokenizer's first
+    assert GPT.from_pretrained(file.parent).config.eos_ids == (1, 7)  # the tokenizer's end token comes first
     assert gguf.GGUFReader(file).fields["general.license"].contents() == "mit"
     export_hf(folder, tmp_path / "hf", "float32", card)
     settings = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert settings == {"eos_token_id": [7, 1], "pad_token_id": 0}
 
 
-def test_gpt2s_own_tokenizer_comes_back(tmp_path):
+def test_gpt2s_tokenizer_is_read_back_from_gguf(tmp_path):
     tokenizer = Tokenizer.from_pretrained("gpt2")
     tokenizer.save(tmp_path / "model")
     shape = {"n_layer": 1, "n_head": 1, "n_embd": 2, "block_size": 8}
@@ -231,7 +231,7 @@ def test_gpt2s_own_tokenizer_comes_back(tmp_path):
     assert back.eos_id == tokenizer.eos_id == 50256
 
 
-def test_scalings_that_llama_cpp_does_not_have(tmp_path):
+def test_unsupported_rope_scaling_in_gguf_is_refused(tmp_path):
     kind = {"qwen3.rope.scaling.type": "longrope"}
     with pytest.raises(InputError, match="scales its rotary positions by 'longrope'; expected none, linear"):
         read_scaling("qwen3", kind, None, tmp_path)
@@ -248,7 +248,7 @@ def test_scalings_that_llama_cpp_does_not_have(tmp_path):
 
 
 def broken(backend: RustTokenizer, how: str) -> Tokenizer:
-    """A tokenizer that llama.cpp does not have."""
+    """A tokenizer that llama.cpp does not support."""
     eos = 0
     if how == "characters":
         return Tokenizer.from_characters("abc")
@@ -269,15 +269,15 @@ def broken(backend: RustTokenizer, how: str) -> Tokenizer:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("characters", "kind WordLevel has no place in GGUF; export with --to hf"),
+        ("characters", "vocabulary of kind WordLevel; export with --to hf"),
         ("split", "llama.cpp has no name for"),
         ("prefix", "llama.cpp has no name for"),
         ("few", "llama.cpp has no name for"),
-        ("around", "puts other tokens around a text"),
-        ("endless", "names no token that ends a text"),
+        ("around", "adds other tokens to a text"),
+        ("endless", "has no end-of-text token"),
     ],
 )
-def test_tokenizers_that_gguf_cannot_hold(how, said, tmp_path):
+def test_tokenizers_that_gguf_cannot_store_are_refused(how, said, tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     backend = RustTokenizer.from_file(str(folder / "tokenizer.json"))
     broken(backend, how).save(folder)
@@ -286,30 +286,28 @@ def test_tokenizers_that_gguf_cannot_hold(how, said, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_graphs_and_folders_that_cannot_be_exported(tmp_path):
+def test_models_and_folders_that_cannot_be_exported_are_refused(tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     for name, said in (
         ("gpt-neo", "the family gpt_neo"),
         ("qwen3-bias", "biases in attention"),
         ("qwen3-llama3", "kind llama3 in qwen3"),
-        ("loud-yarn", "YaRN with other numbers"),
+        ("loud-yarn", "YaRN with other parameters"),
     ):
         random_model(ONLY_HF[name]).save_pretrained(folder)
         with pytest.raises(InputError, match=f"llama.cpp does not compute .*{said}.*--to hf"):
             export_gguf(folder, tmp_path / "out")
     random_model(replace(CONFIGS["qwen3"], position="alibi")).save_pretrained(folder)
     for export in (export_hf, export_gguf):
-        with pytest.raises(InputError, match="has ALiBi positions, which no format of other tools has"):
+        with pytest.raises(InputError, match="has ALiBi positions, which no export format supports"):
             export(folder, tmp_path / "out")
     random_model(GPTConfig(**ROTARY, position="alibi")).save_pretrained(folder)
     for export in (export_hf, export_gguf):
-        with pytest.raises(InputError, match="has ALiBi positions, which no format of other tools has"):
+        with pytest.raises(InputError, match="has ALiBi positions, which no export format supports"):
             export(folder, tmp_path / "out")
     random_model(replace(CONFIGS["gpt2"], vocab_size=256)).save_pretrained(folder)
     for export in (export_hf, export_gguf):
-        with pytest.raises(
-            InputError, match="has a tokenizer of 320 tokens and a model of 256; they do not belong"
-        ):
+        with pytest.raises(InputError, match="has a tokenizer of 320 tokens and a model of 256"):
             export(folder, tmp_path / "out")
     (folder / "tokenizer.json").unlink()
     for export in (export_hf, export_gguf):
@@ -319,10 +317,10 @@ def test_graphs_and_folders_that_cannot_be_exported(tmp_path):
 
 
 @pytest.mark.parametrize("export", [export_hf, export_gguf])
-def test_a_full_disk_leaves_nothing(export, tmp_path):
+def test_a_full_disk_leaves_no_files(export, tmp_path):
     folder = save_model(tmp_path / "model", "qwen3")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead of ending the process
     try:
         for limit in (0, 3000, 30_000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -334,11 +332,11 @@ def test_a_full_disk_leaves_nothing(export, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_ctrl_c_leaves_nothing(tmp_path):
+def test_ctrl_c_leaves_no_files(tmp_path):
     folder = save_random(tmp_path / "model", replace(CONFIGS["qwen3"], n_layer=40, n_inner=8192))
 
     def press() -> None:
-        # Its header is on disk: a file that is just being opened would be lost between two lines of the library's.
+        # Wait until the header is on disk: an interrupt while `gguf` opens the file would leak the file object.
         while not any(p.stat().st_size for p in tmp_path.glob(".out.*/*.gguf")):
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)

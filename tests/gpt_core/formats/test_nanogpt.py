@@ -1,4 +1,4 @@
-"""nanoGPT's and small-gpt's checkpoints: graph and vocabulary as those projects have them, and what is refused."""
+"""Checkpoints of nanoGPT and small-gpt: the same logits and ids as in those projects, and invalid files."""
 
 import os
 import pickle
@@ -113,7 +113,7 @@ def nanogpt(tmp_path):
 
 
 def vocabulary(dialogues):
-    """The tokens of small-gpt in the order of their ids, counted one by one."""
+    """The tokens of small-gpt in the order of their ids, and the tokens of each dialogue."""
     tokens = [["<sep>" if c == "\n" else c for c in dialogue] for dialogue in dialogues.split("\n\n")]
     counts = Counter(token for dialogue in tokens for token in dialogue)
     common = sorted(counts.items(), key=lambda item: item[1], reverse=True)
@@ -131,7 +131,7 @@ def small_gpt(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_the_graph_is_theirs_and_exports_to_hugging_face(tmp_path, bias, compiled):
+def test_logits_equal_the_reference_here_and_after_export_to_hugging_face(tmp_path, bias, compiled):
     ids = torch.randint(0, 50, (3, SHAPE["block_size"]))
     projects = (
         (write_nanogpt, NANOGPT | {"qkv": "attn.c_attn"}, True),
@@ -163,14 +163,14 @@ def test_nanogpts_characters_are_read_from_its_meta_file(nanogpt, tmp_path):
         tokenizer.encode("Z")
 
 
-def test_a_nanogpt_of_gpt2s_size_without_a_meta_file_speaks_gpt2s_bpe(tmp_path):
+def test_a_nanogpt_of_gpt2s_size_without_a_meta_file_uses_gpt2s_bpe(tmp_path):
     write_nanogpt(tmp_path, weights_of(NANOGPT | {"qkv": "attn.c_attn"}, 50304, False, True), 50304, False)
     tokenizer, model = Tokenizer.from_pretrained(tmp_path), GPT.from_pretrained(tmp_path)
     assert tokenizer.encode("Hello world") == [15496, 995]
     assert (model.config.vocab_size, model.config.eos_ids, tokenizer.eos_id) == (50304, (50256,), 50256)
 
 
-def test_small_gpts_vocabulary_is_counted_as_there(small_gpt, tmp_path):
+def test_small_gpts_vocabulary_is_rebuilt_from_its_training_text(small_gpt, tmp_path):
     tokenizer = Tokenizer.from_pretrained(small_gpt)
     tokens, dialogues = vocabulary(DIALOGUES)
     for dialogue in dialogues:
@@ -182,7 +182,7 @@ def test_small_gpts_vocabulary_is_counted_as_there(small_gpt, tmp_path):
     assert GPT.from_pretrained(small_gpt).config.eos_ids == (1, 2)
     turns = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "好"}]
     assert tokenizer.decode(tokenizer.chat(turns)) == "你好\n好\n"
-    with pytest.raises(InputError, match="small-gpt knows no system prompt"):
+    with pytest.raises(InputError, match="small-gpt does not support system prompts"):
         tokenizer.chat([{"role": "system", "content": "好"}])
     tokenizer.save(tmp_path / "saved")
     again, theirs = (
@@ -194,7 +194,7 @@ def test_small_gpts_vocabulary_is_counted_as_there(small_gpt, tmp_path):
     assert again.fingerprint == tokenizer.fingerprint
 
 
-def test_sampling_from_a_foreign_checkpoint_through_the_door(nanogpt):
+def test_the_sample_command_reads_a_nanogpt_checkpoint(nanogpt):
     command = [
         sys.executable,
         "scripts/sample.py",
@@ -211,7 +211,7 @@ def test_sampling_from_a_foreign_checkpoint_through_the_door(nanogpt):
     assert set(done.stdout) <= set(TEXT)
 
 
-def test_what_lies_beside_a_checkpoint_must_be_its_own(nanogpt, small_gpt):
+def test_vocabulary_files_must_match_their_checkpoint(nanogpt, small_gpt):
     (small_gpt / "train.txt").write_text("".join(map(chr, range(0x4E00, 0x4F00))))
     with pytest.raises(InputError, match=r"makes a vocabulary of 259 tokens, but cpt60\.pth has \d+"):
         Tokenizer.from_pretrained(small_gpt)
@@ -246,12 +246,12 @@ def test_what_lies_beside_a_checkpoint_must_be_its_own(nanogpt, small_gpt):
     [
         ({"n_layer": "2"}, "has n_layer = '2'; expected a whole number of at least 1"),
         ({"n_head": 3}, "n_embd is 16; GPT-2 needs a multiple of n_head, which is 3"),
-        ({"n_layer": 3}, "lacks 16 weights that its config asks for, first blocks.2"),
-        ({"n_embd": 32}, r"has shape \(\d+, 16\), its config asks for"),
+        ({"n_layer": 3}, "lacks 16 weights that its config requires, first blocks.2"),
+        ({"n_embd": 32}, r"has shape \(\d+, 16\), its config requires"),
         ({"dataset": ".."}, r"lacks \.\., the text"),
     ],
 )
-def test_checkpoints_whose_parts_do_not_agree(small_gpt, change, message):
+def test_inconsistent_checkpoints_are_refused(small_gpt, change, message):
     content = torch.load(small_gpt / "cpt60.pth")
     torch.save(content | change, small_gpt / "cpt60.pth")
     with pytest.raises(InputError, match=message):
@@ -263,7 +263,7 @@ def test_a_fused_matrix_of_another_shape_is_named_with_its_shape(nanogpt, part, 
     content = torch.load(nanogpt / "ckpt.pt")
     content["model"][f"transformer.h.1.attn.c_attn.{part}"] = torch.zeros(shape)
     torch.save(content, nanogpt / "ckpt.pt")
-    with pytest.raises(InputError, match=rf"blocks\.1\.attn\.[qv]\.{part} has shape .*, its config asks for"):
+    with pytest.raises(InputError, match=rf"blocks\.1\.attn\.[qv]\.{part} has shape .*, its config requires"):
         GPT.from_pretrained(nanogpt)
 
 
@@ -276,7 +276,7 @@ def test_classifiers_and_checkpoints_of_other_projects_are_refused(small_gpt):
     for other in ({"model": content["state_dict"]}, [1, 2], {"model": 1, "model_args": {}}):
         torch.save(other, small_gpt / "cpt60.pth")
         for thing in (GPT, Tokenizer):
-            with pytest.raises(InputError, match=r"cpt60\.pth is no checkpoint of nanoGPT"):
+            with pytest.raises(InputError, match=r"cpt60\.pth is not a checkpoint of nanoGPT"):
                 thing.from_pretrained(small_gpt)
     torch.save(content, small_gpt / "cpt120.pth")
     with pytest.raises(InputError, match=r"several \.pth files \(cpt120\.pth, cpt60\.pth\)"):
@@ -284,7 +284,7 @@ def test_classifiers_and_checkpoints_of_other_projects_are_refused(small_gpt):
 
 
 class Payload:
-    """Runs a command in whoever unpickles it."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, canary):
         self.command = f"touch {canary}"
@@ -307,8 +307,8 @@ def test_no_pickle_is_executed(nanogpt, small_gpt, tmp_path):
                 with pytest.raises(InputError, match="a pickle is never executed here"):
                     thing.from_pretrained(path.parent)
         path.write_bytes(pickle.dumps(evil))
-        with pytest.raises(InputError, match=r"is damaged, or no file of torch\.save"):
+        with pytest.raises(InputError, match=r"is damaged, or not a file of torch\.save"):
             GPT.from_pretrained(path.parent)
     assert not canary.exists()
     pickle.loads(pickle.dumps(evil))
-    assert canary.exists()  # the payload does what it should not be let to
+    assert canary.exists()  # the payload works when it is unpickled

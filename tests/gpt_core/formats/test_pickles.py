@@ -1,4 +1,4 @@
-"""Pickles: what is read of them, and that a damaged or hostile one is one sentence."""
+"""Pickles: supported contents; damaged and malicious files are refused with a one-sentence error."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ STATE = {
 
 
 class Payload:
-    """Runs a command in whoever unpickles it."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, canary):
         self.command = f"touch {canary}"
@@ -51,17 +51,17 @@ def test_code_in_a_checkpoint_is_named_and_not_run(tmp_path, zipped):
 
 
 @pytest.mark.parametrize("content", [[STATE], {"a": 1}, {1: STATE["a"]}, {"model": STATE}, STATE["a"]])
-def test_files_that_hold_other_things_than_named_tensors(tmp_path, content):
+def test_files_of_anything_but_named_tensors_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.bin")
     with pytest.raises(InputError, match="is not a table of named tensors"):
         read_bin(tmp_path / "x.bin")
 
 
-def test_files_that_are_no_checkpoints(tmp_path):
+def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     path = tmp_path / "x.bin"
     for content in (b"", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"is damaged, or no file of torch\.save"):
+        with pytest.raises(InputError, match=r"is damaged, or not a file of torch\.save"):
             read_bin(path)
     for absent, reason in (("y.bin", "No such file"), (".", "Is a directory")):
         with pytest.raises(InputError, match=f"cannot be read: {reason}"):
@@ -69,25 +69,25 @@ def test_files_that_are_no_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torn_and_changed_files_give_tensors_or_one_sentence(tmp_path, zipped):
+def test_truncated_and_altered_files_give_tensors_or_input_error(tmp_path, zipped):
     path = tmp_path / "x.bin"
     torch.save(STATE, path, _use_new_zipfile_serialization=zipped)
     data = path.read_bytes()
     draw = random.Random(0)
     refused = 0
     for i in range(150):
-        torn = bytearray(data)
+        damaged = bytearray(data)
         for _ in range(3):
-            torn[draw.randrange(len(torn))] = draw.randrange(256)
-        path.write_bytes(torn[: draw.randrange(len(torn))] if i % 3 == 0 else torn)
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged[: draw.randrange(len(damaged))] if i % 3 == 0 else damaged)
         try:
             read_bin(path)
         except InputError:
             refused += 1
-    assert refused >= 50  # every third was cut short
+    assert refused >= 50  # every third file was truncated
 
 
-def test_plain_pickles_are_read_whatever_their_protocol(tmp_path):
+def test_plain_pickles_of_every_protocol_are_read(tmp_path):
     content = {
         "n": 3,
         "stoi": {"a": 0, "知": -1, "🙂": 2**70},
@@ -100,30 +100,29 @@ def test_plain_pickles_are_read_whatever_their_protocol(tmp_path):
         assert read_plain_pickle(tmp_path / "x.pkl") == content
 
 
-def test_a_plain_pickle_with_anything_else_is_refused_before_it_is_read(tmp_path):
+def test_a_plain_pickle_with_other_objects_is_refused_before_it_is_loaded(tmp_path):
     path = tmp_path / "x.pkl"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         for other in (Payload(tmp_path / "canary"), random.Random, {1, 2}, b"bytes", STATE["a"].numpy()):
             path.write_bytes(pickle.dumps({"a": 1, "x": other}, protocol=protocol))
             with pytest.raises(InputError, match=r"holds more than plain values \([A-Z_0-9]+\)"):
                 read_plain_pickle(path)
-    path.write_bytes(
-        b"\x80\x04K\x01r\xff\xff\xff\x7f."
-    )  # keeps the number 1 as value 2³¹ − 1: 32 GiB of places
+    # stores the number 1 in memo slot 2³¹ − 1: 32 GiB of slots
+    path.write_bytes(b"\x80\x04K\x01r\xff\xff\xff\x7f.")
     with pytest.raises(InputError, match=r"\(LONG_BINPUT\)"):
         read_plain_pickle(path)
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_torn_plain_pickle_is_one_sentence(tmp_path):
+def test_a_truncated_or_altered_plain_pickle_raises_only_input_error(tmp_path):
     path = tmp_path / "x.pkl"
     data = pickle.dumps({"stoi": {chr(i): i for i in range(60)}, "itos": dict(enumerate("abc"))})
     draw = random.Random(0)
     refused = 0
     for i in range(300):
-        torn = bytearray(data)
-        torn[draw.randrange(len(torn))] = draw.randrange(256)
-        path.write_bytes(torn[: draw.randrange(len(torn))] if i % 3 == 0 else torn)
+        damaged = bytearray(data)
+        damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged[: draw.randrange(len(damaged))] if i % 3 == 0 else damaged)
         try:
             read_plain_pickle(path)
         except InputError:

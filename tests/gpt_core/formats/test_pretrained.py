@@ -1,4 +1,4 @@
-"""Model folders: what is written, what is read and what is refused. Parity is in test_families.py."""
+"""Model folders: writing, reading, and invalid configs and files. Parity is in test_families.py."""
 
 import json
 
@@ -12,7 +12,7 @@ from gpt_core.formats.huggingface.config import from_hf, to_hf
 from gpt_core.model.rope_scaling import RopeScaling
 
 
-def test_a_new_model_survives_its_folder(tmp_path):
+def test_a_saved_model_loads_unchanged(tmp_path):
     shape = {"vocab_size": 70, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16}
     for config in (GPTConfig.gpt2(**shape), GPTConfig(**shape, n_kv_head=1, head_dim=8, n_inner=24)):
         model = GPT(config).eval()
@@ -26,7 +26,7 @@ def test_a_new_model_survives_its_folder(tmp_path):
         assert from_hf(to_hf(config)) == config
 
 
-def test_a_model_with_alibi_survives_its_folder_and_others_refuse_it(tmp_path):
+def test_a_saved_alibi_model_loads_unchanged_and_transformers_refuses_it(tmp_path):
     config = GPTConfig.gpt2(
         vocab_size=70, block_size=32, n_layer=2, n_head=2, n_embd=16, position="alibi", window=8, window_layers=(1,),
         eos_id=(1, 2),
@@ -70,7 +70,7 @@ def edit(folder, **changes):
     path.write_text(json.dumps({k: v for k, v in raw.items() if v != "drop"}))
 
 
-def test_the_bare_models_keys_and_old_mask_buffers_are_read(folder):
+def test_keys_without_prefix_and_old_mask_buffers_are_read(folder):
     expected = GPT.from_pretrained(folder).state_dict()
     state = {k.removeprefix("transformer."): v for k, v in load_file(folder / "model.safetensors").items()}
     state |= {"h.0.attn.bias": torch.ones(1, 1, 32, 32), "h.0.attn.masked_bias": torch.tensor(-1e4)}
@@ -82,7 +82,7 @@ def test_the_bare_models_keys_and_old_mask_buffers_are_read(folder):
 @pytest.mark.parametrize(
     ("write", "name"), [(save_file, "model.safetensors"), (torch.save, "pytorch_model.bin")]
 )
-def test_shards_are_read_and_a_missing_one_is_said(folder, write, name):
+def test_shards_are_read_and_a_missing_shard_is_refused(folder, write, name):
     whole = GPT.from_pretrained(folder).state_dict()
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -100,27 +100,27 @@ def test_shards_are_read_and_a_missing_one_is_said(folder, write, name):
     with pytest.raises(InputError, match=rf"b\.{suffix} is missing; {name}.index.json names it"):
         GPT.from_pretrained(folder)
     for content, message in (
-        ("{", "is no index of weights"),
-        ('{"weight_map": []}', "is no index of weights"),
+        ("{", "is not an index of weights"),
+        ('{"weight_map": []}', "is not an index of weights"),
         (
             '{"weight_map": {"wte": "../a.bin"}}',
-            r"names the file '\.\./a\.bin'; expected names of files beside it",
+            r"names the file '\.\./a\.bin'; expected names of files in its folder",
         ),
-        ('{"weight_map": {"wte": 3}}', "names the file 3; expected names of files beside it"),
-        ('{"weight_map": {"wte": ""}}', "names the file ''; expected names of files beside it"),
-        ("[" * 100_000, "is no index of weights"),
+        ('{"weight_map": {"wte": 3}}', "names the file 3; expected names of files in its folder"),
+        ('{"weight_map": {"wte": ""}}', "names the file ''; expected names of files in its folder"),
+        ("[" * 100_000, "is not an index of weights"),
     ):
         index.write_text(content)
         with pytest.raises(InputError, match=message):
             GPT.from_pretrained(folder)
 
 
-def test_a_pickle_is_read_where_there_is_nothing_better_in_any_number_format(folder):
+def test_a_pickle_of_any_dtype_is_read_where_there_are_no_safetensors(folder):
     expected = GPT.from_pretrained(folder).state_dict()
     state = load_file(folder / "model.safetensors")
     half = {k: v.to(torch.float16 if "wte" in k else torch.bfloat16) for k, v in state.items()}
     torch.save({k: torch.zeros_like(v) for k, v in state.items()}, folder / "pytorch_model.bin")
-    again = GPT.from_pretrained(folder).state_dict()  # the pickle is not even looked at
+    again = GPT.from_pretrained(folder).state_dict()  # the pickle is ignored
     assert all(torch.equal(expected[k], again[k]) for k in expected)
     (folder / "model.safetensors").unlink()
     torch.save(
@@ -157,12 +157,12 @@ def test_a_pickle_is_read_where_there_is_nothing_better_in_any_number_format(fol
         ),
         ({"n_embd": None}, "lacks the key 'n_embd'"),
         ({"n_embd": "drop"}, "lacks the key 'n_embd'"),
-        ({"n_embd": 32}, r"wte.weight has shape \(70, 16\), its config asks for \(70, 32\)"),
-        ({"n_layer": 3}, "lacks 16 weights that its config asks for, first blocks.2"),
-        ({"n_layer": 1}, "holds 12 weights that its config has no place for, first transformer.h.1"),
+        ({"n_embd": 32}, r"wte.weight has shape \(70, 16\), its config requires \(70, 32\)"),
+        ({"n_layer": 3}, "lacks 16 weights that its config requires, first blocks.2"),
+        ({"n_layer": 1}, "holds 12 weights that its config does not define, first transformer.h.1"),
     ],
 )
-def test_configs_that_we_cannot_represent(folder, changes, message):
+def test_unsupported_configs_are_refused(folder, changes, message):
     edit(folder, **changes)
     with pytest.raises(InputError, match=message):
         GPT.from_pretrained(folder)
@@ -191,11 +191,11 @@ ORIGINAL = "original_max_position_embeddings"
         ),
         (
             {"rope_type": "default", "partial_rotary_factor": 0.5},
-            "partial_rotary_factor = 0.5; this GPT turns whole",
+            "partial_rotary_factor = 0.5; this GPT rotates whole",
         ),
         (
             {"rope_type": "longrope", ORIGINAL: 16, "short_factor": [1.0] * 32, "long_factor": [2.0] * 32},
-            "long_factor is not its short_factor",
+            "long_factor differs from short_factor",
         ),
         (
             {"rope_type": "longrope", "short_factor": 1, "long_factor": 1},
@@ -212,12 +212,12 @@ ORIGINAL = "original_max_position_embeddings"
         ),
     ],
 )
-def test_rope_scaling_that_we_do_not_compute(rope, message):
+def test_unsupported_rope_scaling_is_refused(rope, message):
     with pytest.raises(InputError, match=message):
         from_hf(to_hf(GPTConfig(qk_norm=False)) | {"rope_scaling": rope})
 
 
-def test_a_part_of_a_head_that_turns_is_refused_and_so_are_too_few_factors():
+def test_a_partial_rotary_factor_and_too_few_factors_are_refused():
     with pytest.raises(InputError, match=r"partial_rotary_factor = 0\.25"):
         from_hf(to_hf(GPTConfig()) | {"partial_rotary_factor": 0.25})
     with pytest.raises(
@@ -253,7 +253,7 @@ NEO = GPTConfig.gpt2(
         ({"activation_function": "relu"}, "activation_function = 'relu'"),
     ],
 )
-def test_values_of_gpt_neo_that_we_do_not_compute(changes, message):
+def test_unsupported_values_of_gpt_neo_are_refused(changes, message):
     assert from_hf(to_hf(NEO)) == NEO
     with pytest.raises(InputError, match=message):
         from_hf(to_hf(NEO) | changes)
@@ -269,7 +269,7 @@ def test_values_of_gpt_neo_that_we_do_not_compute(changes, message):
         ({"sliding_window": 0.5}, "sliding_window = 0.5; expected a whole number"),
     ],
 )
-def test_values_of_qwen3_that_we_do_not_compute(changes, message):
+def test_unsupported_values_of_qwen3_are_refused(changes, message):
     qwen3 = GPTConfig(n_layer=4, window=16, window_layers=(2, 3))
     assert from_hf(to_hf(qwen3)) == qwen3
     assert from_hf(to_hf(qwen3) | {"use_sliding_window": False}) == GPTConfig(n_layer=4)
@@ -277,7 +277,7 @@ def test_values_of_qwen3_that_we_do_not_compute(changes, message):
         from_hf(to_hf(qwen3) | changes)
 
 
-def test_damaged_and_missing_files(folder):
+def test_damaged_and_missing_files_are_refused(folder):
     data = (folder / "model.safetensors").read_bytes()
     for content in (data[: len(data) // 2], b"version https://git-lfs.github.com/spec/v1\n", b""):
         (folder / "model.safetensors").write_bytes(content)
@@ -301,17 +301,17 @@ def test_damaged_and_missing_files(folder):
 
 @pytest.mark.parametrize("shape", [(), (4,), (2,), (16, 47), (3, 16, 16), (16, 48, 1)])
 @pytest.mark.parametrize("part", ["attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight"])
-def test_matrices_of_gpt2_in_other_shapes_are_refused_in_a_line(folder, part, shape):
+def test_matrices_of_gpt2_in_other_shapes_are_refused(folder, part, shape):
     state = load_file(folder / "model.safetensors")
     save_file(state | {f"transformer.h.1.{part}": torch.zeros(shape)}, folder / "model.safetensors")
-    with pytest.raises(InputError, match=r"blocks\.1\.attn\.[qvo]\.\w+ has shape .*, its config asks for"):
+    with pytest.raises(InputError, match=r"blocks\.1\.attn\.[qvo]\.\w+ has shape .*, its config requires"):
         GPT.from_pretrained(folder)
 
 
-def test_weights_that_are_no_fractions_are_refused(folder):
+def test_integer_weights_are_refused(folder):
     state = load_file(folder / "model.safetensors")
     save_file({name: w.to(torch.int8) for name, w in state.items()}, folder / "model.safetensors")
     with pytest.raises(
-        InputError, match=r"wte\.weight is of int8; expected numbers of 16 or 32 bits, not quan"
+        InputError, match=r"wte\.weight has dtype int8; expected numbers of 16 or 32 bits, not quan"
     ):
         GPT.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Conversations: what the model reads of them, and the door on a terminal (a pty) and in a pipe."""
+"""Conversations: which messages fit the prompt, and the chat command on a terminal (a pty) and in a pipe."""
 
 import io
 import json
@@ -36,20 +36,20 @@ ENDLESS = GPTConfig(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says nonsense, knows a conversation's form, and never ends by itself."""
+    """A random model with a chat template and no EOS token, so that no answer ends by itself."""
     folder = save_model(tmp_path_factory.mktemp("models") / "talker", "qwen3")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TEMPLATE}))
     tokenizer = RustTokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.decoder = decoders.ByteLevel()  # so that it says control characters, too
+    tokenizer.decoder = decoders.ByteLevel()  # so that the output contains control characters, too
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
 @pytest.fixture(scope="module")
 def endless(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a context so long that nobody waits for the end of an answer."""
+    """The same tokenizer; a random model with a context so long that no answer ends during a test."""
     other = tmp_path_factory.mktemp("models") / "endless"
     torch.manual_seed(0)
     GPT(ENDLESS).save_pretrained(other)
@@ -60,7 +60,7 @@ def endless(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def say(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the door on lines of input: what it answers, what it notes, its exit status."""
+    """Run the command on lines of input; returns stdout, stderr and the exit status."""
 
     def run(lines: str, **options: Any) -> tuple[str, str, int]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
@@ -81,7 +81,7 @@ def by_hand(folder: Path, messages: list[dict[str, str]], seed: int, n: int) -> 
     return "".join(engine.stream(tokenizer.chat(messages), params))
 
 
-def test_a_turn_continues_all_that_was_said(say: Any, folder: Path) -> None:
+def test_an_answer_continues_the_whole_conversation(say: Any, folder: Path) -> None:
     out, err, code = say("知之\n\n  \nand?\n", system="Be brief.", max_new_tokens=9)
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "知之"}]
     said.append({"role": "assistant", "content": by_hand(folder, said, seed=1, n=9)})
@@ -97,13 +97,13 @@ def test_lines_and_blocks_and_commands(say: Any, folder: Path, tmp_path: Path) -
     lines = f'first\n/reset\n"""a\n  b\\\n/reset\n"""\n/save {saved}\n"""one line"""\n/exit\nnot read\n'
     out, err, code = say(lines, max_new_tokens=3)
     assert code == 0
-    assert "begins anew" in err
+    assert "new conversation" in err
     assert f"[saved 2 messages to {saved}]" in err
     content = json.loads(saved.read_text())
     assert content["messages"][0]["content"] == "a\n  b\\\n/reset"
     assert content["messages"][1]["finish_reason"] == "length"
     assert content["messages"][1]["content"] in out
-    assert saved.read_text().count("\n") == 1  # a line of JSONL, too
+    assert saved.read_text().count("\n") == 1  # one line, so that the file is valid JSONL, too
 
     lines = (
         f'"""/exit is how one leaves vim"""\n"""\n/etc/hosts\nis what?\n"""\n/save {tmp_path}/block.json\n'
@@ -115,7 +115,7 @@ def test_lines_and_blocks_and_commands(say: Any, folder: Path, tmp_path: Path) -
 
     (tmp_path / "other.txt").write_text("mine")
     _, err, code = say(f"more\n/save {tmp_path / 'other.txt'}\n", max_new_tokens=3)
-    assert "other.txt is no saved conversation" in err
+    assert "other.txt is not a saved conversation" in err
     assert code == 1
     assert (tmp_path / "other.txt").read_text() == "mine"
     _, err, _ = say(f"more\n/save {saved}\n", load=str(saved), max_new_tokens=3)
@@ -124,7 +124,7 @@ def test_lines_and_blocks_and_commands(say: Any, folder: Path, tmp_path: Path) -
     assert conversation.load(saved)[2]["content"] == "more"
 
 
-def test_what_is_refused_does_not_end_the_conversation(say: Any, tmp_path: Path) -> None:
+def test_a_rejected_line_does_not_end_the_conversation(say: Any, tmp_path: Path) -> None:
     lines = f"{'know ' * 200}\n{'x' * 100000}\n/what\n/save\n/save {tmp_path}/absent/x.json\n"
     lines += "/save ~nosuchuser/x.json\n/save a\0b\n\udc80\nfine\n"
     out, err, code = say(lines, max_new_tokens=4, context=64)
@@ -136,7 +136,7 @@ def test_what_is_refused_does_not_end_the_conversation(say: Any, tmp_path: Path)
         notes,
         (
             "The message takes 2",
-            "The message has 100000 characters; there is room for 60 tokens",
+            "The message has 100000 characters; the context has room for 60 tokens",
             "There is no command /what",
             "/save needs the name of a file",
             "No such file or directory",
@@ -152,7 +152,7 @@ def test_what_is_refused_does_not_end_the_conversation(say: Any, tmp_path: Path)
         assert "Traceback" not in note
 
 
-def test_the_oldest_turns_leave_a_full_context_and_it_is_said(folder: Path) -> None:
+def test_the_oldest_turns_are_dropped_from_a_full_context(folder: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(folder)
     system = {"role": "system", "content": "知"}
     talk = Conversation(tokenizer, context=100, max_new_tokens=20, messages=[system])
@@ -163,7 +163,7 @@ def test_the_oldest_turns_leave_a_full_context_and_it_is_said(folder: Path) -> N
         ids = talk.prompt(question["content"])
         assert len(ids) <= 80
         assert ids == tokenizer.chat([system, *turns[2 * talk.n_forgotten :], question])
-        if talk.n_forgotten:  # no more than had to go
+        if talk.n_forgotten:  # no more turns were dropped than necessary
             one_more = turns[2 * talk.n_forgotten - 2 :]
             grew = not forgotten or talk.n_forgotten > forgotten[-1]
             assert len(tokenizer.chat([system, *one_more, question])) > 80 or not grew
@@ -175,27 +175,29 @@ def test_the_oldest_turns_leave_a_full_context_and_it_is_said(folder: Path) -> N
     assert talk.messages == [system, *turns]
     talk.reset()
     assert talk.messages == [system]
-    with pytest.raises(InputError, match=r"The message takes \d+ tokens.* holds 100, of which 20 are kept"):
+    with pytest.raises(
+        InputError, match=r"The message takes \d+ tokens.* holds 100, of which 20 are reserved"
+    ):
         talk.prompt("know " * 60)
     assert talk.n_forgotten == 0
 
 
-def test_a_full_context_is_said_on_stderr(say: Any) -> None:
+def test_a_full_context_is_reported_on_stderr(say: Any) -> None:
     out, err, code = say("know " * 5 + "\nto know\nwhat\n" * 5, max_new_tokens=20, context=90)
     assert code == 0
     assert out.count("\n") >= 11
-    assert "the context of 90 tokens is full: of the conversation the oldest" in err
+    assert "the context of 90 tokens is full: the oldest" in err
 
 
-def test_a_loaded_conversation_that_does_not_fit_is_said(say: Any, tmp_path: Path) -> None:
+def test_a_loaded_conversation_that_does_not_fit_is_reported(say: Any, tmp_path: Path) -> None:
     turn = [{"role": "user", "content": "know " * 5}, {"role": "assistant", "content": "to know"}]
     conversation.save(tmp_path / "talk.json", "any", turn * 8)
     _, err, code = say("what\n", load=str(tmp_path / "talk.json"), max_new_tokens=20, context=90)
     assert code == 0
-    assert err.count("the context of 90 tokens is full: of the conversation the oldest") == 1
+    assert err.count("the context of 90 tokens is full: the oldest") == 1
 
 
-def test_a_base_model_is_pointed_to_sample(tmp_path: Path, say: Any) -> None:
+def test_a_base_model_without_a_chat_template_is_rejected(tmp_path: Path, say: Any) -> None:
     base = save_model(tmp_path / "base", "gpt2")
     with pytest.raises(InputError, match=r"base has no chat template.*use scripts/sample\.py"):
         say("", model=str(base))
@@ -210,12 +212,15 @@ def test_a_base_model_is_pointed_to_sample(tmp_path: Path, say: Any) -> None:
         ('{"messages": 3}', "TypeError"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "the roles are user"),
         ('{"messages": [{"role": "user"}, {"role": "assistant", "content": ""}]}', "KeyError: 'content'"),
-        ('{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": ""}]}', "no text"),
+        (
+            '{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": ""}]}',
+            "not a string",
+        ),
     ],
 )
-def test_what_is_no_conversation_is_not_loaded(tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_conversation_file_is_rejected(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(InputError, match=f"x.json is no saved conversation.*{message}"):
+    with pytest.raises(InputError, match=f"x.json is not a saved conversation.*{message}"):
         conversation.load(tmp_path / "x.json")
 
 
@@ -225,7 +230,7 @@ def test_what_is_no_conversation_is_not_loaded(tmp_path: Path, content: str, mes
         ({"load": "absent.json"}, r"^There is no file absent\.json"),
         ({"system": "FILE:absent.txt"}, r"^There is no file absent\.txt"),
         ({"system": "x", "load": "y"}, "^A loaded conversation"),
-        ({"system": "know " * 150, "context": 64}, "with what the system says"),
+        ({"system": "know " * 150, "context": 64}, "with the system prompt"),
         ({"temperature": -1.0}, "^temperature is -1"),
         ({"context": 0}, "^context is 0"),
         ({"context": 100_000}, "^context is 100000"),
@@ -245,7 +250,7 @@ def test_a_pipe_gets_answers_and_nothing_else(folder: Path) -> None:
     done = subprocess.run(
         command(folder, "--max_new_tokens", "5"), input=b"a\n/help\ncaf\xe9\nb", capture_output=True, cwd=ROOT
     )
-    assert done.returncode == 1  # for the line that is no UTF-8
+    assert done.returncode == 1  # because one line is not UTF-8
     assert b"lone surrogate" in done.stderr
     assert b"Traceback" not in done.stderr
     assert done.stdout.count(b"\n") >= 2
@@ -255,12 +260,12 @@ def test_a_pipe_gets_answers_and_nothing_else(folder: Path) -> None:
     assert b"/reset" not in done.stdout
 
 
-# The child makes the terminal its own, so that Ctrl-C reaches it, and becomes the door.
+# The child makes the pty its controlling terminal, so that Ctrl-C reaches it, and runs the command.
 LAUNCH = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class Terminal:
-    """The door on a terminal of its own."""
+    """The chat command on a new terminal."""
 
     def __init__(self, *args: str) -> None:
         self.fd, its_end = os.openpty()
@@ -272,7 +277,7 @@ class Terminal:
         self.seen = b""
 
     def until(self, text: str, seconds: float = 120) -> str:
-        """What it shows up to and with `text`."""
+        """Read until `text` appears; return the output before it."""
         end = time.monotonic() + seconds
         while text.encode() not in self.seen:
             left = end - time.monotonic()
@@ -283,12 +288,12 @@ class Terminal:
         return shown.decode(errors="replace")
 
     def so_far(self, seconds: float) -> str:
-        """What it shows until it says nothing for so long, or ends."""
+        """The output until the process is silent for `seconds`, or ends."""
         shown = self.seen
         while select.select([self.fd], [], [], seconds)[0]:
             try:
                 shown += os.read(self.fd, 65536)
-            except OSError:  # as in `end`
+            except OSError:  # the process ended, see `end`
                 break
         self.seen = b""
         return shown.decode(errors="replace")
@@ -302,13 +307,13 @@ class Terminal:
             try:
                 if not os.read(self.fd, 65536):
                     break
-            except OSError:  # Linux's way to say that nobody is there any more
+            except OSError:  # how Linux reports that the other end is closed
                 break
         os.close(self.fd)
         return self.process.wait(60)
 
 
-def test_on_a_terminal(endless: Path, tmp_path: Path) -> None:
+def test_chat_on_a_terminal(endless: Path, tmp_path: Path) -> None:
     terminal = Terminal(*command(endless, "--max_new_tokens", "10000"))
     terminal.until("Ctrl-D leaves]")
     terminal.until("> ")
@@ -318,9 +323,9 @@ def test_on_a_terminal(endless: Path, tmp_path: Path) -> None:
         while len(terminal.seen) < 200:  # the answer streams
             terminal.seen += os.read(terminal.fd, 65536)
         terminal.type("\x03")
-        answer = terminal.until("[stopped; what there is of the answer is kept]")
+        answer = terminal.until("[stopped; the partial answer stays in the conversation]")
         assert "Traceback" not in answer
-        assert "\ufffd" in answer  # a model may say anything, but not to a terminal
+        assert "\ufffd" in answer  # control characters of the model are replaced on a terminal
         assert not {*map(chr, range(32))} & {*answer} - {*"\t\r\n"}
         terminal.until("> ")
     terminal.type(f"/save {tmp_path}/talk.json\n")
@@ -334,14 +339,14 @@ def test_on_a_terminal(endless: Path, tmp_path: Path) -> None:
     assert terminal.end() == 0
 
 
-def test_ctrl_c_without_an_answer_leaves(folder: Path) -> None:
+def test_ctrl_c_without_an_answer_quits(folder: Path) -> None:
     terminal = Terminal(*command(folder, "--max_new_tokens", "3"))
     terminal.until("> ")
     terminal.type("hello\n")
     terminal.until("cut after 3 tokens")
     terminal.until("> ")
     shown = ""
-    for _ in range(10):  # readline may overlook a signal that comes as it begins to wait
+    for _ in range(10):  # readline may miss a signal that arrives just as it starts to wait
         terminal.type("\x03")
         shown += terminal.so_far(5)
         if "stopped" in shown:

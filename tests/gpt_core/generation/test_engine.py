@@ -45,7 +45,7 @@ def model(request):
 
 
 def prepared_gpt():
-    """As the doors decode with it: products merged, weights packed where this processor has that."""
+    """A model as the commands load it: linear layers merged, weights packed where the processor supports it."""
     return prepare(tiny_gpt("qwen3"), "float32")
 
 
@@ -55,7 +55,7 @@ def prompt_of(length, seed=0):
 
 
 def alone(model, prompt, params, **engine):
-    """The request with an engine to itself."""
+    """Run one request in an engine without other requests; return the finished request."""
     engine = Engine(model, CHARACTERS, max_running=1, **engine)
     request = engine.submit(prompt, params)
     engine.run()
@@ -64,13 +64,13 @@ def alone(model, prompt, params, **engine):
 
 
 def check_idle(engine):
-    """Every slot is idle and knows what it holds, and nothing waits."""
+    """Assert that all slots are idle, that cached lengths match the slots' ids, and that no request waits."""
     assert not engine.step()
     assert sorted(engine.slots._idle) == list(range(len(engine.cache.lengths)))
     assert engine.cache.lengths.tolist() == [len(ids) for ids in engine.slots.ids]
 
 
-# --- company ---
+# --- concurrent requests ---
 
 
 @settings(derandomize=True, deadline=None, max_examples=25)
@@ -81,11 +81,11 @@ def check_idle(engine):
     prefill_chunk=st.sampled_from([2, 5, 64]),
     arrivals=st.lists(
         st.tuples(
-            st.integers(0, 12),  # the step before which it joins
+            st.integers(0, 12),  # submitted before this step
             st.integers(1, 40),  # prompt length
             st.integers(1, 20),  # max_new_tokens
             st.sampled_from([0.0, 0.7, 1.5]),  # temperature
-            st.one_of(st.none(), st.integers(1, 15)),  # the step before which it is cancelled, if any
+            st.one_of(st.none(), st.integers(1, 15)),  # cancelled before this step, if at all
         ),
         min_size=1,
         max_size=8,
@@ -120,7 +120,7 @@ def test_requests_do_not_notice_each_other(shape, draft, max_running, prefill_ch
 
 
 def test_more_requests_than_slots_are_served_in_order(model):
-    engine = Engine(model, CHARACTERS, max_running=3, draft=0)  # who guesses well may overtake
+    engine = Engine(model, CHARACTERS, max_running=3, draft=0)  # drafts may change the order
     requests = [engine.submit(prompt_of(3 + i), GREEDY) for i in range(12)]
     finished = []
     while engine.step():
@@ -132,7 +132,7 @@ def test_more_requests_than_slots_are_served_in_order(model):
     check_idle(engine)
 
 
-def test_a_long_prompt_does_not_hold_up_those_who_write(model):
+def test_a_long_prompt_does_not_delay_running_requests(model):
     engine = Engine(model, CHARACTERS, max_running=2, prefill_chunk=4, draft=0)
     writer = engine.submit(prompt_of(2), GREEDY)
     engine.step()
@@ -153,10 +153,10 @@ def test_seeds(model):
     torch.manual_seed(0)
     unseeded = alone(model, prompt_of(5), params).token_ids
     torch.manual_seed(0)
-    assert alone(model, prompt_of(5), params).token_ids != unseeded  # not torch's global generator
+    assert alone(model, prompt_of(5), params).token_ids != unseeded  # torch's global generator is not used
 
 
-# --- endings ---
+# --- end of a request ---
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -194,8 +194,8 @@ def test_text_held_back_for_a_stop_string_comes_at_the_end(model):
     assert request.text == free
 
 
-def test_tokens_that_only_the_padded_vocabulary_has_are_never_drawn():
-    model = tiny_gpt("gpt2", vocab_size=128)  # the tokenizer knows 64
+def test_ids_of_the_padded_vocabulary_are_never_sampled():
+    model = tiny_gpt("gpt2", vocab_size=128)  # the tokenizer has 64 ids
     request = alone(model, prompt_of(5), SamplingParams(temperature=100.0, max_new_tokens=50, seed=0))
     assert len(request.text) == 50
 
@@ -211,12 +211,12 @@ def test_cancelling_frees_the_slot_for_the_next(model):
     assert reading.finish_reason == waiting.finish_reason == "cancelled"
     engine.run()
     assert last.token_ids == alone(model, prompt_of(10), GREEDY).token_ids
-    engine.cancel(last)  # too late to change anything
+    engine.cancel(last)  # no effect: the request has finished
     check_idle(engine)
     assert last.finish_reason == "length"
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 def test_a_callback_that_raises_ends_its_own_request_only(model):

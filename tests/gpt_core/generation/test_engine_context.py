@@ -1,4 +1,4 @@
-"""How the engine fills the cache and the context of a text, and with how many threads."""
+"""How the engine fills the cache and the context, and how many threads it uses."""
 
 import pytest
 import torch
@@ -43,17 +43,17 @@ def test_cached_greedy_equals_uncached_for_every_prompt_length(shape):
                 assert best[i] - second[i] < 1e-4, f"prompt of {length}, token {i}"
                 n_excused += 1
                 break
-    assert n_excused <= n_tokens // 500  # a near tie is rare: two here, none where this was written
+    assert n_excused <= n_tokens // 500  # near ties are rare: 0 to 2, depending on the machine
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 40])
-def test_a_prompt_read_in_chunks_gives_the_same_text(model, chunk):
+def test_a_prompt_prefilled_in_chunks_gives_the_same_text(model, chunk):
     for length in (1, 3, 6, 7, 8, 21, 40):
         whole = alone(model, prompt_of(length), GREEDY, prefill_chunk=BLOCK)
         assert alone(model, prompt_of(length), GREEDY, prefill_chunk=chunk).token_ids == whole.token_ids
 
 
-def test_what_does_not_fit_the_context_is_refused_unless_the_text_may_slide(model):
+def test_a_request_beyond_the_context_is_rejected_unless_max_new_tokens_is_none(model):
     with pytest.raises(InputError, match=r"59 tokens and max_new_tokens is 6; the context holds 64"):
         Engine(model, CHARACTERS).submit(prompt_of(BLOCK - 5), SamplingParams(max_new_tokens=6))
     request = alone(model, prompt_of(BLOCK - 5), SamplingParams(temperature=0, max_new_tokens=None))
@@ -64,13 +64,13 @@ def test_what_does_not_fit_the_context_is_refused_unless_the_text_may_slide(mode
 
 
 @pytest.mark.parametrize("draft", [0, 3])
-def test_a_sliding_text_goes_on_from_the_second_half_of_its_context(model, draft):
+def test_a_sliding_context_continues_from_its_second_half(model, draft):
     prompt = prompt_of(10)
     params = SamplingParams(max_new_tokens=50, temperature=0, overflow="slide")
     slid = alone(model, prompt, params, context=16, draft=draft).token_ids
     assert len(slid) == 50
     ids = list(prompt)
-    while len(ids) < 60:  # what it should be: as many as the context holds, then half a context again
+    while len(ids) < 60:  # expected: fill the context, then continue from its last half
         room = SamplingParams(max_new_tokens=None, temperature=0)
         begin = ids if len(ids) <= 16 else ids[-8:]
         new = alone(model, begin, room, context=17, draft=draft).token_ids
@@ -78,16 +78,18 @@ def test_a_sliding_text_goes_on_from_the_second_half_of_its_context(model, draft
     assert slid == ids[10:60]
 
 
-def test_a_prompt_longer_than_the_context_may_slide_into_it(model):
+def test_with_slide_a_long_prompt_is_cut_to_its_last_half_context(model):
     params = SamplingParams(max_new_tokens=5, temperature=0, overflow="slide")
     assert (
         alone(model, prompt_of(100), params).token_ids == alone(model, prompt_of(100)[-32:], params).token_ids
     )
 
 
-def test_few_and_many_tokens_in_a_step_have_their_own_number_of_threads(monkeypatch):
+def test_the_number_of_threads_depends_on_the_tokens_in_a_step(monkeypatch):
     model, asked = tiny_gpt("qwen3"), []
-    monkeypatch.setattr(module, "decode_threads", lambda model, n_rows=1: {1: 1, module.MANY: 2}[n_rows])
+    monkeypatch.setattr(
+        module, "decode_threads", lambda model, n_rows=1: {1: 1, module.LARGE_STEP: 2}[n_rows]
+    )
     real = module.cpu_threads
     monkeypatch.setattr(module, "cpu_threads", lambda n: asked.append(n) or real(1))
 
@@ -103,14 +105,14 @@ def test_few_and_many_tokens_in_a_step_have_their_own_number_of_threads(monkeypa
     assert write(4, draft=0) == [1, 1]
     assert write(5, draft=0) == [2, 2]
     monkeypatch.setattr(module.Request, "guess", lambda request, n: [0] * min(n, 7))
-    assert write(1, max_running=1)[0] == 1  # there is room for one guess only
+    assert write(1, max_running=1)[0] == 1  # max_new_tokens allows only one drafted token
     asked.clear()
     Engine(model, CHARACTERS, max_running=1, draft=8).stream([1, 2], SamplingParams(20, 0)).__next__()
-    assert asked == [2]  # eight tokens of one text
+    assert asked == [2]  # eight tokens of one sequence in a step
 
 
-def test_wrong_guesses_of_a_text_that_ends_are_forgotten(monkeypatch):
-    """A conversation goes on in the slot that holds it, without a copy."""
+def test_rejected_drafts_of_a_finished_request_are_removed_from_the_cache(monkeypatch):
+    """The next turn of the conversation can then reuse the slot in place, without a copy."""
     model = tiny_gpt("qwen3")
     prompt, params = prompt_of(10), SamplingParams(max_new_tokens=6, temperature=0)
     texts = alone(model, prompt, params, draft=0).token_ids

@@ -13,7 +13,7 @@ CHARACTERS = Tokenizer.from_characters("".join(chr(c) for c in range(32, 96)))
 SHAPE = GPTConfig.gpt2(vocab_size=64, block_size=BLOCK, n_layer=1, n_head=2, n_embd=16)
 
 
-def test_a_model_that_overflows_fails_the_request_instead_of_inventing_tokens():
+def test_nan_logits_fail_the_request_instead_of_giving_tokens():
     model = GPT(SHAPE)
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
@@ -43,13 +43,13 @@ def test_a_bad_prompt_is_refused_at_once(prompt, message):
 @pytest.mark.parametrize(
     "setting", [{"max_running": 0}, {"prefill_chunk": 0}, {"context": BLOCK + 1}, {"draft": -1}]
 )
-def test_a_bad_engine_is_refused(setting):
+def test_a_bad_engine_setting_is_rejected(setting):
     with pytest.raises(InputError, match=f"^{next(iter(setting))} is "):
         Engine(GPT(SHAPE), CHARACTERS, **setting)
 
 
-def test_ids_that_only_the_padded_vocabulary_has_are_refused():
-    """The rows that fill a matrix up mean nothing, and tiktoken cannot read them."""
+def test_prompt_ids_of_the_padded_vocabulary_are_rejected():
+    """Padding rows of the embedding stand for no token, and tiktoken cannot decode their ids."""
     tokenizer = Tokenizer.from_pretrained("gpt2")
     model = GPT(GPTConfig.gpt2(vocab_size=50304, block_size=8, n_layer=1, n_head=1, n_embd=8))
     engine = Engine(model, tokenizer)

@@ -20,17 +20,17 @@ def model(request):
     return tiny_gpt(request.param)
 
 
-# --- what is not read twice ---
+# --- prefix sharing and batched prefill ---
 
 
 def count_reading(model):
-    """Handle and list: how many tokens each forward takes in."""
+    """The hook's handle, and a list that receives the number of input tokens of each forward."""
     counts = []
     return model.wte.register_forward_pre_hook(lambda module, args: counts.append(args[0].numel())), counts
 
 
 @pytest.mark.parametrize("max_running", [1, 3])
-def test_a_conversation_is_read_once(model, max_running):
+def test_a_conversation_is_prefilled_once(model, max_running):
     engine = Engine(model, CHARACTERS, max_running=max_running, draft=0)
     params = SamplingParams(temperature=0, max_new_tokens=4)
     first = engine.submit(prompt_of(20), params)
@@ -40,7 +40,7 @@ def test_a_conversation_is_read_once(model, max_running):
     second = engine.submit(longer, params)
     engine.run()
     hook.remove()
-    assert (first.n_reused, second.n_reused) == (0, 23)  # the last token that was drawn was never fed
+    assert (first.n_reused, second.n_reused) == (0, 23)  # the last sampled token was never fed to the model
     assert counts[0] == len(longer) - 23
     assert second.token_ids == alone(model, longer, params).token_ids
     again = engine.submit(longer, params)
@@ -50,7 +50,7 @@ def test_a_conversation_is_read_once(model, max_running):
     check_idle(engine)
 
 
-def test_a_prompt_that_several_bring_at_once_is_read_once(model):
+def test_a_prefix_of_concurrent_requests_is_prefilled_once(model):
     engine = Engine(model, CHARACTERS, max_running=4, prefill_chunk=8, draft=0)
     shared = prompt_of(30)
     prompts = [shared + prompt_of(3, seed=i) for i in range(6)]
@@ -58,30 +58,30 @@ def test_a_prompt_that_several_bring_at_once_is_read_once(model):
     requests = [engine.submit(prompt, GREEDY) for prompt in prompts]
     engine.run()
     hook.remove()
-    assert sum(counts) <= 30 + 6 * (3 + 24 - 1) + 6  # rows that are read side by side may be padded
+    assert sum(counts) <= 30 + 6 * (3 + 24 - 1) + 6  # prompts prefilled in one batch may be padded
     for prompt, request in zip(prompts, requests, strict=True):
         assert request.token_ids == alone(model, prompt, GREEDY).token_ids
 
 
-def test_short_prompts_are_read_side_by_side(model):
+def test_short_prompts_are_prefilled_in_one_batch(model):
     engine = Engine(model, CHARACTERS, max_running=4, prefill_chunk=40, draft=0)
     hook, counts = count_reading(model)
     prompts = [prompt_of(length, seed=length) for length in (9, 4, 10, 30)]
     requests = [engine.submit(prompt, SamplingParams(temperature=0, max_new_tokens=2)) for prompt in prompts]
     engine.step()
     hook.remove()
-    assert counts[0] == 3 * 10  # the fourth would make it 4 · 30
+    assert counts[0] == 3 * 10  # with the fourth prompt, padding would make it 4 · 30
     engine.run()
     for prompt, request in zip(prompts, requests, strict=True):
         assert request.token_ids == alone(model, prompt, GREEDY).token_ids[:2]
 
 
-# --- guessing ---
+# --- drafted tokens ---
 
 
-def test_right_guesses_save_steps():
+def test_accepted_drafts_save_steps():
     model = tiny_gpt("qwen3")
-    with torch.no_grad():  # a model that says the same token for ever
+    with torch.no_grad():  # a model that always predicts token 5
         for block in model.blocks:
             block.attn.o.weight.zero_()
             block.mlp.down.weight.zero_()
@@ -98,7 +98,7 @@ def test_right_guesses_save_steps():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_guesses_change_no_draw(model, temperature):
+def test_drafts_do_not_change_the_sampled_tokens(model, temperature):
     for length in (5, 20, 35):
         params = SamplingParams(25, temperature, seed=3, repetition_penalty=1.1, logprobs=2)
         prompt = (prompt_of(length) * 2)[: 2 * length - 3][:39]
@@ -123,14 +123,14 @@ def test_log_probabilities_are_those_of_the_model(model):
         assert [t for t, _ in entry.best] == row.topk(3).indices.tolist()
 
 
-def test_a_bias_on_a_token_that_is_none_is_refused(model):
+def test_a_logit_bias_outside_the_vocabulary_is_rejected(model):
     with pytest.raises(InputError, match="logit_bias names token 64"):
         Engine(model, CHARACTERS).submit([1], SamplingParams(max_new_tokens=5, logit_bias={64: 1.0}))
 
 
-def test_a_stream_that_is_closed_before_it_began_leaves_nothing_behind(model):
+def test_a_stream_closed_before_it_starts_leaves_no_request(model):
     engine = Engine(model, CHARACTERS)
     engine.stream([1, 2, 3], GREEDY).close()
     assert not engine.step()
     with pytest.raises(InputError):
-        engine.stream([], GREEDY)  # at once
+        engine.stream([], GREEDY)  # raised here, not at the first piece

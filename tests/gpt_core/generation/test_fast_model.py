@@ -9,7 +9,7 @@ from torch import nn
 from gpt_core.common.errors import InputError
 from gpt_core.generation import fast_model as inference
 from gpt_core.generation.fast_model import load_for_inference, prepare
-from gpt_core.generation.int8 import MANY, Int8Embedding, Int8Linear, quantize
+from gpt_core.generation.int8 import MIN_ROWS_TO_DEQUANTIZE, Int8Embedding, Int8Linear, quantize
 from gpt_core.generation.sampling import SamplingParams
 from gpt_core.hardware import onednn as products
 from gpt_core.hardware.onednn import PackedLinear, packs
@@ -21,7 +21,7 @@ GREEDY = SamplingParams(max_new_tokens=8, temperature=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_merged_products_give_the_same_logits(shape):
+def test_merged_linear_layers_give_the_same_logits(shape):
     model = tiny_gpt(shape)
     ids = torch.randint(64, (3, 20))
     expected = model(ids).logits
@@ -48,10 +48,10 @@ def test_eight_bits_are_the_nearest(scale, n_out, n_in, dtype):
     assert (error <= scales.float()[:, None] * (0.501 if dtype == torch.float32 else 1.0)).all()
 
 
-@pytest.mark.parametrize("n_rows", [1, 5, MANY, 3 * MANY])
+@pytest.mark.parametrize("n_rows", [1, 5, MIN_ROWS_TO_DEQUANTIZE, 3 * MIN_ROWS_TO_DEQUANTIZE])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("width", [8, 20, 40, 64, 100])  # torch's operator takes multiples of 16 alone
-def test_a_layer_of_eight_bits_computes_with_the_numbers_that_it_holds(n_rows, bias, width):
+@pytest.mark.parametrize("width", [8, 20, 40, 64, 100])  # torch's operator takes only multiples of 16
+def test_an_int8_layer_computes_with_its_dequantised_weights(n_rows, bias, width):
     torch.manual_seed(0)
     weight, shift = torch.randn(48, width).bfloat16(), torch.randn(48).bfloat16() if bias else None
     layer = Int8Linear(*quantize(weight), shift)
@@ -66,7 +66,7 @@ def test_a_layer_of_eight_bits_computes_with_the_numbers_that_it_holds(n_rows, b
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n_in", "n_out"), [(64, 48), (7, 33), (100, 1)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_packed_layer_is_the_same_layer(n_in, n_out, bias, dtype):
+def test_a_packed_layer_gives_the_same_output(n_in, n_out, bias, dtype):
     if not packs(torch.device("cpu"), dtype):
         pytest.skip(f"{dtype} is not packed on this processor")
     layer = nn.Linear(n_in, n_out, bias=bias, dtype=dtype)
@@ -78,7 +78,7 @@ def test_a_packed_layer_is_the_same_layer(n_in, n_out, bias, dtype):
             torch.testing.assert_close(packed(x), layer(x), atol=tolerance, rtol=tolerance)
 
 
-def test_packing_is_for_formats_that_onednn_multiplies_on_this_processor(monkeypatch):
+def test_only_dtypes_that_onednn_supports_on_this_processor_are_packed(monkeypatch):
     cpu = torch.device("cpu")
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         assert packs(cpu, torch.float32), "torch's operators for it are gone: decoding takes twice as long"
@@ -99,7 +99,7 @@ def test_packing_is_for_formats_that_onednn_multiplies_on_this_processor(monkeyp
 
 
 def test_threads_are_measured_for_few_rows_and_for_many(monkeypatch):
-    """One thread is the faster for a row, two for eight; what was measured is not measured again."""
+    """One thread is faster for 1 row, two for 8 rows; each number of rows is measured only once."""
     seconds, asked = {(1, 1): 1.0, (1, 2): 1.0, (8, 1): 2.0, (8, 2): 1.0}, []
     model = tiny_gpt("qwen3")
     n_rows = 0
@@ -120,7 +120,7 @@ def test_threads_are_measured_for_few_rows_and_for_many(monkeypatch):
         with monkeypatch.context() as m:
             m.setattr(Cache, "rows", rows)
             m.setattr(inference, "wall_seconds", clock)
-            m.setattr(inference, "_quickest", {})
+            m.setattr(inference, "_n_threads", {})
             assert [inference.decode_threads(model, n) for n in (1, 8, 1, 8)] == [1, 2, 1, 2]
     finally:
         torch.set_num_threads(before)
@@ -128,16 +128,16 @@ def test_threads_are_measured_for_few_rows_and_for_many(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "untied"])
-def test_a_model_in_eight_bits_is_nearly_the_same(shape):
+def test_an_int8_model_predicts_nearly_the_same(shape):
     model = tiny_gpt("qwen3", tie_embeddings=False) if shape == "untied" else tiny_gpt(shape)
-    for p in model.parameters():  # as tame as trained ones
+    for p in model.parameters():  # about as small as trained weights
         if p.dim() >= 2:
             nn.init.normal_(p, std=0.08)
     ids = torch.randint(64, (4, 30))
     expected = model(ids).logits.log_softmax(-1)
     quantised = prepare(copy.deepcopy(model), "int8")
     layers = [m for m in quantised.modules() if isinstance(m, nn.Linear)]
-    assert layers == []  # all of them, and the head
+    assert layers == []  # all linear layers and the head are quantised
     assert quantised.device.type == "cpu"
     assert quantised.dtype == torch.bfloat16
     got = quantised(ids).logits.float().log_softmax(-1)
@@ -146,7 +146,7 @@ def test_a_model_in_eight_bits_is_nearly_the_same(shape):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_text_continues_in_every_number_format(dtype):
+def test_text_is_generated_in_every_dtype(dtype):
     model = prepare(tiny_gpt("qwen3"), dtype)
     request = alone(model, prompt_of(40), GREEDY)
     assert len(request.token_ids) == 8
@@ -157,7 +157,7 @@ def test_text_continues_in_every_number_format(dtype):
     ("dtype", "message"),
     [("int4", "dtype is 'int4'; expected one of auto"), ("float16", "float16, which is slow")],
 )
-def test_a_format_that_is_none_is_refused(dtype, message):
+def test_an_unsupported_dtype_is_rejected(dtype, message):
     with pytest.raises(InputError, match=message):
         load_for_inference(DEFAULT_MODEL, dtype, "cpu")
 
@@ -167,12 +167,12 @@ def test_auto_takes_bfloat16_where_it_is_clearly_faster(tmp_path, monkeypatch, s
     tiny_gpt("qwen3").save_pretrained(tmp_path)
     assert load_for_inference(tmp_path, device="cpu").dtype in (torch.float32, torch.bfloat16)
     monkeypatch.setattr(
-        inference, "_row_seconds", lambda weight, dtype: seconds if dtype == torch.float32 else 1.0
+        inference, "_matmul_seconds", lambda weight, dtype: seconds if dtype == torch.float32 else 1.0
     )
     assert load_for_inference(tmp_path, device="cpu").dtype == dtype
 
 
-def test_what_was_made_for_generating_is_not_saved_as_a_model(tmp_path):
-    with pytest.raises(InputError, match="generating"):
+def test_a_model_prepared_for_inference_cannot_be_saved(tmp_path):
+    with pytest.raises(InputError, match="fast generation"):
         prepare(tiny_gpt("qwen3"), "int8").save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()

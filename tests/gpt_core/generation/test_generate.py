@@ -15,7 +15,7 @@ ANALECTS = "知之为知之，不知为不知，是知也。🙂👩‍👩‍�
 
 @pytest.fixture(scope="module")
 def reciter():
-    """A tiny GPT-2, over the whole of its byte BPE, that has learned one line of Confucius by heart."""
+    """A tiny GPT-2 with the full GPT-2 vocabulary, overfitted to one line of Confucius."""
     torch.manual_seed(0)
     ids = torch.tensor([[*GPT2.encode(ANALECTS), GPT2.eos_id]])
     model = GPT(
@@ -38,12 +38,25 @@ def test_chinese_and_emoji_stream_in_whole_characters(reciter):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+def test_one_token_takes_one_forward(reciter, monkeypatch):
+    """Also with several threads, where decoding steps are otherwise timed to choose their number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    forwards, forward = [], GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda *args, **keys: forwards.append(1) or forward(*args, **keys))
+    try:
+        generate(reciter, GPT2, "知", temperature=0, max_new_tokens=1)
+    finally:
+        torch.set_num_threads(before)
+    assert len(forwards) == 1
+
+
 def test_a_stop_string_inside_chinese_text(reciter):
     text = generate(reciter, GPT2, "知", temperature=0, max_new_tokens=75, stop="为不")
     assert text == "之为知之，不知"
 
 
-def test_one_many_and_streamed_are_the_same_text(reciter):
+def test_single_batched_and_streamed_texts_are_the_same(reciter):
     prompts = ["知之", "Once upon a time", "🙂", "是", "a b c", "不知为", "x", "y", "知", "z z z z"]
     sampling = {"temperature": 1.5, "top_k": 200, "top_p": 0.9, "max_new_tokens": 12}
     together = generate(reciter, GPT2, prompts, seed=7, **sampling)
@@ -56,12 +69,12 @@ def test_one_many_and_streamed_are_the_same_text(reciter):
     assert generate(reciter, GPT2, prompts[:0]) == []
 
 
-def test_equal_prompts_of_a_list_differ(reciter):
+def test_equal_prompts_of_a_list_give_different_texts(reciter):
     a, b = generate(reciter, GPT2, ["Once", "Once"], seed=3, temperature=3.0, max_new_tokens=12)
     assert a != b
 
 
-def test_every_keyword_reaches_the_draw(reciter):
+def test_every_sampling_keyword_has_an_effect(reciter):
     options = {"temperature": 5.0, "max_new_tokens": 12, "seed": 1}
     by_heart = generate(reciter, GPT2, "知", temperature=0, max_new_tokens=12)
     assert generate(reciter, GPT2, "知", **options) != by_heart
@@ -75,14 +88,14 @@ def test_every_keyword_reaches_the_draw(reciter):
 def test_a_repetition_penalty_counts_the_prompt_and_the_text(reciter):
     options = {"temperature": 0, "max_new_tokens": 12}
     (prompt,) = set(GPT2.encode(" the"))
-    loud = {prompt: 50.0, 11: 40.0, 12: 30.0}  # would be said for ever
+    loud = {prompt: 50.0, 11: 40.0, 12: 30.0}  # without a penalty, the first would repeat for ever
     assert generate(reciter, GPT2, " the", logit_bias=loud, **options) == " the" * 12
     text = generate(reciter, GPT2, " the", logit_bias=loud, repetition_penalty=100.0, **options)
-    assert text.startswith(GPT2.decode([11, 12]))  # " the" stands in the prompt, 11 in the text
+    assert text.startswith(GPT2.decode([11, 12]))  # " the" occurs in the prompt, 11 in the text
     assert " the" not in text
 
 
-def test_a_text_longer_than_the_context_slides_only_if_asked_to(reciter):
+def test_a_text_longer_than_the_context_needs_overflow_slide(reciter):
     options = {"temperature": 5.0, "logit_bias": {GPT2.eos_id: -1e9}, "seed": 1}
     with pytest.raises(InputError, match="context holds 80"):
         generate(reciter, GPT2, "知", max_new_tokens=150, **options)
@@ -91,11 +104,11 @@ def test_a_text_longer_than_the_context_slides_only_if_asked_to(reciter):
         generate(reciter, GPT2, "知", max_new_tokens=150, overflow="slide", stream=True, **options)
     )
     begin = generate(reciter, GPT2, "知", max_new_tokens=60, **options)
-    assert long.startswith(begin[:-1])  # the last character may be cut
+    assert long.startswith(begin[:-1])  # the last character may be incomplete
     assert len(GPT2.encode(long)) > 130
 
 
-def test_without_a_number_of_tokens_the_text_ends_with_the_context(reciter):
+def test_without_max_new_tokens_the_text_ends_with_the_context(reciter):
     options = {"temperature": 5.0, "logit_bias": {GPT2.eos_id: -1e9}, "seed": 1}
     prompts = ["知之", "a b c d"]
     for prompt, text in zip(prompts, generate(reciter, GPT2, prompts, **options), strict=True):
@@ -126,7 +139,7 @@ def test_closing_a_stream_early_cancels_its_request(reciter):
     assert follower.text == ANALECTS[1:]
 
 
-def test_generation_leaves_no_trace_for_training(reciter):
+def test_a_model_can_be_trained_after_generation(reciter):
     generate(reciter.train(), GPT2, "知", max_new_tokens=3, temperature=0)
     assert not reciter.training
     out = reciter(torch.tensor([[1, 2, 3]]), targets=torch.tensor([[2, 3, 4]]))
@@ -134,7 +147,7 @@ def test_generation_leaves_no_trace_for_training(reciter):
     reciter.zero_grad()
 
 
-def test_what_a_model_raises_reaches_the_caller(reciter):
+def test_an_exception_of_the_model_reaches_the_caller(reciter):
     def fail(module, args, output):
         raise torch.OutOfMemoryError("no memory left")
 

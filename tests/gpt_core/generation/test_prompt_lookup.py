@@ -7,7 +7,7 @@ texts = st.lists(st.integers(0, 3), max_size=40)
 
 
 def slow_guess(ids, n):
-    """What followed the last earlier occurrence of the last tokens, by looking everywhere."""
+    """The tokens after the last earlier occurrence of the final n-gram, by exhaustive search."""
     if len(ids) < N_GRAM:
         return []
     for end in range(len(ids) - 1, N_GRAM - 1, -1):

@@ -1,4 +1,4 @@
-"""The door that continues a prompt: several samples, files, pipes, and texts longer than the context."""
+"""The sample command: several samples, files, pipes, and texts longer than the context."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.inspect_model import inspect_model
 from gpt_core.generation.engine import Engine
@@ -37,7 +37,7 @@ def say(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
-def test_samples_that_are_drawn_together_are_those_drawn_alone(say: Any) -> None:
+def test_samples_drawn_together_equal_those_drawn_one_by_one(say: Any) -> None:
     together = say(num_samples=11, seed=5, max_new_tokens=12).removesuffix("\n").split("\n" + CUT)
     alone = [say(seed=5 + i, max_new_tokens=12).removesuffix("\n") for i in range(11)]
     assert together == alone
@@ -45,7 +45,7 @@ def test_samples_that_are_drawn_together_are_those_drawn_alone(say: Any) -> None
     assert all(text.startswith("To know") for text in alone)
 
 
-def test_every_way_to_draw_reaches_the_engine(say: Any, folder: Path) -> None:
+def test_every_sampling_option_reaches_the_engine(say: Any, folder: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(folder)
     engine = Engine(GPT.from_pretrained(folder), tokenizer)
     params = {"temperature": 0.2, "top_k": 90, "top_p": 0.9, "min_p": 0.2, "repetition_penalty": 1.7}
@@ -58,7 +58,7 @@ def test_every_way_to_draw_reaches_the_engine(say: Any, folder: Path) -> None:
         assert say(max_new_tokens=60, stop=stop, seed=3, **(params | {name: off})) != text, name
 
 
-def test_a_text_longer_than_the_context_goes_on_or_is_refused(say: Any) -> None:
+def test_a_text_longer_than_the_context_slides_or_is_rejected(say: Any) -> None:
     text = say(max_new_tokens=1300, temperature=1.0, top_k=0, seed=1, num_samples=2)
     assert len(text.split(CUT)) == 2
     with pytest.raises(InputError, match=r"512"):
@@ -67,7 +67,7 @@ def test_a_text_longer_than_the_context_goes_on_or_is_refused(say: Any) -> None:
         say(prompt="know " * 600)
 
 
-def test_special_tokens_count_only_when_asked_for(folder: Path, say: Any) -> None:
+def test_special_tokens_are_parsed_only_on_request(folder: Path, say: Any) -> None:
     tokenizer = Tokenizer.from_pretrained(folder)
     greedy = {"temperature": 0.0, "max_new_tokens": 8}
     engine = Engine(GPT.from_pretrained(folder), tokenizer)
@@ -86,11 +86,13 @@ def test_special_tokens_count_only_when_asked_for(folder: Path, say: Any) -> Non
         (None, "^There is no file .*prompt.txt to read"),
         (b"", "prompt.txt is empty"),
         (b"caf\xe9", "prompt.txt is not UTF-8 at byte 3"),
-        (b"x" * 50_000_000, "^The prompt has 50000000 characters; there is room for 512 tokens"),
+        (b"x" * 50_000_000, "^The prompt has 50000000 characters; the context has room for 512 tokens"),
         (b"\0" * (64 * 2**20 + 1), "prompt.txt holds more than 64 MiB"),
     ],
 )
-def test_a_file_that_is_no_prompt(say: Any, tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_invalid_prompt_file_is_rejected(
+    say: Any, tmp_path: Path, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "prompt.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
@@ -117,13 +119,13 @@ def test_bad_input_is_one_clear_sentence(
     assert capsys.readouterr().out == ""
 
 
-def test_what_ends_a_door_is_one_line(tmp_path: Path) -> None:
+def test_a_failing_command_prints_one_line(tmp_path: Path) -> None:
     model = GPT.from_pretrained(save_model(tmp_path / "nan", "qwen3"))
     model.save_pretrained(tmp_path / "nan", {k: v * float("nan") for k, v in model.state_dict().items()})
     for name, message in (
         (
             str(tmp_path / "nan"),
-            "the best logit is nan: the model's weights hold no numbers, or it overflows; try",
+            "the best logit is nan: the model's weights contain NaN or its activations overflow. Try",
         ),
         (
             "no\nsuch\x1b[2Jmodel",
@@ -131,20 +133,20 @@ def test_what_ends_a_door_is_one_line(tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(SystemExit) as ended:
-            open_door(sample, args=["--model", name, "--prompt", "To", "--dtype", "float32"])
+            run_command(sample, args=["--model", name, "--prompt", "To", "--dtype", "float32"])
         assert message in str(ended.value)
         assert "\n" not in str(ended.value)
         with pytest.raises(SystemExit, match=re.escape(message)):
-            open_door(inspect_model, args=["--model", name, "--prompt", "To"])
+            run_command(inspect_model, args=["--model", name, "--prompt", "To"])
 
 
-def test_it_streams_into_a_pipe_that_closes(folder: Path) -> None:
-    """So many samples would fill the memory, and take years; whoever reads a hundred bytes waits for none of them."""
+def test_samples_stream_into_a_pipe_that_closes(folder: Path) -> None:
+    """A huge num_samples must neither fill the memory nor delay the first bytes."""
     command = [sys.executable, "-W", "error", "scripts/sample.py", "--model", str(folder), "--device", "cpu"]
     command += ["--max_new_tokens", "500", "--num_samples", str(10**12), "--prompt", "\x1b[31m know"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
-        assert process.stdout.read(100).startswith(b"\x1b[31m know")  # into a pipe as it is
+        assert process.stdout.read(100).startswith(b"\x1b[31m know")  # escape codes are unchanged in a pipe
         process.stdout.close()
         assert process.stderr is not None
         errors = process.stderr.read()

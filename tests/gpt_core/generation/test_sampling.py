@@ -22,7 +22,7 @@ from gpt_core.generation.sampling import SamplingParams, candidates, check_vocab
 
 
 def full(ids, probability, size):
-    """Probabilities (V,) from those of the candidates."""
+    """The candidates' probabilities as a vector (size,) over the vocabulary."""
     assert (np.diff(ids) > 0).all()
     every = torch.zeros(size)
     every[torch.from_numpy(ids)] = torch.from_numpy(probability)
@@ -59,7 +59,7 @@ def test_what_is_left_is_what_transformers_leaves(
         theirs = TopKLogitsWarper(top_k)(None, theirs)
     warped = theirs[0]
     before = warped.sort().values.flip(0).double().softmax(-1).cumsum(-1)
-    assume(top_p == 1 or (before - top_p).abs().min() > 1e-6)  # nearer than that, rounding decides
+    assume(top_p == 1 or (before - top_p).abs().min() > 1e-6)  # closer than that, rounding decides
     if top_p < 1:
         theirs = TopPLogitsWarper(top_p)(None, theirs)
     theirs = MinPLogitsWarper(min_p)(None, theirs)[0].softmax(-1)
@@ -74,12 +74,12 @@ def test_what_is_left_is_what_transformers_leaves(
     )
     ours = full(*candidates(logits, params, history.tolist()), size)
     torch.testing.assert_close(ours.sort().values, theirs.sort().values, atol=1e-6, rtol=1e-5)
-    other = (ours > 0) != (theirs > 0)  # where the edge of top_p cuts through equals, any of them will do
+    other = (ours > 0) != (theirs > 0)  # top_p may cut among equal logits: any of them may stay
     assert len(warped[other].unique()) <= 1
 
 
 @pytest.mark.parametrize("do_sample", [True, False])
-def test_the_order_is_that_of_transformers_generate(do_sample):
+def test_the_processing_order_is_that_of_transformers_generate(do_sample):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=200, n_positions=64, n_layer=1, n_head=2, n_embd=32)
@@ -165,10 +165,10 @@ def test_greedy_obeys_bias_and_penalty():
     assert sample(logits, SamplingParams(temperature=0, logit_bias={3: 100})) == 3
     penalised = SamplingParams(temperature=0, repetition_penalty=1.5)
     assert sample(logits, penalised) == 1
-    assert sample(logits, penalised, history=[0, 1, 1, 1]) == 2  # however often it stands there
+    assert sample(logits, penalised, history=[0, 1, 1, 1]) == 2  # however often the token occurs
 
 
-def test_logprobs_are_the_models_own():
+def test_logprobs_are_those_of_the_raw_logits():
     logits = torch.randn(500, generator=torch.Generator().manual_seed(4)).bfloat16() * 3  # with ties
     expected = logits.double().log_softmax(-1)
     token, logprob, best = token_logprobs(logits, 77, 5)
@@ -217,7 +217,7 @@ def test_sampling_does_not_touch_its_input():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_model_that_overflowed_is_an_error_and_not_a_token(bad, temperature):
+def test_logits_that_are_not_finite_raise(bad, temperature):
     logits = torch.zeros(10)
     logits[3] = bad
     with pytest.raises(FloatingPointError):
@@ -269,7 +269,7 @@ def test_a_bad_parameter_is_named(name, value):
         SamplingParams(**{name: value})
 
 
-def test_a_window_that_slides_needs_an_end():
+def test_overflow_slide_needs_max_new_tokens():
     with pytest.raises(InputError, match=r'^max_new_tokens is None; .* not with overflow="slide"'):
         SamplingParams(max_new_tokens=None, overflow="slide")
     assert SamplingParams(max_new_tokens=None).max_new_tokens is None

@@ -36,22 +36,22 @@ def read(model, slots, slot, ids):
 
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(events=st.lists(st.tuples(texts, st.integers(0, 2)), max_size=15))
-def test_a_slot_holds_the_states_of_its_text_however_it_came_by_them(events):
-    """Texts come and go in any order; what a slot was given of another text is what reading it gives."""
+def test_a_reused_slot_equals_a_fresh_prefill_of_its_text(events):
+    """Requests start and end in any order; keys and values copied from another slot equal recomputed ones."""
     torch.manual_seed(0)
     model = GPT(SHAPE).eval()
     slots = Slots(Cache(SHAPE, 3))
     running = []
     for prompt, leaves in events:
         if len(running) > leaves:
-            slots.give_back(running.pop(leaves))
+            slots.release(running.pop(leaves))
         if not slots.any_idle:
-            slots.give_back(running.pop(0))
-        best = slots.n_held(prompt[:-1])
+            slots.release(running.pop(0))
+        best = slots.n_cached(prompt[:-1])
         untouched = {slot: list(slots.ids[slot]) for slot in running}
         slot = slots.take(prompt)
         assert slot not in running
-        assert slots.ids[slot] == prompt[:best]  # as much as any slot held, and its last token never
+        assert slots.ids[slot] == prompt[:best]  # the longest cached prefix, never with the last token
         running.append(slot)
         read(model, slots, slot, prompt[best:])
         assert untouched == {s: slots.ids[s] for s in untouched}
@@ -65,15 +65,15 @@ def test_a_slot_holds_the_states_of_its_text_however_it_came_by_them(events):
             torch.testing.assert_close(slots.cache.v[:, s], fresh.v[:, 0], atol=1e-6, rtol=1e-5)
 
 
-def test_the_text_unused_for_longest_makes_room_first(model):
+def test_the_least_recently_used_text_is_evicted_first(model):
     slots = Slots(Cache(SHAPE, 3))
     for prompt in ([1, 1, 1], [2, 2, 2], [3, 3, 3]):
         slot = slots.take(prompt)
         read(model, slots, slot, prompt)
-        slots.give_back(slot)
-    again = slots.take([1, 1, 1, 4])  # the oldest text is in use again,
-    slots.give_back(again)
-    slots.give_back(slots.take([5]))  # so this one goes where the second was
+        slots.release(slot)
+    again = slots.take([1, 1, 1, 4])  # the oldest text is now the most recently used,
+    slots.release(again)
+    slots.release(slots.take([5]))  # so [5] replaces [2, 2, 2]
     assert sorted(map(tuple, slots.ids)) == [(), (1, 1, 1), (3, 3, 3)]
 
 
@@ -81,10 +81,10 @@ def test_one_slot_serves_a_conversation_without_copies(model):
     slots = Slots(Cache(SHAPE, 1))
     slot = slots.take([1, 2, 3])
     read(model, slots, slot, [1, 2, 3])
-    slots.give_back(slot)
+    slots.release(slot)
     assert slots.take([1, 2, 3, 4, 5]) == slot
     assert slots.ids == [[1, 2, 3]]
-    slots.give_back(slot)
+    slots.release(slot)
     slots.take([1, 7, 7])
     assert slots.ids == [[1]]
-    assert not slots.cache.k[:, 0, :, 1:].any()  # the rest is forgotten, not only ignored
+    assert not slots.cache.k[:, 0, :, 1:].any()  # the rest is zeroed, not only ignored

@@ -1,4 +1,4 @@
-"""Number format, threads and compilation: what is chosen, what is followed, what is refused."""
+"""Choice of dtype, threads and compilation: measured, taken from the record of a run, or refused."""
 
 from typing import Any
 
@@ -24,19 +24,19 @@ def same_threads() -> Any:
     torch.set_num_threads(before)
 
 
-def test_what_is_open_is_measured() -> None:
+def test_numerics_that_are_not_set_are_measured() -> None:
     chosen = choose()
     assert chosen.dtype in ("float32", "bfloat16")
     assert chosen.threads >= 1
     assert not chosen.compile  # on a CPU only when asked for
 
 
-def test_a_resumed_run_computes_as_before() -> None:
+def test_a_resumed_run_keeps_its_recorded_numerics() -> None:
     before = Numerics("cpu", "bfloat16", 1, compile=True)
     assert choose(before.as_dict()) == before
     chosen = choose(before.as_dict(), dtype="float32", threads=3, compile="off")
     assert chosen == Numerics("cpu", "float32", 3)
-    more = Numerics("cpu", "float32", 10_000).as_dict()  # on a larger machine, or by fewer ranks
+    more = Numerics("cpu", "float32", 10_000).as_dict()  # recorded on a larger machine, or with fewer ranks
     assert choose(more).threads < 10_000
     assert choose(Numerics("cuda", "float16", 1, True).as_dict()).dtype != "float16"  # another kind of device
 
@@ -48,7 +48,7 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose().threads == 1
 
 
-def test_what_a_cpu_cannot_do_is_refused() -> None:
+def test_an_unavailable_dtype_or_device_is_refused() -> None:
     with pytest.raises(
         InputError, match="dtype is float16, which trains on cuda only, not on cpu; use bfloat16"
     ):
@@ -58,7 +58,7 @@ def test_what_a_cpu_cannot_do_is_refused() -> None:
             pick_device("cuda")
 
 
-def test_autocast_is_what_it_says() -> None:
+def test_autocast_computes_in_the_given_dtype() -> None:
     a = torch.ones(2, 2)
     for dtype in ("float32", "bfloat16"):
         with Numerics("cpu", dtype).autocast():

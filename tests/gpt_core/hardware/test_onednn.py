@@ -1,4 +1,4 @@
-"""Products and attention in the forms that a CPU is fast at, against the plain ones."""
+"""The CPU kernels for linear layers and attention, compared with PyTorch's."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.hardware import onednn as products
+from gpt_core.hardware import onednn
 from gpt_core.model import attention, cpu_attention
 from gpt_core.model.cache import Cache
 from gpt_core.model.gpt import GPT
@@ -17,7 +17,7 @@ HEADS = {"n_rows": st.integers(1, 3), "n_kv_head": st.integers(1, 3), "group": s
 
 @settings(max_examples=40)
 @given(**HEADS, n_tokens=st.integers(1, 150), n_before=st.integers(0, 80))
-def test_attention_in_blocks_is_causal_attention(n_rows, n_kv_head, group, n_tokens, n_before):
+def test_block_attention_equals_causal_attention(n_rows, n_kv_head, group, n_tokens, n_before):
     torch.manual_seed(n_tokens)
     q = torch.randn(n_rows, n_tokens, n_kv_head * group, 8, dtype=torch.float64).transpose(1, 2)
     k, v = torch.randn(2, n_rows, n_before + n_tokens, n_kv_head, 8, dtype=torch.float64).transpose(2, 3)
@@ -31,10 +31,12 @@ def test_attention_in_blocks_is_causal_attention(n_rows, n_kv_head, group, n_tok
 @pytest.mark.parametrize("kind", ["all", "bool", "float"])
 @settings(max_examples=20)
 @given(**HEADS, n_tokens=st.integers(1, 16), n_keys=st.integers(16, 90))
-def test_attention_from_few_is_attention(dtype, many, kind, n_rows, n_kv_head, group, n_tokens, n_keys):
+def test_attention_of_few_queries_equals_plain_attention(
+    dtype, many, kind, n_rows, n_kv_head, group, n_tokens, n_keys
+):
     torch.manual_seed(n_keys)
     q = torch.randn(n_rows, n_kv_head * group, n_tokens, 8).to(dtype)
-    k, v = torch.randn(2, n_rows, n_kv_head, 100, 8).to(dtype)[..., :n_keys, :]  # of a longer cache
+    k, v = torch.randn(2, n_rows, n_kv_head, 100, 8).to(dtype)[..., :n_keys, :]  # a part of a longer cache
     seen = torch.rand(n_rows, 1, n_tokens, n_keys) < 0.5
     seen[..., 0] = True
     mask = {"all": None, "bool": seen, "float": torch.randn(n_rows, n_kv_head * group, n_tokens, n_keys)}[
@@ -45,14 +47,14 @@ def test_attention_from_few_is_attention(dtype, many, kind, n_rows, n_kv_head, g
     )
     with pytest.MonkeyPatch.context() as m:
         m.setattr(cpu_attention, "MIN_KEY_ELEMENTS_BF16", many)
-        few = cpu_attention.attend_from_few(q, k, v, mask)
+        few = cpu_attention.attend_few_queries(q, k, v, mask)
     assert few.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(few.double(), exact, atol=tolerance, rtol=0.4 * tolerance)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_bf16_without_gradients_takes_the_blocks_and_stays_as_near_to_float32(graph, monkeypatch):
+def test_bf16_without_gradients_uses_block_attention_with_a_similar_error(graph, monkeypatch):
     torch.manual_seed(0)
     model = GPT(GRAPHS[graph]).eval()
     ids = torch.randint(0, 320, (3, 130))
@@ -72,8 +74,8 @@ def test_bf16_without_gradients_takes_the_blocks_and_stays_as_near_to_float32(gr
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_a_long_prompt_in_bf16_takes_the_blocks_in_every_chunk(graph, monkeypatch):
-    """But not where a mask says more than that: of several rows, of padding."""
+def test_prefill_in_bf16_uses_block_attention_in_every_chunk(graph, monkeypatch):
+    """Chunks that need more than the causal mask (several rows, padding) do not use it."""
     torch.manual_seed(0)
     model = GPT(GRAPHS[graph]).eval().bfloat16()
     ids = torch.randint(0, 320, (2, 130))
@@ -95,7 +97,7 @@ def test_a_long_prompt_in_bf16_takes_the_blocks_in_every_chunk(graph, monkeypatc
         assert taken[3:] == [50] * 6 + [30] * 3
         read(ids.split(65, dim=1), [0, 1])
         read(ids[:1].split(65, dim=1), [0], [60])
-        assert taken[12:] == [65] * 3  # the first chunk of two rows, which is plainly causal
+        assert taken[12:] == [65] * 3  # the first chunk of two rows needs only the causal mask
     assert (lone - whole).abs().mean() < 0.02 * whole.abs().mean()
 
 
@@ -105,22 +107,22 @@ def _kernel(q, k, v):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(4, 20), (700,), (1,), (0,)])
-def test_products_by_onednn_are_float32_products(bias, shape):
+def test_linear_layers_by_onednn_equal_float32_linear_layers(bias, shape):
     torch.manual_seed(0)
     layer = torch.nn.Linear(96, 33, bias=bias)
     x = torch.randn(*shape, 96)
     exact = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
-    with torch.inference_mode(), products._OneDNN():
+    with torch.inference_mode(), onednn._OneDNN():
         torch.testing.assert_close(layer(x).double(), exact, atol=1e-5, rtol=1e-6)
 
 
-def test_what_has_gradients_or_another_format_is_left_alone(monkeypatch):
+def test_onednn_skips_gradients_other_dtypes_and_few_rows(monkeypatch):
     def refuse(*args):
-        raise AssertionError("oneDNN was asked for what it must not compute")
+        raise AssertionError("oneDNN was called")
 
-    monkeypatch.setattr(products, "_by_onednn", refuse)
+    monkeypatch.setattr(onednn, "_by_onednn", refuse)
     layer, x = torch.nn.Linear(32, 32), torch.randn(64, 32)
-    with products._OneDNN():
+    with onednn._OneDNN():
         layer(x).sum().backward()
         assert layer.weight.grad is not None
         with torch.inference_mode():
@@ -133,20 +135,20 @@ def test_what_has_gradients_or_another_format_is_left_alone(monkeypatch):
                 layer(x)
 
 
-def test_it_is_chosen_where_it_is_faster(monkeypatch):
-    monkeypatch.setattr(products, "_onednn_is_faster", lambda n_threads: True)
-    assert isinstance(products.quick_products(torch.device("cpu")), products._OneDNN)
-    with products.quick_products(torch.device("meta")) as nothing:
+def test_onednn_is_chosen_where_it_is_faster(monkeypatch):
+    monkeypatch.setattr(onednn, "_onednn_is_faster", lambda n_threads: True)
+    assert isinstance(onednn.fast_linear(torch.device("cpu")), onednn._OneDNN)
+    with onednn.fast_linear(torch.device("meta")) as nothing:
         assert nothing is None
     seconds = iter([9, 9, *[2, 1] * 5])
     monkeypatch.undo()
-    monkeypatch.setattr(products, "wall_seconds", lambda function, device: next(seconds))
-    products._onednn_is_faster.cache_clear()
+    monkeypatch.setattr(onednn, "wall_seconds", lambda function, device: next(seconds))
+    onednn._onednn_is_faster.cache_clear()
     try:
-        assert products._onednn_is_faster(1)
+        assert onednn._onednn_is_faster(1)
         seconds = iter([9, 9, *[1, 1] * 5])
-        assert products._onednn_is_faster(1), "measured once"
-        products._onednn_is_faster.cache_clear()
-        assert not products._onednn_is_faster(1)
+        assert onednn._onednn_is_faster(1), "measured once"
+        onednn._onednn_is_faster.cache_clear()
+        assert not onednn._onednn_is_faster(1)
     finally:
-        products._onednn_is_faster.cache_clear()
+        onednn._onednn_is_faster.cache_clear()

@@ -20,7 +20,7 @@ GPT2 = ["64-8bits.tflite", "flax_model.msgpack", "rust_model.ot", "tf_model.h5",
 GPT2 += ["onnx/config.json", "onnx/tokenizer.json", "generation_config.json", ".gitattributes"]
 EMBEDDER = ["1_Pooling/config.json", "config_sentence_transformers.json", "modules.json"]
 SGPT = ["added_tokens.json", "sentence_bert_config.json", "special_tokens_map.json"]
-REPOSITORIES = {  # files that are there, and those among them that are not fetched
+REPOSITORIES = {  # files of a repository, and those of them that are not fetched
     "gpt2": ([*SMALL, *GPT2, "model.safetensors", "pytorch_model.bin"], {*GPT2, "pytorch_model.bin"}),
     "Qwen/Qwen3-Embedding-0.6B": ([*SMALL, *EMBEDDER, "LICENSE", "model.safetensors", "tf_model.h5"], {"tf_model.h5"}),
     "Muennighoff/SGPT-125M-weightedmean-nli-bitfit": (
@@ -53,13 +53,13 @@ REPOSITORIES = {  # files that are there, and those among them that are not fetc
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)
-def test_weights_are_fetched_once_and_in_a_format_that_opens(name):
+def test_one_readable_format_of_the_weights_is_fetched(name):
     files, left = REPOSITORIES[name]
     left = left - {"generation_config.json"}  # small, and part of the model
     assert model_files(files) == sorted(set(files) - left)
 
 
-def test_repositories_without_weights_that_open():
+def test_repositories_without_readable_weights_are_refused():
     for files in (
         [],
         ["config.json", "tf_model.h5", "adapter_model.safetensors"],
@@ -67,7 +67,7 @@ def test_repositories_without_weights_that_open():
     ):
         with pytest.raises(InputError, match=r"no model\.safetensors, pytorch_model\.bin or \.gguf file"):
             model_files(files)
-    with pytest.raises(InputError, match=r"holds 2 GGUF files \(a\.gguf, b\.gguf, …\); download the one"):
+    with pytest.raises(InputError, match=r"has 2 GGUF files \(a\.gguf, b\.gguf, …\); download the one"):
         model_files(["b.gguf", "README.md", "a.gguf"])
 
 
@@ -79,7 +79,7 @@ FILES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as fetching a model takes."""
+    """A server with the parts of the hub's API that fetching a model needs."""
 
     asked: list[str] = []  # noqa: RUF012
 
@@ -118,7 +118,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_the_door_fetches_from_the_hub_what_opens_here(tmp_path):
+def test_the_command_fetches_the_readable_files_from_the_hub(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = os.environ | {
@@ -140,9 +140,11 @@ def test_the_door_fetches_from_the_hub_what_opens_here(tmp_path):
     assert set(Hub.asked) == set(there)
     server.shutdown()
     server.server_close()
-    done = fetch("tiny/other")  # and with nobody there
+    done = fetch("tiny/other")  # the server is closed
     assert done.returncode == 1
-    assert done.stderr.startswith("fetch_model.py: The Hugging Face hub did not give tiny/other: ")
+    assert done.stderr.startswith(
+        "fetch_model.py: tiny/other could not be downloaded from the Hugging Face hub: "
+    )
     assert len(done.stderr.splitlines()) == 1
     assert [p.name for p in (tmp_path / "cache" / "models").iterdir()] == ["tiny"]
     assert [p.name for p in folder.parent.iterdir()] == ["model"]

@@ -1,4 +1,4 @@
-"""Every family that we read, on random weights: transformers' logits and states, both ways, and through a cache."""
+"""Every supported family with random weights: same logits and hidden states as transformers, also with a cache."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def rotary(family, rope_parameters, **more):
     return kind(**ROPE | {"head_dim": 12} | more, rope_parameters=rope_parameters)
 
 
-N_TOKENS = 64  # more than any window here
+N_TOKENS = 64  # longer than every sliding window here
 GPT2 = {"vocab_size": 101, "n_positions": N_TOKENS, "n_embd": 48, "n_layer": 3, "n_head": 4}
 NEO = {
     "vocab_size": 101, "max_position_embeddings": N_TOKENS, "hidden_size": 48, "num_layers": 3, "num_heads": 4,
@@ -82,7 +82,7 @@ def theirs(request):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(MODELS[request.param]()).eval()
     with torch.no_grad():
-        for p in model.parameters():  # livelier than the initialisation, so that mistakes show
+        for p in model.parameters():  # larger than the initialisation, so that errors show
             p.add_(torch.randn_like(p) * 0.1)
     return model
 
@@ -99,7 +99,7 @@ def some_ids(n_rows=2):
 
 
 @torch.no_grad()
-def test_logits_and_hidden_states_equal_transformers_both_ways(theirs, ours, tmp_path):
+def test_logits_and_hidden_states_equal_transformers_on_import_and_export(theirs, ours, tmp_path):
     ids = some_ids()
     expected = theirs(ids, output_hidden_states=True)
     out = ours(ids)
@@ -120,8 +120,8 @@ def test_logits_and_hidden_states_equal_transformers_both_ways(theirs, ours, tmp
 
 
 @torch.no_grad()
-def test_a_cache_changes_nothing(ours):
-    """Two rows, the second a third as long, fed in chunks of every size: their logits are those of one pass."""
+def test_logits_with_a_cache_equal_those_of_one_pass(ours):
+    """Two rows, the second a third as long, fed in chunks of several sizes."""
     ids = some_ids()
     expected = ours(ids).logits
     cache = Cache(ours.config, 3)
@@ -138,7 +138,7 @@ def test_a_cache_changes_nothing(ours):
 
 
 @torch.no_grad()
-def test_texts_that_share_a_row_do_not_see_each_other(ours):
+def test_packed_texts_do_not_attend_to_each_other(ours):
     a, b = some_ids()[0, :21], some_ids()[1, :34]
     row = F.pad(torch.cat([a, b]), (5, 4))[None]
     segments = torch.tensor([[-1] * 5 + [0] * 21 + [1] * 34 + [-1] * 4])
@@ -149,13 +149,13 @@ def test_texts_that_share_a_row_do_not_see_each_other(ours):
 
 @pytest.mark.parametrize("theirs", ["neo", "qwen3-windows-from-layer-1", "llama-llama3"], indirect=True)
 @torch.no_grad()
-def test_the_engine_goes_on_as_transformers_does(theirs, ours, tmp_path):
-    """Greedily, three texts at a time of five, through chunks of prefill and past the windows."""
+def test_the_engine_generates_the_same_ids_as_transformers(theirs, ours, tmp_path):
+    """Greedy decoding of five prompts, at most three at a time, with chunked prefill and beyond the sliding windows."""
     prompts = [some_ids(5)[b, :n].tolist() for b, n in enumerate((3, 40, 9, 22, 31))]
     engine = Engine(
         ours, Tokenizer.from_pretrained(save_model(tmp_path, "qwen3")), max_running=3, prefill_chunk=16
     )
-    ends = [1, 2]  # the tokenizer's and the model's
+    ends = [1, 2]  # end-of-text ids of the tokenizer and of the model
     params = SamplingParams(max_new_tokens=24, temperature=0, logit_bias=dict.fromkeys(ends, -1e9))
     requests = [engine.submit(prompt, params) for prompt in prompts]
     engine.run()

@@ -26,7 +26,7 @@ def make(config, dtype=torch.float64):
     torch.manual_seed(0)
     model = GPT(config).to(dtype).eval()
     with torch.no_grad():
-        for p in model.parameters():  # livelier than the initialisation, so that mistakes show
+        for p in model.parameters():  # larger than the initialisation, so that errors show
             p.add_(torch.randn_like(p) * 0.1)
     return model
 
@@ -41,7 +41,7 @@ def text(n, seed=0):
 
 
 @torch.no_grad()
-def test_padding_on_either_side_changes_nothing(model):
+def test_padding_on_either_side_does_not_change_the_logits(model):
     ids = text(17)
     alone = model(ids[None]).logits[0]
     for left, right in ((9, 0), (0, 9), (4, 5)):
@@ -55,7 +55,7 @@ def test_padding_on_either_side_changes_nothing(model):
 
 
 @torch.no_grad()
-def test_texts_packed_in_one_row_do_not_see_each_other(model):
+def test_packed_texts_do_not_attend_to_each_other(model):
     a, b = text(11), text(19, seed=1)
     segments = torch.tensor([[0] * 11 + [1] * 19])
     packed = model(torch.cat([a, b])[None], segments=segments).logits[0]
@@ -65,8 +65,8 @@ def test_texts_packed_in_one_row_do_not_see_each_other(model):
 
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_any_way_of_feeding_a_cache_equals_one_pass(model, data):
-    """Rows of different length, in any slots, cut into chunks anywhere, beside rows that are further on."""
+def test_logits_with_a_cache_equal_one_pass_for_any_chunks(model, data):
+    """Rows of different lengths, in any slots, split into any chunks, batched with rows at other positions."""
     lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
     slots = data.draw(st.permutations(range(5)))[: len(lengths)]
     texts = [text(n, seed=i) for i, n in enumerate(lengths)]
@@ -93,7 +93,7 @@ def test_any_way_of_feeding_a_cache_equals_one_pass(model, data):
             assert cache.lengths[slots[i]] == lengths[i]
 
 
-def test_a_slot_that_is_too_small_is_refused_and_stays_as_it_was(model):
+def test_input_longer_than_its_slot_is_refused_and_leaves_the_slot_unchanged(model):
     cache = Cache(model.config, 1, dtype=torch.float64, length=8)
     model(text(6)[None], cache=cache.rows([0]))
     with pytest.raises(ValueError, match="cannot hold 9"):
@@ -120,7 +120,7 @@ def test_layers_and_hidden_states(model):
 
 
 @SHAPES
-def test_loss_is_a_sum_and_a_count_in_any_chunks(config, monkeypatch):
+def test_loss_and_gradients_do_not_depend_on_the_chunk_size(config, monkeypatch):
     model = make(config)
     ids, targets = torch.stack([text(20), text(20, 1)]), torch.stack([text(20, 2), text(20, 3)])
     targets[0, 5:9] = -100
@@ -141,14 +141,14 @@ def test_loss_is_a_sum_and_a_count_in_any_chunks(config, monkeypatch):
 
 
 @SHAPES
-def test_no_targets_no_loss(config):
+def test_without_targets_the_loss_is_zero(config):
     out = make(config)(text(5)[None], targets=torch.full((1, 5), -100))
     assert out.loss_sum == 0
     assert out.n_targets == 0
 
 
 @torch.no_grad()
-def test_alibi_is_the_papers_formula():
+def test_alibi_equals_the_papers_formula():
     config = replace(ALIBI, n_layer=1, window=None, window_layers=())
     model = make(config)
     attn, ids = model.blocks[0].attn, text(20)[None]
@@ -156,7 +156,14 @@ def test_alibi_is_the_papers_formula():
     q, k, v = (part(x).view(1, 20, -1, 8).transpose(1, 2) for part in (attn.q, attn.k, attn.v))
     q, k, v = attn.q_norm(q), attn.k_norm(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
     out = torch.zeros(1, 6, 20, 8, dtype=torch.float64)
-    slopes = [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]  # of four heads, then every second one of eight
+    slopes = [
+        2**-2,
+        2**-4,
+        2**-6,
+        2**-8,
+        2**-1,
+        2**-3,
+    ]  # the slopes of 4 heads, then every second slope of 8 heads
     for head, slope in enumerate(slopes):
         for i in range(20):
             logits = torch.stack(
@@ -187,7 +194,7 @@ def test_initialisation_is_gpt2s():
     assert (loss.loss_sum / loss.n_targets).item() == pytest.approx(torch.tensor(500.0).log().item(), abs=0.5)
 
 
-def test_numbers_that_do_not_fit_together():
+def test_invalid_config_values_are_refused():
     with pytest.raises(InputError, match="n_kv_head is 5; it must divide n_head, which is 12"):
         GPTConfig(n_kv_head=5)
     with pytest.raises(InputError, match="head_dim is 63"):

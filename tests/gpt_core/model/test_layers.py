@@ -1,4 +1,4 @@
-"""Dropout: how much goes, what the rest becomes, and that a seed repeats it."""
+"""Dropout: share of dropped values, scale of the others, reproducibility with a seed."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gpt_core.model.layers import Dropout
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_what_is_dropped_and_what_the_rest_becomes(p: float, dtype: torch.dtype) -> None:
+def test_dropout_drops_the_share_p_and_scales_the_rest(p: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.full((37, 11, 301), 2.0, dtype=dtype, requires_grad=True)
     y = Dropout(p)(x)
@@ -16,20 +16,20 @@ def test_what_is_dropped_and_what_the_rest_becomes(p: float, dtype: torch.dtype)
     assert x.grad is not None
     assert y.dtype == dtype
     dropped = y == 0
-    # four standard deviations of a binomial share, and what rounding p to 1/256 may take
+    # four standard deviations of the binomial, plus the rounding of p to 1/256
     assert dropped.double().mean().item() == pytest.approx(
         p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5 + 1 / 512
     )
     assert (y.max() / 2).item() == pytest.approx(1 / (1 - p), rel=0.03)
     assert torch.equal(y, torch.where(dropped, 0, y.max()))
     assert torch.equal(x.grad == 0, dropped)
-    for neighbour in (y[:, :, 1:], y[:, 1:], y[1:]):  # neither a stripe nor a block
+    for neighbour in (y[:, :, 1:], y[:, 1:], y[1:]):  # neighbouring values are dropped independently
         here = dropped[: neighbour.shape[0], : neighbour.shape[1], : neighbour.shape[2]]
         both = (here & (neighbour == 0)).double().mean().item()
         assert both == pytest.approx(dropped.double().mean().item() ** 2, abs=0.01)
 
 
-def test_a_seed_repeats_it_and_evaluation_leaves_everything() -> None:
+def test_a_seed_repeats_the_mask_and_evaluation_drops_nothing() -> None:
     drop, x = Dropout(0.3), torch.randn(5, 7)
     torch.manual_seed(1)
     first = drop(x)

@@ -15,7 +15,7 @@ POEM = "知之为知之，不知为不知，是知也。👩‍👩‍👧‍�
 
 
 def pieces_of(ids, stop=(), decode=GPT2.decode):
-    """What the detokenizer gives out, token by token and at the end; and whether it met a stop string."""
+    """The detokenizer's output for each token and at the end, and whether it found a stop string."""
     detokenizer = Detokenizer(decode, stop)
     pieces = []
     for token in ids:
@@ -28,7 +28,7 @@ def pieces_of(ids, stop=(), decode=GPT2.decode):
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.text(max_size=80))
 @example(POEM)
-def test_text_comes_whole_and_in_whole_characters(text):
+def test_streamed_text_is_complete_and_splits_no_character(text):
     pieces, _ = pieces_of(GPT2.encode(text))
     assert "".join(pieces) == text
     if "\ufffd" not in text:
@@ -37,22 +37,22 @@ def test_text_comes_whole_and_in_whole_characters(text):
 
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(st.lists(st.one_of(st.integers(0, GPT2.vocab_size - 1), st.integers(94, 255)), max_size=60))
-def test_any_tokens_even_broken_bytes_come_out_as_decoded_at_once(ids):  # 94 to 255: single bytes, mostly
+def test_any_tokens_stream_to_the_same_text_as_decoding_all_at_once(ids):  # 94 to 255: single bytes, mostly
     pieces, _ = pieces_of(ids)
     assert "".join(pieces) == GPT2.decode(ids)
 
 
-def test_a_character_comes_as_soon_as_it_is_complete():
+def test_a_character_is_returned_as_soon_as_it_is_complete():
     ids = GPT2.encode("之为🙂")
     complete = [GPT2.decode(ids[:n]) for n in range(1, len(ids) + 1)]
-    assert any(text.endswith("\ufffd") for text in complete)  # or the test would show nothing
+    assert any(text.endswith("\ufffd") for text in complete)  # otherwise the test checks nothing
     pieces, _ = pieces_of(ids)
     for n, text in enumerate(complete, start=1):
         if not text.endswith("\ufffd"):
             assert "".join(pieces[:n]) == text
 
 
-def test_an_unfinished_character_still_comes_at_the_end():
+def test_an_incomplete_character_is_returned_at_the_end():
     ids = GPT2.encode("ok 🦜")[:-1]
     pieces, _ = pieces_of(ids)
     assert "".join(pieces) == "ok \ufffd"
@@ -60,9 +60,9 @@ def test_an_unfinished_character_still_comes_at_the_end():
 
 
 @pytest.mark.parametrize("text", ["ok 🦜 bird", "🦜 bird", "知之🙂🦜", POEM])
-def test_a_character_that_the_prompt_only_began_is_handed_out(text):
+def test_a_character_that_begins_in_the_prompt_is_returned(text):
     ids = GPT2.encode(text)
-    assert any("\ufffd" in GPT2.decode(ids[:n]) for n in range(len(ids)))  # or the test would show nothing
+    assert any("\ufffd" in GPT2.decode(ids[:n]) for n in range(len(ids)))  # otherwise the test checks nothing
     for n_prompt in range(len(ids)):
         seen = GPT2.decode(ids[:n_prompt]).rstrip("\ufffd")
         detokenizer = Detokenizer(GPT2.decode, prompt=ids[:n_prompt][-8:])
@@ -71,13 +71,13 @@ def test_a_character_that_the_prompt_only_began_is_handed_out(text):
 
 
 @pytest.mark.parametrize("prompt", ["\ufffd", "what is \ufffd", "\ufffd" * 9, "知\ufffd\ufffd"])
-def test_a_replacement_character_that_the_prompt_holds_is_not_said_again(prompt):
+def test_a_replacement_character_in_the_prompt_is_not_repeated(prompt):
     before, after = GPT2.encode(prompt), GPT2.encode("\ufffd知, a sign")
     detokenizer = Detokenizer(GPT2.decode, prompt=before[-8:])
     assert "".join([*map(detokenizer.push, after), detokenizer.flush()]) == "\ufffd知, a sign"
 
 
-def test_a_character_that_the_prompt_began_and_nobody_finished_is_the_prompts():
+def test_an_incomplete_character_of_the_prompt_is_not_returned():
     begun = GPT2.encode("ok 🦜")[:-1]
     detokenizer = Detokenizer(GPT2.decode, prompt=begun)
     assert detokenizer.push(GPT2.encode(" bird")[0]) == " bird"
@@ -91,7 +91,7 @@ UNICODE = st.one_of(
 
 
 def in_bytes(data, cuts):
-    """`data` cut into tokens wherever `cuts` say, inside characters as well: the tokens' ids and their decoder."""
+    """Split `data` into tokens at the byte offsets `cuts`, also inside characters: the token ids and their decoder."""
     edges = [0, *sorted(c for c in cuts if c < len(data)), len(data)]
     tokens = [data[a:b] for a, b in pairwise(edges)]
     return list(range(len(tokens))), lambda ids: b"".join(tokens[i] for i in ids).decode(errors="replace")
@@ -99,7 +99,7 @@ def in_bytes(data, cuts):
 
 @settings(derandomize=True, deadline=None, max_examples=500)
 @given(text=UNICODE, cuts=st.sets(st.integers(1, 150)))
-def test_text_cut_at_any_bytes_streams_as_it_reads_at_once(text, cuts):
+def test_text_split_at_any_bytes_streams_unchanged(text, cuts):
     ids, decode = in_bytes(text.encode(), cuts)
     detokenizer = Detokenizer(decode)
     given = ""
@@ -107,14 +107,14 @@ def test_text_cut_at_any_bytes_streams_as_it_reads_at_once(text, cuts):
         given += detokenizer.push(token)
         assert text.startswith(given)  # never half a character
         if "\ufffd" not in text:
-            assert given == decode(ids[:n]).rstrip("\ufffd")  # and every whole one at once
+            assert given == decode(ids[:n]).rstrip("\ufffd")  # complete characters come immediately
     assert given + detokenizer.flush() == text
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(data=st.binary(max_size=80), cuts=st.sets(st.integers(1, 80)))
 @example(data=b"\x80" * 60 + b"\xf0\x9f\x99\x82", cuts=set(range(80)) - {0})
-def test_bytes_that_are_no_text_stream_as_they_decode_at_once(data, cuts):
+def test_invalid_utf8_streams_to_the_same_text_as_decoding_all_at_once(data, cuts):
     ids, decode = in_bytes(data, cuts)
     pieces, _ = pieces_of(ids, decode=decode)
     assert "".join(pieces) == data.decode(errors="replace")
@@ -123,7 +123,7 @@ def test_bytes_that_are_no_text_stream_as_they_decode_at_once(data, cuts):
 @settings(derandomize=True, deadline=None, max_examples=500)
 @given(text=UNICODE, cuts=st.sets(st.integers(1, 150)), share=st.floats(0, 1))
 @example(text="\ufffd" * 4 + "知\ufffd🦜 b", cuts=set(range(150)), share=0.9)
-def test_the_text_goes_on_where_the_prompts_differs_from_the_whole(text, cuts, share):
+def test_prompt_and_output_together_give_the_whole_text(text, cuts, share):
     ids, decode = in_bytes(text.encode(), cuts)
     n_prompt = round(share * len(ids))
     seen = os.path.commonprefix([decode(ids[:n_prompt]), text])  # noqa: RUF071
@@ -132,14 +132,14 @@ def test_the_text_goes_on_where_the_prompts_differs_from_the_whole(text, cuts, s
     assert seen + "".join(pieces) == text
 
 
-def test_bytes_that_never_become_text_do_not_dam_the_stream():
+def test_bytes_that_never_form_a_character_do_not_block_the_stream():
     pieces, _ = pieces_of(list(range(200)), decode=lambda ids: "\ufffd" * len(ids))
     assert all(len("".join(pieces[: n + 1])) >= n - 16 for n in range(200))
     assert "".join(pieces) == "\ufffd" * 200
 
 
 def first_stop(text, stop):
-    """The definition, character by character: the text before the first stop string to be completed."""
+    """Reference: the text before the first completed stop string, and whether there is one."""
     for end in range(1, len(text) + 1):
         begins = [end - len(s) for s in stop if text[:end].endswith(s)]
         if begins:
@@ -153,7 +153,7 @@ def first_stop(text, stop):
     stop=st.lists(st.text(alphabet="ab知🙂", min_size=1, max_size=5), min_size=1, max_size=3),
     cuts=st.sets(st.integers(1, 29)),
 )
-def test_stop_strings_are_cut_by_definition_however_the_text_is_cut_into_tokens(text, stop, cuts):
+def test_stop_strings_are_cut_as_in_the_reference_for_any_tokenisation(text, stop, cuts):
     edges = [0, *sorted(c for c in cuts if c < len(text)), len(text)]
     tokens = [text[a:b] for a, b in pairwise(edges)]
     pieces, stopped = pieces_of(
@@ -167,7 +167,7 @@ def test_stop_strings_are_cut_by_definition_however_the_text_is_cut_into_tokens(
 
 @settings(derandomize=True, deadline=None, max_examples=500)
 @given(data=st.data(), text=UNICODE, cuts=st.sets(st.integers(1, 150)))
-def test_no_part_of_a_stop_string_leaks_however_its_bytes_are_cut(data, text, cuts):
+def test_no_part_of_a_stop_string_is_returned_for_any_split_of_its_bytes(data, text, cuts):
     begin = data.draw(st.integers(0, len(text)))
     inside = text[begin : begin + data.draw(st.integers(1, 6))]
     stop = [s for s in (inside, data.draw(st.text(alphabet="知🙂\u200da", min_size=1, max_size=3))) if s]
@@ -183,7 +183,7 @@ def test_no_part_of_a_stop_string_leaks_however_its_bytes_are_cut(data, text, cu
     assert (given + detokenizer.flush(), detokenizer.stopped) == (expected, stopped)
 
 
-def test_text_that_only_began_like_a_stop_string_is_given_out():
+def test_the_beginning_of_a_stop_string_is_returned_when_the_rest_differs():
     detokenizer = Detokenizer(GPT2.decode, ("###END",))
     out = [detokenizer.push(i) for i in GPT2.encode("a ###EN")]
     assert "".join(out) == "a "
@@ -207,24 +207,24 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text():
 
 @pytest.fixture
 def sentencepiece():
-    """A vocabulary as Llama's: ▁ marks a space, and decoding drops that of the first word."""
+    """A decoder like Llama's: ▁ marks a space, and decoding drops the space before the first word."""
     words = ["▁hello", "▁world", "▁of", "▁words"]
     tokenizer = RustTokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="▁of"))
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer.decode
 
 
-def test_the_space_before_a_word_survives(sentencepiece):
+def test_the_space_before_a_word_is_kept(sentencepiece):
     pieces, _ = pieces_of([0, 1, 2, 3], decode=sentencepiece)
     assert pieces == ["hello", " world", " of", " words", ""]
-    pieces, _ = pieces_of([0, 99, 1], decode=sentencepiece)  # 99 is in no vocabulary and decodes to nothing
+    pieces, _ = pieces_of([0, 99, 1], decode=sentencepiece)  # 99 is not in the vocabulary
     assert pieces == ["hello", "", " world", ""]
     continued = Detokenizer(sentencepiece, prompt=[0])
     assert continued.push(1) == " world"
 
 
-def test_a_decoder_that_falls_back_on_bytes_gives_whole_characters():
-    """As Llama's: a run of byte tokens is U+FFFD for each, the complete characters' too, while one is incomplete."""
+def test_a_byte_fallback_decoder_streams_whole_characters():
+    """As in Llama: a run of byte tokens with an incomplete character decodes to one U+FFFD for each byte."""
     decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
 
     def decode(ids):
@@ -233,7 +233,7 @@ def test_a_decoder_that_falls_back_on_bytes_gives_whole_characters():
     text = "知之为知之👩‍👩‍👧🙂🙂🙂é不知"
     ids = list(text.encode())
     assert decode(ids[:8]) == "\ufffd" * 8
-    for n_prompt in range(len(ids)):  # the text may begin inside a run, and inside a character
+    for n_prompt in range(len(ids)):  # the output may begin inside a run, and inside a character
         detokenizer = Detokenizer(decode, prompt=ids[max(0, n_prompt - 8) : n_prompt])
         seen = len(bytes(ids[:n_prompt]).decode(errors="ignore"))
         given = ""

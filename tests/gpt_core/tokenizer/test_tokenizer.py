@@ -1,4 +1,4 @@
-"""Tokenizers: GPT-2's two readings, offsets, special tokens, chat templates."""
+"""Tokenizers: GPT-2 in tiktoken and in `tokenizers`, offsets, special tokens, chat templates."""
 
 import json
 
@@ -28,7 +28,7 @@ def chat_tokenizer(template=CHATML):
 
 @given(st.text())
 @settings(deadline=None)
-def test_gpt2_is_the_same_in_tiktoken_and_in_the_file_we_write(text):
+def test_gpt2_ids_are_the_same_in_tiktoken_and_in_tokenizers(text):
     assert GPT2.encode(text) == gpt2_rust().encode(text).ids
     assert GPT2.decode(GPT2.encode(text)) == text
 
@@ -55,7 +55,7 @@ def test_offsets_are_code_points_that_cover_the_text(text):
 chat_tokenizer_cached = chat_tokenizer()
 
 
-def test_a_saved_tokenizer_is_the_same_everywhere(tmp_path):
+def test_a_saved_tokenizer_gives_the_same_ids_here_and_in_transformers(tmp_path):
     for tokenizer in (GPT2, chat_tokenizer_cached, Tokenizer.from_characters(PROBE)):
         folder = tmp_path / str(tokenizer.vocab_size)
         tokenizer.save(folder)
@@ -67,7 +67,7 @@ def test_a_saved_tokenizer_is_the_same_everywhere(tmp_path):
         assert again.decode(again.encode(PROBE)) == PROBE
 
 
-def test_other_rules_for_cutting_text_give_another_fingerprint():
+def test_another_pre_tokenizer_gives_another_fingerprint():
     from tokenizers import pre_tokenizers
 
     backend = gpt2_rust.__wrapped__()
@@ -77,7 +77,7 @@ def test_other_rules_for_cutting_text_give_another_fingerprint():
     assert Tokenizer(backend).fingerprint != GPT2.fingerprint
 
 
-def test_characters():
+def test_character_tokenizer():
     tokenizer = Tokenizer.from_characters("banana 知\n")
     assert tokenizer.decode(tokenizer.encode("知 nab\n")) == "知 nab\n"
     assert tokenizer.vocab_size == 6
@@ -119,12 +119,12 @@ def test_special_tokens_in_contents_stay_text():
         "{{ undefined.attribute }}",
     ],
 )
-def test_a_template_that_fails_or_leaves_its_sandbox_is_one_sentence(template):
+def test_a_failing_or_forbidden_template_is_refused(template):
     with pytest.raises(InputError, match="chat template"):
         chat_tokenizer(template).chat([{"role": "user", "content": "hi"}])
 
 
-def test_no_template_is_said():
+def test_a_missing_chat_template_is_refused():
     with pytest.raises(InputError, match="no chat template"):
         GPT2.chat([{"role": "user", "content": "hi"}])
 

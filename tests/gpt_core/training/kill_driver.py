@@ -1,7 +1,7 @@
-"""Train a tiny GPT to the end, killed with SIGKILL again and again; run by test_checkpoint.py as a process of its own.
+"""Train a tiny GPT to the end, killed repeatedly with SIGKILL; run by test_checkpoint.py in a separate process.
 
-Every life is a forked child, so that torch is imported once. A life is given a moment: the n-th forward of training or
-evaluation, or the n-th time that something is forced to the disk, renamed or deleted while a checkpoint is saved.
+Every attempt is a forked child, so that torch is imported once. Each is killed at a given moment: the n-th forward of
+training or evaluation, or the n-th fsync, rename or folder deletion while a checkpoint is saved.
 
     python kill_driver.py DATA_DIR OUT_DIR MOMENT…      MOMENT: forward:N or disk:N
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: killed at any moment, torn, of another model, pruned."""
+"""Checkpoints: kills at any moment, damaged files, another optimizer's state, pruning."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from gpt_core.training.loop import make_parallel
 from gpt_core.training.parallel.parallel import Parallel
 from gpt_core.training.parallel.ranks import ALONE
 
-DRAW = random.Random(1)  # while a checkpoint is saved, and while the model runs forwards
+DRAW = random.Random(1)  # when to kill: while a checkpoint is saved, and during forwards
 MOMENTS = [
     *(f"disk:{DRAW.randint(1, 25)}" for _ in range(14)),
     *(f"forward:{DRAW.randint(1, 9)}" for _ in range(8)),
@@ -33,7 +33,7 @@ DRAW.shuffle(MOMENTS)
 
 
 class Place:
-    """A data position."""
+    """Minimal batches: only a data position."""
 
     position = 7
 
@@ -45,7 +45,7 @@ class Place:
 
 
 def trained(optimizer: Literal["muon", "adamw"] = "adamw") -> Parallel:
-    """A small model after a step."""
+    """A small model after one optimizer step."""
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(3, 3)])})
     parallel = make_parallel(model, TrainConfig(optimizer=optimizer), ALONE, Numerics())
@@ -72,7 +72,7 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path: Path) -> Non
             capture_output=True, text=True, timeout=120, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert "torn" not in done.stderr  # a kill never leaves something torn under a checkpoint's name
+        assert "damaged" not in done.stderr  # a kill never leaves a damaged folder under a checkpoint's name
         return done.stdout
 
     drive("straight")
@@ -89,7 +89,7 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path: Path) -> Non
     assert one == two
 
 
-def test_torn_checkpoints_are_passed_over_and_named(
+def test_damaged_checkpoints_are_skipped_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = save(tmp_path, 9), save(tmp_path, 10)
@@ -110,7 +110,7 @@ def test_torn_checkpoints_are_passed_over_and_named(
             assert run_folder.latest(tmp_path) == good
             message = capsys.readouterr().err
             assert "Skipping a checkpoint" in message
-            assert "step-10 is torn" in message
+            assert "step-10 is damaged" in message
             assert path.name in message
             path.write_bytes(whole)
     assert run_folder.latest(tmp_path) == bad
@@ -132,7 +132,7 @@ def test_best_or_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert run_folder.latest(tmp_path) == tmp_path / "step-100"
     (best / "model.safetensors").write_bytes(b"")
     assert run_folder.best_or_latest(tmp_path) == tmp_path / "step-30"
-    assert "step-20 is torn" in capsys.readouterr().err
+    assert "step-20 is damaged" in capsys.readouterr().err
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-10", "step-2", "step-4"]
 
 
-def test_a_torn_newer_checkpoint_is_set_aside(tmp_path: Path) -> None:
+def test_a_damaged_newer_checkpoint_is_renamed(tmp_path: Path) -> None:
     whole, torn = save(tmp_path, 4), save(tmp_path, 10)
     (torn / "state.json").unlink()
     (tmp_path / ".step-11.xyz").mkdir()
@@ -155,13 +155,13 @@ def test_a_torn_newer_checkpoint_is_set_aside(tmp_path: Path) -> None:
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
-    with run_folder.alone_in(tmp_path / "run"):
-        with pytest.raises(InputError, match=r"Another training is at work in .*run"):
-            run_folder.alone_in(tmp_path / "run").__enter__()
+    with run_folder.lock_run_folder(tmp_path / "run"):
+        with pytest.raises(InputError, match=r"Another training is running in .*run"):
+            run_folder.lock_run_folder(tmp_path / "run").__enter__()
         save(tmp_path / "run", 4)
         with pytest.raises(InputError, match=r"Another training has just written .*step-4"):
             run_folder.prepare(tmp_path / "run", step=0)
-    with run_folder.alone_in(tmp_path / "run"):
+    with run_folder.lock_run_folder(tmp_path / "run"):
         assert run_folder.latest(tmp_path / "run") == tmp_path / "run" / "step-4"
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     assert run_folder.latest(tmp_path) == good
 
 
-def test_what_is_restored(tmp_path: Path) -> None:
+def test_restore_loads_the_optimizer_and_the_data_position(tmp_path: Path) -> None:
     path = save(tmp_path, 9, val_loss=1.5)
     parallel, place = trained(), Place()
     expected = parallel.optimizer_tensors()

@@ -1,4 +1,4 @@
-"""The loop: the gradient it follows, the losses that may drive it, resuming, stopping, and what it refuses."""
+"""The training loop: gradients, other loss functions, resuming, stopping, and rejected settings."""
 
 import json
 import math
@@ -37,7 +37,7 @@ SHAPE = GPTConfig(
 
 
 def tokens(n: int) -> Windows:
-    """Windows over two made-up shards, the last of each cut short: rows differ in their number of targets."""
+    """Windows over two random shards; the last window of each is shorter and has fewer targets."""
     ids = np.random.default_rng(0).integers(0, SHAPE.vocab_size, n).astype(np.uint16)
     return Windows(
         [Shard(Path("a"), ids[: n // 3], None), Shard(Path("b"), ids[n // 3 :], None)], SHAPE.block_size
@@ -57,7 +57,7 @@ def run(
     loss_function: Callable[[nn.Module, Any], tuple[Tensor, Tensor]] = next_token_loss,
     batch_size: int = 4,
 ) -> dict[str, float]:
-    """Train on the made-up tokens, resuming what is in out_dir."""
+    """Train on random tokens, resuming the latest checkpoint in out_dir."""
     windows = tokens(200)
     batches = Batches(windows, batch_size, micro_batch_size, settings.seed)
     resume = run_folder.latest(settings.out_dir)
@@ -86,7 +86,7 @@ def content(path: Path) -> dict[str, bytes]:
     return files | {key: json.dumps(state[key]).encode() for key in ("step", "data", "best", "numerics")}
 
 
-def test_the_gradient_does_not_depend_on_the_cut_of_a_batch(tmp_path: Path) -> None:
+def test_the_gradient_does_not_depend_on_the_micro_batch_size(tmp_path: Path) -> None:
     gradients: dict[int, list[Tensor]] = {}
     for micro_batch_size in (12, 6, 3, 1):
         model, taken = fresh(dtype=torch.float64), []
@@ -114,7 +114,7 @@ def test_the_gradient_does_not_depend_on_the_cut_of_a_batch(tmp_path: Path) -> N
             assert (a - b).abs().max() < 1e-10
 
 
-def test_ranks_together_make_the_gradient_of_one(tmp_path: Path) -> None:
+def test_gradients_of_ranks_sum_to_that_of_one_rank(tmp_path: Path) -> None:
     def gradient(world_size: int, micro_batch_size: int) -> Tensor:
         model, count = fresh(dtype=torch.float64), 0
         for rank in range(world_size):
@@ -147,7 +147,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path, optimizer: Any
         run(fresh(dropout=0.2), stopped, 2, interrupt)
     assert (
         run_folder.latest(tmp_path / "stopped") == tmp_path / "stopped" / "step-6"
-    )  # finished the step, saved
+    )  # the step was finished and saved
     again = run(fresh(dropout=0.2), stopped, micro_batch_size=2)
     assert again == straight
     for step in (4, 8, 9):
@@ -163,8 +163,8 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path, optimizer: Any
     assert [row["step"] for row in logged("straight") if "val_loss" in row] == [4, 8, 9]
 
 
-def test_a_checkpoint_between_evaluations_is_gone_back_to(tmp_path: Path) -> None:
-    """A kill after step 4's checkpoint, at step 7: the log's later lines and the leftovers go, the bits agree."""
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
+    """A kill at step 7, after step 4's checkpoint: later log lines and temporary folders are removed, bits agree."""
     keys: dict[str, Any] = {"max_iters": 8, "eval_interval": 4}
     run(fresh(), config(tmp_path / "straight", **keys))
     run(fresh(), config(tmp_path / "killed", **(keys | {"max_iters": 4, "lr_decay_iters": 8})))
@@ -193,7 +193,7 @@ def test_sigterm_saves_and_exits_with_143(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     calls = 0
 
     def breaks(model: nn.Module, micro_batch: Any) -> tuple[Tensor, Tensor]:
@@ -211,7 +211,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path: 
     assert all(p.isfinite().all() for p in GPT.from_pretrained(path).parameters())
 
 
-def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path: Path) -> None:
+def test_a_nan_evaluation_stops_before_it_is_saved(tmp_path: Path) -> None:
     losses, model = iter([2.0, math.nan]), fresh()
     with pytest.raises(InputError, match="not a finite number at step 2"):
         train(
@@ -226,8 +226,8 @@ def test_an_evaluation_that_is_no_number_stops_before_it_is_saved(tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_no_optimizer_steps_where_another_ones_gradient_overflowed(tmp_path: Path, dtype: str) -> None:
-    """float16 skips a step whose loss was scaled too much: all of it, or Muon would follow the rest of it."""
+def test_an_overflow_skips_the_step_of_every_optimizer(tmp_path: Path, dtype: str) -> None:
+    """If a scaled float16 gradient overflows, the step is skipped for both AdamW and Muon."""
     model = Towers()
     model.out.weight.data.fill_(1)
     parallel = TorchParallel(model, config(tmp_path, grad_clip=0), Ranks(), Numerics(dtype=dtype))
@@ -241,7 +241,7 @@ def test_no_optimizer_steps_where_another_ones_gradient_overflowed(tmp_path: Pat
         moved = [not torch.equal(old, p) for old, p in zip(before, model.parameters(), strict=True)]
         assert moved == [dtype == "float32" or not overflows] * 3
     assert parallel.scaler.get_scale() == (0.5 if dtype == "float16" else 1)
-    # A resumed run goes on with that scale; one in another number format does without.
+    # A resumed run continues with this scale; a run in another dtype uses no scale.
     for again, scale in ((dtype, parallel.scaler.get_scale()), ("bfloat16", 1)):
         resumed = TorchParallel(Towers(), config(tmp_path), Ranks(), Numerics(dtype=again))
         resumed.load_optimizer_tensors(parallel.optimizer_tensors())
@@ -267,7 +267,7 @@ def test_a_tiny_gpt_learns(tmp_path: Path) -> None:
 
 
 class Towers(nn.Module):
-    """Something that is no GPT: an encoder of vectors."""
+    """A model that is not a GPT: an encoder of vectors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,12 +305,12 @@ def contrastive(queries: Tensor, documents: Tensor) -> Tensor:
     return F.cross_entropy(20 * queries @ documents.T, torch.arange(len(queries)), reduction="sum")
 
 
-def test_a_second_loss_drives_the_loop_and_may_run_its_own_backward(tmp_path: Path) -> None:
+def test_another_loss_function_may_run_its_own_backward(tmp_path: Path) -> None:
     def at_once(model: nn.Module, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
         return contrastive(model(pair[0]), model(pair[1])), len(pair[0])
 
     def grad_cache(model: nn.Module, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
-        """GradCache (Gao et al. 2021): gradients of the vectors first, then chunk by chunk those of the model."""
+        """GradCache (Gao et al. 2021): first the gradients of the vectors, then those of the model in chunks."""
         chunks = [chunk for side in pair for chunk in side.split(5)]
         with torch.no_grad():
             vectors = torch.cat([model(chunk) for chunk in chunks])
@@ -351,7 +351,7 @@ def test_a_second_loss_drives_the_loop_and_may_run_its_own_backward(tmp_path: Pa
     assert (best / "towers.safetensors").exists()
 
 
-def test_the_rate_rises_falls_and_ends_at_its_floor(tmp_path: Path) -> None:
+def test_the_cosine_schedule_warms_up_decays_and_ends_at_min_lr(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"max_iters": 12, "warmup_iters": 3, "lr_decay_iters": 10, "learning_rate": 0.1}
     run(fresh(), config(tmp_path, **keys, min_lr=0.02))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -360,7 +360,7 @@ def test_the_rate_rises_falls_and_ends_at_its_floor(tmp_path: Path) -> None:
     assert rates == pytest.approx([0.025, 0.05, 0.075, *cosine, 0.02, 0.02])
 
 
-def test_wsd_stays_at_the_peak_and_falls_late(tmp_path: Path) -> None:
+def test_wsd_stays_at_the_peak_and_decays_late(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"max_iters": 12, "warmup_iters": 2, "lr_decay_iters": 10, "learning_rate": 0.1}
     run(fresh(), config(tmp_path, **keys, schedule="wsd", decay_fraction=0.4, min_lr=0.0))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -369,7 +369,7 @@ def test_wsd_stays_at_the_peak_and_falls_late(tmp_path: Path) -> None:
     assert rates == pytest.approx([peak / 3, 2 * peak / 3, *[peak] * 5, 0.075, 0.05, 0.025, 0, 0])
 
 
-def test_a_bad_step_is_named_also_when_it_is_noticed_later(tmp_path: Path) -> None:
+def test_the_step_of_a_nan_loss_is_named_if_it_is_noticed_later(tmp_path: Path) -> None:
     calls = 0
 
     def breaks(model: nn.Module, micro_batch: Any) -> tuple[Tensor, Tensor]:
@@ -384,7 +384,7 @@ def test_a_bad_step_is_named_also_when_it_is_noticed_later(tmp_path: Path) -> No
         run(fresh(), config(tmp_path, max_iters=20, log_interval=5, eval_interval=20), loss_function=breaks)
 
 
-def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(
+def test_early_stopping_ends_the_training_and_stays_in_effect(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0, 0.5])
@@ -402,10 +402,12 @@ def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(
         )  # fmt: skip
 
     assert go() == go()  # the second time there is nothing left to do
-    said = "stopped early: the last 2 evaluations had no lower val_loss than 2.0000; go on with a higher patience"
+    said = (
+        "stopped early: the last 2 evaluations had no lower val_loss than 2.0000; increase patience to go on"
+    )
     assert capsys.readouterr().out.count(said) == 2
     latest = run_folder.latest(tmp_path)
-    assert latest == tmp_path / "step-8"  # 2.5 and 2.1 are no gain over 2.0
+    assert latest == tmp_path / "step-8"  # 2.5 and 2.1 are not lower than 2.0
     assert run_folder.best_or_latest(tmp_path) == tmp_path / "step-4"
 
 
@@ -425,9 +427,9 @@ def test_training_stops_when_evaluations_gain_nothing_and_stays_stopped(
         ({"beta2": 1.0}, "beta1, beta2 are 0.9, 1.0"),
         ({"decay_fraction": 0.0}, "decay_fraction is 0.0; expected more than 0"),
         ({"threads": 0}, "threads is 0"),
-        ({"cpu_offload": True}, "cpu_offload goes with parallel fsdp2, not ddp"),
-        ({"parallel": "deepspeed", "optimizer": "adamw"}, "deepspeed needs its file"),
-        ({"deepspeed_config": "x.json"}, "nothing else takes one"),
+        ({"cpu_offload": True}, "cpu_offload needs --parallel fsdp2, not ddp"),
+        ({"parallel": "deepspeed", "optimizer": "adamw"}, "deepspeed_config is None; give deepspeed_config"),
+        ({"deepspeed_config": "x.json"}, "with --parallel deepspeed and only with it"),
         (
             {"parallel": "deepspeed", "deepspeed_config": "x.json"},
             "optimizer is muon, which needs whole matrices",

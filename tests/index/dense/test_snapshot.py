@@ -1,4 +1,4 @@
-"""The snapshot is a cache: whatever happens to it, searches find the same."""
+"""The snapshot is a cache: missing, damaged or stale, it does not change search results."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from index.dense import snapshot
 from index.dense.snapshot import FILE, MANIFEST
 from index.index import Index
 from index.reading.document import Document
-from index.store.store import FILE as TRUTH
+from index.store.store import FILE as STORE_FILE
 
 D = 8
 VECTORS = np.random.default_rng(0).normal(size=(60, D)).astype(np.float32)
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def is_used(folder, monkeypatch) -> bool:
-    """Whether opening and searching takes the snapshot from the disk rather than the store's vectors."""
+    """Whether opening and searching reads the snapshot instead of the store's vectors."""
     used = []
     read = faiss.read_index
     monkeypatch.setattr(snapshot.faiss, "read_index", lambda *a: used.append(a) or read(*a))
@@ -45,7 +45,7 @@ def is_used(folder, monkeypatch) -> bool:
     return bool(used)
 
 
-def test_it_opens_in_faiss_under_the_passages_numbers(folder):
+def test_the_snapshot_opens_in_faiss_with_passage_numbers_as_ids(folder):
     index = faiss.read_index(str(folder / FILE))
     assert (index.ntotal, index.d) == (50, D)
     assert faiss.vector_to_array(index.id_map).tolist() == list(range(1, 51))
@@ -65,8 +65,8 @@ def flip(path, place):
         lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100]),
         lambda folder: (folder / FILE).write_bytes(b""),
         lambda folder: flip(folder / FILE, 3),
-        lambda folder: flip(folder / FILE, 700),  # in a vector: FAISS loads it without a word
-        lambda folder: flip(folder / FILE, -20),  # in a number
+        lambda folder: flip(folder / FILE, 700),  # in a vector: FAISS loads it without an error
+        lambda folder: flip(folder / FILE, -20),  # in an id
         lambda folder: (folder / MANIFEST).write_text("{"),
         lambda folder: (folder / MANIFEST).write_text("[]"),
         lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe"),
@@ -95,7 +95,7 @@ def test_newer_and_deleted_rows_are_searched_exactly(folder, monkeypatch):
     assert [doc_id for doc_id, _ in found(folder)] == expected
 
 
-def test_a_snapshot_of_another_index_or_past_is_not_used(folder, tmp_path, monkeypatch):
+def test_a_snapshot_of_another_index_or_history_is_not_used(folder, tmp_path, monkeypatch):
     expected = found(folder)
     with Index.create(tmp_path / "other", dimension=D) as other:
         other.add(documents(50), -VECTORS[:50])
@@ -103,12 +103,12 @@ def test_a_snapshot_of_another_index_or_past_is_not_used(folder, tmp_path, monke
         shutil.copy(folder / name, tmp_path / "other" / name)
     assert found(tmp_path / "other") != expected
 
-    shutil.copy(folder / TRUTH, tmp_path / "backup")
+    shutil.copy(folder / STORE_FILE, tmp_path / "backup")
     with Index.open(folder) as index:
         index.add(documents(55)[50:], VECTORS[50:55])
         index.save_snapshot()
-    shutil.copy(tmp_path / "backup", folder / TRUTH)
-    with Index.open(folder) as index:  # grows past the snapshot's number, with other vectors
+    shutil.copy(tmp_path / "backup", folder / STORE_FILE)
+    with Index.open(folder) as index:  # grows past the snapshot's sequence number, with other vectors
         index.add(documents(60)[50:], -VECTORS[50:])
         with_other_past = [hit.doc_id for hit in index.search(QUERY, k=100)]
     cosines = np.concatenate([VECTORS[:50], -VECTORS[50:]]) @ QUERY / np.linalg.norm(VECTORS, axis=1)
@@ -128,7 +128,7 @@ def test_refitting_the_map_makes_the_snapshot_stale(tmp_path, make_encoder, monk
         assert [hit.doc_id for hit in index.search("number", k=40)] == [hit.doc_id for hit in expected]
 
 
-def test_a_snapshot_that_cannot_be_written_costs_time_only(folder):
+def test_a_snapshot_that_cannot_be_written_does_not_change_results(folder):
     expected = found(folder)
     for name in (FILE, MANIFEST):
         (folder / name).unlink()
@@ -139,7 +139,7 @@ def test_a_snapshot_that_cannot_be_written_costs_time_only(folder):
     assert found(folder) == expected
 
 
-def test_the_manifest_says_what_it_is_of(folder):
+def test_the_manifest_records_sequence_and_hashes(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["sequence"] == 50
     assert len(manifest["sha256"]) == len(manifest["map_hash"]) == 64

@@ -1,4 +1,4 @@
-"""Test collections: what is read, and what is refused."""
+"""Test collections: reading, sampling, and refused folders."""
 
 import json
 
@@ -18,17 +18,18 @@ def test_reads_a_beir_folder_and_keeps_the_judged_queries(tmp_path):
     collection = Collection.load(write_beir(tmp_path / "set", DOCUMENTS, QUERIES, qrels), "test")
     assert collection.name == "set"
     assert collection.texts[1] == "Title 1 text 1"
+    # q3 has nothing relevant, q1 no judgement
     assert collection.queries == {
         "q0": "query 0",
         "q2": "query 2",
-    }  # q3 has nothing relevant, q1 no judgement
+    }
     assert collection.qrels["q0"] == {"d1": 2, "d2": 0}
 
 
 @pytest.mark.parametrize(
     ("qrels", "split", "said"),
     [
-        ("q0\td1\t1\n", "dev", r"dev.tsv is missing; the splits that are there: test"),
+        ("q0\td1\t1\n", "dev", r"dev.tsv is missing; available splits: test"),
         ("q9\td1\t1\n", "test", "q9"),
         ("q0 d1 1\n", "test", "test.tsv, line 2"),
         ("q0\td1\thigh\n", "test", "test.tsv, line 2"),
@@ -75,7 +76,7 @@ def test_a_sample_is_reproducible_and_every_query_can_be_answered(tmp_path):
         assert any(sample.documents.get(d) and grade > 0 for d, grade in grades.items())
 
 
-def test_a_run_names_what_was_found(tmp_path):
+def test_a_run_maps_queries_to_scored_document_ids(tmp_path):
     collection = Collection.load(write_beir(tmp_path / "set", DOCUMENTS, QUERIES, "q0\td1\t1\n"), "test")
     run = collection.run(np.array([[2, 1, 0]]), np.array([[3.0, 1.0, 0.0]]), above=0)
     assert run == {"q0": {"d2": 3.0, "d1": 1.0}}

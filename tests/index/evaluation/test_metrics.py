@@ -1,4 +1,4 @@
-"""Figures of retrieval, and how sure their differences are."""
+"""Retrieval metrics, and bootstrap intervals of their differences."""
 
 import json
 import math
@@ -25,10 +25,11 @@ def collection() -> Collection:
 
 
 def test_metrics_by_hand():
+    # four queries found nothing
     run = {
         "q0": {"fair0": 3.0, "good1": 2.0, "good0": 1.0},
         "q1": {"fair0": 1.0},
-    }  # four queries found nothing
+    }
     figures = score(collection(), run)
     best = 2 + 1 / math.log2(3)
     assert figures["nDCG@10"] == pytest.approx((1 + 2 / math.log2(4)) / best / 6)
@@ -52,19 +53,19 @@ def test_intervals_are_those_of_scipy():
     for values, (low, high) in zip((skewed, spread), bootstrap([skewed, spread]), strict=True):
         theirs = stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=2)
         expected = theirs.confidence_interval
-        # ends of 10,000 draws are uncertain by about a fiftieth of the interval
+        # with 10,000 resamples the ends vary by about 1/50 of the interval
         assert (low, high) == pytest.approx(expected, abs=(expected.high - expected.low) / 25)
 
 
 @settings(max_examples=20)
 @given(DIFFERENCES, st.integers(0, 3))
-def test_an_interval_lies_within_the_values_and_turns_with_their_sign(values, seed):
+def test_an_interval_lies_within_the_values_and_flips_with_their_sign(values, seed):
     ours, theirs = bootstrap([values, -values], seed)
     assert values.min() - 1e-12 <= ours[0] <= ours[1] <= values.max() + 1e-12
     assert theirs == pytest.approx((-ours[1], -ours[0]))
-    assert bootstrap([values], seed) == [pytest.approx(ours)]  # whatever it is compared along with
+    assert bootstrap([values], seed) == [pytest.approx(ours)]  # independent of the other samples
 
 
-def test_a_difference_in_every_query_is_certain_and_none_is_none():
+def test_a_constant_difference_gives_an_interval_of_width_zero():
     assert bootstrap([np.full(9, 0.25)]) == [(0.25, 0.25)]
     assert bootstrap([]) == []

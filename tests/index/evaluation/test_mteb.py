@@ -1,4 +1,4 @@
-"""mteb, given an exported embedder and tasks from local files, comes to our figures."""
+"""mteb, run on an exported embedder and local files, gives the same figures as our evaluation."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def sentence(rng: random.Random, n: int) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A BEIR folder whose queries are pieces of their documents, some judged twice, and a file of sentence pairs."""
+    """A BEIR folder with excerpts as queries, some with two relevant documents, and a file of sentence pairs."""
     rng = random.Random(0)
     folder = tmp_path_factory.mktemp("data") / "pieces"
     (folder / "qrels").mkdir(parents=True)
@@ -71,7 +71,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """A random embedder with prompts, as sentence-transformers opens it; its vectors tell texts apart."""
+    """A random embedder with prompts, exported for sentence-transformers."""
     folder = save_model(tmp_path_factory.mktemp("model") / "ours", "qwen3")
     settings = EmbedderConfig(Pooling("mean"), query_prompt="ask: ", document_prompt="text: ", max_tokens=48)
     (folder / "embedder.json").write_text(settings.to_json())
@@ -88,9 +88,9 @@ def test_mteb_agrees_with_our_figures(data, exported, capsys, tmp_path, monkeypa
     ours, ours_sts = (json.loads(line)["results"][0] for line in lines)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs, about themselves
+        warnings.simplefilter("ignore")  # warnings of mteb's own code
         theirs, theirs_sts = their_scores(exported, data)
-    assert ours["cut"] > 100  # and so do they cut
+    assert ours["cut"] > 100  # truncated documents; mteb truncates them, too
     assert 0.1 < ours["nDCG@10"] < 0.99
     assert ours["nDCG@10"] == pytest.approx(theirs["ndcg_at_10"], abs=1e-3)
     assert ours["Recall@100"] == pytest.approx(theirs["recall_at_100"], abs=1e-3)

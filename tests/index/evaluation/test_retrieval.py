@@ -9,7 +9,7 @@ import pytest
 
 from embed.encoding.peer_model import Teacher
 from embed.network.config import EmbedderConfig, Pooling
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from index.evaluation.collection import Collection
@@ -21,7 +21,7 @@ SUBJECTS = ["winter wheat", "steam engines", "coral reefs", "tax law", "string q
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Twelve documents, two on each subject, one of them longer than any limit; a query for each subject."""
+    """Twelve documents, two on each subject, one of them longer than max_tokens; a query for each subject."""
     folder = tmp_path_factory.mktemp("data") / "subjects"
     (folder / "qrels").mkdir(parents=True)
     rows = [
@@ -46,7 +46,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """A cache with a random model under the baseline's name, and ours."""
+    """A model cache with a random model under the baseline's name, and our model."""
     cache = tmp_path_factory.mktemp("cache")
     reference = reference_model(save_model(tmp_path_factory.mktemp("plain") / "model", "qwen3"), "mean")
     reference.save(str(cache / "models" / "all-MiniLM-L6-v2"), create_model_card=False)
@@ -57,7 +57,7 @@ def models(tmp_path_factory) -> Path:
 
 
 def run(capsys, **arguments) -> tuple[str, dict[str, dict], dict]:
-    """What `evaluate_retrieval` wrote: stderr, rows by system, the whole report."""
+    """Run `evaluate_retrieval`; return its stderr, rows by system, and report."""
     evaluate_retrieval(embedder="ours", max_tokens=64, **arguments)
     said = capsys.readouterr()
     report = json.loads(said.out.splitlines()[-1])
@@ -80,11 +80,11 @@ def test_prints_all_rows_and_ends_in_json(data, cache, capsys):
     dense = ["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dim-16"]
     hybrids = ["hybrid" if name == "dense" else f"{name}-hybrid" for name in dense]
     pairs = [name for both in zip(dense, hybrids, strict=True) for name in both]
-    assert list(rows) == ["bm25", *pairs]  # 64 dimensions are more than there are
-    assert rows["bm25"]["Recall@100"] == rows["bm25"]["MRR@10"] == 1  # Chinese, too: by bigrams
+    assert list(rows) == ["bm25", *pairs]  # no dim-64: the vectors have 32 dimensions
+    assert rows["bm25"]["Recall@100"] == rows["bm25"]["MRR@10"] == 1  # also for Chinese, by bigrams
     assert rows["dense"]["model"] == "ours"
     assert [rows[name]["bytes"] for name in ("dense", "int8", "dim-16")] == [4 * 32, 32, 4 * 16]
-    assert rows["dense"]["cut"] == 6  # the books
+    assert rows["dense"]["cut"] == 6  # the six long documents
     assert rows["dense"]["docs/s"] > 0
     expected = rows["hybrid"]["nDCG@10"] / rows["bm25"]["nDCG@10"]
     assert report["ratios"]["hybrid/bm25 nDCG@10 subjects"] == pytest.approx(expected, abs=1e-5)
@@ -120,7 +120,7 @@ def test_run_files_score_as_their_rows_do(data, cache, capsys, tmp_path):
     _, again, _ = run(capsys, data=[str(data)], rows=["bm25"], peer_runs=[str(peer)])
     for figure in ("nDCG@10", "Recall@100", "MRR@10"):
         assert again["a peer"][figure] == pytest.approx(rows["hybrid"][figure], abs=1e-6)
-    with pytest.raises(InputError, match=r"other\.x\.run is of none of the collections subjects"):
+    with pytest.raises(InputError, match=r"other\.x\.run belongs to none of the collections subjects"):
         run(capsys, data=[str(data)], peer_runs=[str(tmp_path / "other.x.run")])
     for taken in ("dense", "dim-64", "floor-hybrid"):
         with pytest.raises(InputError, match=f"a second row called {taken}"):
@@ -138,12 +138,10 @@ def test_training_texts_among_the_evaluation_texts_are_counted(data, cache, caps
     said, rows, _ = run(capsys, data=[str(data)], rows=["bm25"], training_data=[str(path)])
     assert rows["bm25"]["near-duplicate queries"] == 1
     assert rows["bm25"]["near-duplicate documents"] == 1
-    assert "1 of 6 subjects's queries are in the training data" in said
+    assert "1 of 6 subjects's queries have near-duplicates in the training data" in said
 
 
-def test_the_same_weights_pooled_otherwise_are_not_answered_from_the_cache(
-    data, models, tmp_path, monkeypatch
-):
+def test_another_pooling_of_the_same_weights_does_not_use_the_cache(data, models, tmp_path, monkeypatch):
     monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path / "cache"))
     texts = Collection.load(data, "test").texts
     folder = models / "models" / "all-MiniLM-L6-v2"
@@ -159,13 +157,13 @@ def test_the_same_weights_pooled_otherwise_are_not_answered_from_the_cache(
 
 
 def test_no_data_is_refused():
-    with pytest.raises(InputError, match="--data names nothing"):
+    with pytest.raises(InputError, match="--data is empty"):
         evaluate_retrieval(data=[])
-    with pytest.raises(InputError, match="--rows names hybrid alone"):
+    with pytest.raises(InputError, match="--rows is hybrid only"):
         evaluate_retrieval(data=["anything"], rows=["hybrid"])
 
 
-def test_prints_nothing_of_ours_when_the_baseline_misses_its_published_score(
+def test_prints_no_results_when_the_baseline_misses_its_published_score(
     data, models, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("ZHIZHI_CACHE", str(models))
@@ -173,13 +171,13 @@ def test_prints_nothing_of_ours_when_the_baseline_misses_its_published_score(
     shutil.copytree(data, tmp_path / "scifact")
     arguments = ["retrieval", "--data", str(tmp_path / "scifact"), "--embedder", "ours"]
     with pytest.raises(SystemExit) as caught:
-        open_door({"retrieval": evaluate_retrieval}, args=arguments)
+        run_command({"retrieval": evaluate_retrieval}, args=arguments)
     assert "all-MiniLM-L6-v2 reaches nDCG@10" in str(caught.value.code)  # a string: status 1, on stderr
     assert "0.645 is published" in str(caught.value.code)
     assert capsys.readouterr().out == ""
 
 
-def test_the_gate_lets_the_published_score_through(data):
+def test_check_published_accepts_published_scores_and_refuses_others(data):
     scifact = Collection("scifact", "test", {}, {}, {})
     check_published("all-MiniLM-L6-v2", scifact, 0.6470)
     check_published("another", scifact, 0.1)

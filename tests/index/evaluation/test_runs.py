@@ -23,7 +23,7 @@ def collection(*queries: str, documents: list[str] = NAMES) -> Collection:
 
 @settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(["q1", "q2", "q3"]), SCORES, min_size=1))
-def test_what_is_written_is_read_again_by_us_and_by_ir_measures(tmp_path_factory, run):
+def test_run_files_round_trip_here_and_in_ir_measures(tmp_path_factory, run):
     path = write_run(tmp_path_factory.mktemp("runs"), collection("q1", "q2", "q3"), "dense", run)
     assert path.name == "set.dense.run"
     assert read_run(path, collection("q1", "q2", "q3")) == run
@@ -38,7 +38,7 @@ def test_what_is_written_is_read_again_by_us_and_by_ir_measures(tmp_path_factory
         assert scores == sorted(scores, reverse=True)
 
 
-def test_an_id_that_the_format_cannot_hold_is_refused(tmp_path):
+def test_an_id_with_white_space_is_refused(tmp_path):
     spaced = collection("q1", documents=["a b"])
     with pytest.raises(InputError, match="the id 'a b' has white space"):
         write_run(tmp_path, spaced, "dense", {"q1": {"a b": 1.0}})

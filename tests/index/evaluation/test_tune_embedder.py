@@ -1,4 +1,4 @@
-"""Choosing settings by measuring: what is measured is what an encoder and an index with these settings do."""
+"""Tuning settings: the measured values equal those of an encoder and an index with these settings."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def pairs(tmp_path_factory) -> Path:
     return path
 
 
-def test_one_forward_gives_what_an_encoder_of_each_pooling_gives(model):
+def test_one_forward_equals_an_encoder_for_each_pooling(model):
     plain = Encoder.from_pretrained(model)
     poolings = [
         Pooling("mean", layer, skip, unit)
@@ -44,10 +44,10 @@ def test_one_forward_gives_what_an_encoder_of_each_pooling_gives(model):
     for pooling in poolings:
         encoder = Encoder(plain.model, plain.tokenizer, EmbedderConfig(pooling))
         np.testing.assert_allclose(found[pooling], encoder.encode(["", *TEXTS], max_tokens=256), atol=1e-6)
-    assert not any(module._forward_hooks for module in plain.model.modules())  # left as it was
+    assert not any(module._forward_hooks for module in plain.model.modules())  # all hooks were removed
 
 
-def test_lexical_scores_are_the_indexs_own(pairs, tmp_path):
+def test_lexical_scores_equal_the_indexs(pairs, tmp_path):
     collection = Collection.from_pairs(pairs)
     scores = lexical_scores(collection)
     with Index.create(tmp_path / "index", dimension=1) as index:
@@ -92,17 +92,17 @@ def test_never_tunes_on_a_test_split(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"data": []}, "names nothing"),
-        ({"layers": []}, "names nothing"),
-        ({"out": "no/such/folder/x.json"}, "folder is not there"),
+        ({"data": []}, "is empty"),
+        ({"layers": []}, "is empty"),
+        ({"out": "no/such/folder/x.json"}, "folder does not exist"),
     ],
 )
-def test_what_cannot_end_well_is_not_begun(model, pairs, tmp_path, arguments, message):
+def test_bad_arguments_are_refused(model, pairs, tmp_path, arguments, message):
     good = {"data": [str(pairs)], "out": str(tmp_path / "x.json"), "embedder": str(model), "layers": [0]}
     with pytest.raises(InputError, match=message):
         tune_embedder(**{**good, **arguments})
 
 
-def test_a_layer_that_is_not_there_is_refused(model, pairs, tmp_path):
+def test_a_layer_beyond_the_model_is_refused(model, pairs, tmp_path):
     with pytest.raises(InputError, match="layer 4 is not"):
         tune_embedder(data=[str(pairs)], out=str(tmp_path / "x.json"), embedder=str(model), layers=[0, 4])

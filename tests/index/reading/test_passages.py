@@ -38,7 +38,7 @@ PIECES = [
     max_tokens=st.integers(16, 64),
     data=st.data(),
 )
-def test_passages_are_short_enough_overlap_and_miss_nothing(text, max_tokens, data):
+def test_passages_respect_max_tokens_and_overlap_and_cover_the_text(text, max_tokens, data):
     overlap = data.draw(st.integers(0, max_tokens // 2))
     tokenizer = TOKENIZERS["bytes"]
     passages = list(split(Document("d", text), tokenizer, max_tokens, overlap))
@@ -53,14 +53,14 @@ def test_passages_are_short_enough_overlap_and_miss_nothing(text, max_tokens, da
         assert one.start < other.start
         assert one.end < other.end
         if one.end > other.start:
-            # a token that straddles the seam may fall into two
+            # a token across the boundary may be split in two
             assert len(tokenizer.encode(text[other.start : one.end])) <= overlap + 4
         if overlap == 0:
             assert one.end <= other.start
     assert passages == list(split(Document("d", text), tokenizer, max_tokens, overlap))
 
 
-def test_passages_end_where_a_reader_would_end_them():
+def test_passages_end_at_sentence_and_paragraph_boundaries():
     tokenizer = TOKENIZERS["characters"]
     sentences = [
         "The quick brown fox jumps over the lazy dog. ",
@@ -79,28 +79,28 @@ def test_passages_end_where_a_reader_would_end_them():
     assert second.start == 92
 
 
-def test_neighbours_share_the_overlap():
+def test_neighbouring_passages_overlap():
     text = " ".join(f"word{i}" for i in range(400))
     passages = list(split(Document("d", text), TOKENIZERS["bytes"], 64, 16))
     shared = [a.end - b.start for a, b in pairwise(passages)]
     assert min(shared) > 0
 
 
-def test_a_title_alone_is_an_empty_passage_and_nothing_is_none():
+def test_a_title_alone_gives_an_empty_passage_and_an_empty_document_none():
     (passage,) = split(Document("d", " \n", "Title"), TOKENIZERS["bytes"])
     assert (passage.start, passage.end, passage.text) == (0, 0, "")
     assert list(split(Document("d", " \n", " "), TOKENIZERS["bytes"])) == []
 
 
 @pytest.mark.parametrize(("max_tokens", "overlap"), [(15, 0), (0, 0), (64, 33), (64, -1)])
-def test_lengths_that_cannot_be_are_refused(max_tokens, overlap):
+def test_invalid_lengths_are_refused(max_tokens, overlap):
     with pytest.raises(InputError, match=r"expected (at least 16|0 to 32)"):
         list(split(Document("d", "text"), TOKENIZERS["bytes"], max_tokens, overlap))
 
 
 @pytest.mark.parametrize("unit", ["x", "word and word. ", " ", "知", "\n"])
-def test_time_and_memory_grow_with_the_text_and_no_faster(unit):
-    """A line of many megabytes without any place to cut; memory is what splitting it needs beyond the text itself."""
+def test_time_and_memory_grow_linearly_with_the_text(unit):
+    """A long text without sentence boundaries; the memory is measured beyond that of the text itself."""
 
     def seconds(n: int) -> float:
         document = Document("d", unit * (n // len(unit)) + "end")

@@ -35,7 +35,7 @@ def test_jsonl_reads_beir_keys_and_takes_the_others_for_metadata(tmp_path):
 
 
 @pytest.mark.parametrize(("ending", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
-def test_compressed_jsonl_and_what_is_left_of_it_when_torn(tmp_path, ending, opener):
+def test_compressed_jsonl_is_read_and_refused_if_truncated(tmp_path, ending, opener):
     path = tmp_path / f"c.jsonl{ending}"
     with opener(path, "wt") as stream:
         stream.writelines(
@@ -52,15 +52,15 @@ def test_compressed_jsonl_and_what_is_left_of_it_when_torn(tmp_path, ending, ope
     [
         (b'{"text": x}', "line 2, is not valid JSON: Expecting value (character 10)."),
         (b'{"text": "x"', "line 2, is not valid JSON: Expecting ',' delimiter (character 14)."),
-        (b'{"txt": "x"}', 'line 2: expected a JSON object with the key "text"'),
+        (b'{"txt": "x"}', 'line 2: expected a JSON object whose key "text"'),
         (b'["text"]', "line 2: expected a JSON object"),
         (b'{"text": "\xff"}', "line 2, is not UTF-8"),
-        (b'{"text": "x", "score": NaN}', "NaN is no JSON value"),
-        (b'{"text": "x \\ud83d"}', "half of a surrogate pair"),
-        (b'{"text": "x", "_id": null}', "the id a string or a whole number"),
+        (b'{"text": "x", "score": NaN}', "NaN is not a JSON value"),
+        (b'{"text": "x \\ud83d"}', "surrogate"),
+        (b'{"text": "x", "_id": null}', "the id to be a string or an integer"),
         (b'{"text": "x", "_id": ""}', "line 2: document ''"),
         (b'{"text": "x", "metadata": [1]}', "expected metadata to be an object"),
-        (b'{"text": "x", "_id": "a"}', "another document has the id 'a' already"),
+        (b'{"text": "x", "_id": "a"}', "another document has the id 'a'"),
         (b"[" * 100_000, "line 2, is not valid JSON"),
     ],
 )
@@ -120,12 +120,12 @@ def test_markdown_has_a_title_and_keeps_its_text(tmp_path, text, title, metadata
     ("name", "content", "message"),
     [
         ("a.txt", b"caf\xe9", "a.txt is not UTF-8 text"),
-        ("a.txt", b"a\0b", "a.txt is not text: it holds a zero byte"),
-        ("a.pdf", b"%PDF", "a.pdf is of no kind that can be read; expected one of .jsonl"),
-        ("folder/a.pdf", b"%PDF", "folder holds no file that can be read"),
+        ("a.txt", b"a\0b", "a.txt is not text: it contains a zero byte"),
+        ("a.pdf", b"%PDF", "a.pdf is not a supported file; expected one of .jsonl"),
+        ("folder/a.pdf", b"%PDF", "folder has no supported file"),
     ],
 )
-def test_what_is_no_text_is_refused(tmp_path, name, content, message):
+def test_files_that_are_not_text_are_refused(tmp_path, name, content, message):
     path = write(tmp_path / name, content)
     with pytest.raises(InputError) as error:
         list(iter_documents([path.parent if path.parent != tmp_path else path]))
@@ -140,7 +140,7 @@ def test_a_missing_path_and_the_same_file_twice_are_refused(tmp_path):
         list(iter_documents([path, tmp_path]))
 
 
-def test_the_hash_follows_the_content_and_nothing_else():
+def test_the_hash_depends_on_the_content_only():
     document = Document("a", "text", "title", {"x": 1, "y": [2]}, source="here")
     assert document.hash == Document("b", "text", "title", {"y": [2], "x": 1}, source="there").hash
     others = [
@@ -152,6 +152,6 @@ def test_the_hash_follows_the_content_and_nothing_else():
 
 
 @pytest.mark.parametrize("metadata", [{"x": float("nan")}, {"x": object()}, {"x": {1, 2}}])
-def test_metadata_that_json_cannot_hold_is_refused(metadata):
-    with pytest.raises(InputError, match="JSON cannot hold its metadata"):
+def test_metadata_that_json_cannot_represent_is_refused(metadata):
+    with pytest.raises(InputError, match="JSON cannot represent its metadata"):
         Document("a", "text", metadata=metadata)

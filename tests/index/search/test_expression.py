@@ -10,7 +10,7 @@ from index.store.schema import TOKENIZER
 
 
 def found(query: str, *texts: str) -> list[int]:
-    """Places of the texts that a query matches, best first."""
+    """Indices of the texts that a query matches, best first."""
     table = sqlite3.connect(":memory:")
     try:
         table.execute(f"CREATE VIRTUAL TABLE t USING fts5 (terms, tokenize = '{TOKENIZER}')")
@@ -29,7 +29,7 @@ def found(query: str, *texts: str) -> list[int]:
     ("query", "text"),
     [
         ("大学", "北京大学的学生"),
-        ("学", "北京大学"),  # the last character of a run
+        ("学", "北京大学"),  # the last character of a run of CJK characters
         ("北", "北京大学"),
         ("ひらがな", "これはひらがなです"),
         ("한국", "한국어를"),
@@ -94,7 +94,7 @@ def test_no_query_is_a_syntax_error_and_a_text_finds_itself(text):
         assert result == [0]
 
 
-def test_a_book_as_a_query_is_bounded():
+def test_a_very_long_query_is_limited_to_max_terms():
     expression = match_expression(" ".join(f"word{i}" for i in range(50_000)))
     assert expression is not None
     assert expression.count(" OR ") == MAX_TERMS - 1

@@ -50,7 +50,7 @@ def index(tmp_path_factory):
         ({"status": "'; DROP TABLE documents; --"}, ""),
     ],
 )
-def test_what_a_filter_lets_through(index, wanted, found):
+def test_a_filter_selects_documents(index, wanted, found):
     hits = index.search(np.ones(4), k=10, filter=wanted)
     assert sorted(hit.doc_id for hit in hits) == [f"d{i}" for i in found]
 
@@ -71,12 +71,12 @@ def test_what_a_filter_lets_through(index, wanted, found):
         object(),
     ],
 )
-def test_conditions_of_another_form_are_refused(index, value):
+def test_invalid_conditions_are_refused(index, value):
     with pytest.raises(InputError, match="filter on 'year'"):
         index.search(np.ones(4), filter={"year": value})
 
 
-def test_filters_as_they_are_typed():
+def test_parses_filters_of_the_command_line():
     assert parse_filter(["status=Final", "status=Active"]) == {"status": ["Final", "Active"]}
     assert parse_filter(["year>=2001", "year<=2010.5"]) == {"year": {"gte": 2001, "lte": 2010.5}}
     assert parse_filter(["year=2010", "draft=true"]) == {"year": ["2010", 2010], "draft": ["true", True]}

@@ -20,13 +20,13 @@ def test_z_by_hand():
     np.testing.assert_allclose(scores, 0.7 * (DENSE - 0.1) / 0.2 + 0.3 * (LEXICAL - 1) / 2, rtol=1e-5)
 
 
-def test_rrf_by_hand_and_a_passage_without_the_words_has_no_rank():
+def test_rrf_by_hand_and_a_passage_without_query_terms_has_no_lexical_rank():
     scores = fuse(Fusion("rrf", k=60), DENSE, LEXICAL, NONE, NONE)
     np.testing.assert_allclose(scores, [1 / 61, 1 / 64 + 1 / 61, 1 / 62 + 1 / 62, 1 / 63], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["tm2c2", "z"])
-def test_a_leg_that_knows_nothing_does_not_vote(kind):
+def test_a_retriever_with_equal_scores_does_not_change_the_order(kind):
     nothing = np.zeros(4, dtype=np.float32)
     for dense, lexical, order in ((DENSE, nothing, DENSE), (nothing, LEXICAL, LEXICAL)):
         scores = fuse(Fusion(kind, 0.5), dense, lexical, Spread(0, 0), Spread(0, 0))

@@ -1,4 +1,4 @@
-"""Search against brute force over what was put in."""
+"""Search compared with brute force over the added documents."""
 
 import threading
 
@@ -55,13 +55,13 @@ def test_dense_search_equals_brute_force(index, n_queries):
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_any_sequence_of_changes_leaves_what_was_put_in(tmp_path_factory, data):
-    """A dict is the model; the snapshot is made anew after every few changes, and the index reopened at times."""
+def test_any_sequence_of_changes_gives_the_expected_contents(tmp_path_factory, data):
+    """A dict has the expected contents. The snapshot is rebuilt every few changes, and the index reopened at times."""
     folder = tmp_path_factory.mktemp("changes") / "index"
     documents, vectors = corpus(60)
     model: dict[str, np.ndarray] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense, "MOST_CHANGES", 7)
+        patch.setattr(dense, "MAX_CHANGES", 7)
         index = Index.create(folder, dimension=D)
         for _ in range(data.draw(st.integers(1, 12))):
             action = data.draw(st.sampled_from(["add", "upsert", "delete", "reopen", "save", "search"]))
@@ -117,7 +117,7 @@ def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_e
                 0.6 * (cosines - cosines.mean()) / cosines.std() + 0.4 * (bm25 - bm25.mean()) / bm25.std()
             )
         else:
-            ranks = [np.argsort(np.argsort(-leg, kind="stable")) + 1 for leg in (cosines, bm25)]
+            ranks = [np.argsort(np.argsort(-scores, kind="stable")) + 1 for scores in (cosines, bm25)]
             expected = 1 / (60 + ranks[0]) + np.where(bm25 > 0, 1 / (60 + ranks[1]), 0)
         hits = index.search(query, k=10)
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1][:10], atol=2e-3)
@@ -130,8 +130,8 @@ def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_e
         assert index.search(query, filter={"doc_id": "none of these"}) == []
 
 
-def test_z_spread_follows_from_the_moments_through_changes(index, monkeypatch):
-    monkeypatch.setattr(dense, "MOST_CHANGES", 50)
+def test_z_spread_is_exact_after_changes(index, monkeypatch):
+    monkeypatch.setattr(dense, "MAX_CHANGES", 50)
     documents, vectors = corpus(200)
     index.add(documents[:100], vectors[:100])
     index.save_snapshot()
@@ -140,14 +140,14 @@ def test_z_spread_follows_from_the_moments_through_changes(index, monkeypatch):
     index.delete([f"d{i}" for i in range(95, 105)])
     with index._current() as (_, view):
         alive = [i for i in range(130) if not 95 <= i < 105]
-        assert len(view.dead) == 5
+        assert len(view.deleted) == 5
         assert len(view.numbers) == 25
         scores = vectors[alive].astype(np.float64) @ vectors[199]
         assert view.spread(vectors[199]) == pytest.approx((scores.mean(), scores.std()), rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["dense", "hybrid", "lexical"])
-def test_a_filtered_search_finds_k_if_there_are_k(tmp_path, encoder, mode):
+def test_a_filtered_search_finds_k_hits_if_k_match(tmp_path, encoder, mode):
     documents = [
         Document(f"d{i}", f"python number {i} says hello", "", {"rare": i % 97 == 0}) for i in range(400)
     ]
@@ -160,7 +160,7 @@ def test_a_filtered_search_finds_k_if_there_are_k(tmp_path, encoder, mode):
         assert index.search("python", mode=mode, filter={"rare": "no such value"}) == []
 
 
-def test_the_corpus_map_is_fitted_at_the_first_build_and_when_asked(tmp_path, make_encoder):
+def test_the_corpus_map_is_fitted_at_the_first_build_and_on_request(tmp_path, make_encoder):
     encoder = make_encoder(corpus_map="whiten", map_components=6)
     texts = [document.text for document in corpus(70)[0]]
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
@@ -179,7 +179,7 @@ def test_the_corpus_map_is_fitted_at_the_first_build_and_when_asked(tmp_path, ma
             assert index.stats()["map_passages"] == 70
 
 
-def test_documents_added_one_at_a_time_get_a_map_of_more_than_two(tmp_path, make_encoder):
+def test_the_map_is_refitted_while_documents_are_added_one_at_a_time(tmp_path, make_encoder):
     encoder = make_encoder(corpus_map="standardise")
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
         sizes = []
@@ -187,10 +187,10 @@ def test_documents_added_one_at_a_time_get_a_map_of_more_than_two(tmp_path, make
             index.add(document)
             sizes.append((index.stats()["map_passages"], index.stats()["passages"]))
         assert all(fitted > there / 2 for fitted, there in sizes[1:])
-        assert len(dict(sizes)) < 8  # and not at every one
+        assert len(dict(sizes)) < 8  # but not after every document
 
 
-def test_an_index_loads_the_embedder_that_it_remembers(tmp_path, make_encoder):
+def test_an_index_loads_the_embedder_that_it_records(tmp_path, make_encoder):
     encoder = make_encoder()
     encoder.model.save_pretrained(tmp_path / "model")
     encoder.tokenizer.save(tmp_path / "model")
@@ -204,17 +204,17 @@ def test_an_index_loads_the_embedder_that_it_remembers(tmp_path, make_encoder):
             assert index.search("python") == expected
     (tmp_path / "model" / "embedder.json").write_text(make_encoder(query_prompt="q: ").config.to_json())
     with Index.open(tmp_path / "index") as index:
-        assert index.search("python", mode="lexical")  # needs none
+        assert index.search("python", mode="lexical")  # needs no embedder
         with pytest.raises(InputError, match="was built with"):
             index.search("python")
 
 
-def test_refitting_is_refused_where_there_is_no_map(index):
+def test_refitting_without_a_map_is_refused(index):
     with pytest.raises(InputError, match="needs no corpus map"):
         index.refit_map()
 
 
-def test_titles_are_embedded_and_searched_but_are_no_part_of_a_passage(tmp_path, encoder):
+def test_titles_are_embedded_and_searched_but_are_not_part_of_a_passage(tmp_path, encoder):
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=4) as index:
         index.add(Document("a", "It is about indentation. " * 20, "Zebra stripes"))
         hits = index.search("zebra", mode="lexical")
@@ -227,7 +227,7 @@ def test_titles_are_embedded_and_searched_but_are_no_part_of_a_passage(tmp_path,
         assert index.search(whole[0], k=1)[0].score == pytest.approx(1, abs=1e-3)
 
 
-def test_what_is_cut_is_counted(tmp_path, encoder):
+def test_truncated_texts_are_counted(tmp_path, encoder):
     with Index.create(
         tmp_path / "index", encoder, max_tokens=64, overlap=0, passages_per_document=2
     ) as index:
@@ -253,15 +253,15 @@ def test_what_is_cut_is_counted(tmp_path, encoder):
         ({"query": ""}, "query is empty"),
         ({"query": " \n"}, "query is empty"),
         ({"query": ["a", ""]}, "query is empty"),
-        ({"query": "\ud83d"}, "half of a surrogate pair"),
+        ({"query": "\ud83d"}, "unpaired surrogate"),
         ({"query": "x", "k": 0}, "k is 0"),
         ({"query": "x", "k": True}, "k is True"),
         ({"query": "x", "mode": "fuzzy"}, "mode is 'fuzzy'; expected hybrid, dense, lexical"),
         ({"query": np.zeros(3)}, r"vectors have the shape \(3,\)"),
-        ({"query": np.full(D, np.nan)}, "not finite"),
-        ({"query": [1, "x"]}, "expected vectors of 8 numbers"),
-        ({"query": np.ones(D), "mode": "lexical"}, "takes words"),
-        ({"query": "x"}, "built of ready vectors"),
+        ({"query": np.full(D, np.nan)}, "NaN or infinite"),
+        ({"query": [1, "x"]}, "not arrays of numbers"),
+        ({"query": np.ones(D), "mode": "lexical"}, "needs a text"),
+        ({"query": "x"}, "built from precomputed vectors"),
     ],
 )
 def test_bad_queries_are_refused(index, arguments, message):
@@ -279,7 +279,7 @@ def test_an_empty_index_finds_nothing_and_an_empty_batch_too(tmp_path, encoder):
 
 
 def test_many_threads_search_while_one_writes(index):
-    """Every search sees whole documents of one moment: as many passages as some moment had, all found by name."""
+    """Every search sees one committed state: all queries of a batch find the same number of passages."""
     documents, vectors = corpus(400)
     index.add(documents[:100], vectors[:100])
     failures: list[BaseException] = []
@@ -291,7 +291,7 @@ def test_many_threads_search_while_one_writes(index):
                 hits = index.search(vectors[:9], k=1000)
                 assert {len(row) for row in hits} <= set(range(100, 401, 10))
                 assert len({len(row) for row in hits}) == 1
-        except BaseException as error:  # carried to the main thread, which fails by it
+        except BaseException as error:  # reported by the main thread
             failures.append(error)
 
     threads = [threading.Thread(target=search) for _ in range(4)]
@@ -306,8 +306,8 @@ def test_many_threads_search_while_one_writes(index):
     assert len(index.search(vectors[0], k=1000)) == 400
 
 
-def test_a_searching_thread_takes_no_more_processors_than_torch(index):
-    """FAISS keeps their number per thread, and a thread that it has not seen starts with the system's."""
+def test_a_search_thread_uses_no_more_threads_than_torch(index):
+    """OpenMP, which FAISS uses, has this limit per thread; in a new thread it is the system's default."""
     documents, vectors = corpus(20)
     index.add(documents, vectors)
     used: list[int] = []

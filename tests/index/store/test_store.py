@@ -1,4 +1,4 @@
-"""What is kept: documents whole, settings, the embedder; what kills, other writers and damage do to it."""
+"""The store: documents, settings and embedder, also after kills, with other writers and with damaged files."""
 
 import os
 import random
@@ -29,7 +29,7 @@ def n_documents(folder: Path) -> int:
 
 
 def contents(folder) -> dict[str, list]:
-    """Everything in the store but the vectors' last bits."""
+    """All rows of the store; of the vectors only their lengths, since their last bits may differ."""
     with sqlite3.connect(folder / FILE) as connection:
         tables = {
             "documents": "SELECT number, id, title, text, metadata, hash FROM documents ORDER BY number",
@@ -44,7 +44,7 @@ def contents(folder) -> dict[str, list]:
     return result
 
 
-# Importing torch takes longer than the build, so one process imports it and forks a builder for each folder it reads.
+# Importing torch takes longer than the build, so one process imports it and forks a builder per folder name on stdin.
 BUILDERS = """
 import os, sys
 import index.store.write, torch
@@ -102,7 +102,7 @@ def test_kill_9_at_any_moment_loses_no_committed_document(tmp_path):
         for _ in range(7):
             kill_at = len(committed) + moments.randrange(12) if committed else moments.randrange(2)
             assert build(folder, kill_at) == -signal.SIGKILL
-            if folder.exists():  # a whole index, or none if the builder was killed before it had made one
+            if folder.exists():  # a complete index, or none if the builder was killed before it existed
                 now = contents(folder)["documents"]
                 assert len(now) >= kill_at
                 assert now[: len(committed)] == committed
@@ -141,7 +141,7 @@ def test_add_upsert_and_delete(tmp_path, encoder):
         assert index.add(first).added == 1
         assert index.add([first, Document("b", "Pears, too.")]).unchanged == 1
         changed = Document("a", "Apples are computers, too. " * 20)
-        with pytest.raises(InputError, match=r"'a' is there with other content; use upsert"):
+        with pytest.raises(InputError, match=r"'a' exists with other content; use upsert"):
             index.add([Document("c", "Cherries."), changed])
         assert index.get("a") == first
         result = index.upsert([changed, changed])
@@ -156,7 +156,7 @@ def test_add_upsert_and_delete(tmp_path, encoder):
     assert len(contents(tmp_path / "index")["lexical"]) == 1
 
 
-def test_numbers_are_never_given_twice(tmp_path):
+def test_passage_numbers_are_never_reused(tmp_path):
     with Index.create(tmp_path / "index", dimension=2) as index:
         seen = set()
         for i in range(5):
@@ -186,9 +186,9 @@ def test_an_interrupted_stream_keeps_what_was_committed(tmp_path, encoder):
     [
         ([[1, 2, 3]], r"vectors have the shape \(1, 3\)"),
         ([[1, 2], [3, 4]], "1 documents and 2 vectors"),
-        ([[1, float("inf")]], "not finite"),
-        ([["a", "b"]], "expected vectors of 2 numbers"),
-        (None, "built of ready vectors"),
+        ([[1, float("inf")]], "NaN or infinite"),
+        ([["a", "b"]], "not arrays of numbers"),
+        (None, "built from precomputed vectors"),
     ],
 )
 def test_bad_vectors_are_refused_and_leave_nothing(tmp_path, vectors, message):
@@ -206,7 +206,7 @@ def test_another_embedder_is_refused_by_name(tmp_path, make_encoder):
         with pytest.raises(InputError, match=rf"built with first \(\w+\), not with {other.name} \(\w+\)"):
             Index.open(folder, other)
     Index.create(tmp_path / "vectors", dimension=4).close()
-    with pytest.raises(InputError, match="built with ready vectors, not with first"):
+    with pytest.raises(InputError, match="built with precomputed vectors, not with first"):
         Index.open(tmp_path / "vectors", make_encoder(name="first"))
 
 
@@ -221,14 +221,14 @@ def test_a_full_disk_leaves_no_half_made_index(tmp_path, encoder):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_no_index_is_refused_and_left_alone(tmp_path, encoder, monkeypatch):
-    with pytest.raises(InputError, match="holds no index"):
+def test_invalid_index_folders_are_refused_and_unchanged(tmp_path, encoder, monkeypatch):
+    with pytest.raises(InputError, match="has no index"):
         Index.open(tmp_path / "nowhere")
     folder = tmp_path / "index"
     Index.create(folder, encoder, max_tokens=32).close()
-    with pytest.raises(InputError, match="holds an index already"):
+    with pytest.raises(InputError, match="has an index already"):
         Index.create(folder, encoder, max_tokens=32)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         Index.create(tmp_path, encoder, max_tokens=32)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
@@ -241,7 +241,7 @@ def test_what_is_no_index_is_refused_and_left_alone(tmp_path, encoder, monkeypat
     with pytest.raises(InputError, match="has format 99"):
         Index.open(folder)
     (folder / FILE).write_bytes(b"not a database, whatever its name says" * 100)
-    with pytest.raises(InputError, match="is no index that can be read"):
+    with pytest.raises(InputError, match="cannot be read as an index"):
         Index.open(folder)
 
 
@@ -249,12 +249,12 @@ def test_what_is_no_index_is_refused_and_left_alone(tmp_path, encoder, monkeypat
     ("arguments", "message"),
     [
         ({"max_tokens": 8}, "max_tokens is 8"),
-        ({"max_tokens": 97}, "max_tokens is 97; the embedder tiny takes 96"),
+        ({"max_tokens": 97}, "max_tokens is 97; the embedder tiny takes at most 96"),
         ({"max_tokens": 64, "overlap": 40}, "overlap is 40"),
         ({"max_tokens": 64, "passages_per_document": 0}, "passages_per_document is 0"),
     ],
 )
-def test_settings_that_cannot_be_leave_no_folder(tmp_path, encoder, arguments, message):
+def test_invalid_settings_leave_no_folder(tmp_path, encoder, arguments, message):
     with pytest.raises(InputError, match=message):
         Index.create(tmp_path / "index", encoder, **arguments)
     with pytest.raises(InputError, match="dimension is 0"):
@@ -262,7 +262,7 @@ def test_settings_that_cannot_be_leave_no_folder(tmp_path, encoder, arguments, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_writes_at_a_time_and_others_read(tmp_path):
+def test_one_writer_at_a_time_while_others_read(tmp_path):
     with Index.create(tmp_path / "index", dimension=2) as index, Index.open(tmp_path / "index") as other:
         index.add(Document("a", "text a"), [1, 0])
         inside, go_on = threading.Event(), threading.Event()
@@ -273,7 +273,7 @@ def test_one_writes_at_a_time_and_others_read(tmp_path):
             yield Document("b", "text b")
 
         def write_slowly():
-            with pytest.raises(InputError, match="built of ready vectors"):
+            with pytest.raises(InputError, match="built from precomputed vectors"):
                 index.add(slow())
 
         writer = threading.Thread(target=write_slowly)

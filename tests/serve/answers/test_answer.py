@@ -1,4 +1,4 @@
-"""Answers without HTTP, and the terminal door."""
+"""Answers without HTTP, and the command ask."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from gpt_core.generation.engine import Engine
 from index import Document, Hit, Index
 from serve import create_app
 from serve.answers.answer import GREEDY, NOT_FOUND, answer, ground, retrieve
-from serve.answers.prompt import PASSAGE_TOKENS, build_prompt
+from serve.answers.prompt import MAX_PASSAGE_TOKENS, build_prompt
 from serve.ask import ask, render
 from serve.work.loading import load
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker
@@ -29,7 +29,7 @@ def engine(tokenizer):
     return Engine(speaker(tokenizer, TRUE), tokenizer, context=1024)
 
 
-def test_answer_is_what_streams_out_and_cites(index, engine):
+def test_an_answer_equals_its_streamed_text_and_cites(index, engine):
     pieces = []
     found = answer(QUESTION, index, engine, on_text=pieces.append)
     assert found.found
@@ -40,7 +40,7 @@ def test_answer_is_what_streams_out_and_cites(index, engine):
     assert found.n_prompt_cut == 0
 
 
-def test_a_filter_keeps_an_answer_to_its_documents(index, engine):
+def test_a_filter_restricts_an_answer_to_its_documents(index, engine):
     found = answer(QUESTION, index, engine, filter={"doc_id": ["cats", "beijing"]})
     assert {h.doc_id for h in found.hits} == {"cats", "beijing"}
     assert not found.found
@@ -57,25 +57,25 @@ def test_prompt_takes_the_best_hits_that_fit(tokenizer):
     hits = [hit(f"{i} " * 200, name=str(i)) for i in range(5)]
     prompt = build_prompt("Why?", hits, tokenizer, 4096, 96)
     text = tokenizer.decode(prompt.token_ids)
-    assert prompt.n_hits == PASSAGE_TOKENS // len(tokenizer.encode(f"T\n{hits[0].text}\n\n"))
+    assert prompt.n_hits == MAX_PASSAGE_TOKENS // len(tokenizer.encode(f"T\n{hits[0].text}\n\n"))
     assert hits[prompt.n_hits - 1].text in text
     assert hits[prompt.n_hits].text[:10] not in text
     assert text.index(hits[0].text) < text.index("Why?")
-    assert len(prompt.token_ids) < PASSAGE_TOKENS + 100
+    assert len(prompt.token_ids) < MAX_PASSAGE_TOKENS + 100
 
     tight = build_prompt("Why?", hits, tokenizer, 400, 96)
     assert (tight.n_hits, tight.n_cut) == (1, 0)
     assert len(tight.token_ids) <= 400 - 96
 
 
-def test_a_hit_too_long_by_itself_is_cut_and_counted(tokenizer):
+def test_a_single_hit_that_is_too_long_is_cut_and_counted(tokenizer):
     long = hit("word " * 3000)
     prompt = build_prompt("Why?", [long, hit("short")], tokenizer, 4096, 96)
     assert prompt.n_hits == 1
     n_around = len(build_prompt("Why?", [], tokenizer, 4096, 96).token_ids)
-    assert 0 <= n_around + PASSAGE_TOKENS - len(prompt.token_ids) <= 2
+    assert 0 <= n_around + MAX_PASSAGE_TOKENS - len(prompt.token_ids) <= 2
     n_words = 3000 - tokenizer.decode(prompt.token_ids).count("word")
-    assert n_words <= prompt.n_cut <= n_words + 2  # and the white space behind it
+    assert n_words <= prompt.n_cut <= n_words + 2  # and trailing white space
     assert ground("Why?", "Words.", [long], prompt, "stop").n_prompt_cut == prompt.n_cut
 
 
@@ -119,7 +119,7 @@ def test_a_question_and_its_special_tokens_fit_the_embedder_or_are_refused(tmp_p
     assert encoder.n_truncated == 0
 
 
-def test_a_loop_and_a_broken_off_sentence_are_left_out():
+def test_repeated_and_incomplete_sentences_are_left_out():
     hits = [hit("Cats sleep all day. Cats hunt mice.")]
     question = "What about cats?"
     draft = "They sleep all day. They hunt mice. They sleep all day. They hunt"
@@ -132,20 +132,20 @@ def test_a_loop_and_a_broken_off_sentence_are_left_out():
     assert ground(question, "They hunt mi", hits, None, "length").draft == "They hunt mi"
 
 
-def test_an_index_of_ready_vectors_cannot_be_served(tmp_path, engine):
+def test_an_index_of_precomputed_vectors_cannot_be_served(tmp_path, engine):
     with (
         Index.create(tmp_path / "index", dimension=4) as bare,
-        pytest.raises(InputError, match="ready vectors"),
+        pytest.raises(InputError, match="precomputed vectors"),
     ):
         create_app(bare, engine)
 
 
-# --- the door ---
+# --- the command ---
 
 
 @pytest.fixture
 def folders(tmp_path, tokenizer):
-    """(index, model): a model folder with an index that it embeds."""
+    """(index, model): paths of an index and of the model folder that is its embedder."""
     model = tmp_path / "model"
     random_gpt().save_pretrained(model)
     tokenizer.save(model)
@@ -163,7 +163,7 @@ def test_ask_answers_each_question(folders, capsys):
 
 @pytest.mark.parametrize(
     ("index", "generator", "message"),
-    [("nowhere", None, "holds no index"), (None, "no-such-model", "no-such-model")],
+    [("nowhere", None, "has no index"), (None, "no-such-model", "no-such-model")],
 )
 def test_ask_names_what_is_missing(folders, index, generator, message):
     with pytest.raises(InputError, match=message):
@@ -173,10 +173,10 @@ def test_ask_names_what_is_missing(folders, index, generator, message):
 def test_ask_needs_a_question_and_an_index_that_has_an_embedder(folders, tmp_path):
     index, model = folders
     for questions in ([], ["Why?", " "]):
-        with pytest.raises(InputError, match="There is an empty question, or none"):
+        with pytest.raises(InputError, match="A question is missing or empty"):
             ask(questions, index=index, generator=model)
     Index.create(tmp_path / "vectors", dimension=4).close()
-    with pytest.raises(InputError, match="ready vectors"):
+    with pytest.raises(InputError, match="precomputed vectors"):
         ask(["Why?"], index=str(tmp_path / "vectors"), generator=model)
 
 
@@ -188,7 +188,7 @@ def test_ask_with_another_embedder_names_both(folders, tmp_path, tokenizer):
         ask(["Why?"], index=index, embedder=str(tmp_path / "other"), generator=model)
 
 
-def test_render_numbers_sources_and_marks_what_has_none():
+def test_render_numbers_sources_and_marks_unsupported_sentences():
     hits = [hit("Cats sleep all day.", "Cats", "a"), hit("Mice fear cats.", "Mice\x1b[2J", "b")]
     found = ground(
         "What do cats do?", "Cats sleep all day. Dogs bark. They sleep all day long.", hits, None, "stop"
@@ -202,7 +202,7 @@ def test_render_numbers_sources_and_marks_what_has_none():
     assert "nearest: Mice\ufffd[2J (b)" in lost
 
 
-def test_the_generator_has_a_number_format_of_its_own(folders):
+def test_the_generators_dtype_does_not_change_the_embedders(folders):
     index, model = folders
 
     def loaded(dtype):

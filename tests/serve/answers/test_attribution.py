@@ -56,13 +56,13 @@ def test_numbers_and_names_must_match(question, right, wrong):
     assert one(wrong, question).citation is None
 
 
-def test_the_question_said_again_is_no_evidence():
+def test_a_repeated_question_is_no_evidence():
     question = "When did the debut album of the group from Houston come out?"
     assert one("The debut album of the group from Houston did come out.", question).score == 0
     assert one("Yes.", question).score == 0
 
 
-def test_a_short_answer_is_read_with_its_question():
+def test_a_short_answer_is_scored_with_its_question():
     # "Paris" and "Texas" are both in the passage; only one of them answers
     question = "Where were the songs written by the singer herself?"
     assert one("In Paris.", question).supported
@@ -105,22 +105,22 @@ def test_chinese():
     hits = [hit(text, "中国")]
     right = one("北京有两千多万人口。", "北京有多少人口？", hits)
     assert right.supported
-    assert right.citation.text == "北京是中国的首都。它有两千多万人口，长城在它的北边。"  # "它" needs both
+    # "它" (it) refers to the first sentence
+    assert right.citation.text == "北京是中国的首都。它有两千多万人口，长城在它的北边。"
     assert not one("北京有五百座图书馆。", "北京有多少图书馆？", hits).supported
     mixed = attribute("上海是最大的城市。广州盛产荔枝。", "哪个城市最大？", hits)
     assert [s.supported for s in mixed] == [True, False]
 
 
-def test_nothing_to_attribute_or_to_attribute_to():
+def test_empty_answers_and_empty_sources():
     assert attribute("", "Why?", [hit(TEXT)]) == []
     (sentence,) = attribute("Paris.", "Where?", [])
     assert (sentence.supported, sentence.score, sentence.citation) == (False, 0.0, None)
-    assert not one(
-        "Paris.", "Where?", [hit("", title="Paris in spring")]
-    ).supported  # a title alone cannot be cited
+    # a title alone cannot be cited
+    assert not one("Paris.", "Where?", [hit("", title="Paris in spring")]).supported
 
 
-def test_a_single_sentence_can_be_a_whole_corpus():
+def test_a_corpus_of_one_sentence_can_support_an_answer():
     assert one("The cat sleeps.", "What does the cat do?", [hit("A cat sleeps all day.")]).supported
 
 
@@ -128,11 +128,11 @@ def test_score_is_the_formula():
     hits = [hit("Red green blue. Red yellow. Red. Red.")]
     sentence = one("red green purple", "red?", hits)
     n = 4
-    weight = math.log(1 + (n - 3 + 0.5) / 3.5)  # both words are rarer than three sentences
-    assert sentence.score == pytest.approx(weight / (2 * weight))  # "red" is asked, repeated and there
-    far = one(
-        "green purple", "red blue violet?", hits
-    )  # a fragment: two of three asked words are in its source
+    weight = math.log(1 + (n - 3 + 0.5) / 3.5)  # MIN_DF: both words count as if in three sentences
+    # "red" is in the question, the answer and the source
+    assert sentence.score == pytest.approx(weight / (2 * weight))
+    # a fragment: two of the question's three words are in its source
+    far = one("green purple", "red blue violet?", hits)
     red = math.log(1 + 0.5 / 4.5)
     assert far.score == pytest.approx(1 / 2 * (1 + (red + weight) / (red + 2 * weight)) / 2)
 

@@ -81,9 +81,8 @@ def test_completion_of_text_and_of_token_ids(api, tokenizer):
         assert (response.object, choice.text, choice.finish_reason) == ("text_completion", SAYS, "stop")
         assert choice.logprobs is None
         assert response.usage.prompt_tokens == len(ids)
-        assert (
-            response.usage.completion_tokens == len(tokenizer.encode(SAYS)) + 1
-        )  # and the end-of-text token
+        # and the end-of-text token
+        assert response.usage.completion_tokens == len(tokenizer.encode(SAYS)) + 1
         assert response.usage.total_tokens == len(ids) + len(tokenizer.encode(SAYS)) + 1
 
 
@@ -104,7 +103,7 @@ def test_completion_stream(api, tokenizer):
     assert complete(api, temperature=0, stop="Oct").choices[0].text == " It became optional in "
 
 
-def test_without_max_tokens_the_context_is_the_end(serve, tokenizer):
+def test_without_max_tokens_the_context_is_the_limit(serve, tokenizer):
     url, _ = serve(speaker(tokenizer, " on and", for_ever=True), context=100)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as api:
         for response in (complete(api, temperature=0), chat(api, temperature=0)):
@@ -125,7 +124,7 @@ def texts(response):
 
 
 def streamed(chunks):
-    """Texts by index, and the reasons why they ended."""
+    """The texts and their finish reasons, both sorted by index."""
     written, reasons = {}, {}
     for chunk in chunks:
         for choice in chunk.choices:
@@ -139,35 +138,35 @@ def streamed(chunks):
 
 
 @pytest.mark.parametrize("ask", [chat, complete])
-def test_choices_are_what_their_seeds_give_alone(wild, ask):
+def test_choices_equal_separate_requests_with_their_seeds(random_api, ask):
     options = {"temperature": 1.0, "max_tokens": 9}
-    together = ask(wild, n=6, seed=5, **options)
+    together = ask(random_api, n=6, seed=5, **options)
     assert [choice.index for choice in together.choices] == list(range(6))
-    alone = [texts(ask(wild, seed=5 + i, **options))[0] for i in range(6)]
+    alone = [texts(ask(random_api, seed=5 + i, **options))[0] for i in range(6)]
     assert texts(together) == alone
     assert len(set(alone)) == 6
-    one = ask(wild, seed=5, **options)
+    one = ask(random_api, seed=5, **options)
     assert together.usage.prompt_tokens == one.usage.prompt_tokens  # counted once
     assert together.usage.completion_tokens == 6 * 9
-    assert streamed(ask(wild, n=6, seed=5, stream=True, **options)) == (alone, ["length"] * 6)
+    assert streamed(ask(random_api, n=6, seed=5, stream=True, **options)) == (alone, ["length"] * 6)
 
 
-def test_choices_of_several_prompts_stand_side_by_side(wild, tokenizer):
+def test_choices_of_several_prompts_are_returned_in_order(random_api, tokenizer):
     prompts = ["a cat", "the lock"]
     options = {"temperature": 0, "max_tokens": 7}
-    alone = [complete(wild, prompt, **options) for prompt in prompts]
+    alone = [complete(random_api, prompt, **options) for prompt in prompts]
     for given in (prompts, [tokenizer.encode(prompt) for prompt in prompts]):
-        together = complete(wild, given, n=2, **options)
+        together = complete(random_api, given, n=2, **options)
         expected = [texts(alone[0])[0]] * 2 + [texts(alone[1])[0]] * 2
         assert texts(together) == expected
         assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
-        assert streamed(complete(wild, given, n=2, stream=True, **options))[0] == expected
+        assert streamed(complete(random_api, given, n=2, stream=True, **options))[0] == expected
     assert texts(alone[0]) != texts(alone[1])
 
 
-def test_more_choices_than_the_server_ever_takes_are_refused_unread(serve):
+def test_more_choices_than_the_limit_are_refused_before_tokenising(serve):
     url, app = serve(SAYS, max_requests=12)
-    read = threading.Event()  # until then the thread that reads prompts is busy
+    read = threading.Event()  # until it is set, the thread that tokenises prompts is busy
     busy = threading.Thread(target=lambda: asyncio.run(app.state.service.search.run(read.wait, 60)))
     busy.start()
     try:
@@ -179,16 +178,16 @@ def test_more_choices_than_the_server_ever_takes_are_refused_unread(serve):
             with pytest.raises(openai.BadRequestError, match="asks for 14 texts"):
                 complete(api, ["x"] * 7, n=2)
             with pytest.raises(openai.BadRequestError, match="asks for 1000000000000 texts"):
-                complete(api, "x", n=10**12)  # which no list of them would fit the memory
+                complete(api, "x", n=10**12)  # a list of that many would not fit into memory
     finally:
         read.set()
         busy.join()
 
 
-def test_a_prompt_that_was_read_before_is_not_read_again(wild):
+def test_a_repeated_prompt_is_taken_from_the_prefix_cache(random_api):
     prompt = "the interpreter lock became optional " * 8
-    first = complete(wild, prompt, max_tokens=3).usage
-    again = complete(wild, prompt, max_tokens=3, n=3).usage
+    first = complete(random_api, prompt, max_tokens=3).usage
+    again = complete(random_api, prompt, max_tokens=3, n=3).usage
     assert first.prompt_tokens_details.cached_tokens == 0
     assert 0.8 * again.prompt_tokens < again.prompt_tokens_details.cached_tokens < again.prompt_tokens
     assert first.prompt_tokens == again.prompt_tokens
@@ -198,9 +197,9 @@ def test_a_prompt_that_was_read_before_is_not_read_again(wild):
 
 
 @pytest.mark.parametrize("ask", [chat, complete])
-def test_every_parameter_reaches_the_draw(wild, ask, tokenizer):
+def test_every_parameter_reaches_the_sampler(random_api, ask, tokenizer):
     def text(**options):
-        return texts(ask(wild, **({"max_tokens": 8, "seed": 1} | options)))[0]
+        return texts(ask(random_api, **({"max_tokens": 8, "seed": 1} | options)))[0]
 
     greedy = text(temperature=0)
     hot = text(temperature=3.0)
@@ -210,13 +209,12 @@ def test_every_parameter_reaches_the_draw(wild, ask, tokenizer):
         assert text(temperature=3.0, extra_body=extra) == greedy
     assert text(temperature=3.0, logit_bias={"31": 100}) == tokenizer.decode([31]) * 8
     pair = {"logit_bias": {"31": 2, "32": 1.9}, "extra_body": {"repetition_penalty": 100.0}}
-    assert text(temperature=0, **pair).startswith(
-        tokenizer.decode([31, 32])
-    )  # 31 is divided once it stands there
+    # the penalty applies to 31 after its first use
+    assert text(temperature=0, **pair).startswith(tokenizer.decode([31, 32]))
     assert text(temperature=0, stop=[tokenizer.decode([31])], logit_bias={"31": 100}) == ""
 
 
-def test_null_is_the_default_and_no_effect_is_no_error(serve, client):
+def test_null_is_the_default_and_parameters_without_effect_are_accepted(serve, client):
     url, _ = serve(SAYS)
     shared = "n stream stream_options top_p max_tokens stop seed logit_bias top_k min_p repetition_penalty logprobs"
     nulls = dict.fromkeys([*shared.split(), "user", "frequency_penalty", "presence_penalty"])
@@ -271,7 +269,7 @@ def test_a_model_that_fails_ends_the_stream_with_an_error(serve, ask):
     ],
 )
 @pytest.mark.parametrize("ask", [chat, complete])
-def test_what_is_wrong_is_400_and_named(api, ask, arguments, param, says):
+def test_invalid_parameters_are_400_and_named(api, ask, arguments, param, says):
     with pytest.raises(openai.BadRequestError, match=says) as raised:
         ask(api, **arguments)
     assert raised.value.type == "invalid_request_error"

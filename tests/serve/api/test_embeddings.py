@@ -26,9 +26,8 @@ def test_embeddings_of_texts_and_token_ids_in_both_encodings(api, encoder, token
             np.testing.assert_allclose(vectors, expected[:rows], atol=1e-6)
             assert [d.index for d in response.data] == list(range(rows))
             assert response.usage.prompt_tokens == sum(len(i) for i in ids[:rows])
-    by_default = api.embeddings.create(
-        model="tiny-embedder", input=texts
-    )  # the client asks for base64 itself
+    # the client asks for base64 itself
+    by_default = api.embeddings.create(model="tiny-embedder", input=texts)
     np.testing.assert_allclose([d.embedding for d in by_default.data], expected, atol=1e-6)
 
 
@@ -59,7 +58,7 @@ def test_input_type_chooses_the_prompt(serve, index, monkeypatch):
         ({"input": ["x", ""]}, "input[1] is empty"),
         ({"input": "word " * 3000}, "split the text"),
         ({"input": [[1, 99999999]]}, "token ids outside"),
-        ({"input": "x", "dimensions": 7}, "cannot be shortened"),
+        ({"input": "x", "dimensions": 7}, "cannot be truncated"),
         ({"input": "x", "extra_body": {"trunc": True}}, "trunc"),
     ],
 )

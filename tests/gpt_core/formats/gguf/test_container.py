@@ -1,4 +1,4 @@
-"""GGUF's container and number formats: against the package `gguf`, and ggml's K-quants written out by hand."""
+"""GGUF's container and number formats, compared with the package `gguf` and a reference for ggml's K-quants."""
 
 import struct
 
@@ -15,7 +15,7 @@ rng = np.random.default_rng(0)
 
 
 def write(path, values=None, **tensors):
-    """A file with the metadata `values`, and with tensors that are arrays or pairs of raw rows and their format."""
+    """Write a file with the metadata `values`; a tensor is an array, or a pair of raw rows and their format."""
     writer = gguf.GGUFWriter(path, "qwen3")
     for key, (value, *kinds) in (values or {}).items():
         writer.add_key_value(key, value, *kinds)
@@ -29,7 +29,7 @@ def write(path, values=None, **tensors):
     return path
 
 
-def test_metadata_of_every_kind_is_what_the_package_reads(tmp_path):
+def test_metadata_of_every_type_equal_those_of_the_package(tmp_path):
     t = gguf.GGUFValueType
     values = {
         "a.uint8": (200, t.UINT8), "a.int8": (-100, t.INT8), "a.uint16": (60000, t.UINT16), "a.int16": (-9, t.INT16),
@@ -42,14 +42,14 @@ def test_metadata_of_every_kind_is_what_the_package_reads(tmp_path):
     ours, theirs = GGUF(path), gguf.GGUFReader(path)
     expected = {key: f.contents() for key, f in theirs.fields.items() if not key.startswith("GGUF.")}
     assert ours.metadata == expected
-    assert ours.need("a.float64") == 0.1
+    assert ours.require("a.float64") == 0.1
     assert torch.equal(ours.tensor("w"), torch.arange(6.0).view(2, 3))
     with pytest.raises(InputError, match=r"lacks the metadata key a\.b"):
-        ours.need("a.b")
+        ours.require("a.b")
 
 
 @pytest.mark.parametrize(
-    ("kind", "largest_error"),  # of values up to 1, by the width of a step
+    ("kind", "largest_error"),  # of values from -1 to 1, from the quantisation step
     [
         ("F32", 0),
         ("F16", 2**-11),
@@ -59,13 +59,13 @@ def test_metadata_of_every_kind_is_what_the_package_reads(tmp_path):
         ("Q4_1", 0.51 * 2 / 15),
     ],
 )
-def test_quantised_rows_are_near_what_they_were(tmp_path, kind, largest_error):
+def test_quantised_rows_are_within_the_quantisation_error(tmp_path, kind, largest_error):
     rows = rng.uniform(-1, 1, (5, 96)).astype(np.float32)
     raw = gguf.quants.quantize(rows, Kind[kind])
     file = GGUF(write(tmp_path / "a.gguf", before=rows[:1], w=(raw, Kind[kind]), after=rows[:3]))
     read = file.tensor("w")
     assert read.dtype == torch.float32
-    assert file.places["w"].kind.name == kind
+    assert file.tensor_infos["w"].kind.name == kind
     assert np.abs(read.numpy() - rows).max() <= largest_error
     assert torch.equal(file.tensor("after"), torch.from_numpy(rows[:3]))
 
@@ -104,7 +104,7 @@ def q6_k_by_hand(block: bytes) -> list[float]:
 @pytest.mark.parametrize(
     ("kind", "size", "by_hand"), [("Q4_K", 144, q4_k_by_hand), ("Q6_K", 210, q6_k_by_hand)]
 )
-def test_k_quants_are_what_ggml_defines(tmp_path, kind, size, by_hand):
+def test_k_quants_equal_the_reference(tmp_path, kind, size, by_hand):
     raw = rng.integers(0, 256, (3, 2 * size), dtype=np.uint8)
     scale = np.frombuffer(np.float16([0.01, -0.003]).tobytes(), np.uint8)
     for block in raw.reshape(6, size):
@@ -117,22 +117,22 @@ def test_k_quants_are_what_ggml_defines(tmp_path, kind, size, by_hand):
     np.testing.assert_allclose(read.numpy().reshape(6, 256), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_format_without_numbers_is_named(tmp_path):
+def test_an_unsupported_tensor_format_is_refused(tmp_path):
     path = write(tmp_path / "a.gguf", w=np.ones((2, 4), dtype=np.int32))
     with pytest.raises(InputError, match="holds w in the format I32, of rows of 4, which cannot be read"):
         GGUF(path).tensor("w")
 
 
-def test_no_part_of_a_file_passes_for_the_whole(tmp_path):
+def test_a_file_truncated_at_any_byte_is_refused(tmp_path):
     values = {"a.texts": (["x", "yz"], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)}
     path = write(tmp_path / "a.gguf", values, v=np.ones((3, 5), np.float32), w=np.ones(4, np.float16))
     whole = path.read_bytes()
-    end = GGUF(path).places["w"].start + 8
+    end = GGUF(path).tensor_infos["w"].start + 8
     for size in range(end):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="is not a whole GGUF file"):
+        with pytest.raises(InputError, match="is not a valid GGUF file"):
             GGUF(path)
-    path.write_bytes(whole[:end])  # what pads the last tensor holds nothing
+    path.write_bytes(whole[:end])  # without the padding after the last tensor
     assert GGUF(path).tensor("w").tolist() == [1.0] * 4
 
 
@@ -149,17 +149,17 @@ TENSOR = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", 1) + b"w"
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version is 1, expected 2 or 3"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "version is 50331648"),
         (HEADER + KEY + struct.pack("<I", 77), "unknown kind 77"),
-        (HEADER + KEY + struct.pack("<IIQ", 9, 4, 2**60), "is not a whole GGUF file"),
-        (HEADER + KEY + struct.pack("<IIQ", 9, 8, 2**60), "is not a whole GGUF file"),
-        (HEADER + KEY + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000, "is not a whole GGUF file"),
-        (HEADER + KEY + struct.pack("<IQ", 8, 1) + b"\xff", "is not a whole GGUF file"),
+        (HEADER + KEY + struct.pack("<IIQ", 9, 4, 2**60), "is not a valid GGUF file"),
+        (HEADER + KEY + struct.pack("<IIQ", 9, 8, 2**60), "is not a valid GGUF file"),
+        (HEADER + KEY + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000, "is not a valid GGUF file"),
+        (HEADER + KEY + struct.pack("<IQ", 8, 1) + b"\xff", "is not a valid GGUF file"),
         (TENSOR + struct.pack("<I", 9) + bytes(99), "its tensor w has 9 dimensions"),
         (TENSOR + struct.pack("<IQIQ", 1, 4, 99, 0), "unknown format 99"),
         (TENSOR + struct.pack("<IQQIQ", 2, 2**62, 2**62, 0, 0) + bytes(99), "ends before its tensor w"),
         (TENSOR + struct.pack("<IQIQ", 1, 4, 0, 2**63) + bytes(99), "ends before its tensor w"),
     ],
 )  # fmt: skip
-def test_what_is_no_gguf_file(tmp_path, content, said):
+def test_invalid_gguf_files_are_refused(tmp_path, content, said):
     (tmp_path / "a.gguf").write_bytes(content)
     with pytest.raises(InputError, match=said):
         GGUF(tmp_path / "a.gguf")

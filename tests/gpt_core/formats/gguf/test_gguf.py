@@ -1,4 +1,4 @@
-"""GGUF files: small ones written here for each architecture, SmolLM2 against transformers' own reading."""
+"""GGUF files: a small file for each architecture, and SmolLM2 compared with transformers."""
 
 import gguf
 import numpy as np
@@ -105,7 +105,7 @@ def test_weights_and_tokenizer_of_each_architecture(arch, tmp_path):
     assert tokenizer.decode(tokenizer.encode(PROBE)) == PROBE
 
 
-def test_the_end_of_a_turn_ends_a_text_whether_or_not_there_is_another_end(tmp_path):
+def test_the_eot_token_ends_a_text_with_and_without_an_eos_token(tmp_path):
     path = tmp_path / "model.gguf"
     write(path, gpt2(), "gpt2", tokenizer__ggml__eot_token_id=9)
     assert GPT.from_pretrained(tmp_path).config.eos_id == (7, 9)
@@ -115,20 +115,20 @@ def test_the_end_of_a_turn_ends_a_text_whether_or_not_there_is_another_end(tmp_p
     assert GPT.from_pretrained(tmp_path).config.eos_id == Tokenizer.from_pretrained(tmp_path).eos_id == 7
 
 
-def test_bad_files(tmp_path):
+def test_bad_files_are_refused(tmp_path):
     model = gpt2()
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUX" + b"\0" * 100)
-    with pytest.raises(InputError, match="not a whole GGUF file"):
+    with pytest.raises(InputError, match="not a valid GGUF file"):
         GPT.from_pretrained(tmp_path)
     write(path, model, "gpt2")
     whole = path.read_bytes()
     for size in (20, len(whole) // 2, len(whole) - 100):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="not a whole GGUF file"):
+        with pytest.raises(InputError, match="not a valid GGUF file"):
             GPT.from_pretrained(tmp_path)
     write(path, model, "gpt2", pre="martian")
-    with pytest.raises(InputError, match="cuts text by 'martian'"):
+    with pytest.raises(InputError, match="has the pre-tokenizer 'martian'"):
         Tokenizer.from_pretrained(tmp_path)
     write(path, model, "gpt2", kind="llama")
     with pytest.raises(InputError, match="kind 'llama'; expected gpt2"):
@@ -148,19 +148,19 @@ def test_bad_files(tmp_path):
             "qwen3.embedding_length = '32'; expected a whole number of at least 1",
         ),
         ("qwen3__block_count", 0, "qwen3.block_count = 0; expected a whole number of at least 1"),
-        ("qwen3__block_count", 3, "lacks 11 weights that its config asks for, first blocks.2"),
+        ("qwen3__block_count", 3, "lacks 11 weights that its config requires, first blocks.2"),
         ("qwen3__attention__head_count_kv", [2, 2], r"head_count_kv = \[2, 2\]; expected a whole number"),
         ("qwen3__rope__freq_base", -1.0, r"qwen3.rope.freq_base = -1.0; expected a number above 0"),
-        ("qwen3__rope__dimension_count", 8, "dimension_count = 8; this GPT turns whole heads, 16 wide"),
+        ("qwen3__rope__dimension_count", 8, "dimension_count = 8; this GPT rotates whole heads, 16 wide"),
         ("qwen3__rope__scaling__yarn_beta_fast", 16.0, "yarn_beta_fast = 16.0; this GPT computes only 32.0"),
         ("qwen3__rope__scaling__type", "longrope", "scales its rotary positions by 'longrope'"),
         ("qwen3__rope__scaling__factor", "4", "qwen3.rope.scaling.factor = '4'; expected a number above 0"),
-        ("tokenizer__ggml__tokens", 300, "has no list of texts as tokenizer.ggml.tokens"),
-        ("tokenizer__ggml__eos_token_id", 300, "eos_token_id = 300; expected one of its 300 tokens"),
-        ("tokenizer__ggml__eot_token_id", 300, "eot_token_id = 300; expected one of its 300 tokens"),
+        ("tokenizer__ggml__tokens", 300, "has no list of strings as tokenizer.ggml.tokens"),
+        ("tokenizer__ggml__eos_token_id", 300, "eos_token_id = 300; expected an id below 300"),
+        ("tokenizer__ggml__eot_token_id", 300, "eot_token_id = 300; expected an id below 300"),
     ],
 )
-def test_values_that_we_do_not_compute(tmp_path, key, value, said):
+def test_unsupported_values_are_refused(tmp_path, key, value, said):
     config = transformers.Qwen3Config(
         **SHAPE, vocab_size=300, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
         tie_word_embeddings=True,
@@ -179,26 +179,26 @@ def test_values_that_we_do_not_compute(tmp_path, key, value, said):
         ("output_norm.weight", "output_norm_weight"),
     ],
 )
-def test_tensors_that_are_none_of_the_models(tmp_path, name, other):
+def test_tensors_with_unknown_names_are_refused(tmp_path, name, other):
     path = tmp_path / "model.gguf"
     write(path, gpt2(), "gpt2")
     path.write_bytes(path.read_bytes().replace(name.encode(), other.encode()))
-    with pytest.raises(InputError, match="lacks 1 weights that its config asks for, first"):
+    with pytest.raises(InputError, match="lacks 1 weights that its config requires, first"):
         GPT.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("n_head", [5, 8, 1000])
-def test_matrices_of_other_numbers_of_heads(tmp_path, n_head):
+def test_matrices_that_do_not_match_the_number_of_heads_are_refused(tmp_path, n_head):
     config = transformers.LlamaConfig(
         **SHAPE, vocab_size=300, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True
     )
     shape = {"llama__attention__head_count": n_head, "llama__attention__head_count_kv": n_head}
     write(tmp_path / "model.gguf", random_model(config), "llama", **shape)
-    with pytest.raises(InputError, match=r"attn\.q\.weight has shape \(64, 32\), its config asks for"):
+    with pytest.raises(InputError, match=r"attn\.q\.weight has shape \(64, 32\), its config requires"):
         GPT.from_pretrained(tmp_path)
 
 
-def test_a_vocabulary_that_does_not_fit_together(tmp_path):
+def test_an_inconsistent_vocabulary_is_refused(tmp_path):
     path, model = tmp_path / "model.gguf", gpt2()
     write(path, model, "gpt2", tokenizer__ggml__token_type=[1] * 5)
     with pytest.raises(InputError, match="has 300 tokens but 5 token types"):
@@ -207,14 +207,14 @@ def test_a_vocabulary_that_does_not_fit_together(tmp_path):
     with pytest.raises(InputError, match="300 tokens but no list of token types"):
         Tokenizer.from_pretrained(tmp_path)
     write(path, model, "gpt2", tokenizer__ggml__merges=[1, 2])
-    with pytest.raises(InputError, match=r"no list of texts as tokenizer\.ggml\.merges"):
+    with pytest.raises(InputError, match=r"no list of strings as tokenizer\.ggml\.merges"):
         Tokenizer.from_pretrained(tmp_path)
-    longest = "a" * 300  # longer than any token: `tokenizers` panics over it
+    longest = "a" * 300  # longer than every token: `tokenizers` panics on it
     write(path, model, "gpt2", tokenizer__ggml__merges=[f"a {longest}"])
-    with pytest.raises(InputError, match="do not fit together"):
+    with pytest.raises(InputError, match="do not match each other"):
         Tokenizer.from_pretrained(tmp_path)
     write(path, model, "gpt2", tokenizer__ggml__merges=["no merge"])
-    with pytest.raises(InputError, match="a vocabulary and merges that do not fit together"):
+    with pytest.raises(InputError, match="a vocabulary and merges that do not match each other"):
         Tokenizer.from_pretrained(tmp_path)
 
 

@@ -1,12 +1,12 @@
-"""llama.cpp loads what we export and goes on from a prompt as we do.
+"""llama.cpp loads the exported GGUF files and generates the same tokens from a prompt.
 
-It lives in an environment of its own, since it is no dependency; without one these tests are skipped:
+llama-cpp-python is not a dependency. It needs a separate environment; without one these tests are skipped:
 
     python -m venv llama && llama/bin/pip install llama-cpp-python
     LLAMA_CPP_PYTHON=llama/bin/python .venv/bin/python -m pytest tests/gpt_core/formats/gguf/test_llama_cpp.py
 
-It rounds more than we do: keys and values to 16 bits, and with Q8_0 what goes into a product to 8. So its text may part
-from ours where our two best logits lie closer than that moves them; how often its best token is ours is shown.
+llama.cpp rounds more: keys and values to 16 bits and, with Q8_0, the inputs of matrix products to 8 bits. So its greedy
+text may differ where the two best logits are close. Each test prints how often the best tokens agree.
 """
 
 import json
@@ -77,14 +77,14 @@ CONFIGS = {
 }
 
 
-class Met(NamedTuple):
-    """What a comparison found.
+class Comparison(NamedTuple):
+    """Result of a comparison.
 
     Attributes:
-        difference: the largest of two logits.
-        n: texts compared.
-        n_same: those that are the same to the end.
-        agreement: how often llama.cpp's best token is ours, given our text up to there.
+        difference: largest absolute difference of two logits.
+        n: number of texts.
+        n_same: number of texts that are identical.
+        agreement: share of positions with the same best token, given our text so far.
     """
 
     difference: float
@@ -109,7 +109,7 @@ def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
 
 
 def random_model(config: GPTConfig, n_tokens: int) -> GPT:
-    """Weights large enough that the best token is seldom in doubt, none for rows without a token."""
+    """Random weights, large enough for a clear best token; zeros in the rows of ids without a token."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     with torch.no_grad():
@@ -124,8 +124,8 @@ def random_model(config: GPTConfig, n_tokens: int) -> GPT:
     return model
 
 
-def compare(folder: Path, prompts: list[list[int]], texts: list[str], n: int = 40) -> Met:
-    """Hold llama.cpp's reading of the GGUF file in `folder` against ours: cutting of `texts`, logits, greedy text."""
+def compare(folder: Path, prompts: list[list[int]], texts: list[str], n: int = 40) -> Comparison:
+    """Compare llama.cpp with ours on the GGUF file in `folder`: the ids of `texts`, logits, greedy text."""
     model, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
     engine = Engine(model, tokenizer, max_running=len(prompts), context=256)
     wanted = SamplingParams(max_new_tokens=n, temperature=0)
@@ -150,29 +150,29 @@ def compare(folder: Path, prompts: list[list[int]], texts: list[str], n: int = 4
         if theirs["ids"] == written:
             n_same += 1
             assert theirs["text"].rstrip("\ufffd") == tokenizer.decode(written).rstrip("\ufffd")
-    return Met(difference, len(prompts), n_same, sum(agreed) / len(agreed))
+    return Comparison(difference, len(prompts), n_same, sum(agreed) / len(agreed))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "q8_0"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_greedy_text_is_ours(name, dtype, tokenizers, tmp_path, capsys):
+def test_greedy_text_equals_ours(name, dtype, tokenizers, tmp_path, capsys):
     tokenizer = tokenizers["gpt2" if name.startswith("gpt2") else "own"]
     vocab_size = -(-tokenizer.vocab_size // 64) * 64  # padded, as in training
     random_model(CONFIGS[name](vocab_size), tokenizer.vocab_size).save_pretrained(tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     file = export_gguf(tmp_path / "model", tmp_path / "out", dtype)
-    met = compare(file.parent, [tokenizer.encode(text) for text in PROMPTS], PROMPTS)
+    result = compare(file.parent, [tokenizer.encode(text) for text in PROMPTS], PROMPTS)
     with capsys.disabled():
-        print(f"\n{name} {dtype}: {met}")
-    # of logits that spread by about 4
-    assert met.difference < (0.1 if dtype == "float16" else 2.0)
-    assert met.agreement >= (0.98 if dtype == "float16" else 0.8)
-    assert met.n_same >= (2 if dtype == "float16" else 0)
+        print(f"\n{name} {dtype}: {result}")
+    # the logits have a spread of about 4
+    assert result.difference < (0.1 if dtype == "float16" else 2.0)
+    assert result.agreement >= (0.98 if dtype == "float16" else 0.8)
+    assert result.n_same >= (2 if dtype == "float16" else 0)
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("dtype", ["float16", "q8_0"])
-def test_smollm2_goes_on_as_here(dtype, smollm2, tmp_path, capsys):
+def test_smollm2_generates_the_same_text(dtype, smollm2, tmp_path, capsys):
     file = export_gguf(smollm2, tmp_path / "out", dtype)
     tokenizer = Tokenizer.from_pretrained(smollm2)
     texts = ["The capital of France is", "Water boils at 100 degrees Celsius, because", "def fibonacci(n):\n"]
@@ -180,7 +180,7 @@ def test_smollm2_goes_on_as_here(dtype, smollm2, tmp_path, capsys):
     for question in ("Why is the sky blue?", "Name three rivers in Europe.", "What is 2 + 2?"):
         prompts.append(tokenizer.chat([{"role": "user", "content": question}]))
         texts.append(question)
-    met = compare(file.parent, prompts, texts)
+    result = compare(file.parent, prompts, texts)
     with capsys.disabled():
-        print(f"\nSmolLM2 {dtype}: {met}")
-    assert met.agreement >= (1.0 if dtype == "float16" else 0.9)
+        print(f"\nSmolLM2 {dtype}: {result}")
+    assert result.agreement >= (1.0 if dtype == "float16" else 0.9)

@@ -1,4 +1,4 @@
-"""Tokenizers as the files of model folders hold them: the same ids as transformers', and what is said of bad ones."""
+"""Tokenizers from the files of model folders: the same ids as transformers, and errors for invalid files."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ TEXTS = [PROBE, "", " leading", "it's  two\n\n\nlines", "知之为知之 🙂�
 
 
 def write(folder, **files):
-    """GPT-2's `vocab.json` and `merges.txt`, with JSON files beside them."""
+    """Write GPT-2's `vocab.json` and `merges.txt`, and the JSON files `files`."""
     folder.mkdir(exist_ok=True)
     shutil.copy(ASSETS / "encoder.json", folder / "vocab.json")
     shutil.copy(ASSETS / "vocab.bpe", folder / "merges.txt")
@@ -101,7 +101,7 @@ def merges(tmp_path_factory):
     return Tokenizer.from_pretrained(write(tmp_path_factory.mktemp("merges")))
 
 
-def test_special_tokens_of_a_tokenizer_json_come_from_whichever_file_names_them(tmp_path):
+def test_special_tokens_of_a_tokenizer_json_come_from_the_config_files(tmp_path):
     GPT2.save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
 
@@ -123,7 +123,7 @@ def test_special_tokens_of_a_tokenizer_json_come_from_whichever_file_names_them(
     for token in ("<gone>", flagged("<gone>")):
         settings |= {"pad_token": token, "eos_token": token}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-        for told in ("2", "[99999, 2, 5]"):  # the model knows how its texts end
+        for told in ("2", "[99999, 2, 5]"):  # config.json gives the end-of-text id
             (tmp_path / "config.json").write_text(f'{{"eos_token_id": {told}, "pad_token_id": -1}}')
             assert ids() == (None, 2, None)
         for told in ("null", "99999", "[]", "[99999, -1, 1e3, 4294967296]", "true"):
@@ -141,7 +141,7 @@ def test_special_tokens_of_a_tokenizer_json_come_from_whichever_file_names_them(
         ({"special_tokens_map": 3}, r"special_tokens_map\.json holds a int; expected an object"),
         (
             {"tokenizer_config": {"tokenizer_class": "CodeGenTokenizer"}},
-            "of a CodeGenTokenizer, which cut text in other",
+            "of a CodeGenTokenizer, which may split text in other",
         ),
         (
             {"added_tokens": {"[PAD]": 60000}},
@@ -156,12 +156,12 @@ def test_special_tokens_of_a_tokenizer_json_come_from_whichever_file_names_them(
         ({"vocab": []}, r"vocab\.json or merges\.txt that cannot be read"),
     ],
 )
-def test_files_that_cannot_be_a_tokenizer(tmp_path, files, message):
+def test_invalid_tokenizer_files_are_refused(tmp_path, files, message):
     with pytest.raises(InputError, match=message):
         Tokenizer.from_pretrained(write(tmp_path, **files))
 
 
-def test_missing_and_damaged_files(tmp_path):
+def test_missing_and_damaged_files_are_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text("{")
     with pytest.raises(InputError, match=r"special_tokens_map\.json is not JSON"):

@@ -1,4 +1,4 @@
-"""Activations, attention logits and updates, against what they are by hand; compiled and sharded, too."""
+"""Largest activations, attention logits and update sizes against manual computation; compiled and sharded, too."""
 
 import math
 import os
@@ -36,7 +36,7 @@ def model_and_ids(config: GPTConfig) -> tuple[GPT, Tensor]:
 
 
 def by_hand(model: GPT, ids: Tensor) -> tuple[list[float], list[float]]:
-    """The largest activation and attention logit of each layer for ids (T,), from the model's parts."""
+    """The largest activation and attention logit of each layer for ids (T,), computed from the model's parts."""
     activations, logits = [], []
     for layer, block in enumerate(model.blocks):
         x = model(ids[None], layer=layer).hidden
@@ -55,11 +55,11 @@ def by_hand(model: GPT, ids: Tensor) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize("config", [QWEN3, GPT2], ids=["qwen3", "gpt2"])
 @torch.no_grad()
-def test_maxima_are_those_of_the_first_row(config: GPTConfig) -> None:
+def test_maxima_are_those_of_the_first_sequence(config: GPTConfig) -> None:
     model, ids = model_and_ids(config)
     expected = model(ids).hidden
     with Maxima(model) as maxima:
-        assert torch.equal(model(ids).hidden, expected)  # it only looks
+        assert torch.equal(model(ids).hidden, expected)  # Maxima does not change the output
     activations, logits = by_hand(model, ids[0])
     assert maxima.activations() == pytest.approx(activations, rel=1e-5)
     assert maxima.attention_logits() == pytest.approx(logits, rel=1e-5)
@@ -70,11 +70,11 @@ def test_maxima_are_those_of_the_first_row(config: GPTConfig) -> None:
         "attention_logit_max_layer": maxima.attention_logits().index(max(maxima.attention_logits())),
     }
     model(ids + 0)
-    assert len(maxima._logits[0]) == 1  # afterwards it looks no more
+    assert len(maxima._logits[0]) == 1  # nothing is recorded after the with block
 
 
 @torch.no_grad()
-def test_several_forwards_count_together() -> None:
+def test_maxima_are_taken_over_several_forwards() -> None:
     model, ids = model_and_ids(QWEN3)
     with Maxima(model) as maxima:
         for row in ids:
@@ -85,7 +85,7 @@ def test_several_forwards_count_together() -> None:
 
 
 @torch.no_grad()
-def test_tokens_that_may_not_look_at_each_other_do_not_count() -> None:
+def test_masked_logits_do_not_count() -> None:
     q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 7, 8)
     scores = (q @ k.repeat_interleave(2, dim=1).mT / math.sqrt(8))[0]
     assert largest_logit(q, k, k, enable_gqa=True) == pytest.approx(scores.max().item())
@@ -118,8 +118,8 @@ def test_a_logit_is_exact_under_autocast(monkeypatch) -> None:
     assert maxima.attention_logits() == pytest.approx(seen, rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's tracer asks for it itself
-def test_compiled_blocks_are_seen_in_eager_mode() -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's tracer reads .grad itself
+def test_compiled_blocks_are_measured_in_eager_mode() -> None:
     model, ids = model_and_ids(QWEN3)
     with torch.no_grad(), Maxima(model) as plain:
         model(ids)
@@ -133,7 +133,7 @@ def test_compiled_blocks_are_seen_in_eager_mode() -> None:
         model(ids, targets=ids).loss_sum.backward()
 
 
-def test_a_nan_is_the_largest() -> None:
+def test_nan_counts_as_the_maximum() -> None:
     model, ids = model_and_ids(QWEN3)
     with torch.no_grad(), Maxima(model) as maxima:
         model.blocks[1].mlp.down.weight.fill_(math.nan)
@@ -143,7 +143,7 @@ def test_a_nan_is_the_largest() -> None:
 
 
 def step(model: GPT) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parameters before and after something like an optimizer's step."""
+    """The parameters before and after a simulated optimizer step."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -151,7 +151,7 @@ def step(model: GPT) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return before, dict(model.named_parameters())
 
 
-def test_an_update_is_measured_by_the_weights_before_it() -> None:
+def test_an_update_is_relative_to_the_weights_before_it() -> None:
     model, _ = model_and_ids(GPT2)
     assert update_to_weight(*step(model)) == {
         "update_to_weight_matrices": pytest.approx(0.1, rel=1e-4),
@@ -163,7 +163,7 @@ def test_an_update_is_measured_by_the_weights_before_it() -> None:
 
 
 def sharded(rank: int, folder: Path) -> None:
-    """One of two ranks: what the probes say of a sharded model is what they say of a whole one."""
+    """Run by each of two ranks: the diagnostics of a sharded model equal those of the unsharded one."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     model, ids = model_and_ids(QWEN3)
@@ -185,7 +185,7 @@ def sharded(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_sharded_models_are_seen_whole(tmp_path: Path) -> None:
+def test_diagnostics_of_a_sharded_model_equal_the_unsharded_ones(tmp_path: Path) -> None:
     children = []
     for rank in range(2):
         child = os.fork()

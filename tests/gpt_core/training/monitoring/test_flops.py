@@ -1,4 +1,4 @@
-"""The two halves of MFU: what a token costs, what the machine could do."""
+"""The two parts of MFU: FLOPs per token, and the machine's peak FLOP/s."""
 
 import time
 
@@ -22,7 +22,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_token_costs_six_operations_for_each_weight_that_it_meets(name: str) -> None:
+def test_a_token_costs_six_operations_per_matmul_weight(name: str) -> None:
     config = SHAPES[name]
     model = GPT(config)
     looked_up = ["wpe.weight"] if config.tie_embeddings else ["wpe.weight", "wte.weight"]
@@ -31,7 +31,7 @@ def test_a_token_costs_six_operations_for_each_weight_that_it_meets(name: str) -
     assert flops_per_token(config, block_size=10) == 6 * met + attention
 
 
-def test_gpt2_costs_what_others_say() -> None:
+def test_flops_of_gpt2_agree_with_nanogpt() -> None:
     # nanoGPT, which counts 1-dim parameters, too: 124.3 M without positions
     assert flops_per_token(GPTConfig.gpt2(), 1024) == pytest.approx(
         6 * 123.65e6 + 12 * 12 * 768 * 1024, rel=2e-3
@@ -68,11 +68,11 @@ def test_gpus_are_known_by_name(name: str, dtype: torch.dtype, tera: float) -> N
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", torch.bfloat16),
     ],
 )
-def test_others_are_measured(name: str, dtype: torch.dtype) -> None:
+def test_other_devices_have_no_known_peak(name: str, dtype: torch.dtype) -> None:
     assert known_flops(name, dtype) is None
 
 
-def test_what_is_measured_is_reached_and_hardly_passed() -> None:
+def test_the_measured_peak_is_near_that_of_a_matmul() -> None:
     peak = peak_flops(torch.device("cpu"), torch.float32)
     a, seconds = torch.randn(512, 512), []
     for _ in range(5):

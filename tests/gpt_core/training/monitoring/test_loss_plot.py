@@ -1,4 +1,4 @@
-"""The picture of the losses."""
+"""The plot of the losses."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def picture(folder: Path, rows: list[dict[str, Any]]) -> bytes:
     return (folder / "loss.png").read_bytes()
 
 
-def test_the_same_log_gives_the_same_picture_of_what_is_in_it(tmp_path: Path) -> None:
+def test_equal_logs_give_equal_plots_and_different_logs_different_ones(tmp_path: Path) -> None:
     training = [{"step": s, "loss": 4 / s} for s in range(1, 9)]
     validation = [{"step": 4, "val_loss": 1.5}, {"step": 8, "val_loss": 1.25}]
     both = picture(tmp_path / "run", training + validation)
@@ -25,8 +25,8 @@ def test_the_same_log_gives_the_same_picture_of_what_is_in_it(tmp_path: Path) ->
     assert len({both, *others}) == 4
 
 
-def test_any_folder_and_any_figure_can_be_drawn(tmp_path: Path) -> None:
-    # a name that matplotlib's font lacks and that is no formula; figures that were no finite numbers
+def test_any_folder_name_and_missing_values_can_be_plotted(tmp_path: Path) -> None:
+    # a name with a character that matplotlib's font lacks and an invalid formula; values that were not finite
     rows = [{"step": 1, "loss": None}, {"step": 1, "val_loss": None}, {"step": 2, "other": 1.0}]
     assert picture(tmp_path / "知_$x^", rows).startswith(b"\x89PNG")
 

@@ -1,4 +1,4 @@
-"""What a training says about itself: rows, curves, the bar, the trace, the picture; over several lives, too."""
+"""The log of a training run: rows, TensorBoard curves, progress bar, trace and loss plot; also over restarts."""
 
 import io
 import json
@@ -15,26 +15,26 @@ import torch
 
 from gpt_core.common.errors import InputError
 from gpt_core.training.config import TrainConfig
-from gpt_core.training.monitoring.run_log import Watch
+from gpt_core.training.monitoring.run_log import RunLog
 from gpt_core.training.parallel.ranks import Ranks
 
 T = TypeVar("T")
 
 
-def watch(out_dir: Path, first: int = 0, ranks: Ranks | None = None, **keys: Any) -> Watch:
+def run_log(out_dir: Path, first: int = 0, ranks: Ranks | None = None, **keys: Any) -> RunLog:
     rates = {name: keys.pop(name) for name in ("flops_per_target", "peak_flops") if name in keys}
     config = TrainConfig(**({"out_dir": str(out_dir), "max_iters": 8, "warmup_iters": 1} | keys))
-    return Watch(out_dir, config, ranks or Ranks(), first, **rates)
+    return RunLog(out_dir, config, ranks or Ranks(), first, **rates)
 
 
-def live(look: Watch, steps: range, evaluate_at: tuple[int, ...] = ()) -> None:
-    """Pretend to train."""
+def live(log: RunLog, steps: range, evaluate_at: tuple[int, ...] = ()) -> None:
+    """Log steps and evaluations as the training loop does."""
     for step in steps:
-        look.advance()
-        look.step(step, 100, loss=4.0 / step, lr=0.1, grad_norm=1.0, clipped=step % 2)
+        log.advance()
+        log.step(step, 100, loss=4.0 / step, lr=0.1, grad_norm=1.0, clipped=step % 2)
         if step in evaluate_at:
-            look.evaluation(step, {"val_loss": 5.0 / step})
-            look.skip_time()
+            log.evaluation(step, {"val_loss": 5.0 / step})
+            log.skip_time()
 
 
 def rows(out_dir: Path) -> list[dict[str, Any]]:
@@ -42,20 +42,20 @@ def rows(out_dir: Path) -> list[dict[str, Any]]:
 
 
 def curves(out_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard would draw."""
+    """The scalars of the TensorBoard log: (step, value) pairs of each tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(out_dir / "tensorboard")).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_a_step_has_a_row_a_point_of_each_curve_and_a_place_in_the_picture(
+def test_a_step_is_in_the_log_the_curves_and_the_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with watch(tmp_path, first=4, flops_per_target=1e6, peak_flops=1e9) as look:
+    with run_log(tmp_path, first=4, flops_per_target=1e6, peak_flops=1e9) as log:
         time.sleep(0.05)
-        look.step(5, 100, loss=2.0, lr=0.1, grad_norm=1.0, clipped=0)
-        live(look, range(6, 9), evaluate_at=(8,))
+        log.step(5, 100, loss=2.0, lr=0.1, grad_norm=1.0, clipped=0)
+        live(log, range(6, 9), evaluate_at=(8,))
     first, *_, evaluation = rows(tmp_path)
     assert list(first) == [
         "step", "loss", "lr", "grad_norm", "clipped", "ms_per_step", "targets_per_s", "mfu", "cpu_s"
@@ -63,7 +63,7 @@ def test_a_step_has_a_row_a_point_of_each_curve_and_a_place_in_the_picture(
     assert 50 <= first["ms_per_step"] < 500
     assert first["targets_per_s"] == pytest.approx(100 / first["ms_per_step"] * 1000)
     assert first["mfu"] == pytest.approx(first["targets_per_s"] * 1e6 / 1e9)
-    assert first["cpu_s"] < 0.04  # it slept
+    assert first["cpu_s"] < 0.04  # sleeping takes no CPU time
     assert evaluation == {"step": 8, "val_loss": 0.625}
     drawn = curves(tmp_path)
     assert drawn["train/loss"] == [(5, 2.0), *((s, pytest.approx(4.0 / s)) for s in range(6, 9))]
@@ -73,24 +73,27 @@ def test_a_step_has_a_row_a_point_of_each_curve_and_a_place_in_the_picture(
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_resumed_run_takes_back_what_it_does_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_removes_the_rows_of_repeated_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tensorboard.summary.writer import event_file_writer as files
 
-    # Lives are processes, whose files count from 0. Here all are one, and of one second TensorBoard reads 10 before 9.
+    # A real restart is a new process, which numbers its event files from 0. In one process the numbers would go on, and
+    # TensorBoard would read file 10 before file 9 of the same second.
     monkeypatch.setattr(files, "_global_uid", files.AtomicCounter(0))
 
     def killed() -> None:
-        with watch(tmp_path) as look:
-            live(look, range(1, 7), evaluate_at=(2, 4))
+        with run_log(tmp_path) as log:
+            live(log, range(1, 7), evaluate_at=(2, 4))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         killed()
     assert not (tmp_path / "loss.png").exists()
     with open(tmp_path / "log.jsonl", "a") as f:
-        f.write('{"step": 7, "lo')  # what a kill leaves
-    with watch(tmp_path, first=4) as look:
-        live(look, range(5, 9), evaluate_at=(6, 8))
+        f.write('{"step": 7, "lo')  # a kill leaves a partial line
+    with run_log(tmp_path, first=4) as log:
+        live(log, range(5, 9), evaluate_at=(6, 8))
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8]
     cpu_s = [row["cpu_s"] for row in rows(tmp_path) if "loss" in row]
     assert cpu_s == sorted(cpu_s)
@@ -99,10 +102,10 @@ def test_a_resumed_run_takes_back_what_it_does_again(tmp_path: Path, monkeypatch
     assert [step for step, _ in drawn["evaluation/val_loss"]] == [2, 4, 6, 8]
 
     picture = (tmp_path / "loss.png").read_bytes()
-    with watch(tmp_path, first=8):
+    with run_log(tmp_path, first=8):
         pass
     assert (tmp_path / "loss.png").read_bytes() == picture
-    with watch(tmp_path):  # a life that ended before its first checkpoint counts for nothing
+    with run_log(tmp_path):  # a run without a checkpoint starts again from an empty log
         pass
     assert rows(tmp_path) == []
     assert not any(curves(tmp_path).values())
@@ -116,63 +119,67 @@ def test_evaluations_and_saves_cost_no_training_time(tmp_path: Path) -> None:
 
     taken: list[float] = []
 
-    def one_step(look: Watch, step: int) -> None:
+    def one_step(log: RunLog, step: int) -> None:
         start = time.perf_counter()
         burn(0.05)
         taken.append(1000 * (time.perf_counter() - start))
-        look.step(step, 100, loss=1.0, lr=0.1, grad_norm=1.0, clipped=0)
+        log.step(step, 100, loss=1.0, lr=0.1, grad_norm=1.0, clipped=0)
         burn(0.2)  # an evaluation
-        look.skip_time()
+        log.skip_time()
 
     for first in (0, 2):
-        with watch(tmp_path, first) as look:
+        with run_log(tmp_path, first) as log:
             for step in (first + 1, first + 2):
-                one_step(look, step)
+                one_step(log, step)
     found = rows(tmp_path)
     assert [row["cpu_s"] for row in found] == pytest.approx([0.05, 0.1, 0.15, 0.2], abs=0.04)
     assert [row["ms_per_step"] for row in found] == pytest.approx(taken, abs=100)
 
 
-def test_what_is_no_finite_number_stays_json(tmp_path: Path) -> None:
-    with watch(tmp_path) as look:
-        look.step(1, 1, loss=1.0, lr=0.1, grad_norm=math.inf, clipped=1)
-        look.evaluation(1, {"val_loss": math.nan})
+def test_values_that_are_not_finite_are_json_null(tmp_path: Path) -> None:
+    with run_log(tmp_path) as log:
+        log.step(1, 1, loss=1.0, lr=0.1, grad_norm=math.inf, clipped=1)
+        log.evaluation(1, {"val_loss": math.nan})
     assert "null" in (tmp_path / "log.jsonl").read_text()
     assert not {"NaN", "Infinity"} & set((tmp_path / "log.jsonl").read_text().replace(",", " ").split())
 
 
-def test_other_ranks_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Second(Ranks):
         def on_main(self, function: Callable[[], T]) -> T:
             return None  # type: ignore[return-value]
 
-    with watch(tmp_path, ranks=Second(rank=1, world_size=2), profile=True) as look:
-        live(look, range(1, 9), evaluate_at=(8,))
-        look.sample(8, "text")
+    with run_log(tmp_path, ranks=Second(rank=1, world_size=2), profile=True) as log:
+        live(log, range(1, 9), evaluate_at=(8,))
+        log.sample(8, "text")
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr() == ("", "")
 
 
-def test_samples_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_samples_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with watch(tmp_path) as look:
-        look.sample(3, "To be\n# or\x1b[2J not")
+    with run_log(tmp_path) as log:
+        log.sample(3, "To be\n# or\x1b[2J not")
     assert capsys.readouterr().out == "step 3, a sample: To be\n# or\ufffd[2J not\n"
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     (event,) = events.Tensors("sample/text_summary")
     assert (event.step, event.tensor_proto.string_val[0]) == (3, b"    To be\n    # or\x1b[2J not")
 
 
-def test_the_bar_goes_on_where_the_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_continues_at_the_resumed_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with watch(tmp_path, first=4, flops_per_target=1.0, peak_flops=1.0) as look:
-        live(look, range(5, 9))
+    with run_log(tmp_path, first=4, flops_per_target=1.0, peak_flops=1.0) as log:
+        live(log, range(5, 9))
     first, *_, last = terminal.getvalue().split("\r")[1:]
     assert "| 4/8 [" in first
     assert "| 8/8 [" in last
@@ -181,14 +188,12 @@ def test_the_bar_goes_on_where_the_run_does(tmp_path: Path, monkeypatch: pytest.
     assert "MFU=" in last
 
 
-def test_a_trace_is_of_steady_steps_between_evaluations(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with watch(tmp_path, profile=True, max_iters=20, eval_interval=8) as look:
+def test_a_trace_covers_steps_between_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with run_log(tmp_path, profile=True, max_iters=20, eval_interval=8) as log:
         for step in range(1, 21):
             with torch.profiler.record_function(f"step {step}"):
                 pass
-            look.advance()
+            log.advance()
             if step % 8 == 0:
                 with torch.profiler.record_function("evaluation"):
                     pass
@@ -198,51 +203,51 @@ def test_a_trace_is_of_steady_steps_between_evaluations(
 
 
 def test_a_short_run_has_a_short_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with watch(tmp_path, profile=True, max_iters=4) as look:
-        look.advance()
-        look.advance()  # and stops early
+    with run_log(tmp_path, profile=True, max_iters=4) as log:
+        log.advance()
+        log.advance()  # and stops early
     assert "trace of steps 2 to 2: " in capsys.readouterr().out
     assert (tmp_path / "trace.json").exists()
 
 
-def test_training_does_without_curves_and_picture_where_their_packages_are_missing(
+def test_training_runs_without_tensorboard_and_matplotlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("torch.utils.tensorboard", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
-    with watch(tmp_path) as look:
-        live(look, range(1, 3), evaluate_at=(2,))
-        look.sample(2, "text")
+    with run_log(tmp_path) as log:
+        live(log, range(1, 3), evaluate_at=(2,))
+        log.sample(2, "text")
     assert len(rows(tmp_path)) == 3
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "No TensorBoard curves of this training",
-        "No picture of the losses",
+        "No TensorBoard log",
+        "No loss plot",
     ]
     assert all("zhizhi[train]" in line for line in lines)
 
 
-def test_wandb_is_an_error_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wandb_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r"wandb is not installed.*zhizhi\[wandb\]"):
-        watch(tmp_path, wandb_project="p").__enter__()
+        run_log(tmp_path, wandb_project="p").__enter__()
     assert not (tmp_path / "wandb_id.txt").exists()
 
 
-def test_wandb_keeps_a_run_s_identity_over_its_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_continues_the_same_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     out_dir = tmp_path / "a run"
     out_dir.mkdir()
     child = os.fork()
-    if child == 0:  # wandb leaves threads behind
+    if child == 0:  # a child process, because wandb leaves threads running
         status = 1
         try:
-            with watch(out_dir, wandb_project="p") as look:
-                live(look, range(1, 5), evaluate_at=(4,))
-            with watch(out_dir, first=4, wandb_project="p") as look:
-                live(look, range(5, 9), evaluate_at=(8,))
+            with run_log(out_dir, wandb_project="p") as log:
+                live(log, range(1, 5), evaluate_at=(4,))
+            with run_log(out_dir, first=4, wandb_project="p") as log:
+                live(log, range(5, 9), evaluate_at=(8,))
             status = 0
         finally:
             os._exit(status)

@@ -1,6 +1,6 @@
-"""Train a tiny GPT on several ranks; run by test_parallel.py as a process of its own, so that torch is imported once.
+"""Train a tiny GPT on several ranks; run by test_parallel.py in a separate process, so that torch is imported once.
 
-Ranks are forked children with torchrun's environment variables. What a scenario finds goes to standard output as JSON.
+Ranks are forked children with torchrun's environment variables. A scenario prints its results as JSON.
 
     python ranks_driver.py SCENARIO DATA_DIR OUT_DIR
 """
@@ -22,7 +22,7 @@ import torch._dynamo  # optimizers import it at their first step: once here, not
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.training.parallel import ranks
 from gpt_core.training.pretraining import pretrain
 from gpt_core.training.pretraining.config import PretrainConfig
@@ -38,7 +38,7 @@ def settings(data_dir: str, out_dir: str, **keys: Any) -> PretrainConfig:
 
 
 def run_ranks(n: int, config: PretrainConfig, inside: Callable[[int], None] | None = None) -> list[int]:
-    """Train on n ranks, alone without torchrun's variables if n is 1; return their exit codes (a signal: negative)."""
+    """Train on n ranks, without torchrun's variables if n is 1; return their exit codes (negative: signals)."""
     return wait(start_ranks(n, config, inside))
 
 
@@ -54,12 +54,12 @@ def start_ranks(n: int, config: PretrainConfig, inside: Callable[[int], None] | 
             if n > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port}
                 os.environ |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1"}
-            os.dup2(2, 1)  # standard output is the parent's
+            os.dup2(2, 1)  # standard output is only for the parent's JSON
             code: Any = 0
             try:
                 if inside is not None:
                     inside(rank)
-                open_door(lambda: pretrain.pretrain(config), args=[])
+                run_command(lambda: pretrain.pretrain(config), args=[])
             except SystemExit as error:
                 code = error.code
                 if isinstance(code, str):
@@ -115,7 +115,7 @@ def gradients(data: str, out: str) -> Any:
 
 
 def resharded(data: str, out: str) -> Any:
-    """50 steps on 2 ranks, on 1, and on 2 → 1 → 2; through all ways of sharing a model."""
+    """50 steps on 2 ranks with DDP, on 1, on 2 with FSDP2, and resumed as 2 (DDP) → 1 → 2 (FSDP2) → 2 (DDP)."""
     base = settings(data, out, max_iters=50, eval_interval=10, log_interval=1)
     found = {}
     straight = (("two", 2, "ddp"), ("one", 1, "ddp"), ("fsdp2", 2, "fsdp2"))
@@ -131,7 +131,7 @@ def resharded(data: str, out: str) -> Any:
 
 
 def resumed(data: str, out: str) -> Any:
-    """6 steps with dropout and Muon on 2 ranks, straight and killed after the third."""
+    """6 steps with dropout and Muon on 2 ranks, uninterrupted, and killed in the fifth step and resumed."""
     base = settings(data, f"{out}/straight", dropout=0.2, optimizer="muon", micro_batch_size=3)
     found: dict[str, Any] = {"straight": run_ranks(2, base)}
 
@@ -169,7 +169,7 @@ def terminated(data: str, out: str) -> Any:
 
 
 def refused(data: str, out: str) -> Any:
-    """What goes wrong on every rank, and on the one that reads and writes."""
+    """Errors on every rank, and an error of rank 0, which alone checks the data."""
     torn = Path(out, "torn")
     torn.mkdir(parents=True)
     for path in Path(data).iterdir():
@@ -186,7 +186,7 @@ def refused(data: str, out: str) -> Any:
 
 
 def failed(data: str, out: str) -> Any:
-    """Whether DDP is still there when `join` has ended by an error, and another one that came of it is at hand."""
+    """Whether the DDP model still exists after `join` ended with an exception that has another one as its cause."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

@@ -1,4 +1,4 @@
-"""Several ranks: the same gradient, the same data, the same checkpoints; and what happens when one of them goes."""
+"""Several ranks: the same gradients, data and checkpoints as one process; and what happens if a rank is killed."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def drive(scenario: str, data_dir: Path, out_dir: Path) -> tuple[Any, str]:
     return json.loads(done.stdout), done.stderr
 
 
-def test_accumulation_and_ranks_leave_loss_and_gradient_as_they_are(data_dir: Path, tmp_path: Path) -> None:
+def test_accumulation_and_ranks_do_not_change_loss_and_gradient(data_dir: Path, tmp_path: Path) -> None:
     found, said = drive("gradients", data_dir, tmp_path)
     assert list(found) == ["1x1", "1x4", "2x2", "4x1"]
     for name, run in found.items():
@@ -46,7 +46,7 @@ def test_accumulation_and_ranks_leave_loss_and_gradient_as_they_are(data_dir: Pa
         assert run["length"] == pytest.approx(0.5, abs=1e-6)  # clipped, so that clipping is compared as well
 
 
-def test_a_run_moves_between_numbers_of_ranks_and_ways_of_sharing(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_other_numbers_of_ranks_and_sharding(data_dir: Path, tmp_path: Path) -> None:
     found, said = drive("resharded", data_dir, tmp_path)
     for name, run in found.items():
         assert set(run["codes"]) == {0}, said
@@ -59,10 +59,10 @@ def test_a_run_moves_between_numbers_of_ranks_and_ways_of_sharing(data_dir: Path
     assert files[0] == files[1]
 
 
-def test_ranks_that_were_killed_end_in_the_same_bits(data_dir: Path, tmp_path: Path) -> None:
+def test_killed_ranks_resume_to_the_same_bits(data_dir: Path, tmp_path: Path) -> None:
     found, said = drive("resumed", data_dir, tmp_path)
     assert found == {"straight": [0, 0], "killed": [1, -9], "left": ["step-3"], "again": [0, 0]}, said
-    assert "Another rank is gone" in said
+    assert "Another rank died" in said
     assert "Traceback" not in said
     for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
         straight, killed = (tmp_path / run / "step-6" / name for run in ("straight", "killed"))
@@ -76,8 +76,8 @@ def test_sigterm_to_one_rank_saves_one_step_and_ends_all(data_dir: Path, tmp_pat
     assert run_folder.latest(tmp_path / "run") == tmp_path / "run" / found["checkpoints"][0]
 
 
-def test_ranks_let_go_of_ddp_before_they_part(data_dir: Path, tmp_path: Path) -> None:
-    """If the reducer were the last to hold gloo's group, its end could wait for ever for Python's lock."""
+def test_ddp_is_freed_before_the_process_group_is_destroyed(data_dir: Path, tmp_path: Path) -> None:
+    """If DDP's reducer held the last reference to the gloo group, freeing it could deadlock on the GIL."""
     found, said = drive("failed", data_dir, tmp_path)
     assert found == {"left": False, "said": "of another kind", "group": False}, said
 
@@ -85,14 +85,14 @@ def test_ranks_let_go_of_ddp_before_they_part(data_dir: Path, tmp_path: Path) ->
 def test_bad_input_ends_every_rank_with_one_line(data_dir: Path, tmp_path: Path) -> None:
     found, said = drive("refused", data_dir, tmp_path)
     assert found == {"torn": [1, 1], "does not divide": [1, 1], "alone": [1]}
-    assert said.count("train-00000.bin is damaged: its checksum does not hold") == 1  # rank 0 alone reads it
+    assert said.count("train-00000.bin is damaged: its checksum does not match") == 1  # only rank 0 checks it
     assert "batch_size is 9; it must be a multiple of the number of ranks (2)" in said
     assert "parallel is fsdp2, which needs ranks: start with torchrun --nproc_per_node=N" in said
     assert "Traceback" not in said
 
 
 def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(data_dir: Path, tmp_path: Path) -> None:
-    """One of torchrun's two workers is killed twice; nothing is asked of the user, and no saved step is lost."""
+    """One of torchrun's two workers is killed twice; the run resumes by itself, and no saved step is lost."""
     keys = {
         "data_dir": data_dir, "max_iters": 60, "eval_interval": 5, "log_interval": 1, "warmup_iters": 2, "n_layer": 1,
         "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 12, "device": "cpu", "dtype": "float32",
@@ -119,7 +119,7 @@ def test_torchrun_restarts_a_killed_worker_from_the_last_checkpoint(data_dir: Pa
             os.kill(max(workers), 9)
             killed_after.append(newest)
         time.sleep(0.02)
-    run.terminate()  # does nothing to one that has ended
+    run.terminate()  # no effect if the process has ended
     said = run.communicate(timeout=60)[1]
     assert run.returncode == 0, said
     assert len(killed_after) == 2
@@ -147,6 +147,6 @@ def children_of(pid: int) -> list[int]:
         try:
             if b"pretrain.py" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(child)
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process ended meanwhile
             continue
     return found

@@ -1,4 +1,4 @@
-"""ZeRO-3 in real processes beside the same steps by hand, its checkpoints, and the files of settings it refuses."""
+"""ZeRO-3 in real processes against the same steps in plain PyTorch, its checkpoints, and rejected settings files."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ needs_deepspeed = pytest.mark.skipif(
 
 
 class Runs:
-    """What the driver's ranks saved."""
+    """The results that the driver's ranks saved."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     )
     assert done.returncode == 0, done.stderr
     said = (done.stdout + done.stderr).splitlines()
-    # DeepSpeed's notes are kept away.
+    # DeepSpeed's other messages are suppressed.
     assert [line for line in said if "OVERFLOW! Skipping step" not in line] == []
     return Runs(folder)
 
@@ -73,7 +73,7 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     ],
     ids=["tied, offloaded", "untied, some frozen", "bfloat16"],
 )
-def test_it_follows_the_gradient_of_the_mean_over_all_targets(
+def test_zero3_follows_the_gradient_of_the_mean_over_all_targets(
     runs: Runs, name: str, reference: str, tolerance: float
 ) -> None:
     plain, mine = runs[f"plain-{reference}"], runs[f"run-{name}-2-0"]
@@ -95,11 +95,11 @@ def test_the_plain_gpt_evaluates_on_every_rank(runs: Runs) -> None:
         torch.testing.assert_close(
             mine["logits"], runs["plain-True-torch.float32"]["logits"], atol=1e-5, rtol=0
         )
-        assert torch.equal(mine["logits"], mine["logits of hidden"])  # generation asks for these apart
+        assert torch.equal(mine["logits"], mine["logits of hidden"])  # generation computes them separately
 
 
 @needs_deepspeed
-def test_training_goes_on_after_an_evaluation_and_notices_what_breaks(runs: Runs) -> None:
+def test_training_continues_after_an_evaluation_and_detects_errors(runs: Runs) -> None:
     mine = runs["run-True-True-float32-2-0"]
     assert mine["step after"][0][0] < mine["rows"][-3][0]
     assert not math.isfinite(mine["norm of a broken step"])
@@ -107,7 +107,7 @@ def test_training_goes_on_after_an_evaluation_and_notices_what_breaks(runs: Runs
 
 
 @needs_deepspeed
-def test_each_rank_holds_its_share_alone(runs: Runs) -> None:
+def test_each_rank_holds_only_its_shard(runs: Runs) -> None:
     for rank in (0, 1):
         sizes = runs[f"run-True-True-float32-2-{rank}"]["sizes"]
         assert sizes["part"] == sizes["exp_avg"] == sizes["exp_avg_sq"] == sizes["whole"] // 2
@@ -124,7 +124,7 @@ def test_resuming_gives_the_same_bits(runs: Runs) -> None:
 
 
 @needs_deepspeed
-def test_three_ranks_go_on_from_a_checkpoint_of_one_process(runs: Runs) -> None:
+def test_three_ranks_resume_a_checkpoint_of_one_process(runs: Runs) -> None:
     plain, rest = runs["plain-True-torch.float32"], runs["from-plain-3-0"]
     for expected, row in zip(plain["rows"][len(plain["rows"]) // 2 :], rest["rows"], strict=True):
         assert row == pytest.approx(expected, abs=1e-6)
@@ -133,7 +133,7 @@ def test_three_ranks_go_on_from_a_checkpoint_of_one_process(runs: Runs) -> None:
 
 
 @needs_deepspeed
-def test_the_deepspeed_launcher_trains_what_one_process_does(tmp_path: Path) -> None:
+def test_the_deepspeed_launcher_trains_the_same_model_as_one_process(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(
         "To know what you know, and to know what you do not: that is knowledge.\n" * 40
     )
@@ -178,7 +178,7 @@ def free_port() -> str:
 
 
 def settings_of(tmp_path: Path, given: Any, dtype: str = "float32", **keys: Any) -> dict[str, Any]:
-    """What DeepSpeed is started with by two ranks, given such a file."""
+    """The settings passed to DeepSpeed on two ranks, with `given` as the settings file."""
     file = tmp_path / "ds.json"
     file.write_text(given if isinstance(given, str) else json.dumps(given))
     config = PretrainConfig(
@@ -187,7 +187,7 @@ def settings_of(tmp_path: Path, given: Any, dtype: str = "float32", **keys: Any)
     return read_zero3_config(replace(config, **keys), 2, Numerics("cpu", dtype), n_parameters=1000)
 
 
-def test_what_the_file_leaves_open_is_ours(tmp_path: Path) -> None:
+def test_settings_that_the_file_leaves_open_come_from_the_configuration(tmp_path: Path) -> None:
     shipped = json.loads(Path("configs/ds_zero3_offload.json").read_text())
     settings = settings_of(tmp_path, shipped, grad_clip=0.25)
     assert settings["gradient_clipping"] == 0.25
@@ -214,7 +214,7 @@ def test_what_the_file_leaves_open_is_ours(tmp_path: Path) -> None:
         ({"zero_optimization": True}, "not a DeepSpeed configuration"),
         ({"train_batch_size": 16}, "train_batch_size to 16, but batch_size is 12"),
         ({"train_micro_batch_size_per_gpu": 2}, "to 2, but micro_batch_size is 3"),
-        ({"gradient_accumulation_steps": 4}, "to 4, but batch_size and micro_batch_size ask for 2"),
+        ({"gradient_accumulation_steps": 4}, "to 4, but batch_size and micro_batch_size give 2"),
         ({"gradient_clipping": 0.5}, "gradient_clipping to 0.5, but grad_clip is 1.0"),
         ({"optimizer": {"type": "Lamb"}}, "optimizer.type to 'Lamb', but optimizer is adamw"),
         ({"optimizer": {"params": {"lr": 0.1}}}, "optimizer.params.lr to 0.1, but learning_rate is 0.003"),
@@ -225,7 +225,10 @@ def test_what_the_file_leaves_open_is_ours(tmp_path: Path) -> None:
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler.type to 'WarmupLR', but schedule is cosine"),
         ({"bf16": {"enabled": True}}, "bf16.enabled to True, but dtype is float32"),
         ({"fp16": {"enabled": True}}, "fp16.enabled to True, but dtype is float32"),
-        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage to 2, but parallel deepspeed means 3"),
+        (
+            {"zero_optimization": {"stage": 2}},
+            "zero_optimization.stage to 2, but parallel deepspeed means stage 3",
+        ),
         (
             {"zero_optimization": {"offload_param": {"device": "nvme", "nvme_path": "/tmp"}}},
             "offload_param.device to 'nvme', but only cpu and none",
@@ -241,7 +244,7 @@ def test_a_file_that_contradicts_the_configuration_names_both(
     assert "\n" not in str(refusal.value)
 
 
-def test_what_cannot_be_done_is_refused_in_a_line(tmp_path: Path) -> None:
+def test_unsupported_settings_are_rejected_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="optimizer is muon, which needs whole matrices"):
         TrainConfig(parallel="deepspeed", deepspeed_config="ds.json")
     with pytest.raises(InputError, match=r"nowhere\.json cannot be read: No such file"):

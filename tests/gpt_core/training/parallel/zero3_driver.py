@@ -1,4 +1,4 @@
-"""Trains under ZeRO-3 in real processes for test_zero3.py: one interpreter imports DeepSpeed once and forks the ranks.
+"""Train with ZeRO-3 in real processes for test_zero3.py: one interpreter imports DeepSpeed once and forks the ranks.
 
 python zero3_driver.py OUT
 """
@@ -31,12 +31,12 @@ OUT = Path(sys.argv[1])
 
 
 def settings_file(offload: bool) -> Path:
-    """Where DeepSpeed's settings lie."""
+    """The path of DeepSpeed's settings file."""
     return OUT / f"offload-{offload}.json"
 
 
 def write_settings() -> None:
-    """Settings that part everything and keep nothing gathered, with and without offloading."""
+    """Write settings that shard all parameters and keep none gathered, with and without offloading."""
     tight = (
         "param_persistence_threshold",
         "max_live_parameters",
@@ -55,7 +55,7 @@ def write_settings() -> None:
 
 
 def config(offload: bool = True) -> TrainConfig:
-    """AdamW that decays, and clips every step."""
+    """AdamW with weight decay, and gradient clipping that takes effect in every step."""
     return TrainConfig(
         optimizer="adamw", learning_rate=1e-2, weight_decay=0.1, grad_clip=0.5, parallel="deepspeed",
         deepspeed_config=str(settings_file(offload)),
@@ -63,7 +63,7 @@ def config(offload: bool = True) -> TrainConfig:
 
 
 def build(tie: bool = True) -> GPT:
-    """A small GPT whose parameters do not divide among three ranks; the untied one has frozen ones, too."""
+    """A small GPT whose parameters do not divide evenly among 3 ranks; if untied, its final norm is frozen."""
     torch.manual_seed(0)
     shape = GPTConfig(
         vocab_size=VOCAB, block_size=BLOCK, n_layer=2, n_head=2, n_kv_head=1, n_embd=18, head_dim=10, n_inner=23,
@@ -75,7 +75,7 @@ def build(tie: bool = True) -> GPT:
 
 
 def batch(step: int) -> list[tuple[Tensor, Tensor]]:
-    """The micro-batches of a step: 6, or 12 in every third, each with another number of targets."""
+    """The micro-batches of a step: 6, or 12 in every third step, with different numbers of targets."""
     generator = torch.Generator().manual_seed(step)
     start = torch.randint(0, VOCAB, (12 if step % 3 == 0 else 6, 2, 1), generator=generator)
     ids = (start + 7 * torch.arange(BLOCK + 1)) % VOCAB
@@ -87,12 +87,12 @@ def batch(step: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def factor(step: int) -> float:
-    """A schedule of its own: up, then down."""
+    """The learning-rate factor of a step: linear increase, then linear decrease."""
     return min(step + 1, 2 * STEPS - step) / STEPS
 
 
 def zero3_steps(parallel: ZeRO3, ranks: Ranks, steps: range) -> list[tuple[float, float]]:
-    """Train; the mean loss and the gradient's norm of each step."""
+    """Train; return the mean loss and the gradient norm of each step."""
     rows = []
     parallel.model.train()
     for step in steps:
@@ -112,7 +112,7 @@ def zero3_steps(parallel: ZeRO3, ranks: Ranks, steps: range) -> list[tuple[float
 def plain_steps(
     model: GPT, optimizer: torch.optim.Optimizer, steps: range, dtype: torch.dtype
 ) -> list[tuple[float, float]]:
-    """The same by hand, in one process, with nothing of ours but the GPT."""
+    """The same in plain PyTorch in one process; only the GPT is from gpt_core."""
     rows = []
     for step in steps:
         loss_sum, n_targets = 0.0, 0
@@ -137,7 +137,7 @@ def plain_steps(
 
 
 def adamw(model: GPT) -> torch.optim.AdamW:
-    """Decays matrices alone."""
+    """AdamW that decays only matrices."""
     groups = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -146,13 +146,13 @@ def adamw(model: GPT) -> torch.optim.AdamW:
 
 
 def state_of(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """A plain optimizer's state under a checkpoint's names."""
+    """A plain optimizer's state under the names used in checkpoints."""
     names = {p: name for name, p in model.named_parameters()}
     return {f"AdamW:{names[p]}:{key}": t for p, state in optimizer.state.items() for key, t in state.items()}
 
 
 def plain(out: Path) -> None:
-    """The reference: all steps, and what a checkpoint in the middle would hold."""
+    """The reference: all steps, and the content of a checkpoint after half of them."""
     for tie in (True, False):
         for dtype in (torch.float32, torch.bfloat16):
             model = build(tie)
@@ -174,7 +174,7 @@ def plain(out: Path) -> None:
 def whole_run(
     ranks: Ranks, out: Path, *, tie: bool = True, offload: bool = True, dtype: str = "float32"
 ) -> None:
-    """All steps at once; then the parts' sizes, an evaluation by the plain GPT, and its generation."""
+    """All steps; then shard sizes, an evaluation with the plain GPT, a further step and two errors."""
     model = build(tie)
     parallel = ZeRO3(model, config(offload), ranks, Numerics("cpu", dtype))
     parallel.load_optimizer_tensors({})
@@ -187,7 +187,7 @@ def whole_run(
         "exp_avg_sq": sum(state["exp_avg_sq"].numel() for state in zero.state.values()),
         "gathered between steps": sum(p.numel() for p in model.parameters()),
     }
-    gathered: list[int] = []  # while a matrix of the second block is at work
+    gathered: list[int] = []  # parameters present while a matrix of the second block is used
     hook = model.blocks[1].mlp.up.register_forward_pre_hook(
         lambda *_: gathered.append(sum(p.numel() for p in model.blocks.parameters()))
     )
@@ -226,7 +226,7 @@ def first_half(ranks: Ranks, out: Path) -> None:
 
 
 def second_half(ranks: Ranks, out: Path, origin: str) -> None:
-    """The second half, from a checkpoint of these ranks, or of the plain loop."""
+    """The second half, from the checkpoint of `first_half` or of the plain loop."""
     if origin == "half":
         saved = torch.load(out / "half-0.pt")
         weights, state = saved["weights"], saved["state"]
@@ -243,7 +243,7 @@ def second_half(ranks: Ranks, out: Path, origin: str) -> None:
 
 
 def fork(world_size: int, function: Callable[[Ranks], None]) -> None:
-    """Run `function` in so many ranks, and wait for them."""
+    """Run `function` in `world_size` ranks, and wait for them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -273,7 +273,7 @@ def fork(world_size: int, function: Callable[[Ranks], None]) -> None:
 
 
 def main() -> None:
-    """Every scenario, one after the other."""
+    """Run every scenario, one after the other."""
     gpt_core.model.gpt.LOSS_CHUNK = VOCAB * 20  # the loss in two chunks, recomputed in backward
     write_settings()
     fork(1, lambda ranks: plain(OUT))

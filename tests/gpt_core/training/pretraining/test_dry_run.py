@@ -1,4 +1,4 @@
-"""What a training takes, told before it begins: as a command, and figure by figure."""
+"""The dry run's estimates of memory and time: as a command, and value by value."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.dry_run import dry_run
-from gpt_core.training.pretraining.measure_step import Step, kept_bytes, measure
+from gpt_core.training.pretraining.measure_step import Step, activation_bytes, measure
 
 TINY = PretrainConfig(
     n_layer=3, n_head=2, n_embd=32, block_size=16, batch_size=12, micro_batch_size=3, vocab_multiple=1,
@@ -40,7 +40,7 @@ def _same_threads() -> Iterator[None]:
         ("gpt2-124m", ["--block_size", "128"], ["40 micro-batches of 12", "on 8× H100 at 40%", "Chinchilla's 20"]),
     ],
 )  # fmt: skip
-def test_a_dry_run_without_data_tells_and_writes_nothing(
+def test_a_dry_run_without_data_prints_estimates_and_writes_nothing(
     preset: str, keys: list[str], expected: list[str], tmp_path: Path
 ) -> None:
     root = Path.cwd()
@@ -67,11 +67,11 @@ def test_the_figures_follow_from_the_data(tmp_path: Path, capsys: pytest.Capture
     n_parameters = sum(p.numel() for p in model.parameters())
     assert figures["parameters"] == n_parameters
     assert figures["tokens_per_parameter"] == pytest.approx(10 * 12 * 16 / n_parameters)
-    assert figures["hours"] * 3600 > 10 * 12 * 16 / figures["tokens_per_s"] > 0  # and the evaluations
+    assert figures["hours"] * 3600 > 10 * 12 * 16 / figures["tokens_per_s"] > 0  # hours include evaluations
     text = capsys.readouterr().out
     assert f"vocabulary {vocab_size} (of {tmp_path / 'data'})" in text
     assert "1 rank with 4 micro-batches of 3" in text
-    assert "2,069 tokens" in text  # 90 % of 2,300 characters; the first is no target
+    assert "2,069 tokens" in text  # 90 % of 2,300 characters; the first one is not a target
     assert f"{10 * 12 * 16 / 2069:.2f} epochs" in text
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -79,7 +79,7 @@ def test_the_figures_follow_from_the_data(tmp_path: Path, capsys: pytest.Capture
     assert grown["tokens_per_parameter"] == pytest.approx((10 * 12 - 4 * 3) * 16 / n_parameters)
 
 
-def test_a_dry_run_refuses_what_training_would(tmp_path: Path) -> None:
+def test_a_dry_run_raises_the_errors_of_training(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"batch_size is 13; it must be a multiple of micro_batch_size \(3\)"
     ):
@@ -105,34 +105,34 @@ def test_only_the_first_rank_measures(
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_memory_reckoned_from_two_blocks_is_that_of_all(optimizer: str) -> None:
+def test_memory_estimated_from_two_blocks_is_that_of_all_blocks(optimizer: str) -> None:
     config = replace(TINY, optimizer=optimizer)  # type: ignore[arg-type]
     shape = config.gpt_config(None)
     memory, speed = measure(config, shape, CPU, FLOAT32, 16, 3)
     whole = Step(config, shape, CPU, FLOAT32, 16, 1)
     assert (memory.weights, memory.optimizer) == whole.sizes(3)
     assert memory.weights == 4 * sum(p.numel() for p in whole.model.parameters())
-    assert memory.activations == kept_bytes(shape, CPU, FLOAT32, 16, 3)
+    assert memory.activations == activation_bytes(shape, CPU, FLOAT32, 16, 3)
     matrices = sum(p.nbytes for p in whole.model.blocks.parameters() if p.dim() == 2)
     assert memory.optimizer == 2 * memory.weights - (matrices if optimizer == "muon" else 0)
     assert speed.n_sequences == 3
     assert min(speed.sequence, speed.update) > 0
 
 
-def test_what_is_kept_for_backward_is_counted() -> None:
-    """Two MLP matrices more, and their activations: known by hand."""
+def test_activations_saved_for_backward_are_counted() -> None:
+    """With 100 more hidden units per MLP, the additional activations are known exactly."""
     shape = replace(TINY, graph="gpt2").gpt_config(None)
     wide = replace(shape, n_inner=shape.n_inner + 100)
-    more = kept_bytes(wide, CPU, FLOAT32, 16, 3) - kept_bytes(shape, CPU, FLOAT32, 16, 3)
+    more = activation_bytes(wide, CPU, FLOAT32, 16, 3) - activation_bytes(shape, CPU, FLOAT32, 16, 3)
     assert (
         more == 3 * 2 * 100 * 16 * 3 * 4
     )  # in each of 3 blocks GELU's input and output, 3 sequences of 16, float32
 
 
-def test_a_model_too_large_to_measure_is_reckoned(
+def test_a_model_too_large_to_measure_is_estimated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gpt_core.training.pretraining.measure_step.free_memory", lambda device: 1000.0)
     figures = dry_run(TINY)
     assert figures["tokens_per_s"] > 0
-    assert "reckoned from 2 of the 3 blocks" in capsys.readouterr().out
+    assert "estimated from 2 of the 3 blocks" in capsys.readouterr().out

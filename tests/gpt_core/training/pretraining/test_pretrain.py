@@ -1,4 +1,4 @@
-"""Pretraining and sampling through their doors: configuration, the whole thread, and what is refused."""
+"""The pretrain and sample commands: configuration, complete runs, and rejected input."""
 
 import json
 import math
@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from gpt_core.common.cli import open_door
+from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from gpt_core.common.presets import read_preset
 from gpt_core.data.batches import Windows
@@ -71,7 +71,7 @@ def test_a_run_learns_and_leaves_a_model_folder(run_dir: Path, data_dir: Path) -
     rows = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     losses = [row["val_loss"] for row in rows if "val_loss" in row]
     assert losses[-1] < 0.3 * math.log(tokenizer.vocab_size)
-    # the evaluation is over every target of the split: here one long forward per window, by hand
+    # the evaluation covers every target of the split; recomputed here with one forward per window
     (val,) = open_split(data_dir, "val")
     ids = torch.from_numpy(val.tokens.astype(np.int64))
     total = 0.0
@@ -115,14 +115,14 @@ def test_every_graph_trains_and_resumes_from_its_own_folder(
     assert pretrain(replace(settings, max_iters=3)) == figures  # nothing left to do
 
 
-def test_the_command_line_goes_over_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_overrides_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.yaml").write_text(
         "n_layer: 3\nlearning_rate: 3e-4\nmin_lr: null\ngraph: gpt2\ntie_embeddings: no\n"
     )
     seen: list[PretrainConfig] = []
     args = ["--config", str(tmp_path / "a.yaml"), "--n_layer", "5", "--out_dir", "x=y", "--min_lr", "1e-5"]
-    open_door(seen.append, config=PretrainConfig, args=args)
-    open_door(seen.append, config=PretrainConfig, args=[])
+    run_command(seen.append, config=PretrainConfig, args=args)
+    run_command(seen.append, config=PretrainConfig, args=[])
     expected = PretrainConfig(
         n_layer=5, learning_rate=3e-4, graph="gpt2", tie_embeddings=False, out_dir="x=y", min_lr=1e-5
     )
@@ -138,15 +138,15 @@ def test_the_command_line_goes_over_the_preset(tmp_path: Path, monkeypatch: pyte
         ("n_layer: 2.5", "n_layer is 2.5; .*integer"),
         ("graph: gpt3", "graph is 'gpt3'; .*'qwen3', 'llama' or 'gpt2'"),
         ("max_iters: 0", "max_iters is 0; expected at least 1"),
-        ("batch_ramp_iters: 5", "batch_ramp_iters is 5, but there is no batch_size_start"),
-        ("- n_layer", "holds a list"),
+        ("batch_ramp_iters: 5", "batch_ramp_iters is 5, but batch_size_start is not set"),
+        ("- n_layer", "contains a list"),
         ("n_layer: [", "is not YAML"),
     ],
 )
 def test_a_bad_preset_names_the_key(tmp_path: Path, preset: str, message: str) -> None:
     (tmp_path / "a.yaml").write_text(preset)
     with pytest.raises(SystemExit) as exit_info:
-        open_door(pretrain, config=PretrainConfig, args=["--config", str(tmp_path / "a.yaml")])
+        run_command(pretrain, config=PretrainConfig, args=["--config", str(tmp_path / "a.yaml")])
     text = str(exit_info.value.code)
     assert str(tmp_path / "a.yaml") in text
     assert "\n" not in text
@@ -157,11 +157,11 @@ def test_a_bad_preset_names_the_key(tmp_path: Path, preset: str, message: str) -
 def test_a_bad_command_line_exits_with_2(capfd: pytest.CaptureFixture[str]) -> None:
     for args in (["--n_layers", "3"], ["--n_layer", "many"], ["--graph", "gpt3"]):
         with pytest.raises(SystemExit) as exit_info:
-            open_door(pretrain, config=PretrainConfig, args=args)
+            run_command(pretrain, config=PretrainConfig, args=args)
         assert exit_info.value.code == 2
         assert args[0] in capfd.readouterr().err
     with pytest.raises(SystemExit, match=r"There is no preset nowhere\.yaml"):
-        open_door(pretrain, config=PretrainConfig, args=["--config", "nowhere.yaml"])
+        run_command(pretrain, config=PretrainConfig, args=["--config", "nowhere.yaml"])
 
 
 def test_the_shipped_presets_are_read() -> None:
@@ -193,7 +193,7 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(data_dir: 
     path = copy / "train-00000.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    refused("train-00000.bin is torn")
+    refused("train-00000.bin has .* bytes, expected")
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     refused("train-00000.bin is damaged: its checksum")
     with ShardWriter(copy, "train", 5000, mine.fingerprint) as writer:
@@ -222,8 +222,8 @@ def test_another_models_checkpoint_is_not_resumed(data_dir: Path, tmp_path: Path
     pretrain(tiny(data_dir, tmp_path, max_iters=1, warmup_iters=0))
     before = sorted(tmp_path.rglob("*"))
     for keys, message in (
-        ({"n_layer": 2}, "step-1 has n_layer = 1, but this run asks for 2"),
-        ({"graph": "llama"}, "has qk_norm = True, but this run asks for False"),
+        ({"n_layer": 2}, "step-1 has n_layer = 1, but this run has 2"),
+        ({"graph": "llama"}, "has qk_norm = True, but this run has False"),
         ({"optimizer": "adamw"}, r"Muon's state of blocks\.0"),
         ({"seed": 5}, "seed = 1337, but this run has 5"),
     ):
@@ -234,7 +234,7 @@ def test_another_models_checkpoint_is_not_resumed(data_dir: Path, tmp_path: Path
 
 def test_a_checkpoint_of_another_vocabulary_is_not_resumed(data_dir: Path, tmp_path: Path) -> None:
     pretrain(tiny(data_dir, tmp_path / "run", max_iters=1, warmup_iters=0))
-    (tmp_path / "a.txt").write_text(TEXT.replace("k", "K"))  # as many characters, as many tokens
+    (tmp_path / "a.txt").write_text(TEXT.replace("k", "K"))  # another vocabulary of the same size
     prepare_data(input=[str(tmp_path / "a.txt")], tokenizer="char", out=str(tmp_path / "data"))
     one, two = (Tokenizer.from_pretrained(folder).fingerprint for folder in (data_dir, tmp_path / "data"))
     with pytest.raises(InputError, match=f"trained with the tokenizer {one}, but the data has {two}"):
@@ -264,7 +264,7 @@ def test_ctrl_c_saves_and_ends_the_process_by_the_signal(data_dir: Path, tmp_pat
     assert path.name == f"step-{json.loads(log.read_text().splitlines()[-1])['step']}"
 
 
-def test_sampling_is_reproducible_and_outlasts_the_context(
+def test_sampling_is_reproducible_and_can_exceed_the_context(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def say(**options: Any) -> str:
@@ -282,7 +282,7 @@ def test_sampling_is_reproducible_and_outlasts_the_context(
     greedy = say(max_new_tokens=60, temperature=0)
     assert set(greedy.split()[:-1]) <= set(
         TEXT.split()
-    )  # it knows its words, also where the context moves on
+    )  # only words of the training text, also where the context slides
 
 
 def test_a_prompt_from_a_file(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,13 +297,13 @@ def test_a_prompt_from_a_file(run_dir: Path, tmp_path: Path, capsys: pytest.Capt
         sample(model=str(run_dir), prompt="#", device="cpu")
     with pytest.raises(InputError, match="The prompt has 71 tokens"):
         sample(model=str(run_dir), prompt=TEXT[:71], device="cpu")
-    assert capsys.readouterr().out == ""  # a prompt that is refused is not written
+    assert capsys.readouterr().out == ""  # a rejected prompt is not printed
 
 
 def test_a_context_that_ends_inside_a_character_loses_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A vocabulary of bytes takes four tokens for 🙂: contexts of ten end inside one again and again."""
+    """In a byte vocabulary 🙂 takes four tokens, so contexts of 10 tokens often end inside a character."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = RustTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer, backend.decoder = (
@@ -323,14 +323,14 @@ def test_a_context_that_ends_inside_a_character_loses_nothing(
     assert len(text) == 1 + 60 // 4
 
 
-def test_a_padded_vocabulary_is_never_spoken(data_dir: Path, tmp_path: Path) -> None:
+def test_ids_of_the_padded_vocabulary_are_never_generated(data_dir: Path, tmp_path: Path) -> None:
     settings = tiny(data_dir, tmp_path, vocab_multiple=64, max_iters=2)
     pretrain(settings)
     model, tokenizer = GPT.from_pretrained(tmp_path), Tokenizer.from_pretrained(tmp_path)
     assert model.config.vocab_size == 64
     assert tokenizer.vocab_size < 30
     with torch.no_grad():
-        model.wte.weight[tokenizer.vocab_size :] += 1.0  # louder than all that were trained
+        model.wte.weight[tokenizer.vocab_size :] += 1.0  # larger logits than those of the trained tokens
     text = generate(model, tokenizer, "To", max_new_tokens=12, temperature=2.0, seed=0)
     assert len(text) == 12
     assert set(text) <= set(TEXT)
@@ -345,13 +345,13 @@ def test_fine_tuning_keeps_the_models_shape(data_dir: Path, run_dir: Path, tmp_p
     before = pretrain(replace(settings, eval_only=True))
     assert tuned["val_loss"] == pytest.approx(
         before["val_loss"], abs=1e-3
-    )  # it began where the run had ended
+    )  # it started from the run's weights
     assert GPT.from_pretrained(tmp_path / "tuned").config == GPT.from_pretrained(run_dir).config
     assert pretrain(replace(settings, max_iters=3))["val_loss"] == pytest.approx(tuned["val_loss"], abs=1e-3)
 
     fresh = replace(settings, out_dir=str(tmp_path / "other"))
     for keys, message in (
-        ({"n_layer": 3}, f"n_layer is 3, but {run_dir}.* has 1; a model that is fine-tuned keeps its shape"),
+        ({"n_layer": 3}, f"n_layer is 3, but {run_dir}.* has 1; fine-tuning cannot change the shape"),
         ({"block_size": 32}, "block_size is 32, but .* has 16"),
         ({"graph": "gpt2"}, "graph is gpt2, but .* has qwen3"),
         ({"init_from": str(tmp_path)}, str(tmp_path)),
@@ -365,17 +365,17 @@ def test_fine_tuning_keeps_the_models_shape(data_dir: Path, run_dir: Path, tmp_p
     assert not (tmp_path / "other").exists()
 
 
-def test_an_untrained_model_must_know_nothing(data_dir: Path, tmp_path: Path) -> None:
-    """Tied embeddings 1024 wide, and blocks that add nothing: the model repeats the token that it sees."""
+def test_an_untrained_model_must_start_near_the_uniform_loss(data_dir: Path, tmp_path: Path) -> None:
+    """With tied embeddings of width 1024 and zero-initialised blocks, the model predicts its input token."""
     settings = tiny(data_dir, tmp_path / "run", n_embd=1024, n_inner=8, init="zero")
     with pytest.raises(InputError, match=r"untrained model has a loss of .* set --tie_embeddings False"):
         pretrain(settings)
     assert not (tmp_path / "run").exists()
-    # AdamW: Muon orthogonalises in bfloat16, which takes minutes at this width on CPUs without such instructions.
+    # AdamW: Muon orthogonalises in bfloat16, which takes minutes at this width on CPUs without bfloat16 instructions.
     pretrain(replace(settings, tie_embeddings=False, max_iters=2, optimizer="adamw"))
 
 
-def test_samples_are_shown_and_leave_the_training_alone(
+def test_samples_are_printed_and_do_not_change_the_training(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = tiny(data_dir, tmp_path / "quiet", dropout=0.2)
@@ -389,7 +389,7 @@ def test_samples_are_shown_and_leave_the_training_alone(
 
 
 def test_the_blocks_are_compiled_or_one_warning_says_why_not(data_dir: Path, tmp_path: Path) -> None:
-    """As a process of its own: compilation leaves its mark on the whole process."""
+    """Runs in separate processes, because torch.compile changes global state."""
     keys = {
         "data_dir": data_dir, "max_iters": 4, "eval_interval": 4, "warmup_iters": 1, "n_layer": 1, "n_head": 2,
         "n_embd": 32, "block_size": 16, "batch_size": 8, "device": "cpu", "dtype": "float32", "threads": 1,

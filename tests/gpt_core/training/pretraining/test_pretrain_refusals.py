@@ -1,4 +1,4 @@
-"""What pretraining refuses at its start, rather than after hours."""
+"""Errors that pretraining raises at its start, and its messages when disk or memory is full."""
 
 import errno
 import os
@@ -34,27 +34,27 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"eval_only": True}, "holds no checkpoint, and init_from is scratch"),
-        ({"sample_tokens": 5}, r"'\\n' \(U\+000A\) is not in this vocabulary"),  # of a text of one line
+        ({"eval_only": True}, "has no checkpoint, and init_from is scratch"),
+        ({"sample_tokens": 5}, r"'\\n' \(U\+000A\) is not in this vocabulary"),  # the text has no newline
         ({"sample_tokens": 5, "sample_prompt": "know " * 4}, "sample_prompt has 20 tokens"),
     ],
 )
-def test_nothing_is_written_before_a_refusal(config: PretrainConfig, keys: dict, message: str) -> None:
+def test_a_rejected_configuration_writes_nothing(config: PretrainConfig, keys: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         pretrain(replace(config, **keys))
     assert not Path(config.out_dir).exists()
 
 
-def test_torn_document_offsets_are_refused(config: PretrainConfig, tmp_path: Path) -> None:
+def test_damaged_document_offsets_are_rejected(config: PretrainConfig, tmp_path: Path) -> None:
     data = shutil.copytree(config.data_dir, tmp_path / "data")
     for size in (130, 0):
         os.truncate(data / "train-00000.documents.npy", size)
-        with pytest.raises(InputError, match=r"train-00000\.documents\.npy is torn"):
+        with pytest.raises(InputError, match=r"train-00000\.documents\.npy is damaged"):
             pretrain(replace(config, data_dir=str(data), out_dir=str(tmp_path / "run")))
 
 
-def test_a_folder_in_use_is_left_alone(config: PretrainConfig, tmp_path: Path) -> None:
-    with run_folder.alone_in(tmp_path), pytest.raises(InputError, match="Another training is at work"):
+def test_a_run_folder_in_use_is_not_changed(config: PretrainConfig, tmp_path: Path) -> None:
+    with run_folder.lock_run_folder(tmp_path), pytest.raises(InputError, match="Another training is running"):
         pretrain(replace(config, out_dir=str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
     pretrain(replace(config, out_dir=str(tmp_path)))
@@ -65,10 +65,10 @@ def test_a_full_disk_names_the_folder(
     config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object, **keys: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a log, whose error names no file
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # an OSError without a file name
 
     monkeypatch.setattr(module, "train", full)
-    with pytest.raises(OSError, match=r"make room and start again: .*run"):
+    with pytest.raises(OSError, match=r"free disk space and start again: .*run"):
         pretrain(replace(config, out_dir=str(tmp_path / "run")))
 
 
