@@ -29,7 +29,8 @@ from gpt_core.training.loop import train
 from gpt_core.training.numerics import choose_numerics
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.pretraining.config import PretrainConfig
-from gpt_core.training.pretraining.pretrain import evaluator, next_token_loss, pretrain
+from gpt_core.training.pretraining.pretrain import pretrain
+from gpt_core.training.validation import evaluator, next_token_loss
 
 SystemName = Literal[
     "nanoGPT", "nanoGPT tuned", "gpt2", "qwen3", "gpt2 zero", "gpt2 rotary", "gpt2 zero rotary"
@@ -170,8 +171,7 @@ def _train_unsaved(config: PretrainConfig) -> None:
         Windows(open_split(config.data_dir, split), shape.block_size) for split in ("train", "val")
     )
     batches = Batches(training, config.batch_size, config.micro_batch_size, config.seed)
-    n_tokens = config.batch_size * shape.block_size
-    numerics = choose_numerics(config, torch.device("cpu"), 1, shape.n_embd, n_tokens, None)
+    numerics = choose_numerics(config, torch.device("cpu"), 1, None)
     torch.set_num_threads(numerics.threads)
 
     def save_nothing(folder: Path, weights: dict[str, Tensor]) -> None:

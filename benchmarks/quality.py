@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from gpt_core.data.shards import check_tokenizer, open_split
@@ -59,10 +58,10 @@ def predictions(
     size = min(WINDOW, model.config.block_size)
     loss, best = 0.0, []
     for start in range(0, len(ids) - 1, size):
-        window = torch.tensor(ids[start : start + size + 1], device=model.device)
-        logits = model(window[None, :-1]).logits[0, :, :n_tokens].float()
-        loss += float(F.cross_entropy(logits, window[1:], reduction="sum"))
-        best.append(logits.argmax(-1).cpu().numpy())
+        window = torch.tensor(ids[start : start + size + 1], device=model.device)[None]  # (1, T + 1)
+        out = model(window[:, :-1], targets=window[:, 1:])
+        loss += float(out.loss_sum)
+        best.append(out.logits[0, :, :n_tokens].argmax(-1).cpu().numpy())  # (T,)
     return {"loss": loss / (len(ids) - 1), "best": np.concatenate(best)}
 
 

@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from embed.data.json_files import read_json
 from embed.formats.sentence_transformers import read_modules
 from embed.formats.settings import load_settings
 from embed.network.config import EmbedderConfig, Pooling
 from embed.network.network import Activation, Dense, Network
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
+from gpt_core.common.json_files import read_json
 from gpt_core.formats.card import Card
 from gpt_core.formats.pickles import read_bin
 from gpt_core.model.config import GPTConfig

@@ -7,8 +7,8 @@ raise InputError.
 from dataclasses import dataclass
 from pathlib import Path
 
-from embed.data.json_files import read_json
 from gpt_core.common.errors import InputError
+from gpt_core.common.json_files import read_json
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from embed.data.json_files import read_json, read_text
 from embed.formats.sentence_transformers import read_modules
 from embed.network.config import EmbedderConfig, Pooling, PoolingMode, check_choice, check_type
 from gpt_core.common.errors import InputError
+from gpt_core.common.json_files import read_json, read_text
 
 
 def load_settings(folder: Path) -> EmbedderConfig:

@@ -8,8 +8,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from embed.data.json_files import parse_json
 from gpt_core.common.errors import InputError
+from gpt_core.common.json_files import parse_json
 
 PoolingMode = Literal["weightedmean", "mean", "lasttoken"]  # sentence-transformers' spelling
 MapKind = Literal["none", "standardise", "whiten"]

@@ -17,15 +17,23 @@ _ABBREVIATIONS = frozenset(_BEFORE_NAMES.split())
 _NUMBERED = frozenset(_BEFORE_NUMBERS.split())
 
 
+def sentence_ends(text: str) -> list[int]:
+    """Offsets in code points at which a sentence of `text` ends, in ascending order; without the end of the text.
+
+    Abbreviations, initials, decimals, dotted names and item numbers ("2. Install") do not end a sentence; a blank line
+    and a new list item do.
+    """
+    return [m.end() for m in _END.finditer(text) if _is_boundary(text, m)]
+
+
 def split_sentences(text: str) -> list[tuple[int, int]]:
     """Spans (start, end) of the sentences of `text` in code points, in order, without surrounding white space.
 
-    Every character that is not white space belongs to exactly one span. Abbreviations, initials, decimals, dotted
-    names and item numbers ("2. Install") do not end a sentence; a blank line and a new list item do.
+    Every character that is not white space belongs to exactly one span. They end at `sentence_ends`.
     """
     spans: list[tuple[int, int]] = []
     start = 0
-    for end in [*(m.end() for m in _END.finditer(text) if _is_boundary(text, m)), len(text)]:
+    for end in [*sentence_ends(text), len(text)]:
         sentence = text[start:end]
         if stripped := sentence.strip():
             left = start + len(sentence) - len(sentence.lstrip())

@@ -34,10 +34,10 @@ from gpt_core.hub.locate import resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.loop import train
-from gpt_core.training.numerics import agree_on_numerics
+from gpt_core.training.numerics import agree_on_numerics, dtype_reason
 from gpt_core.training.out_of_memory import explain_shortage
 from gpt_core.training.parallel.ranks import ALONE, Ranks, join
-from gpt_core.training.pretraining.pretrain import evaluator as lm_evaluator
+from gpt_core.training.validation import split_loss
 
 # Padding included. Smaller forwards are dominated by kernel launches. On a CPU, memory of larger tensors is mapped anew
 # for each: three times slower at 16,384 tokens of SmolLM2's width.
@@ -88,7 +88,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     teacher_dimension = attach_vectors(config, [*sets, *dev_sets], ranks)
 
     n_tokens = TOKENS_PER_FORWARD[ranks.device.type]
-    numerics = agree_on_numerics(config, ranks, network.gpt.config.n_embd, n_tokens, resume)
+    numerics = agree_on_numerics(config, ranks, resume)
     # auto selects float16 on a GPU without bfloat16, but EmbeddingLoss runs its own backward without loss scaling.
     if numerics.dtype == "float16":
         numerics = replace(numerics, dtype="float32")
@@ -117,7 +117,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
         figures = evaluate_vectors(model)
         if lm is not None:
             assert isinstance(model, Trainee)
-            figures["lm_loss"] = lm_evaluator(lm[1], ranks, numerics)(LanguageModel(model))["val_loss"]
+            figures["lm_loss"], _ = split_loss(LanguageModel(model), lm[1], numerics, ranks)
             figures["val_loss"] += config.lm_weight * figures["lm_loss"]
         return figures
 
@@ -292,7 +292,8 @@ def describe(
         print(f"{data.name}: {len(data.examples):,} examples, {share:.1%} of the batches")
     where = "" if resume is None else f", resuming from {resume}"
     print(
-        f"{numerics.dtype}, {numerics.threads} threads, {config.batch_size} examples per step{where}",
+        f"{numerics.dtype} ({dtype_reason(config, numerics, resume)}), {numerics.threads} threads, "
+        f"{config.batch_size} examples per step{where}",
         flush=True,
     )
 

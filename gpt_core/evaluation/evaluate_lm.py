@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
 from gpt_core.data.batches import EVAL_TOKENS, IGNORED, Windows
@@ -19,6 +17,8 @@ from gpt_core.generation.fast_model import prepare
 from gpt_core.hardware.device import DeviceName, Numerics, pick_device
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.validation import split_loss
 
 COLUMNS = ("dataset", "split", "model", "block_size", "loss", "perplexity", "bits_per_byte")
 
@@ -84,22 +84,14 @@ def score(
         lengths: (V,) UTF-8 bytes of each token, from `byte_lengths`.
         dtype: "float32" for the model's own dtype, or "bfloat16" for autocast.
     """
-    loss_sum, n_targets, n_bytes = 0.0, 0, 0
-    n_rows = max(1, EVAL_TOKENS // windows.block_size)
     numerics = Numerics(model.device.type, dtype)
-    n_forwards = -(-len(windows) // n_rows)
-    for ids, targets in tqdm(windows.in_order(n_rows), "evaluating", n_forwards, leave=False, disable=None):
-        with torch.inference_mode(), numerics.autocast():
-            out = model(ids.to(model.device), targets=targets.to(model.device), logits=False)
-        loss_sum += float(out.loss_sum)
-        counted = targets[targets != IGNORED].numpy()
-        n_targets += len(counted)
-        n_bytes += int(lengths[counted].sum())
-    loss = loss_sum / n_targets
+    loss, n_targets = split_loss(model, windows, numerics, Ranks(device=model.device), progress=True)
+    batches = windows.in_order(max(1, EVAL_TOKENS // windows.block_size))
+    n_bytes = sum(int(lengths[targets[targets != IGNORED].numpy()].sum()) for _, targets in batches)
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
-        "bits_per_byte": loss_sum / math.log(2) / n_bytes if n_bytes else math.inf,
+        "bits_per_byte": loss * n_targets / math.log(2) / n_bytes if n_bytes else math.inf,
         "tokens": n_targets,
         "bytes": n_bytes,
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write, fsync_path
+from gpt_core.common.json_files import read_json
 from gpt_core.formats.card import Card, with_command, write_card
 from gpt_core.formats.gguf.read import read_gguf
 from gpt_core.formats.huggingface.config import from_hf, to_hf
@@ -110,10 +111,7 @@ def _assign(model: GPT, state: dict[str, Tensor], folder: Path) -> None:
 
 
 def _read_config(path: Path) -> GPTConfig:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); copy or fetch it again.") from error
+    raw = read_json(path, optional=False)
     try:
         return from_hf(raw)
     except InputError as error:
@@ -144,8 +142,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 def _shards(index: Path) -> list[Path]:
     """The files named by an index of weights, in the index's folder."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        names = sorted(set(read_json(index, optional=False)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{index} is not an index of weights ({error!r}); copy or fetch it again."
         ) from error

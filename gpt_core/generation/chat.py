@@ -8,6 +8,8 @@ from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 
+import tyro
+
 from gpt_core.common.errors import InputError
 from gpt_core.common.signals import StopSignal, raise_for_signal
 from gpt_core.common.terminal import ignore_broken_pipe, write_text
@@ -22,6 +24,7 @@ from gpt_core.hardware.device import DeviceName
 from gpt_core.hub.locate import DEFAULT_MODEL, resolve
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
+SAMPLING = SamplingParams(max_new_tokens=512, temperature=0.7, top_p=0.9)
 MULTILINE_QUOTE = '"""'  # begins and ends a message of several lines
 HELP = f"""\
 A line is a message; a message of several lines begins and ends with {MULTILINE_QUOTE}
@@ -37,13 +40,7 @@ def chat(
     model: str = DEFAULT_MODEL,
     system: str | None = None,
     load: str | None = None,
-    max_new_tokens: int = 512,
-    temperature: float = 0.7,
-    top_k: int = 0,
-    top_p: float = 0.9,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
+    sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SAMPLING,
     context: int | None = None,
     device: DeviceName = "auto",
     dtype: InferenceDtype = "auto",
@@ -55,28 +52,13 @@ def chat(
         system: the system prompt, or FILE:path to read it from a file; without it, the chat template's default
             system prompt, if it has one.
         load: continue the conversation that /save wrote to this file.
-        max_new_tokens: maximum length of an answer in tokens; at most half of the context is used.
-        temperature: 0 always takes the most probable token; above 1 is more varied, below 1 less.
-        top_k: sample only from the k most probable tokens; 0 is off.
-        top_p: sample only from the smallest set of tokens with at least this total probability; 1 is off.
-        min_p: drop tokens less probable than min_p times the most probable one; 0 is off.
-        repetition_penalty: above 1, tokens that occur in the conversation become less likely; 1 is off.
-        seed: makes the answers reproducible; None uses a new random seed each time.
+        sampling: how to choose the tokens of an answer; an answer takes at most half of the context.
         context: context length in tokens, answer included; the model's maximum by default. The oldest turns that do
             not fit are dropped from the prompt, with a note on stderr.
         device: auto is cuda, else mps, else cpu.
         dtype: of the weights; auto is the faster of bfloat16 and float32 on this machine. int8 is smaller and changes
             the outputs slightly.
     """
-    params = SamplingParams(
-        max_new_tokens,
-        temperature,
-        top_k,
-        top_p,
-        seed=seed,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
     if system is not None and load is not None:
         raise InputError(
             "A loaded conversation keeps its own system prompt; give either --system or --load, not both."
@@ -92,7 +74,7 @@ def chat(
             "use scripts/sample.py instead."
         )
     engine = Engine(load_for_inference(folder, dtype, device), tokenizer, max_running=1, context=context)
-    n_answer = min(max_new_tokens, max(1, engine.context // 2))
+    n_answer = min(sampling.max_new_tokens or engine.context, max(1, engine.context // 2))
     talk = Conversation(tokenizer, engine.context, n_answer, messages)
     talk.prompt("")  # raises now if the system prompt is too long or the template does not take one
     if isinstance(sys.stdin, TextIOWrapper):
@@ -103,7 +85,7 @@ def chat(
         _note_forgotten(engine, talk)  # turns of the loaded conversation that do not fit
     with ignore_broken_pipe():
         if (
-            not _chat_loop(model, engine, talk, replace(params, max_new_tokens=n_answer))
+            not _chat_loop(model, engine, talk, replace(sampling, max_new_tokens=n_answer))
             and not sys.stdin.isatty()
         ):
             sys.exit(1)

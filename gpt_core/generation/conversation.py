@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
+from gpt_core.common.json_files import read_json
 from gpt_core.generation.prompts import refuse_long
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
@@ -96,13 +97,11 @@ def load(path: Path) -> list[Message]:
     Raises:
         InputError: if the file is missing or is not a conversation that ends with an answer.
     """
+    content = read_json(path, optional=False)
     try:
-        content = json.loads(path.read_bytes())
         messages = content["messages"]
         _check(messages)
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {path} to load a conversation from.") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not a saved conversation ({type(error).__name__}: {error}); expected "
             '{"messages": [...]} with turns of "user" and "assistant", optionally after one of "system".'

@@ -3,10 +3,8 @@
 The prepared model computes the same function, but its weights can be neither trained nor saved.
 """
 
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,7 +15,8 @@ from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.int8 import replace_linears, to_int8
-from gpt_core.hardware.device import MIN_SPEEDUP, DeviceName, pick_device, wall_seconds
+from gpt_core.hardware.capability import capability
+from gpt_core.hardware.device import DeviceName, pick_device, wall_seconds
 from gpt_core.hardware.onednn import PackedLinear, packs
 from gpt_core.model.attention import Attention
 from gpt_core.model.cache import Cache
@@ -36,9 +35,8 @@ def load_for_inference(
 
     Args:
         name_or_folder: as for `GPT.from_pretrained`.
-        dtype: of weights and activations. int8: int8 weights, the rest in bfloat16. auto: bfloat16 on GPUs that
-            support it and on CPUs where it is measured to be faster, else float32; never int8, which changes the
-            outputs.
+        dtype: of weights and activations. int8: int8 weights, the rest in bfloat16. auto: bfloat16 on
+            machines that multiply it fast (`capability`), else float32; never int8, which changes the outputs.
         device: auto is cuda, else mps, else cpu.
 
     Raises:
@@ -58,7 +56,7 @@ def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
     """Prepare `model` for inference, in place; `dtype` as for `load_for_inference`."""
     model = model.requires_grad_(False).eval()
     if dtype == "auto":
-        dtype = _fastest(model)
+        dtype = "bfloat16" if capability(model.device.type).dtype == "bfloat16" else "float32"
     model = model.to(torch.bfloat16 if dtype == "int8" else getattr(torch, dtype))
     merge(model)
     if dtype == "int8":
@@ -131,39 +129,6 @@ def _stacked(*layers: nn.Linear) -> nn.Linear:
     return merged
 
 
-def _fastest(model: GPT) -> Literal["float32", "bfloat16"]:
-    """bfloat16 on GPUs that support it, and on CPUs where a matmul is faster by at least the minimal speed-up."""
-    if model.device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if model.device.type != "cpu":
-        return "float32"
-    block = model.blocks[0]
-    assert isinstance(block, Block)
-    layer = block.mlp.down
-    seconds = {dtype: _matmul_seconds(layer.weight, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return "bfloat16" if seconds[torch.float32] > MIN_SPEEDUP * seconds[torch.bfloat16] else "float32"
-
-
-@torch.inference_mode()
-def _matmul_seconds(weight: Tensor, dtype: torch.dtype) -> float:
-    """Seconds for a fixed number of products of one row with `weight` in `dtype`, packed as by `prepare`."""
-    weight = weight.detach().to(dtype)
-    # Several copies, so that the weights are read from memory, as in decoding, and not from the CPU cache.
-    copies = max(1, min(2**26 // weight.nbytes, 64))
-    layers: list[Callable[[Tensor], Tensor]]
-    if packs(weight.device, dtype):
-        layers = [PackedLinear(weight) for _ in range(copies)]
-    else:
-        layers = [partial(nn.functional.linear, weight=weight.clone()) for _ in range(copies)]
-    x = torch.ones(1, weight.shape[1], dtype=dtype)
-
-    def multiply() -> None:
-        for layer in layers:
-            layer(x)
-
-    return statistics.median(wall_seconds(multiply, x.device) for _ in range(5))
-
-
 _n_threads: dict[tuple[object, ...], int] = {}
 
 
@@ -171,8 +136,9 @@ def decode_threads(model: GPT, n_rows: int = 1) -> int:
     """The fastest number of CPU threads for decoding one token of `n_rows` sequences: 1 or torch's current number.
 
     For products of few rows, starting threads may cost more than it saves. It depends on the processor, the model's
-    width, the number of rows and on whether idle threads sleep (OMP_WAIT_POLICY). Measured once per process for models
-    of the same shape and dtype.
+    width, the number of rows and on whether idle threads sleep (OMP_WAIT_POLICY), so no fixed number is right
+    (docs/log.md, "What does not make decoding faster on a CPU"). Measured once per process for models of the same shape
+    and dtype: 1 unless all threads are faster by MIN_THREAD_SPEEDUP in two measurements.
     """
     n_threads = torch.get_num_threads()
     if model.device.type != "cpu" or n_threads == 1:
@@ -189,12 +155,15 @@ def decode_threads(model: GPT, n_rows: int = 1) -> int:
             cache.lengths[:] = n_cached - 1
             model.logits(model(tokens, cache=cache.rows(slots), logits=False).hidden)
 
-        seconds: dict[int, list[float]] = {1: [], n_threads: []}
-        for _ in range(5):
-            for n, times in seconds.items():  # alternating, so that short disturbances affect both
-                with cpu_threads(n):
-                    times.append(wall_seconds(step, model.device))
-        _n_threads[key] = n_threads if min(seconds[1]) > MIN_THREAD_SPEEDUP * min(seconds[n_threads]) else 1
+        def all_threads_are_faster() -> bool:
+            seconds: dict[int, list[float]] = {1: [], n_threads: []}
+            for _ in range(5):
+                for n, times in seconds.items():  # alternating, so that short disturbances affect both
+                    with cpu_threads(n):
+                        times.append(wall_seconds(step, model.device))
+            return min(seconds[1]) > MIN_THREAD_SPEEDUP * min(seconds[n_threads])
+
+        _n_threads[key] = n_threads if all_threads_are_faster() and all_threads_are_faster() else 1
     return _n_threads[key]
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
+import tyro
+
 from gpt_core.common.errors import InputError
 from gpt_core.common.terminal import ignore_broken_pipe, write_text
 from gpt_core.generation.engine import Engine, Request
@@ -16,6 +18,7 @@ from gpt_core.hardware.device import DeviceName
 from gpt_core.hub.locate import resolve
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
+SAMPLING = SamplingParams(temperature=0.8, top_k=200)  # nanoGPT's defaults
 MAX_RUNNING = 8  # samples that share a step
 MAX_QUEUED = 64  # samples submitted at a time: enough that a long sample does not delay the others
 
@@ -25,14 +28,7 @@ def sample(
     model: str,
     prompt: str = "\n",
     num_samples: int = 1,
-    max_new_tokens: int = 256,
-    temperature: float = 0.8,
-    top_k: int = 200,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    stop: tuple[str, ...] = (),
-    seed: int | None = None,
+    sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SAMPLING,
     overflow: Literal["slide", "error"] = "slide",
     special_tokens: bool = False,
     device: DeviceName = "auto",
@@ -44,14 +40,7 @@ def sample(
         model: a model folder, a run's out_dir (its best checkpoint, else its latest), or a known model.
         prompt: the beginning of the text, or FILE:path to read it from a file.
         num_samples: how many continuations to write, one after the other.
-        max_new_tokens: stop after this many tokens, or at the model's end-of-text token.
-        temperature: 0 always takes the most probable token; above 1 is more varied, below 1 less.
-        top_k: sample only from the k most probable tokens; 0 is off.
-        top_p: sample only from the smallest set of tokens with at least this total probability; 1 is off.
-        min_p: drop tokens less probable than min_p times the most probable one; 0 is off.
-        repetition_penalty: above 1, tokens that occur in the prompt or the text become less likely; 1 is off.
-        stop: strings that end the text; they are not part of it.
-        seed: makes the texts reproducible: sample i, from 0, uses seed + i; None uses a new random seed each time.
+        sampling: how to choose tokens. Sample i, from 0, uses seed + i.
         overflow: what to do if the text is longer than the model's context. slide: continue from the second half of the
             context, as often as needed; error: stop with an error.
         special_tokens: encode special tokens in the prompt, such as <|endoftext|>, as special tokens; otherwise they
@@ -62,16 +51,7 @@ def sample(
     """
     if num_samples < 1:
         raise InputError(f"num_samples is {num_samples}; expected at least 1.")
-    params = SamplingParams(
-        max_new_tokens,
-        temperature,
-        top_k,
-        top_p,
-        stop,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        overflow=overflow,
-    )
+    params, seed = replace(sampling, overflow=overflow), sampling.seed
     if seed is not None:
         replace(params, seed=seed + num_samples - 1)  # checks that the last seed is in range, too
     each = (replace(params, seed=None if seed is None else seed + i) for i in range(num_samples))
@@ -87,7 +67,9 @@ def sample(
         raise InputError(
             f"The prompt has {len(ids)} tokens; the model's context holds {gpt.config.block_size}. Shorten the prompt."
         )
-    context = min(len(ids) + max_new_tokens, gpt.config.block_size)  # limits the size of the cache
+    context = gpt.config.block_size
+    if params.max_new_tokens is not None:
+        context = min(len(ids) + params.max_new_tokens, context)  # limits the size of the cache
     engine = Engine(gpt, tokenizer, max_running=min(num_samples, MAX_RUNNING), context=context)
     with ignore_broken_pipe():
         _write(engine, text, ids, each)

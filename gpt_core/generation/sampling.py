@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,9 +57,10 @@ class SamplingParams:
     seed: int | None = None
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    logprobs: int | None = None
-    overflow: Literal["error", "slide"] = "error"
+    # Not options of the commands: for programs only, except `overflow`, which `sample` offers.
+    logit_bias: Annotated[Mapping[int, float], tyro.conf.Suppress] = field(default_factory=dict)
+    logprobs: Annotated[int | None, tyro.conf.Suppress] = None
+    overflow: Annotated[Literal["error", "slide"], tyro.conf.Suppress] = "error"
 
     def __post_init__(self) -> None:
         stop_is_good = isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop)

@@ -7,19 +7,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from gpt_core.common.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-
-MIN_SPEEDUP = 1.3  # bfloat16, or all cores, are chosen on a CPU only if at least this many times faster
 
 
 def pick_device(name: DeviceName) -> torch.device:

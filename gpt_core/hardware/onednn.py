@@ -11,31 +11,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpt_core.hardware.device import MIN_SPEEDUP, wall_seconds
+from gpt_core.hardware.capability import capability
 
 MIN_ROWS = 16  # with fewer rows the overhead of the call exceeds the gain
-BENCHMARK_SIZE = 512  # rows and columns of the matrices that are timed, which takes milliseconds
 
 
 def fast_linear(device: torch.device, onednn: bool | None = None) -> AbstractContextManager[Any]:
     """Context in which nn.Linear in float32 without gradients uses oneDNN if that is faster.
 
-    torch calls MKL for float32, which uses slower instructions on processors other than Intel's: 107 GFLOP/s per core
-    against oneDNN's 250 on an AMD EPYC with AVX-512. Which is faster is measured once per process. Both compute in full
-    float32 but sum in different orders, as different batch sizes do. Other dtypes and devices are not affected.
+    torch calls MKL for float32, which uses AVX-512 on Intel's processors only: 107 GFLOP/s per core against oneDNN's
+    250 on an AMD EPYC with AVX-512 (`capability`). Both compute in full float32 but sum in different orders, as
+    different batch sizes do. Other dtypes and devices are not affected.
 
     Args:
         device: of the layers.
-        onednn: the choice recorded by an earlier process, for the same rounding; None: measure.
+        onednn: the choice recorded by an earlier process, for the same rounding; None: by `capability`.
     """
     return _OneDNN() if choose_onednn(device, onednn) else nullcontext()
 
 
 def choose_onednn(device: torch.device, onednn: bool | None = None) -> bool:
-    """Whether `fast_linear` uses oneDNN: the recorded choice if oneDNN is available, else the measured one."""
+    """Whether `fast_linear` uses oneDNN: the recorded choice, or else by `capability`; never if oneDNN is missing."""
     if device.type != "cpu" or not _has("_linear_pointwise"):
         return False
-    return _onednn_is_faster(torch.get_num_threads()) if onednn is None else onednn
+    return capability(device.type).onednn if onednn is None else onednn
 
 
 class PackedLinear(nn.Module):
@@ -111,15 +110,3 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-@cache
-def _onednn_is_faster(n_threads: int) -> bool:
-    """Whether oneDNN beats the default linear layer by MIN_SPEEDUP with this many threads."""
-    x, weight = torch.ones(BENCHMARK_SIZE, BENCHMARK_SIZE), torch.ones(BENCHMARK_SIZE, BENCHMARK_SIZE)
-    plain, other = list[float](), list[float]()
-    with torch.inference_mode():
-        for _ in range(6):  # the minimum excludes the slow first calls
-            plain.append(wall_seconds(lambda: F.linear(x, weight), x.device))
-            other.append(wall_seconds(lambda: _by_onednn(x, weight), x.device))
-    return min(plain) > MIN_SPEEDUP * min(other)

@@ -28,7 +28,7 @@ class Collection:
 
     @property
     def texts(self) -> list[str]:
-        """One text per document: title, space, text."""
+        """One text per document: `join_title`."""
         return [join_title(document.title, document.text) for document in self.documents.values()]
 
     @classmethod

@@ -1,20 +1,17 @@
 """Split documents into overlapping passages of at most max_tokens tokens, at paragraph, sentence or word ends."""
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from embed.text.sentences import sentence_ends
 from gpt_core.common.errors import InputError
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from index.reading.document import Document
 
-# Preferred boundaries first; a passage may end where a match ends.
-BOUNDARIES = [
-    re.compile(r"\n[ \t\r]*\n"),  # paragraph
-    re.compile(r"[.!?][\"')\]]*\s|[。！？；…][”』」）]*"),  # sentence
-    re.compile(r"\s"),  # word
-]
+PARAGRAPH_END = re.compile(r"\n[ \t\r]*\n")
+WORD_END = re.compile(r"\s")
 NOT_SPACE = re.compile(r"\S")
 MIN_MAX_TOKENS = 16  # lower limit of max_tokens: a single character can take several tokens
 
@@ -114,24 +111,28 @@ def _length(
         n_tokens = max(1, min(n_tokens, len(starts)) - excess)
 
 
+def _boundaries(text: str) -> Iterator[list[int]]:
+    """Offsets at which a passage may end, ascending: at first of paragraphs, then of sentences, then of words."""
+    yield [match.end() for match in PARAGRAPH_END.finditer(text)]
+    yield sentence_ends(text)
+    yield [match.end() for match in WORD_END.finditer(text)]
+
+
 def _boundary_before(window: str, least: int, limit: int) -> int:
-    for pattern in BOUNDARIES:
-        ends = [match.end() for match in pattern.finditer(window, least, limit)]
-        if ends:
-            return ends[-1]
+    """The last of the most preferred boundaries after `least` and up to `limit`; `limit` if there is none."""
+    for ends in _boundaries(window):
+        n_before = bisect_right(ends, limit)
+        if n_before and ends[n_before - 1] > least:
+            return ends[n_before - 1]
     return limit
 
 
 def _step(window: str, starts: list[int], end: int, fresh: int, overlap: int) -> int:
     """Offset in `window` at which the passage after the one up to `end` begins; `fresh` is its first new character."""
     earliest = starts[max(bisect_left(starts, fresh) - overlap, 0)] if overlap else fresh
-    for pattern in BOUNDARIES[1:]:
-        match = pattern.search(window, max(earliest - 1, 0), end)
-        if match and match.end() < end:
-            return max(match.end(), 1)
+    _, *preferred = _boundaries(window[:end])
+    for ends in preferred:
+        first = bisect_left(ends, max(earliest, 1))
+        if first < len(ends) and ends[first] < end:
+            return ends[first]
     return max(earliest, 1) if earliest < end else fresh
-
-
-def full_text(title: str, text: str) -> str:
-    """A passage as it is embedded and indexed for lexical search: title, newline, text."""
-    return f"{title}\n{text}" if title and text else title + text

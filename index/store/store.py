@@ -19,13 +19,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from embed.data.beir import join_title
 from embed.data.vectors import Vectors
 from embed.network.corpus_map import CorpusMap
 from embed.text.terms import index_text
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder
 from index.reading.document import Document
-from index.reading.passages import Passage, full_text
+from index.reading.passages import Passage
 from index.store.schema import ENVIRONMENT_ERRORS, FORMAT, SCHEMA
 from index.store.settings import Settings
 
@@ -170,7 +171,7 @@ class Store:
             row = (number, owner, passage.start, passage.end, passage.text)
             tx.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", row)
             tx.execute("INSERT INTO vectors VALUES (?, ?)", (number, vector.tobytes()))
-            terms = index_text(full_text(document.title, passage.text))
+            terms = index_text(join_title(document.title, passage.text))
             tx.execute("INSERT INTO lexical (rowid, terms) VALUES (?, ?)", (number, terms))
         return replaced
 

@@ -7,12 +7,13 @@ from itertools import islice
 import numpy as np
 from numpy.typing import ArrayLike
 
+from embed.data.beir import join_title
 from embed.data.vectors import Vectors, unit_length
 from embed.encoding.encoder import Encoder
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
 from index.reading.document import Document
-from index.reading.passages import MIN_MAX_TOKENS, Passage, full_text, split
+from index.reading.passages import MIN_MAX_TOKENS, Passage, split
 from index.store.store import Store
 
 # Passages encoded and committed together: larger batches are faster, but a killed process loses more work.
@@ -133,7 +134,7 @@ def _commit(store: Store, encoder: Encoder | None, pending: dict[str, _Prepared]
     if not pending:
         return
     texts = [
-        full_text(one.document.title, passage.text)
+        join_title(one.document.title, passage.text)
         for one in pending.values()
         if one.vectors is None
         for passage in one.passages

@@ -1,6 +1,5 @@
 """Read the tokenizer of a model folder from any of the supported files."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from gpt_core.common.errors import InputError
+from gpt_core.common.json_files import read_json
 from gpt_core.formats.gguf.tokenizer import read_gguf_tokenizer
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint_tokenizer
 from gpt_core.hub.locate import gguf_in
@@ -63,7 +63,7 @@ def read_tokenizer(folder: Path) -> TokenizerParts:
 
 
 def _read_hf(folder: Path, settings: dict[str, Any], backend: RustTokenizer) -> TokenizerParts:
-    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = read_json(folder / "config.json")
     ids: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad"):
         token = _text(settings.get(f"{name}_token"))
@@ -149,7 +149,7 @@ def _add_tokens(backend: RustTokenizer, folder: Path, settings: dict[str, Any], 
                 }
                 added[int(i)] = AddedToken(text, special=token.get("special") is True, **flags)
     elif path.exists():
-        for text, i in _read_json(path).items():
+        for text, i in read_json(path, optional=False).items():
             if type(i) is not int:
                 raise InputError(f"{path} gives {text!r} the id {i!r}; expected a whole number.")
             added[i] = AddedToken(text, special=text in special, normalized=text not in special)
@@ -165,22 +165,10 @@ def _add_tokens(backend: RustTokenizer, folder: Path, settings: dict[str, Any], 
 
 def _settings(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`, with the special tokens that older folders have in `special_tokens_map.json`."""
-    settings: dict[str, Any] = {}
-    if (folder / "tokenizer_config.json").exists():
-        settings = _read_json(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in settings and (folder / "special_tokens_map.json").exists():
-        settings |= _read_json(folder / "special_tokens_map.json")
+    settings: dict[str, Any] = read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:
+        settings |= read_json(folder / "special_tokens_map.json")
     return settings
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}; expected an object.")
-    return content
 
 
 def _text(token: Any) -> str | None:

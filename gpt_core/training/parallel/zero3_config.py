@@ -1,10 +1,11 @@
 """Read DeepSpeed's ds_config.json and check it against the training configuration, which takes precedence."""
 
-import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from gpt_core.common.errors import InputError
+from gpt_core.common.json_files import read_json
 from gpt_core.hardware.device import Numerics
 from gpt_core.training.config import TrainConfig
 
@@ -36,16 +37,8 @@ def read_zero3_config(
     """
     path = config.deepspeed_config
     assert path is not None
-    try:
-        with open(path, encoding="utf-8") as file:
-            given = json.load(file)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}; an example is configs/ds_zero3_offload.json."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(given, dict) or not isinstance(given.get("zero_optimization", {}), dict):
+    given = read_json(Path(path), optional=False)
+    if not isinstance(given.get("zero_optimization", {}), dict):
         raise InputError(
             f"{path} is not a DeepSpeed configuration: expected an object with zero_optimization."
         )

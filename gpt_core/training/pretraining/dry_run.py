@@ -50,7 +50,7 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
     device = pick_device(config.device)
     use_tf32(config.tf32)
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    numerics = choose_numerics(config, device, n_local, shape.n_embd, micro_batch_size * block_size, None)
+    numerics = choose_numerics(config, device, n_local, None)
     torch.set_num_threads(numerics.threads)
     memory, speed = measure(config, shape, device, numerics, block_size, micro_batch_size)
 

@@ -2,16 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
-from gpt_core.data.batches import EVAL_TOKENS, IGNORED, Batches, Windows
+from gpt_core.data.batches import Batches, Windows
 from gpt_core.formats.card import Card, trained
 from gpt_core.generation.generate import generate
 from gpt_core.hardware.device import Numerics
@@ -21,13 +19,13 @@ from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.loop import train
-from gpt_core.training.monitoring.diagnostics import Maxima
 from gpt_core.training.monitoring.flops import flops_per_token
-from gpt_core.training.numerics import agree_on_numerics
+from gpt_core.training.numerics import agree_on_numerics, dtype_reason
 from gpt_core.training.out_of_memory import explain_shortage
-from gpt_core.training.parallel.ranks import ALONE, Ranks, join
+from gpt_core.training.parallel.ranks import Ranks, join
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.data import open_data, verify
+from gpt_core.training.validation import evaluator, next_token_loss
 
 FIRST_LOSS_TOLERANCE = 0.5  # nats: maximum difference of an untrained model's loss from ln(vocab_size)
 FIRST_LOSS_TOKENS = 2**11  # number of tokens to measure that loss on
@@ -89,8 +87,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     )
     ranks.on_main(lambda: verify(splits, tokenizer.vocab_size))
 
-    n_tokens = block_size * (config.micro_batch_size or config.batch_size // ranks.world_size)
-    numerics = agree_on_numerics(config, ranks, model.config.n_embd, n_tokens, resume)
+    numerics = agree_on_numerics(config, ranks, resume)
     if config.parallel == "ddp":
         model.to(ranks.device)
     evaluate = evaluator(validation, ranks, numerics)
@@ -113,7 +110,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         model.save_pretrained(folder, weights, card)
         tokenizer.save(folder)
 
-    def sample(model: nn.Module) -> str:
+    def sample(model: torch.nn.Module) -> str:
         assert isinstance(model, GPT)
         text = generate(
             model,
@@ -186,7 +183,8 @@ def describe_run(
     print(
         f"{model.config.model_type} graph of {n_parameters:,} parameters, "
         f"{origin if resume is None else f'resuming {resume}'}\n"
-        f"{numerics.device}, {sharing}, {numerics.dtype}, {numerics.threads} threads, "
+        f"{numerics.device}, {sharing}, {numerics.dtype} ({dtype_reason(config, numerics, resume)}), "
+        f"{numerics.threads} threads, "
         f"{'compiled' if numerics.compile else 'not compiled'}\n"
         f"{training.n_targets:,} training tokens, {config.batch_size * training.block_size:,} per step",
         flush=True,
@@ -237,47 +235,6 @@ def check_tokenizer_of(path: Path, tokenizer: Tokenizer) -> None:
             f"{path} was trained with the tokenizer {theirs}, but the data has {tokenizer.fingerprint}; prepare the "
             f"data with --tokenizer {path}, or choose another out_dir or init_from."
         )
-
-
-def next_token_loss(model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropy over a micro-batch's targets, and the number of targets."""
-    ids, targets = micro_batch
-    out = model(ids, targets=targets, logits=False)
-    return out.loss_sum, out.n_targets
-
-
-def evaluator(
-    windows: Windows, ranks: Ranks = ALONE, numerics: Numerics | None = None
-) -> Callable[[nn.Module], dict[str, float]]:
-    """Create the `evaluate` function of the training loop: mean loss over all targets of `windows`.
-
-    It also returns the figures of `Maxima`, from rank 0's forward of the first window.
-
-    Args:
-        windows: the validation split.
-        ranks: the processes, among which the windows are divided.
-        numerics: dtype; None: float32.
-    """
-    numerics = numerics or Numerics(ranks.device.type)
-    size = max(1, EVAL_TOKENS // windows.block_size)
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        loss_sum, n_targets = 0.0, 0
-        with Maxima(model) as maxima, numerics.autocast():
-            model(windows.rows([0])[0].to(ranks.device), logits=False)
-        # All ranks run the same number of forwards: every forward of a sharded model needs all ranks.
-        for first in range(0, len(windows), size * ranks.world_size):
-            start = min(first + ranks.rank * size, len(windows) - 1)
-            ids, targets = windows.rows(range(start, min(start + size, len(windows))))
-            if first + ranks.rank * size > start:
-                targets = torch.full_like(targets, IGNORED)
-            with numerics.autocast():
-                loss, count = next_token_loss(model, (ids.to(ranks.device), targets.to(ranks.device)))
-            loss_sum, n_targets = loss_sum + loss.item(), n_targets + int(count)
-        total, count = ranks.sum(torch.tensor([loss_sum, n_targets], dtype=torch.float64))
-        return {"val_loss": float(total / count)} | maxima.figures()
-
-    return evaluate
 
 
 def load_weights(model: GPT, saved: GPT, path: Path) -> None:

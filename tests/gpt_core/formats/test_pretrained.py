@@ -100,7 +100,7 @@ def test_shards_are_read_and_a_missing_shard_is_refused(folder, write, name):
     with pytest.raises(InputError, match=rf"b\.{suffix} is missing; {name}.index.json names it"):
         GPT.from_pretrained(folder)
     for content, message in (
-        ("{", "is not an index of weights"),
+        ("{", "index.json is not valid JSON"),
         ('{"weight_map": []}', "is not an index of weights"),
         (
             '{"weight_map": {"wte": "../a.bin"}}',
@@ -108,7 +108,7 @@ def test_shards_are_read_and_a_missing_shard_is_refused(folder, write, name):
         ),
         ('{"weight_map": {"wte": 3}}', "names the file 3; expected names of files in its folder"),
         ('{"weight_map": {"wte": ""}}', "names the file ''; expected names of files in its folder"),
-        ("[" * 100_000, "is not an index of weights"),
+        ("[" * 100_000, "index.json is not valid JSON"),
     ):
         index.write_text(content)
         with pytest.raises(InputError, match=message):
@@ -287,7 +287,7 @@ def test_damaged_and_missing_files_are_refused(folder):
     with pytest.raises(InputError, match=r"no model\.safetensors and no pytorch_model\.bin"):
         GPT.from_pretrained(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json is not JSON \(.*\); copy or fetch it again"):
+    with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
         GPT.from_pretrained(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config\.json holds a list; expected an object"):

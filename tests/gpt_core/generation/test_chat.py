@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tokenizers import decoders
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation import conversation
-from gpt_core.generation.chat import chat
+from gpt_core.generation.chat import SAMPLING, chat
 from gpt_core.generation.conversation import Conversation
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
@@ -66,7 +67,9 @@ def say(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
         code = 0
         try:
-            chat(**({"model": str(folder), "device": "cpu", "dtype": "float32", "seed": 1} | options))
+            given = {"model": str(folder), "device": "cpu", "dtype": "float32", "seed": 1} | options
+            sampling = {name: given.pop(name) for name in list(given) if name in vars(SAMPLING)}
+            chat(sampling=replace(SAMPLING, **sampling), **given)
         except SystemExit as end:
             code = int(str(end.code))
         return *capsys.readouterr(), code
@@ -115,7 +118,7 @@ def test_lines_and_blocks_and_commands(say: Any, folder: Path, tmp_path: Path) -
 
     (tmp_path / "other.txt").write_text("mine")
     _, err, code = say(f"more\n/save {tmp_path / 'other.txt'}\n", max_new_tokens=3)
-    assert "other.txt is not a saved conversation" in err
+    assert "other.txt is not valid JSON" in err
     assert code == 1
     assert (tmp_path / "other.txt").read_text() == "mine"
     _, err, _ = say(f"more\n/save {saved}\n", load=str(saved), max_new_tokens=3)
@@ -206,10 +209,10 @@ def test_a_base_model_without_a_chat_template_is_rejected(tmp_path: Path, say: A
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "JSONDecodeError"),
-        ("[]", "TypeError"),
-        ("[" * 100_000, "RecursionError"),
-        ('{"messages": 3}', "TypeError"),
+        ("", "is not valid JSON"),
+        ("[]", "holds a list; expected an object"),
+        ("[" * 100_000, "is not valid JSON: maximum recursion depth"),
+        ('{"messages": 3}', "is not a saved conversation .TypeError"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "the roles are user"),
         ('{"messages": [{"role": "user"}, {"role": "assistant", "content": ""}]}', "KeyError: 'content'"),
         (
@@ -220,7 +223,7 @@ def test_a_base_model_without_a_chat_template_is_rejected(tmp_path: Path, say: A
 )
 def test_an_invalid_conversation_file_is_rejected(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(InputError, match=f"x.json is not a saved conversation.*{message}"):
+    with pytest.raises(InputError, match=f"x.json .*{message}"):
         conversation.load(tmp_path / "x.json")
 
 

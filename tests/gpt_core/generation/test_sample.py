@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.inspect_model import inspect_model
 from gpt_core.generation.engine import Engine
-from gpt_core.generation.sample import sample
+from gpt_core.generation.sample import SAMPLING, sample
 from gpt_core.generation.sampling import SamplingParams
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -30,8 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def say(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     def run(**options: Any) -> str:
-        given = {"model": str(folder), "prompt": "To know", "device": "cpu", "dtype": "float32"}
-        sample(**(given | options))
+        given = {"model": str(folder), "prompt": "To know", "device": "cpu", "dtype": "float32"} | options
+        sampling = {
+            name: given.pop(name) for name in options if name in vars(SAMPLING) and name != "overflow"
+        }
+        sample(sampling=replace(SAMPLING, **sampling), **given)
         return capsys.readouterr().out
 
     return run

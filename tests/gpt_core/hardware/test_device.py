@@ -1,4 +1,4 @@
-"""Choice of dtype, threads and compilation: measured, taken from the record of a run, or refused."""
+"""Choice of dtype, threads and compilation: by capability, taken from the record of a run, or refused."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gpt_core.common.errors import InputError
-from gpt_core.hardware.device import Numerics, pick_device
+from gpt_core.hardware.capability import capability
+from gpt_core.hardware.device import Numerics, available_cores, pick_device
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.numerics import choose_numerics
 
@@ -14,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def choose(recorded: dict[str, Any] | None = None, n_local: int = 1, **keys: Any) -> Numerics:
-    return choose_numerics(TrainConfig(**keys), CPU, n_local, 32, 64, recorded)
+    return choose_numerics(TrainConfig(**keys), CPU, n_local, recorded)
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +25,11 @@ def same_threads() -> Any:
     torch.set_num_threads(before)
 
 
-def test_numerics_that_are_not_set_are_measured() -> None:
+def test_numerics_that_are_not_set_follow_from_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     chosen = choose()
-    assert chosen.dtype in ("float32", "bfloat16")
-    assert chosen.threads >= 1
+    assert chosen.dtype == capability("cpu").dtype
+    assert chosen.threads == available_cores()
     assert not chosen.compile  # on a CPU only when asked for
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core.hardware import onednn
+from gpt_core.hardware.capability import Capability
 from gpt_core.model import attention, cpu_attention
 from gpt_core.model.cache import Cache
 from gpt_core.model.gpt import GPT
@@ -135,20 +136,12 @@ def test_onednn_skips_gradients_other_dtypes_and_few_rows(monkeypatch):
                 layer(x)
 
 
-def test_onednn_is_chosen_where_it_is_faster(monkeypatch):
-    monkeypatch.setattr(onednn, "_onednn_is_faster", lambda n_threads: True)
-    assert isinstance(onednn.fast_linear(torch.device("cpu")), onednn._OneDNN)
-    with onednn.fast_linear(torch.device("meta")) as nothing:
+def test_onednn_is_chosen_by_capability_or_by_the_record(monkeypatch):
+    cpu = torch.device("cpu")
+    for faster in (True, False):
+        monkeypatch.setattr(onednn, "capability", lambda device, f=faster: Capability("float32", f, "test"))
+        assert onednn.choose_onednn(cpu) == faster
+        assert onednn.choose_onednn(cpu, not faster) != faster
+        assert isinstance(onednn.fast_linear(cpu), onednn._OneDNN) == faster
+    with onednn.fast_linear(torch.device("meta"), True) as nothing:
         assert nothing is None
-    seconds = iter([9, 9, *[2, 1] * 5])
-    monkeypatch.undo()
-    monkeypatch.setattr(onednn, "wall_seconds", lambda function, device: next(seconds))
-    onednn._onednn_is_faster.cache_clear()
-    try:
-        assert onednn._onednn_is_faster(1)
-        seconds = iter([9, 9, *[1, 1] * 5])
-        assert onednn._onednn_is_faster(1), "measured once"
-        onednn._onednn_is_faster.cache_clear()
-        assert not onednn._onednn_is_faster(1)
-    finally:
-        onednn._onednn_is_faster.cache_clear()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch._dynamo  # optimizers import it at their first step: once here, not in every child
 
+from gpt_core.training import validation
 from gpt_core.training.pretraining import pretrain
 from gpt_core.training.pretraining.config import PretrainConfig
 
@@ -47,7 +48,8 @@ def main(data_dir: str, out_dir: str, *moments: str) -> None:
                 kind, number = moment.split(":")
                 counter = [int(number)]
                 if kind == "forward":
-                    pretrain.next_token_loss = killing(pretrain.next_token_loss, counter)
+                    counted = killing(validation.next_token_loss, counter)
+                    pretrain.next_token_loss = validation.next_token_loss = counted
                 else:
                     os.fsync = killing(os.fsync, counter)
                     os.replace = killing(os.replace, counter)

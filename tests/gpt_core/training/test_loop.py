@@ -28,7 +28,7 @@ from gpt_core.training.config import TrainConfig
 from gpt_core.training.loop import train
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.parallel.torch_parallel import TorchParallel
-from gpt_core.training.pretraining.pretrain import evaluator, next_token_loss
+from gpt_core.training.validation import evaluator, next_token_loss
 
 TIMES = ("ms_per_step", "targets_per_s", "cpu_s")
 SHAPE = GPTConfig(

@@ -164,7 +164,7 @@ def test_invalid_tokenizer_files_are_refused(tmp_path, files, message):
 def test_missing_and_damaged_files_are_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text("{")
-    with pytest.raises(InputError, match=r"special_tokens_map\.json is not JSON"):
+    with pytest.raises(InputError, match=r"special_tokens_map\.json is not valid JSON"):
         Tokenizer.from_pretrained(tmp_path)
     (tmp_path / "special_tokens_map.json").unlink()
     (tmp_path / "merges.txt").unlink()

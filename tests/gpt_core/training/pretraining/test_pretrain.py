@@ -30,7 +30,8 @@ from gpt_core.hub import run_folder
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.pretraining.config import PretrainConfig
-from gpt_core.training.pretraining.pretrain import evaluator, pretrain
+from gpt_core.training.pretraining.pretrain import pretrain
+from gpt_core.training.validation import evaluator
 
 TEXT = "To know what you know, and to know what you do not: that is knowledge.\n" * 60
 

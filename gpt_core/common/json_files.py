@@ -22,7 +22,7 @@ def read_json(path: Path, kind: type = dict, optional: bool = True) -> Any:
         return parse_json(read_text(path), str(path), kind)
     if optional:
         return kind()
-    raise InputError(f"{path} is missing; expected it in a sentence-transformers folder.")
+    raise InputError(f"There is no file {path}; expected a JSON file.")
 
 
 def read_text(path: Path) -> str:
@@ -37,8 +37,9 @@ def parse_json(text: str, source: str, kind: type) -> Any:
     """Parse `text` as JSON of type `kind` (dict or list); InputError, naming `source`, for anything else."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is not valid JSON: {error}") from None
     if not isinstance(values, kind):
-        raise InputError(f"{source} contains a JSON {type(values).__name__}; expected a {kind.__name__}.")
+        expected = "an object" if kind is dict else "a list"
+        raise InputError(f"{source} holds a {type(values).__name__}; expected {expected}.")
     return values
