@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
-# Idle OpenMP threads that spin take the cores away from whoever works; on a shared machine that costs up to 10x.
+# Idle OpenMP threads that spin take the cores away from threads that compute; on a shared machine that costs up to 10x.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo install test check bench clean
@@ -21,14 +21,15 @@ demo: .venv/.runtime  ## an index over the sample corpus, three questions, then 
 
 install: .venv/.dev  ## everything that tests and benchmarks need
 
-test: .venv/.dev check  ## lint, types, import rules and every test
+test: .venv/.dev check  ## everything of check, and every test
 	$(BIN)/python -m pytest
 
-check: .venv/.dev  ## lint, types and the import rules
+check: .venv/.dev  ## lint, types, import rules and private words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 bench: .venv/.dev  ## retrieval quality beside BM25 and MiniLM: make bench DATA="path/to/scifact …"
 	$(BIN)/python scripts/eval.py retrieval --data $(DATA)

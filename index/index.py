@@ -18,9 +18,8 @@ from index.dense.snapshot import Snapshot
 from index.dense.view import View, catch_up
 from index.reading.document import Document
 from index.search.filters import Filter, allowed
-from index.search.hits import Hit, Ranked
-from index.search.matches import Matches
-from index.search.rank import rank_dense, rank_hybrid, rank_lexical
+from index.search.lexical import Matches
+from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
 from index.store.settings import Settings
 from index.store.store import Store
 from index.store.write import Changes, check_vectors, fit_map, write

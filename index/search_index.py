@@ -12,7 +12,7 @@ import tyro
 from gpt_core.common.terminal import printable
 from index.index import Index, Mode
 from index.search.filters import parse_filter
-from index.search.hits import Hit
+from index.search.rank import Hit
 
 
 def search_index(

@@ -20,8 +20,8 @@ from serve.api import embeddings as openai
 from serve.api.schemas import ErrorResponse
 from serve.http.envelope import add_error_handlers
 from serve.http.limits import BodyLimit
-from serve.work.search_thread import SearchThread
 from serve.work.service import Service, ServiceDep
+from serve.work.threads import SearchThread
 
 STATIC = Path(__file__).parent / "static"
 # The page shows untrusted text from documents and models, so browsers may run and load only the server's own files.

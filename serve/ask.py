@@ -10,7 +10,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.terminal import printable
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
-from serve.answers.answer import GREEDY, Answer, answer
+from serve.answers.answer import ANSWER_TOKENS, GREEDY, Answer, answer_question
 from serve.work.loading import load
 
 
@@ -23,7 +23,7 @@ def ask(
     generator: str = DEFAULT_MODEL,
     dtype: InferenceDtype = "auto",
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5,
-    max_tokens: int = 96,
+    max_tokens: int = ANSWER_TOKENS,
 ) -> None:
     """Answer questions from an index, citing the supporting sentence of each answer sentence.
 
@@ -32,12 +32,12 @@ def ask(
         index: the index's folder.
         embedder: model folder or known name; default: the embedder that the index was built with.
         generator: model folder or known name.
-        dtype: number format of the generator; auto is bfloat16 if it is measured to be faster, else float32.
+        dtype: number format of the generator; auto is the faster of bfloat16 and float32 on this machine.
         k: number of passages to retrieve per question.
         max_tokens: maximum length of an answer in tokens.
 
     Raises:
-        InputError: for a missing or empty question, and as `load` and `answer` raise it.
+        InputError: for a missing or empty question, and as `load` and `answer_question` raise it.
     """
     if not questions or not all(question.strip() for question in questions):
         raise InputError("A question is missing or empty; give one or more, each in quotes.")
@@ -46,7 +46,7 @@ def ask(
         for question in questions:
             print(f"\n? {question}", flush=True)
             params = replace(GREEDY, max_new_tokens=max_tokens)
-            print(render(answer(question, opened, engine, k=k, params=params)), flush=True)
+            print(render(answer_question(question, opened, engine, k=k, params=params)), flush=True)
 
 
 def render(found: Answer, width: int = 100) -> str:

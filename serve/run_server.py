@@ -14,8 +14,8 @@ from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
 from serve.app import create_loading_app
 from serve.work.loading import CONTEXT, load
-from serve.work.search_thread import SearchThread
 from serve.work.service import Service
+from serve.work.threads import SearchThread
 
 GRACE_SECONDS = 3  # time for running answers to finish when the server is told to stop
 

@@ -236,7 +236,7 @@ class Encoder:
         texts: str | Sequence[str],
         prompt_name: PromptName | None = None,
         prompt: str | None = None,
-        room: int = 0,
+        extra_tokens: int = 0,
     ) -> tuple[Vectors, Cache]:
         """Encode texts and return the KV cache of the same forward pass, for generation that continues the texts.
 
@@ -247,22 +247,22 @@ class Encoder:
             texts: one or several; the cache has 2 · n_layer · n_kv_head · head_dim values per token, every slot with
                 the length of the longest text.
             prompt_name, prompt: as for `encode`.
-            room: additional tokens that each slot can store after the longest text.
+            extra_tokens: additional tokens that each slot can store after the longest text.
 
         Returns:
             (n, dimension) float32 unit vectors, and the cache with n slots.
 
         Raises:
-            InputError: if the embedder does not use all blocks of the GPT, room is negative, or a text is not a string
-                or has no tokens.
+            InputError: if the embedder does not use all blocks of the GPT, extra_tokens is negative, or a text is not a
+                string or has no tokens.
         """
         layer, n_layer = self.config.pooling.layer, self.model.config.n_layer
         if layer is not None and (layer < n_layer or not self.config.pooling.final_norm):
             raise InputError(
                 f"The embedder pools layer {layer} of {n_layer}; encode_with_states needs the last layer's states."
             )
-        if room < 0:
-            raise InputError(f"room is {room}; expected at least 0.")
+        if extra_tokens < 0:
+            raise InputError(f"extra_tokens is {extra_tokens}; expected at least 0.")
         rows = self.tokenize(self._prompted(texts, prompt_name, prompt))
         if [] in rows:
             raise InputError(
@@ -270,7 +270,9 @@ class Encoder:
             )
         vectors = np.zeros((len(rows), self.network.dimension), dtype=np.float32)
         longest = max(map(len, rows), default=1)
-        cache = Cache(self.model.config, len(rows), self.model.device, self.model.dtype, longest + room)
+        cache = Cache(
+            self.model.config, len(rows), self.model.device, self.model.dtype, longest + extra_tokens
+        )
         for places, ids, mask in self._padded(rows):
             slots = cache.rows(places, [len(rows[i]) for i in places])
             hidden = self.model(ids, cache=slots, logits=False).hidden
@@ -323,14 +325,14 @@ class Encoder:
     def tokenize(self, texts: Sequence[str], max_tokens: int | None = None) -> list[list[int]]:
         """Token ids of each text, truncated to `max_tokens`; the special tokens are kept."""
         limit = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
-        room = limit - len(self._prefix) - len(self._suffix)
-        if room < 1:
+        n_free = limit - len(self._prefix) - len(self._suffix)
+        if n_free < 1:
             raise InputError(
-                f"max_tokens is {limit}; expected at least {limit - room + 1}: the special tokens and one more."
+                f"max_tokens is {limit}; expected at least {limit - n_free + 1}: the special tokens and one more."
             )
         plain = self.tokenizer.encode_batch(list(texts))
-        self.n_truncated += sum(len(ids) > room for ids in plain)
-        return [self._prefix + ids[:room] + self._suffix for ids in plain]
+        self.n_truncated += sum(len(ids) > n_free for ids in plain)
+        return [self._prefix + ids[:n_free] + self._suffix for ids in plain]
 
 
 def special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

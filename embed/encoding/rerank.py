@@ -156,17 +156,17 @@ class Reranker:
             if not after:
                 raise InputError(f"The query {query!r} has no tokens; expected at least one word.")
             # The query's last token is only predicted, so it needs no position in the input.
-            room = self.max_tokens - self._n_instruction - (len(after) - 1)
-            if room <= self._n_after:
+            n_free = self.max_tokens - self._n_instruction - (len(after) - 1)
+            if n_free <= self._n_after:
                 raise InputError(
                     f"The query {query[:40]!r} has {len(after)} tokens and the template "
                     f"{self._n_instruction + self._n_after}, which leaves none of max_tokens = {self.max_tokens} for "
                     "a document; shorten the query."
                 )
             rest = context[self._n_instruction :]
-            if len(rest) > room:
+            if len(rest) > n_free:
                 self.n_truncated += 1
-                context = context[: self._n_instruction] + rest[-room:]
+                context = context[: self._n_instruction] + rest[-n_free:]
             rows.append((tuple(context), tuple(after)))
         return rows
 

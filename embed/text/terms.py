@@ -17,6 +17,8 @@ CJK = (
     "\u3005-\u3007\u3021-\u3029\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
 )
+# FTS5's tokenizer, for the index and for citations: folds case and diacritics, then applies Porter's stemmer.
+FTS5_TOKENIZER = "porter unicode61 remove_diacritics 2"
 TERM = re.compile(f"([{CJK}]+)|[^\\W_{CJK}]+")
 CHARACTER_OR_WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
 

@@ -35,7 +35,7 @@ from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.loop import train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
-from gpt_core.training.out_of_memory import explain_shortage
+from gpt_core.training.out_of_memory import explain_full_memory_or_disk
 from gpt_core.training.parallel.ranks import ALONE, Ranks, join
 from gpt_core.training.validation import split_loss
 
@@ -64,7 +64,7 @@ def train_embedder(config: TrainEmbedderConfig) -> dict[str, float]:
             f"{ranks.device} is out of memory; give {chunk}, which does not change the result, or a smaller "
             "train_tokens or batch_size."
         )
-        with explain_shortage(config.out_dir, memory):
+        with explain_full_memory_or_disk(config.out_dir, memory):
             return _train_embedder(config, ranks)
 
 

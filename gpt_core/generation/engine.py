@@ -127,8 +127,8 @@ class Engine:
         if not 0 <= min(ids) <= max(ids) <= last:
             raise InputError(f"The prompt has token ids from {min(ids)} to {max(ids)}; expected 0 to {last}.")
         check_vocabulary(params, self.n_tokens)
-        room = self.context - len(ids)
-        if params.overflow == "error" and room < (params.max_new_tokens or 1):
+        n_free = self.context - len(ids)
+        if params.overflow == "error" and n_free < (params.max_new_tokens or 1):
             asked = (
                 f"max_new_tokens is {params.max_new_tokens}" if params.max_new_tokens else "needs one more"
             )
@@ -137,7 +137,7 @@ class Engine:
                 "the prompt or lower max_new_tokens."
             )
         detokenizer = Detokenizer(self.tokenizer.decode, params.stop, prompt=ids[-8:])
-        return Request(ids, params, on_text, params.max_new_tokens or room, detokenizer)
+        return Request(ids, params, on_text, params.max_new_tokens or n_free, detokenizer)
 
     def cancel(self, request: Request) -> None:
         """End `request` at the next step and release its slot; no effect if it is done."""
@@ -258,8 +258,8 @@ class Engine:
 
     def _draft(self, request: Request, n: int) -> list[int]:
         """Draft up to `n` tokens, limited by the context and by the request's max_new_tokens."""
-        room = self.context - len(self.slots.ids[request.slot]) - 1
-        return request.guess(min(n, room, request.max_new_tokens - len(request.token_ids) - 1))
+        n_free = self.context - len(self.slots.ids[request.slot]) - 1
+        return request.guess(min(n, n_free, request.max_new_tokens - len(request.token_ids) - 1))
 
     def _verify(self, request: Request, draft: list[int], logits: Tensor) -> None:
         """Sample from logits (1 + n_drafted, V) until a token differs from the draft; drop the rest from the cache."""

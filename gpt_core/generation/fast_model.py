@@ -172,7 +172,7 @@ def cpu_threads(n: int) -> Iterator[None]:
     """Context manager: set torch's number of CPU threads to `n`.
 
     A Python thread that first uses torch inside the block keeps this number. Threads that compute beside an engine
-    must therefore use torch once before, as in `serve.work.search_thread`, or call `torch.set_num_threads`.
+    must therefore use torch once before, as in `serve.work.threads`, or call `torch.set_num_threads`.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(n)

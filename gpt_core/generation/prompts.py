@@ -46,5 +46,5 @@ def refuse_long(text: str, context: int, what: str = "prompt") -> None:
     """
     if len(text) > context * MAX_TOKEN_CHARACTERS:
         raise InputError(
-            f"The {what} has {len(text)} characters; the context has room for {context} tokens. Shorten the {what}."
+            f"The {what} has {len(text)} characters; the context holds {context} tokens. Shorten the {what}."
         )

@@ -13,7 +13,7 @@ OOM_MESSAGE = "can't allocate memory"  # in torch's RuntimeError; for GPUs torch
 
 
 @contextmanager
-def explain_shortage(out_dir: str, memory: str) -> Iterator[None]:
+def explain_full_memory_or_disk(out_dir: str, memory: str) -> Iterator[None]:
     """Context manager around a training run: replaces out-of-memory and disk-full errors by one-sentence messages.
 
     Args:

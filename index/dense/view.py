@@ -4,11 +4,12 @@ import sqlite3
 from dataclasses import dataclass
 from functools import cached_property
 
+import faiss
 import numpy as np
+import torch
 
 from embed.data.vectors import Vectors
 from embed.network.corpus_map import CorpusMap
-from index.dense.exact import nearest
 from index.dense.moments import Moments
 from index.dense.scores import Scores, Spread
 from index.dense.snapshot import Snapshot, State
@@ -16,6 +17,7 @@ from index.store.store import Numbers, Store
 
 # A new snapshot is made once additions and deletions exceed both this number and this share of the old snapshot.
 MAX_CHANGES, MAX_CHANGED_SHARE = 1000, 0.25
+USUAL_BLAS_THRESHOLD = faiss.cvar.distance_compute_blas_threshold
 ROWS_PER_BLOCK = 65536  # rows gathered and scored at once
 
 
@@ -131,3 +133,21 @@ def _unchanged(snapshot: Snapshot, corpus_map: CorpusMap) -> View:
 
 def _zeros(store: Store) -> Vectors:
     return np.zeros((1, store.settings.dimension), dtype=np.float32)
+
+
+def nearest(queries: Vectors, vectors: Vectors, k: int) -> tuple[Vectors, Numbers]:
+    """Exact inner-product search.
+
+    Args:
+        queries: (Q, d).
+        vectors: (n, d), contiguous.
+        k: at most n.
+
+    Returns:
+        Scores (Q, k) float32, highest first, and the matching rows of `vectors` (Q, k) int64.
+    """
+    # FAISS stores this setting per thread, and a new thread defaults to all processors.
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    # BLAS is many times faster for a batch and slower for a single query; FAISS's default uses it for hundreds only.
+    faiss.cvar.distance_compute_blas_threshold = 1 if len(queries) >= 8 else USUAL_BLAS_THRESHOLD
+    return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)

@@ -13,9 +13,8 @@ from index.dense.snapshot import Snapshot, State
 from index.dense.view import View
 from index.evaluation.collection import Collection, Run
 from index.index import Index
-from index.search.hits import Ranked
-from index.search.matches import Matches
-from index.search.rank import rank_dense, rank_hybrid
+from index.search.lexical import Matches
+from index.search.rank import Ranked, rank_dense, rank_hybrid
 from index.store.store import Store
 
 QUERIES_PER_BATCH = 256  # the scores of their candidates fit in the CPU cache

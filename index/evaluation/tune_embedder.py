@@ -24,7 +24,7 @@ from index.dense.scores import Scores, Spread
 from index.evaluation.collection import Collection
 from index.evaluation.metrics import score
 from index.index import Index
-from index.search.fusion import fuse
+from index.search.rank import fuse
 
 FUSIONS = [
     Fusion("rrf"),

@@ -1,15 +1,61 @@
-"""Dense, lexical and hybrid ranking of the passages in one state of an index."""
+"""Dense, lexical and hybrid ranking of the passages in one state of an index: fused scores, best hits."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embed.data.vectors import Vectors
 from embed.network.config import Fusion
 from index.dense.scores import Scores, Spread
 from index.dense.view import View
-from index.search.fusion import fuse
-from index.search.hits import Ranked
-from index.search.matches import Matches
+from index.reading.passages import passage_id
+from index.search.lexical import Matches
 from index.store.store import Numbers
+
+
+class Ranked(NamedTuple):
+    """A ranked passage: its id in the store and its scores; None for a retriever that was not used."""
+
+    number: int
+    score: float
+    dense: float | None
+    lexical: float | None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that a search found.
+
+    Attributes:
+        passage_id, text: the passage.
+        doc_id, title: its document.
+        start, end: offsets in Unicode code points into the document's text.
+        score: the score that hits are sorted by; comparable within one search only.
+        dense: cosine of query and passage; None if dense search was not used.
+        lexical: BM25, 0 if no term of the query occurs; None if lexical search was not used.
+        metadata: the document's metadata.
+    """
+
+    passage_id: str
+    doc_id: str
+    title: str
+    text: str
+    start: int
+    end: int
+    score: float
+    dense: float | None
+    lexical: float | None
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, ranked: Ranked, row: dict[str, Any]) -> "Hit":
+        """The hit for a ranked passage and its row in the store."""
+        name = passage_id(row["doc_id"], row["start"], row["end"])
+        row = {**row, "metadata": json.loads(row["metadata"])}
+        return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)
 
 
 def rank_lexical(matches: Matches, k: int) -> list[Ranked]:
@@ -62,6 +108,34 @@ def rank_hybrid(
     return results
 
 
+def fuse(
+    fusion: Fusion, dense: Scores, lexical: Scores, dense_spread: Spread, lexical_spread: Spread
+) -> Scores:
+    """Fuse the dense and lexical scores of one query's candidates.
+
+    "tm2c2" and "z" combine scores: a retriever that finds nothing relevant scores all candidates nearly equally and so
+    has little influence. "rrf" combines ranks, which do not show that, and can fall far below the better retriever.
+
+    Args:
+        fusion: kind and weight.
+        dense: (n,) cosines.
+        lexical: (n,) BM25, 0 where no term of the query occurs.
+        dense_spread, lexical_spread: mean and deviation of this query's scores over the corpus; used by "z" only.
+
+    Returns:
+        (n,) scores, higher is better: for "tm2c2" a convex combination of min-max scores with theoretical minima (Bruch
+        et al. 2022), for "z" of standard scores; for "rrf" a sum of 1 / (k + rank) (Cormack et al. 2009).
+    """
+    if fusion.kind == "rrf":
+        by_words = np.where(lexical > 0, 1 / (fusion.k + _ranks(lexical)), 0)
+        return (1 / (fusion.k + _ranks(dense)) + by_words).astype(np.float32)
+    if fusion.kind == "tm2c2":
+        dense, lexical = (dense + 1) / 2, lexical / np.float32(lexical.max(initial=0) or 1)
+    else:
+        dense, lexical = _standard(dense, dense_spread), _standard(lexical, lexical_spread)
+    return fusion.dense_weight * dense + (1 - fusion.dense_weight) * lexical
+
+
 def _nearest(view: View, queries: Vectors, k: int, allowed: Numbers | None) -> list[tuple[Numbers, Scores]]:
     if allowed is None:
         return view.search(queries, k)
@@ -82,3 +156,14 @@ def _best(scores: Scores, k: int) -> Numbers:
     else:
         places = np.arange(len(scores))
     return places[np.argsort(-scores[places], kind="stable")][:k]
+
+
+def _standard(scores: Scores, spread: Spread) -> Scores:
+    return (scores - np.float32(spread.mean)) / np.float32(spread.deviation or 1)
+
+
+def _ranks(scores: Scores) -> NDArray[np.int64]:
+    """Ranks (n,), 1 for the highest score; equal scores are ranked in their order."""
+    ranks = np.empty(len(scores), dtype=np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    return ranks

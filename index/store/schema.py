@@ -2,8 +2,7 @@
 
 import sqlite3
 
-TOKENIZER = "porter unicode61 remove_diacritics 2"
-
+from embed.text.terms import FTS5_TOKENIZER
 
 FORMAT = 1  # version of the schema and of the output of `index_text`
 
@@ -28,5 +27,5 @@ CREATE TABLE passages (
 CREATE INDEX passages_of_document ON passages (document);
 CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT;
 CREATE TABLE tombstones (sequence INTEGER PRIMARY KEY, passage INTEGER NOT NULL) STRICT;
-CREATE VIRTUAL TABLE lexical USING fts5 (terms, tokenize = '{TOKENIZER}');
+CREATE VIRTUAL TABLE lexical USING fts5 (terms, tokenize = '{FTS5_TOKENIZER}');
 """

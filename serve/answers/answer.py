@@ -1,7 +1,7 @@
-"""A grounded answer: retrieve, build the prompt, generate, attribute. Independent of HTTP.
+"""A grounded answer: retrieve passages, build the prompt, generate, attribute. Independent of HTTP.
 
-The server generates on its worker's thread and calls `retrieve`, `build_prompt` and `ground` itself; `answer` runs the
-same four steps synchronously.
+`prepare` comes before the generation and `ground` after it. The server generates on its worker's thread between them;
+`answer_question` does all of it synchronously.
 """
 
 import re
@@ -12,17 +12,46 @@ from embed.text.terms import CJK
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Hit, Index
 from index.index import Mode
 from index.search.filters import Filter
 from serve.answers.attribution import AnswerSentence, attribute
-from serve.answers.prompt import Prompt, build_prompt
 
 ANSWER_TOKENS = 96
 GREEDY = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop=("\nQuestion:",))
+# Two passages of the default 256 tokens with their titles. With more passages a small model answers worse, even if the
+# right passage is among them (docs/log.md, 2026-11-22), and the time to the first token grows.
+MAX_PASSAGE_TOKENS = 560
+SYSTEM = "You are a helpful assistant that answers questions about a text."
+REQUEST = "According to the text: {question} Answer in a complete sentence."
 
 NOT_FOUND = "The corpus does not say."
 NOT_FOUND_ZH = "资料里没有答案。"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The generator's prompt.
+
+    Attributes:
+        token_ids: the whole prompt.
+        n_hits: number of hits in the prompt.
+        n_cut: number of tokens truncated from a first hit that is too long.
+    """
+
+    token_ids: list[int]
+    n_hits: int
+    n_cut: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question with the retrieved passages, best first, and the generator's prompt; None without passages."""
+
+    question: str
+    hits: list[Hit]
+    prompt: Prompt | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +80,7 @@ class Answer:
     finish_reason: str | None
 
 
-def answer(
+def answer_question(
     question: str,
     index: Index,
     engine: Engine,
@@ -77,16 +106,33 @@ def answer(
     Raises:
         InputError: for an empty question, or one that does not fit the context.
     """
-    hits = retrieve(question, index, k=k, mode=mode, filter=filter)
-    if not hits:
-        return ground(question, "", hits, None, None)
     n_kept = params.max_new_tokens or ANSWER_TOKENS
-    prompt = build_prompt(question, hits, engine.tokenizer, engine.context, n_kept)
-    request = engine.submit(prompt.token_ids, params, on_text)
+    prepared = prepare(question, index, engine, k=k, mode=mode, filter=filter, max_new_tokens=n_kept)
+    if prepared.prompt is None:
+        return ground(prepared, "", None)
+    request = engine.submit(prepared.prompt.token_ids, params, on_text)
     engine.run()
     if request.error is not None:
         raise request.error
-    return ground(question, request.text, hits, prompt, request.finish_reason)
+    return ground(prepared, request.text, request.finish_reason)
+
+
+def prepare(
+    question: str,
+    index: Index,
+    engine: Engine,
+    *,
+    k: int,
+    mode: Mode,
+    filter: Filter | None,
+    max_new_tokens: int,
+) -> Prepared:
+    """Retrieve the passages for `question` and build the prompt; arguments and errors as for `answer_question`."""
+    hits = retrieve(question, index, k=k, mode=mode, filter=filter)
+    if not hits:
+        return Prepared(question, [], None)
+    prompt = build_prompt(question, hits, engine.tokenizer, engine.context, max_new_tokens)
+    return Prepared(question, hits, prompt)
 
 
 def retrieve(
@@ -108,25 +154,64 @@ def retrieve(
     return index.search(query, k=k, mode=mode, filter=filter)
 
 
-def ground(
-    question: str, draft: str, hits: Sequence[Hit], prompt: Prompt | None, finish_reason: str | None
-) -> Answer:
+def build_prompt(
+    question: str, hits: Sequence[Hit], tokenizer: Tokenizer, context: int, max_new_tokens: int
+) -> Prompt:
+    """Passages followed by the question; as a chat if the tokenizer has a chat template, else as plain text.
+
+    The best hits are included in order as long as they fit in `MAX_PASSAGE_TOKENS` and in the context together with
+    `max_new_tokens`. A first hit that is too long is truncated.
+
+    Raises:
+        InputError: if the question leaves no tokens for a passage.
+    """
+    ids = _render(question, [], tokenizer)
+    n_around = len(ids)
+    limit = min(n_around + MAX_PASSAGE_TOKENS, context - max_new_tokens)
+    if limit <= n_around:
+        raise InputError(
+            f"The question ({n_around} tokens with its prompt) and the answer ({max_new_tokens} tokens) leave no "
+            f"tokens for passages in a context of {context}; ask a shorter question or lower max_tokens."
+        )
+    texts: list[str] = []
+    n_cut = 0
+    for hit in hits:
+        text = f"{hit.title}\n{hit.text}\n\n"
+        longer = _render(question, [*texts, text], tokenizer)
+        if len(longer) > limit and texts:
+            break
+        starts = [start for start, _ in tokenizer.encode_with_offsets(text)[1]]
+        while len(longer) > limit:  # repeated, since the truncated text may be tokenised differently
+            n_cut += len(longer) - limit
+            text = text[: starts[max(0, len(starts) - n_cut)]]
+            longer = _render(question, [text], tokenizer)
+        texts, ids = [*texts, text], longer
+    return Prompt(ids, len(texts), n_cut)
+
+
+def _render(question: str, texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    if tokenizer.chat_template is None:
+        content = f"{''.join(texts)}Question: {question.strip()}\nAnswer:"
+        return tokenizer.encode(content, add_special_tokens=True)
+    content = "".join(texts) + REQUEST.format(question=question.strip())
+    return tokenizer.chat([{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}])
+
+
+def ground(prepared: Prepared, draft: str, finish_reason: str | None) -> Answer:
     """Attribute the draft to the hits. If no sentence is supported, the answer says that the corpus does not say.
 
     Args:
-        question: the question.
+        prepared: the question and its passages.
         draft: the generated text; "" without hits.
-        hits: the retrieved passages.
-        prompt: the generator's prompt; None without hits.
         finish_reason: why generation ended; None without hits.
     """
-    draft = draft.strip()
-    sentences = _kept(attribute(draft, question, hits), finish_reason)
+    draft, hits, prompt = draft.strip(), prepared.hits, prepared.prompt
+    sentences = _kept(attribute(draft, prepared.question, hits), finish_reason)
     found = any(s.supported for s in sentences)
-    not_found = NOT_FOUND_ZH if re.search(f"[{CJK}]", question) else NOT_FOUND
+    not_found = NOT_FOUND_ZH if re.search(f"[{CJK}]", prepared.question) else NOT_FOUND
     text = draft[: sentences[-1].end] if found else not_found
     read = (prompt.n_hits, prompt.n_cut) if prompt else (0, 0)
-    return Answer(text, found, draft, sentences, list(hits), *read, finish_reason)
+    return Answer(text, found, draft, sentences, hits, *read, finish_reason)
 
 
 def _kept(sentences: list[AnswerSentence], finish_reason: str | None) -> list[AnswerSentence]:

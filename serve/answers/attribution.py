@@ -22,9 +22,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from embed.text.content_terms import Term, content_terms
 from embed.text.sentences import split_sentences
 from index import Hit
-from serve.answers.content_terms import Term, content_terms
 
 # Tuned on SQuAD's training questions, like the formula: docs/log.md, 2026-11-22.
 SUPPORT_THRESHOLD = 0.65

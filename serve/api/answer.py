@@ -10,13 +10,11 @@ from pydantic import TypeAdapter
 
 from gpt_core.generation.sampling import SamplingParams
 from index import Hit
-from serve.answers import answer as answering
-from serve.answers.answer import Answer
-from serve.answers.prompt import Prompt
+from serve.answers.answer import GREEDY, Answer, Prepared, ground, prepare, retrieve
 from serve.api.schemas import AnswerRequest, SearchRequest
 from serve.http.streams import EventStream, event, until_disconnect
-from serve.work.service import Service, ServiceDep
-from serve.work.token_stream import TokenStream
+from serve.work.service import ServiceDep
+from serve.work.threads import TokenStream
 
 router = APIRouter(prefix="/v1", tags=["search and answers"])
 
@@ -48,7 +46,7 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
     bounds such as `{"gte": 2000, "lte": 2010}`.
     """
     options = body.model_dump(exclude={"query"})
-    finding = service.search.run(answering.retrieve, body.query, service.index, **options)
+    finding = service.search.run(retrieve, body.query, service.index, **options)
     return SearchResult(await until_disconnect(request, finding), exact=body.mode != "hybrid")
 
 
@@ -59,15 +57,14 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
     With `"stream": true` the response is server-sent events: one `sources` (`hits`, `n_prompt_hits`), any number of
     `token` (`text`, a piece of the draft), then `done` (the fields of the plain response) or `error`.
     """
-    params = SamplingParams(
-        max_new_tokens=body.max_tokens,
-        temperature=body.temperature,
-        seed=body.seed,
-        stop=answering.GREEDY.stop,
-    )
-    hits, prompt = await until_disconnect(request, service.search.run(_prepare, body, service))
-    stream = service.generate(prompt.token_ids, params) if prompt else None
-    in_progress = AnswerInProgress(body.question, hits, prompt, stream)
+    finding = service.search.run(
+        prepare, body.question, service.index, service.engine,
+        k=body.k, mode=body.mode, filter=body.filter, max_new_tokens=body.max_tokens,
+    )  # fmt: skip
+    prepared = await until_disconnect(request, finding)
+    params = SamplingParams(body.max_tokens, body.temperature, seed=body.seed, stop=GREEDY.stop)
+    stream = service.generate(prepared.prompt.token_ids, params) if prepared.prompt else None
+    in_progress = AnswerInProgress(prepared, stream)
     if body.stream:
         return EventStream(in_progress.events(), in_progress.close, error_name="error")
     try:
@@ -76,28 +73,17 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
         in_progress.close()
 
 
-def _prepare(body: AnswerRequest, service: Service) -> tuple[list[Hit], Prompt | None]:
-    hits = answering.retrieve(body.question, service.index, k=body.k, mode=body.mode, filter=body.filter)
-    if not hits:
-        return [], None
-    engine = service.engine
-    return hits, answering.build_prompt(
-        body.question, hits, engine.tokenizer, engine.context, body.max_tokens
-    )
-
-
 @dataclass(frozen=True)
 class AnswerInProgress:
-    """An answer that is being generated; without `hits`, `prompt` and `stream` are None."""
+    """An answer that is being generated; `stream` is None without passages."""
 
-    question: str
-    hits: list[Hit]
-    prompt: Prompt | None
+    prepared: Prepared
     stream: TokenStream | None
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events."""
-        sources = Sources(self.hits, self.prompt.n_hits if self.prompt else 0)
+        prompt = self.prepared.prompt
+        sources = Sources(self.prepared.hits, prompt.n_hits if prompt else 0)
         yield event(_SOURCES.dump_json(sources).decode(), "sources")
         if self.stream:
             async for piece in self.stream:
@@ -114,7 +100,7 @@ class AnswerInProgress:
         draft = self.stream.request.text if self.stream else ""
         reason = self.stream.request.finish_reason if self.stream else None
         # Takes milliseconds. Not in the search thread, where it could wait behind searches or be refused.
-        return await asyncio.to_thread(answering.ground, self.question, draft, self.hits, self.prompt, reason)
+        return await asyncio.to_thread(ground, self.prepared, draft, reason)
 
     def close(self) -> None:
         """Cancel the generation if it is not done."""

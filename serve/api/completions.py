@@ -16,7 +16,7 @@ from serve.api.logprobs import LogprobsOf
 from serve.api.schemas import ChatRequest, CompletionRequest
 from serve.http.streams import EventStream, event, until_disconnect
 from serve.work.service import Service, ServiceDep
-from serve.work.token_stream import TokenStream, merged
+from serve.work.threads import TokenStream, merged
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"])
 

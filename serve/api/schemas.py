@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gpt_core.common.errors import InputError
 from gpt_core.generation.sampling import SamplingParams
 from index.index import Mode
+from serve.answers.answer import ANSWER_TOKENS
 
 Text = Annotated[str, Field(max_length=100_000)]
 
@@ -36,7 +37,7 @@ class AnswerRequest(_Request):
     k: int = Field(5, ge=1, le=20)
     mode: Mode = "hybrid"
     filter: dict[str, Any] | None = None
-    max_tokens: int = Field(96, ge=1)
+    max_tokens: int = Field(ANSWER_TOKENS, ge=1)
     temperature: float = Field(0.0, ge=0)
     seed: int | None = None
     stream: bool = False

@@ -13,9 +13,7 @@ from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
 from index import Index
 from serve.work.errors import NotFoundError, UnavailableError
-from serve.work.generation import Worker
-from serve.work.search_thread import SearchThread
-from serve.work.token_stream import TokenStream
+from serve.work.threads import SearchThread, TokenStream, Worker
 
 
 @dataclass

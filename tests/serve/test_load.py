@@ -15,8 +15,7 @@ from gpt_core.generation.fast_model import cpu_threads
 from gpt_core.generation.sampling import SamplingParams
 from serve import create_app
 from serve.work.errors import OverloadedError
-from serve.work.generation import Worker
-from serve.work.search_thread import SearchThread
+from serve.work.threads import SearchThread, Worker
 from tests.serve.conftest import QUESTION, serving, speaker, stop, wait_until
 
 CHAT = {"model": "tiny-gpt", "messages": [{"role": "user", "content": "x"}], "temperature": 0}

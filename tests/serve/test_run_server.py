@@ -14,7 +14,7 @@ from embed import Encoder
 from gpt_core.common.errors import InputError
 from index import Index
 from serve.run_server import run_server as start_server
-from serve.work.search_thread import SearchThread
+from serve.work.threads import SearchThread
 from tests.serve.conftest import DOCUMENTS, random_gpt, wait_until
 
 ROOT = Path(__file__).parents[2]

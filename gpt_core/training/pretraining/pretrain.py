@@ -21,7 +21,7 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.loop import train
 from gpt_core.training.monitoring.flops import flops_per_token
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
-from gpt_core.training.out_of_memory import explain_shortage
+from gpt_core.training.out_of_memory import explain_full_memory_or_disk
 from gpt_core.training.parallel.ranks import Ranks, join
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.data import open_data, verify
@@ -55,7 +55,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
             f"{ranks.device} is out of memory with micro-batches of {n} sequences; give a smaller micro_batch_size, "
             "which does not change the result, or a smaller model. --dry_run prints the memory needed."
         )
-        with explain_shortage(config.out_dir, memory):
+        with explain_full_memory_or_disk(config.out_dir, memory):
             return _pretrain(config, ranks)
 
 

@@ -143,8 +143,8 @@ def test_non_texts_and_bad_arguments_are_refused(encoder):
             encoder.encode_with_states(texts)
     with pytest.raises(InputError, match="max_tokens is 0"):
         encoder.encode("a", max_tokens=0)
-    with pytest.raises(InputError, match="room is -1"):
-        encoder.encode_with_states(["a"], room=-1)
+    with pytest.raises(InputError, match="extra_tokens is -1"):
+        encoder.encode_with_states(["a"], extra_tokens=-1)
     with pytest.raises(InputError, match="dtype is 'int3'"):
         Encoder(encoder.model, encoder.tokenizer, dtype="int3")
     with pytest.raises(InputError, match=r"shapes \(1, 32\) and \(2, 31\)"):
@@ -245,7 +245,7 @@ def test_generation_continues_from_the_cache_of_encoded_documents(tmp_path, grap
     encoder = Encoder.from_pretrained(folder)
     monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 128)  # several batches, whose slots are not contiguous
     texts = [*TEXTS, TEXTS[0] * 2]
-    vectors, cache = encoder.encode_with_states(texts, "document", room=8)
+    vectors, cache = encoder.encode_with_states(texts, "document", extra_tokens=8)
     np.testing.assert_allclose(vectors, encoder.encode_document(texts), atol=1e-6)
     question = encoder.tokenizer.encode(" So what?")[:8]
     model = encoder.model

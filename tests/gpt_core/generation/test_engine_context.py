@@ -71,9 +71,9 @@ def test_a_sliding_context_continues_from_its_second_half(model, draft):
     assert len(slid) == 50
     ids = list(prompt)
     while len(ids) < 60:  # expected: fill the context, then continue from its last half
-        room = SamplingParams(max_new_tokens=None, temperature=0)
+        to_the_end = SamplingParams(max_new_tokens=None, temperature=0)
         begin = ids if len(ids) <= 16 else ids[-8:]
-        new = alone(model, begin, room, context=17, draft=draft).token_ids
+        new = alone(model, begin, to_the_end, context=17, draft=draft).token_ids
         ids += new
     assert slid == ids[10:60]
 

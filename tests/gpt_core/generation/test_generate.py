@@ -112,7 +112,7 @@ def test_without_max_new_tokens_the_text_ends_with_the_context(reciter):
     options = {"temperature": 5.0, "logit_bias": {GPT2.eos_id: -1e9}, "seed": 1}
     prompts = ["知之", "a b c d"]
     for prompt, text in zip(prompts, generate(reciter, GPT2, prompts, **options), strict=True):
-        room = 80 - len(GPT2.encode(prompt))
+        n_free = 80 - len(GPT2.encode(prompt))
         (alone,) = generate(reciter, GPT2, [prompt], **(options | {"seed": 1 + prompts.index(prompt)}))
         assert (
             text
@@ -121,7 +121,7 @@ def test_without_max_new_tokens_the_text_ends_with_the_context(reciter):
                 reciter,
                 GPT2,
                 prompt,
-                **(options | {"seed": 1 + prompts.index(prompt), "max_new_tokens": room}),
+                **(options | {"seed": 1 + prompts.index(prompt), "max_new_tokens": n_free}),
             )
         )
 

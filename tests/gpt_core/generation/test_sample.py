@@ -90,7 +90,7 @@ def test_special_tokens_are_parsed_only_on_request(folder: Path, say: Any) -> No
         (None, "^There is no file .*prompt.txt to read"),
         (b"", "prompt.txt is empty"),
         (b"caf\xe9", "prompt.txt is not UTF-8 at byte 3"),
-        (b"x" * 50_000_000, "^The prompt has 50000000 characters; the context has room for 512 tokens"),
+        (b"x" * 50_000_000, "^The prompt has 50000000 characters; the context holds 512 tokens"),
         (b"\0" * (64 * 2**20 + 1), "prompt.txt holds more than 64 MiB"),
     ],
 )

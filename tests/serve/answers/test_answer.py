@@ -10,8 +10,16 @@ from gpt_core import InputError
 from gpt_core.generation.engine import Engine
 from index import Document, Hit, Index
 from serve import create_app
-from serve.answers.answer import GREEDY, NOT_FOUND, answer, ground, retrieve
-from serve.answers.prompt import MAX_PASSAGE_TOKENS, build_prompt
+from serve.answers.answer import (
+    GREEDY,
+    MAX_PASSAGE_TOKENS,
+    NOT_FOUND,
+    Prepared,
+    answer_question,
+    build_prompt,
+    ground,
+    retrieve,
+)
 from serve.ask import ask, render
 from serve.work.loading import load
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker
@@ -31,7 +39,7 @@ def engine(tokenizer):
 
 def test_an_answer_equals_its_streamed_text_and_cites(index, engine):
     pieces = []
-    found = answer(QUESTION, index, engine, on_text=pieces.append)
+    found = answer_question(QUESTION, index, engine, on_text=pieces.append)
     assert found.found
     assert "".join(pieces) == TRUE
     assert found.text == found.draft == TRUE.strip()
@@ -41,14 +49,14 @@ def test_an_answer_equals_its_streamed_text_and_cites(index, engine):
 
 
 def test_a_filter_restricts_an_answer_to_its_documents(index, engine):
-    found = answer(QUESTION, index, engine, filter={"doc_id": ["cats", "beijing"]})
+    found = answer_question(QUESTION, index, engine, filter={"doc_id": ["cats", "beijing"]})
     assert {h.doc_id for h in found.hits} == {"cats", "beijing"}
     assert not found.found
 
 
 def test_an_empty_index_says_so_without_generating(tmp_path, encoder, engine):
     with Index.create(tmp_path / "empty", encoder) as empty:
-        found = answer("Anything?", empty, engine)
+        found = answer_question("Anything?", empty, engine)
     assert (found.found, found.text, found.draft, found.hits) == (False, NOT_FOUND, "", [])
     assert found.finish_reason is None
 
@@ -76,7 +84,7 @@ def test_a_single_hit_that_is_too_long_is_cut_and_counted(tokenizer):
     assert 0 <= n_around + MAX_PASSAGE_TOKENS - len(prompt.token_ids) <= 2
     n_words = 3000 - tokenizer.decode(prompt.token_ids).count("word")
     assert n_words <= prompt.n_cut <= n_words + 2  # and trailing white space
-    assert ground("Why?", "Words.", [long], prompt, "stop").n_prompt_cut == prompt.n_cut
+    assert ground(Prepared("Why?", [long], prompt), "Words.", "stop").n_prompt_cut == prompt.n_cut
 
 
 @pytest.mark.parametrize("context", range(300, 340))
@@ -103,7 +111,7 @@ def test_special_tokens_in_documents_and_questions_stay_text(tokenizer):
 @pytest.mark.parametrize("question", ["", " \n", "word " * 2000])
 def test_a_question_that_is_empty_or_too_long_is_an_input_error(index, engine, question):
     with pytest.raises(InputError, match=r"empty|shorten it"):
-        answer(question, index, engine)
+        answer_question(question, index, engine)
     with pytest.raises(InputError, match="shorter question"):
         build_prompt("word " * 2000, [hit("x")], engine.tokenizer, 1024, 96)
     with pytest.raises(InputError, match="shorten it"):
@@ -123,13 +131,18 @@ def test_repeated_and_incomplete_sentences_are_left_out():
     hits = [hit("Cats sleep all day. Cats hunt mice.")]
     question = "What about cats?"
     draft = "They sleep all day. They hunt mice. They sleep all day. They hunt"
-    looped = ground(question, draft, hits, None, "length")
+    looped = ground(Prepared(question, hits, None), draft, "length")
     assert looped.draft == draft
     assert looped.text == "They sleep all day. They hunt mice."
     assert len(looped.sentences) == 2
-    assert ground(question, "They hunt mice. They sleep all", hits, None, "length").text == "They hunt mice."
-    assert ground(question, "They hunt mice. They sleep all", hits, None, "stop").text.endswith("sleep all")
-    assert ground(question, "They hunt mi", hits, None, "length").draft == "They hunt mi"
+    assert (
+        ground(Prepared(question, hits, None), "They hunt mice. They sleep all", "length").text
+        == "They hunt mice."
+    )
+    assert ground(Prepared(question, hits, None), "They hunt mice. They sleep all", "stop").text.endswith(
+        "sleep all"
+    )
+    assert ground(Prepared(question, hits, None), "They hunt mi", "length").draft == "They hunt mi"
 
 
 def test_an_index_of_precomputed_vectors_cannot_be_served(tmp_path, engine):
@@ -190,13 +203,12 @@ def test_ask_with_another_embedder_names_both(folders, tmp_path, tokenizer):
 
 def test_render_numbers_sources_and_marks_unsupported_sentences():
     hits = [hit("Cats sleep all day.", "Cats", "a"), hit("Mice fear cats.", "Mice\x1b[2J", "b")]
-    found = ground(
-        "What do cats do?", "Cats sleep all day. Dogs bark. They sleep all day long.", hits, None, "stop"
-    )
+    prepared = Prepared("What do cats do?", hits, None)
+    found = ground(prepared, "Cats sleep all day. Dogs bark. They sleep all day long.", "stop")
     text = render(found)
     assert text.startswith("  Cats sleep all day. [1] Dogs bark. [?]")
     assert "[1] Cats (d, 0–19): Cats sleep all day." in text
-    lost = render(ground("Who won?", "Spain won.", hits, None, "stop"))
+    lost = render(ground(Prepared("Who won?", hits, None), "Spain won.", "stop"))
     assert NOT_FOUND in lost
     assert "Spain won." in lost
     assert "nearest: Mice\ufffd[2J (b)" in lost
@@ -209,7 +221,7 @@ def test_the_generators_dtype_does_not_change_the_embedders(folders):
         opened, engine = load(index, None, model, max_running=1, dtype=dtype)
         with opened:
             vector = opened.encoder.encode_query("Why?")
-            found = answer(QUESTION, opened, engine, params=replace(GREEDY, max_new_tokens=4))
+            found = answer_question(QUESTION, opened, engine, params=replace(GREEDY, max_new_tokens=4))
         assert found.draft
         return vector, engine.model, opened.encoder.model
 
@@ -234,10 +246,10 @@ def test_smollm2_answers_and_declines(tmp_path, smollm2):
     with Index.create(tmp_path / "index", encoder) as index:
         index.add([Document("bridge", text, "Zorblatt bridge"), *DOCUMENTS])
         engine = Engine(encoder.model, encoder.tokenizer, max_running=1, context=1024)
-        found = answer("When was the Zorblatt bridge built?", index, engine, k=2)
+        found = answer_question("When was the Zorblatt bridge built?", index, engine, k=2)
         assert found.found
         assert "1887" in found.text
         citation = found.sentences[0].citation
         assert "1887" in citation.text
         assert text[citation.start : citation.end] == citation.text
-        assert not answer("Who won the football World Cup in 2010?", index, engine, k=2).found
+        assert not answer_question("Who won the football World Cup in 2010?", index, engine, k=2).found

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from index import Document, Hit
 from index.reading.passages import split
 from serve.answers.attribution import SUPPORT_THRESHOLD, attribute
-from serve.answers.content_terms import content_terms
 
 TEXT = (
     "Beyoncé rose to fame in the late 1990s. 🎤 She was lead singer of a group from Houston, Texas. "
@@ -161,11 +160,3 @@ def test_citations_are_the_documents_own_text(tokenizer, pieces, max_tokens):
         if citation := sentence.citation:
             assert document.text[citation.start : citation.end] == citation.text
     assert not attributed[-1].supported
-
-
-def test_terms():
-    (terms,) = content_terms(["The Cats of Paris were running 1,250 miles in 19th-century 北京大学 and x1"])
-    keys = [t.key for t in terms]
-    assert keys == ["cat", "pari", "run", "1250", "mile", "19", "centuri", "北京", "京大", "大学", "x1"]
-    assert [t.key for t in terms if t.is_number] == ["1250", "19"]
-    assert [t.key for t in terms if t.is_name] == ["cat", "pari"]

@@ -3,7 +3,7 @@ import pytest
 
 from embed.network.config import Fusion
 from index.dense.scores import Spread
-from index.search.fusion import fuse
+from index.search.rank import fuse
 
 DENSE = np.array([0.9, 0.1, 0.5, 0.5], dtype=np.float32)
 LEXICAL = np.array([0.0, 8.0, 4.0, 0.0], dtype=np.float32)

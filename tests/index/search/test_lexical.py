@@ -4,16 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed.text.terms import index_text
-from index.search.expression import MAX_TERMS, match_expression
-from index.store.schema import TOKENIZER
+from embed.text.terms import FTS5_TOKENIZER, index_text
+from index.search.lexical import MAX_TERMS, match_expression
 
 
 def found(query: str, *texts: str) -> list[int]:
     """Indices of the texts that a query matches, best first."""
     table = sqlite3.connect(":memory:")
     try:
-        table.execute(f"CREATE VIRTUAL TABLE t USING fts5 (terms, tokenize = '{TOKENIZER}')")
+        table.execute(f"CREATE VIRTUAL TABLE t USING fts5 (terms, tokenize = '{FTS5_TOKENIZER}')")
         for i, text in enumerate(texts):
             table.execute("INSERT INTO t (rowid, terms) VALUES (?, ?)", (i, index_text(text)))
         expression = match_expression(query)

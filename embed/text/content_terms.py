@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import NamedTuple
 
-from embed.text.terms import CJK
-from index.store.schema import TOKENIZER
+from embed.text.terms import CJK, FTS5_TOKENIZER
 
 _TERM = re.compile(
     rf"(?P<run>[{CJK}]+)|(?P<number>\d+(?:[.,]\d+)*)(?:st|nd|rd|th|s)?|(?P<word>[^\W\d_{CJK}][^\W_{CJK}]*)"
@@ -60,7 +59,7 @@ def _raw_terms(text: str) -> list[Term]:
 def _porter(words: set[str]) -> dict[str, str]:
     """Word → stem, by the stemmer of SQLite's FTS5, which the index's lexical retriever uses, too."""
     with closing(sqlite3.connect(":memory:")) as db:
-        db.execute(f"CREATE VIRTUAL TABLE words USING fts5(word, tokenize='{TOKENIZER}')")
+        db.execute(f"CREATE VIRTUAL TABLE words USING fts5(word, tokenize='{FTS5_TOKENIZER}')")
         db.execute("CREATE VIRTUAL TABLE stems USING fts5vocab(words, instance)")
         ordered = sorted(words)
         db.executemany("INSERT INTO words(rowid, word) VALUES (?, ?)", enumerate(ordered))
