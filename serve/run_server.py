@@ -13,7 +13,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
 from serve.app import create_loading_app
-from serve.work.loading import CONTEXT, load
+from serve.work.loading import MAX_CONTEXT, load
 from serve.work.service import Service
 from serve.work.threads import SearchThread
 
@@ -30,7 +30,7 @@ def run_server(
     port: int = 8000,
     max_running: int = 4,
     max_requests: int = 64,
-    context: int = CONTEXT,
+    context: int = MAX_CONTEXT,
 ) -> None:
     """Serve search, cited answers, OpenAI's embeddings, completions and chat, and a web page over HTTP.
 

@@ -15,7 +15,9 @@ from gpt_core.common.errors import InputError
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 Codes = NDArray[np.float32] | NDArray[np.int8] | NDArray[np.uint8]
 
-STEPS = 255  # equal steps from minimum to maximum; the maximum itself gets code 255 (of 0 to 255)
+QUANTIZATION_STEPS = (
+    255  # equal steps from minimum to maximum; the maximum itself gets code 255 (of 0 to 255)
+)
 
 
 def fit_ranges(vectors: Vectors) -> Vectors:
@@ -58,7 +60,7 @@ def quantize_embeddings(vectors: Vectors, precision: Precision, ranges: Vectors 
     if ranges is None:
         ranges = fit_ranges(vectors)
     starts, steps = _steps(ranges, vectors.shape[-1])
-    codes = np.clip(np.floor((vectors - starts) / steps), 0, STEPS)
+    codes = np.clip(np.floor((vectors - starts) / steps), 0, QUANTIZATION_STEPS)
     return codes.astype(np.uint8) if precision == "uint8" else (codes - 128).astype(np.int8)
 
 
@@ -95,5 +97,5 @@ def _steps(ranges: Vectors, dimension: int) -> tuple[Vectors, Vectors]:
     if ranges.shape != (2, dimension):
         raise InputError(f"ranges have the shape {ranges.shape}; expected (2, {dimension}).")
     starts, ends = ranges.astype(np.float32)
-    steps = (ends - starts) / np.float32(STEPS)
+    steps = (ends - starts) / np.float32(QUANTIZATION_STEPS)
     return starts, np.where(steps == 0, np.float32(1), steps)

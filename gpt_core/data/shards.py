@@ -23,7 +23,7 @@ from gpt_core.common.errors import InputError
 MAGIC = b"zztokens"
 VERSION = 1
 SHARD_TOKENS = 2**27  # a shard ends with the document in which it reaches this many tokens
-CHUNK = 2**22  # ids in memory at a time while a shard is verified
+IDS_PER_CHUNK = 2**22  # ids in memory at a time while a shard is verified
 NPY_HEADER = 128  # bytes before the values of a one-dimensional .npy file of any length
 
 HEADER = np.dtype(
@@ -144,7 +144,7 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(bytes(HEADER.itemsize))  # clear the header of a shard that was already finished
         self._hash = hashlib.sha256()
-        while chunk := self._file.read(CHUNK):
+        while chunk := self._file.read(IDS_PER_CHUNK):
             self._hash.update(chunk)
         self._documents.seek(0, os.SEEK_END)
 
@@ -241,8 +241,8 @@ class Shard:
             InputError: naming the file and the fault.
         """
         digest, largest = hashlib.sha256(), 0
-        for start in range(0, len(self.tokens), CHUNK):
-            chunk = self.tokens[start : start + CHUNK]
+        for start in range(0, len(self.tokens), IDS_PER_CHUNK):
+            chunk = self.tokens[start : start + IDS_PER_CHUNK]
             digest.update(chunk.tobytes())
             largest = max(largest, int(chunk.max()))
         if self.header is not None and _seal(digest, self.documents(), self.header) != bytes(

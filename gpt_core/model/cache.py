@@ -121,9 +121,8 @@ class CacheRows:
         self.row, self.step = row.to(device), step.to(device)
         self.slot = torch.tensor(self.slots)[row].to(device)  # (N,)
         self.position = self.positions[self.row, self.step]  # (N,)
-        # A token attends to its slot up to its own position, and padding does so, too: a mask row without a True
-        # would give NaN in softmax. If all slots were empty and
-        # T = end, attention is causal and needs no mask.
+        # A token attends to its slot up to its own position, and padding does so, too: a mask row without a True would
+        # give NaN in softmax. If all slots were empty and T = end, attention is causal and needs no mask.
         self.mask: Tensor | None = None
         if n_tokens != self.end or bool(self.start.any()):
             keys = torch.arange(self.end, device=device)  # (end,)

@@ -37,7 +37,7 @@ Row = Literal[
     "rerank",
 ]
 
-DEPTH = 100  # results per query
+RESULTS_PER_QUERY = 100  # results per query
 COLUMNS = ("dataset", "system", "model", "dimension", "bytes", "docs/s", *METRICS, "vs bm25", "vs baseline")
 # (nDCG@10 on the test split as published by MTEB, largest deviation accepted as a correct reproduction)
 PUBLISHED = {
@@ -188,11 +188,15 @@ class _Table:
             size = {"dimension": variant.stored.shape[1], "bytes": variant.bytes_each}
             vectors = variant.queries, variant.stored
             self.add(
-                variant.name, contender.model, self._retrievers.dense(*vectors, DEPTH), **size, **of_model
+                variant.name,
+                contender.model,
+                self._retrievers.dense(*vectors, RESULTS_PER_QUERY),
+                **size,
+                **of_model,
             )
             if self._hybrid:
                 name = "hybrid" if variant.name == "dense" else f"{variant.name}-hybrid"
-                run = self._retrievers.hybrid(*vectors, DEPTH, contender.config.fusion)
+                run = self._retrievers.hybrid(*vectors, RESULTS_PER_QUERY, contender.config.fusion)
                 self.add(name, contender.model, run, **size, **of_model)
 
     def add(self, system: str, model: str, run: Run, **extra: Any) -> None:
@@ -238,7 +242,7 @@ def _usual_rows(base: str | None) -> list[Row]:
 
 def _bm25(collection: Collection) -> Run:
     found = BM25(collection.texts).search(
-        list(collection.queries.values()), min(DEPTH, len(collection.documents))
+        list(collection.queries.values()), min(RESULTS_PER_QUERY, len(collection.documents))
     )
     return collection.run(*found, above=0)  # a score of 0: no term in common
 

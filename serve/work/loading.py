@@ -8,7 +8,7 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Index
 
 # Tokens per sequence. SmolLM2's KV cache takes 94 MB for them in float32, and four times that for its full block_size.
-CONTEXT = 2048
+MAX_CONTEXT = 2048
 
 
 def load(
@@ -16,7 +16,7 @@ def load(
     embedder: str | None,
     generator: str,
     max_running: int,
-    context: int = CONTEXT,
+    context: int = MAX_CONTEXT,
     dtype: InferenceDtype = "auto",
 ) -> tuple[Index, Engine]:
     """Open the index and load embedder and generator.
