@@ -14,9 +14,7 @@ from starlette.types import Scope
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from index import Index
-from serve.api import answer as routes
-from serve.api import completions
-from serve.api import embeddings as openai
+from serve.api import answer, completions, embeddings
 from serve.api.schemas import ErrorResponse
 from serve.http.envelope import add_error_handlers
 from serve.http.limits import BodyLimit
@@ -82,8 +80,8 @@ def create_loading_app() -> FastAPI:
     app.state.service = None
     add_error_handlers(app)
     app.add_middleware(BodyLimit)
-    app.include_router(routes.router)
-    app.include_router(openai.router)
+    app.include_router(answer.router)
+    app.include_router(embeddings.router)
     app.include_router(completions.router)
 
     @app.get("/livez", tags=["health"])

@@ -2,6 +2,16 @@
 
 References: attention (Vaswani et al. 2017); grouped-query attention (Ainslie et al. 2023); QK-norm (Henry et al. 2020).
 
+Which implementation runs:
+
+| device | case | function |
+|---|---|---|
+| not a CPU | all | torch's fused kernel |
+| CPU | without a mask, many tokens, where `blocks_are_faster` | `attend_in_blocks` |
+| CPU | without a mask, few tokens, bfloat16 or dropout | `attend_with_two_matmuls` |
+| CPU | few new tokens after cached ones | `attend_few_queries`, per batch or per sequence |
+| CPU | all else | torch's fused kernel |
+
 Shapes: B sequences, T new tokens per sequence, S keys per sequence (T plus cached ones), C = n_embd.
 """
 

@@ -167,7 +167,7 @@ class GPT(nn.Module):
             positions = segment_positions(segments) if positions is None else positions  # (B, T)
         if positions is None:
             positions = torch.arange(n_tokens, device=ids.device)  # (T,)
-        mask, near = self._masks(mask, cache, n_tokens)  # near: for the layers with a window
+        mask, windowed = self._masks(mask, cache, n_tokens)
 
         x = self.wte(ids)  # (B, T, C)
         if self.wpe is not None:
@@ -176,7 +176,7 @@ class GPT(nn.Module):
         rope = self.rope(positions) if self.rope is not None else None
         x = self.drop(x)
         for i, block in enumerate(self.blocks[:layer]):
-            x = block(x, rope, near if i in self.config.window_layers else mask, cache)  # (B, T, C)
+            x = block(x, rope, windowed if i in self.config.window_layers else mask, cache)  # (B, T, C)
         if cache is not None:
             cache.finish()
         if layer is not None:
@@ -207,11 +207,13 @@ class GPT(nn.Module):
             # Padding gets the position of its sequence's last token, so that its window is never empty.
             last = (cache.start + cache.n_real - 1).to(self.device)  # (B,)
             positions, n_keys = cache.positions.minimum(last[:, None]), cache.end  # (B, T), S
-        near = mask if window is None else window_mask(mask, positions, n_keys, window)  # (B or 1, 1, T, S)
+        windowed = (
+            mask if window is None else window_mask(mask, positions, n_keys, window)
+        )  # (B or 1, 1, T, S)
         if self.alibi is None:
-            return mask, near
+            return mask, windowed
         # (B or 1, n_head, T, S) each
-        return self.alibi(mask, positions, n_keys), self.alibi(near, positions, n_keys)
+        return self.alibi(mask, positions, n_keys), self.alibi(windowed, positions, n_keys)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (…, V) of final hidden states (…, C)."""
