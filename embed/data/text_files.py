@@ -15,7 +15,7 @@ class TextFile:
 
     Attributes:
         path: `.txt`, one text per line, or `.jsonl` (`.gz`, `.xz`), one object per line.
-        column: key of an object's text. For "text", the "title" is prepended, as is usual for BEIR. The id is under
+        column: key of an object's text. For "text", the "title" is prepended (`join_title`). The id is under
             "_id" or "id"; without one, and in a `.txt`, it is the text's line number, from 0.
     """
 

@@ -93,7 +93,7 @@ def test_unsupported_pooling_and_modules_are_refused(tmp_path, pooling, more, sa
     ("text", "said"),
     [
         ("{", "not valid JSON"),
-        ("[]", "expected a dict"),
+        ("[]", "expected an object"),
         ('{"poling": {}}', "unknown embedder setting 'poling'.*pooling"),
         ('{"pooling": {"modes": "mean"}}', "'modes'"),
         ('{"pooling": "mean"}', "pooling is 'mean'"),
