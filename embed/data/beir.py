@@ -51,8 +51,8 @@ def read_queries(folder: str | Path) -> dict[str, str]:
 
 
 def join_title(title: str, text: str) -> str:
-    """A document or passage as it is embedded and searched: title, newline, text."""
-    return f"{title}\n{text}".strip()
+    """A document or passage as it is embedded and searched, as is usual for BEIR and in mteb: title, space, text."""
+    return f"{title} {text}".strip()
 
 
 def find_part(folder: Path, stem: str) -> Path:

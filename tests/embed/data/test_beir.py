@@ -13,7 +13,7 @@ QUERIES = [{"_id": "q", "text": "a query "}, {"_id": "r", "text": "unjudged"}]
 def test_reads_texts_and_judgements(tmp_path):
     folder = write_beir(tmp_path / "set", DOCUMENTS, QUERIES, "q\t1\t2\nq\t2\t-1\n", "dev")
     documents, queries, qrels = read_beir(folder, "dev")
-    assert documents == {"1": "A title\nA text.", "2": "another"}
+    assert documents == {"1": "A title A text.", "2": "another"}
     assert queries == {"q": "a query ", "r": "unjudged"}
     assert qrels == {"q": {"1": 2, "2": -1}}
 

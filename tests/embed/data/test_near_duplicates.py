@@ -110,7 +110,7 @@ def test_examples_of_an_evaluation_set_are_left_out_and_counted(collection, caps
 
 
 def test_reads_every_text_of_a_set(collection, tmp_path):
-    assert read_texts(collection) == [f"The harbour\n{PASSAGE}", "who counts the boats"]
+    assert read_texts(collection) == [f"The harbour {PASSAGE}", "who counts the boats"]
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"query": "q", "pos": ["p", "r"], "neg": ["n"]}) + "\n")
     assert read_texts(path) == ["q", "p", "r", "n"]

@@ -147,7 +147,7 @@ def test_a_beir_folder_gives_judged_documents(tmp_path, capsys):
     queries = [{"_id": f"q{i}", "text": f"query {i}"} for i in range(3)]
     qrels = "q0\td1\t2\nq0\td2\t0\nq0\td3\t1\nq2\td0\t0\n"
     folder = write_beir(tmp_path / "set", documents, queries, qrels, "train")
-    assert read_examples(folder) == [Example("query 0", ("T1\ntext 1", "T3\ntext 3"), ("T2\ntext 2",))]
+    assert read_examples(folder) == [Example("query 0", ("T1 text 1", "T3 text 3"), ("T2 text 2",))]
     with pytest.raises(InputError, match=r"dev\.tsv is missing; available splits: train"):
         read_examples(folder, "dev")
     with pytest.raises(InputError, match="has no columns"):

@@ -61,7 +61,7 @@ def test_the_file_contains_the_encoders_vectors(tmp_path, folder, precision, cap
     )
     encoder = Encoder.from_pretrained(folder)
     texts = [text for _, text in TextFile(source)]
-    assert texts[3] == f"{CORPUS_TEXTS[3][:9]}\n{CORPUS_TEXTS[3][9:].strip()}".strip()
+    assert texts[3] == f"{CORPUS_TEXTS[3][:9]} {CORPUS_TEXTS[3][9:].strip()}".strip()
     expected = encoder.encode_document(texts)
     vectors, ids = open_vectors(tmp_path / "out", encoder)
     assert ids == [f"d{i}" for i in range(100)]

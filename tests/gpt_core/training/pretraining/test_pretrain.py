@@ -25,7 +25,7 @@ from gpt_core.data.batches import Windows
 from gpt_core.data.prepare_data import prepare_data
 from gpt_core.data.shards import ShardWriter, open_split
 from gpt_core.generation.generate import generate
-from gpt_core.generation.sample import sample
+from gpt_core.generation.sample import SAMPLING, sample
 from gpt_core.hub import run_folder
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -268,8 +268,9 @@ def test_ctrl_c_saves_and_ends_the_process_by_the_signal(data_dir: Path, tmp_pat
 def test_sampling_is_reproducible_and_can_exceed_the_context(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def say(**options: Any) -> str:
-        sample(**({"model": str(run_dir), "prompt": "To know", "device": "cpu"} | options))
+    def say(num_samples: int = 1, **options: Any) -> str:
+        sampling = replace(SAMPLING, **options)
+        sample(model=str(run_dir), prompt="To know", num_samples=num_samples, sampling=sampling, device="cpu")
         return capsys.readouterr().out
 
     text = say(max_new_tokens=100, seed=3)
@@ -288,7 +289,8 @@ def test_sampling_is_reproducible_and_can_exceed_the_context(
 
 def test_a_prompt_from_a_file(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompt.txt").write_text("know what\n")
-    sample(model=str(run_dir), prompt=f"FILE:{tmp_path / 'prompt.txt'}", max_new_tokens=1, device="cpu")
+    one = replace(SAMPLING, max_new_tokens=1)
+    sample(model=str(run_dir), prompt=f"FILE:{tmp_path / 'prompt.txt'}", sampling=one, device="cpu")
     assert capsys.readouterr().out.startswith("know what\n")
     with pytest.raises(InputError, match=r"There is no file nowhere\.txt"):
         sample(model=str(run_dir), prompt="FILE:nowhere.txt")
@@ -318,7 +320,8 @@ def test_a_context_that_ends_inside_a_character_loses_nothing(
     )
     pretrain(tiny(tmp_path / "data", tmp_path / "run", block_size=10, max_iters=60, eval_interval=60))
     capsys.readouterr()
-    sample(model=str(tmp_path / "run"), prompt="🙂", max_new_tokens=60, temperature=0, device="cpu")
+    greedy = replace(SAMPLING, max_new_tokens=60, temperature=0)
+    sample(model=str(tmp_path / "run"), prompt="🙂", sampling=greedy, device="cpu")
     text = capsys.readouterr().out.strip()
     assert set(text) <= {"🙂", "🙃"}
     assert len(text) == 1 + 60 // 4
