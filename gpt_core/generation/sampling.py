@@ -27,7 +27,8 @@ class SamplingParams:
     """Sampling parameters of one request.
 
     Attributes:
-        max_new_tokens: stop after this many tokens; None: stop at the end of the context.
+        max_new_tokens: stop after this many tokens, or earlier at the end-of-text token; None: at the end of the
+            context.
         temperature: divisor of the logits; 0 always takes the most probable token (greedy).
         top_k: sample only from the k most probable tokens; 0 is off. Ties with the k-th are kept.
         top_p: sample only from the smallest set of tokens with at least this total probability (nucleus sampling,
