@@ -28,6 +28,8 @@ class _Renderer:
     def ask(self, request: dict[str, Any]) -> dict[str, str]:
         """The reply of the process, `{"text"}` or `{"refused"}`; if the template crashed it, the reason."""
         with self._lock:
+            if os.name != "posix":
+                return {"refused": "only POSIX systems can limit the time and memory that a template takes"}
             if self._process is None:
                 command = [sys.executable, "-P", str(_PROGRAM)]
                 pipe, null = subprocess.PIPE, subprocess.DEVNULL

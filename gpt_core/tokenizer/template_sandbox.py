@@ -8,7 +8,6 @@ Protocol: one JSON object per line on stdin, `{"template", "values"}`; for each,
 """
 
 import json
-import resource
 import signal
 import sys
 from contextlib import suppress
@@ -118,6 +117,8 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     """Answer requests until stdin is closed."""
+    import resource  # here, since the module is imported on Windows, too, which lacks it
+
     with suppress(ValueError, OSError):  # not every system supports the limit
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     for line in sys.stdin:
