@@ -67,7 +67,7 @@ def bench_encode(
         if value < 1:
             raise InputError(f"{name} is {value}; expected at least 1.")
     if not dtypes:
-        raise InputError("dtypes names nothing; expected float32 or bfloat16, or both.")
+        raise InputError("dtypes is empty; expected float32 or bfloat16, or both.")
     with extra("eval"):
         import sentence_transformers  # noqa: F401  (fail here, not in a subprocess)
     texts = [text for _, text in TextFile.find(data)]

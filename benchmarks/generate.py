@@ -96,7 +96,7 @@ def bench_generate(
     if eval_tokens < 0:
         raise InputError(f"eval_tokens is {eval_tokens}; expected at least 1, or 0 for no perplexity.")
     if not dtypes:
-        raise InputError("dtypes names nothing; expected one or more of float32, bfloat16 and int8.")
+        raise InputError("dtypes is empty; expected one or more of float32, bfloat16 and int8.")
     with extra("eval"):
         import transformers  # noqa: F401  (fail here, not in a subprocess)
     folder, place, n_threads = resolve(model), pick_device(device).type, threads or available_cores()

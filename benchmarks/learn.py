@@ -84,7 +84,7 @@ def bench_learn(
         out: folder for the result of each run; runs that already have a result are skipped.
     """
     if not seeds:
-        raise InputError("--seeds names none; expected one or more integers.")
+        raise InputError("--seeds is empty; expected one or more integers.")
     checkout = None if peer is None else check_peer(peer)
     chosen: Sequence[str] = systems or [n for n in (*PEERS, *OURS) if checkout is not None or n in OURS]
     if checkout is None and (needed := [name for name in chosen if name in PEERS]):

@@ -1,4 +1,4 @@
-"""Measure speed, and that of a peer in the same run."""
+"""Measure the speed of this package and of a peer library in the same run."""
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 

@@ -1,4 +1,4 @@
-"""Score a model, with baselines beside it."""
+"""Evaluate models, and baselines on the same data."""
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 

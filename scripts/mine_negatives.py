@@ -1,4 +1,4 @@
-"""Training pairs → the same with hard negatives."""
+"""Add hard negatives to training pairs."""
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 

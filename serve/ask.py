@@ -32,7 +32,7 @@ def ask(
         index: the index's folder.
         embedder: model folder or known name; default: the embedder that the index was built with.
         generator: model folder or known name.
-        dtype: number format of the generator; auto is the faster of bfloat16 and float32 on this machine.
+        dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
         k: number of passages to retrieve per question.
         max_tokens: maximum length of an answer in tokens.
 

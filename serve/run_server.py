@@ -40,7 +40,7 @@ def run_server(
         index: the index's folder.
         embedder: model folder or known name; default: the embedder that the index was built with.
         generator: model folder or known name.
-        dtype: number format of the generator; auto is bfloat16 if it is measured to be faster, else float32.
+        dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
         host: address to listen on; 0.0.0.0 for all.
         port: port to listen on; 0 for any free port.
         max_running: maximum number of sequences generated concurrently.

@@ -46,7 +46,7 @@ class Encoder:
         network: the GPT with its pooling and dense layers.
         model: the GPT.
         n_truncated: number of texts truncated since the encoder was created.
-        onednn: whether matrix products on a CPU use oneDNN; None (default): if a short measurement finds it faster.
+        onednn: whether matrix products on a CPU use oneDNN; None (default): chosen by `capability`.
     """
 
     def __init__(

@@ -53,6 +53,6 @@ def _block(identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]
     try:
         atomic_write(path, buffer.getvalue())
     except OSError as error:
-        error.filename = error.filename or str(path)  # names the full disk: the cache's, not that of out_dir
+        error.filename = error.filename or str(path)  # the message must name the cache, not out_dir
         raise
     return vectors

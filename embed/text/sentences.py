@@ -29,7 +29,7 @@ def sentence_ends(text: str) -> list[int]:
 def split_sentences(text: str) -> list[tuple[int, int]]:
     """Spans (start, end) of the sentences of `text` in code points, in order, without surrounding white space.
 
-    Every character that is not white space belongs to exactly one span. They end at `sentence_ends`.
+    The text is cut at `sentence_ends`. Every character that is not white space belongs to exactly one span.
     """
     spans: list[tuple[int, int]] = []
     start = 0

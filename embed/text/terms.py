@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-# Lucene's stop words, and question words: they are rare in prose and would get a high IDF weight.
+# Lucene's stop words, and question words, which are rare in prose and would get a high IDF weight.
 LUCENE_ENGLISH = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
     "to was will with"

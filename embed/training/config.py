@@ -80,7 +80,7 @@ class TrainEmbedderConfig(TrainConfig):
     n_negatives: int = 1
     """Maximum number of hard negatives per query."""
     chunk_size: int | None = None
-    """GradCache: texts per forward, which saves memory for a second forward pass. None: no GradCache."""
+    """GradCache: texts per forward; saves memory at the cost of a second forward pass. None: no GradCache."""
 
     temperature: float = 0.05
     """Temperature: cosines are divided by it."""

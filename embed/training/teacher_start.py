@@ -1,4 +1,4 @@
-"""Initialisation of the linear layer towards a teacher's vectors by ridge regression."""
+"""Initialisation, by ridge regression, of the linear layer that maps to a teacher's vectors."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ RIDGE = 1e-2  # regularisation, as a fraction of the mean variance of the input
 def fit_to_teacher(
     trainee: Trainee, sets: Sequence[TaskData], collate: Collator, tokens_per_forward: int
 ) -> None:
-    """Initialise the linear layer towards the teacher's vectors with ridge regression, in place.
+    """Initialise the linear layer that maps to the teacher's vectors by ridge regression, in place.
 
     The layer is the projection, if there is one, else the network's only dense layer.
 

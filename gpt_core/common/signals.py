@@ -1,4 +1,4 @@
-"""Defer SIGINT (Ctrl-C) and SIGTERM to the end of the current training step."""
+"""Defer SIGINT (Ctrl-C) and SIGTERM, such as to the end of a training step or of an answer in `chat`."""
 
 import signal
 import sys

@@ -260,7 +260,7 @@ def open_source(
         InputError: as `Files` and `HubSet`, or if not exactly one of `input` and `dataset` is given.
     """
     if bool(input) == bool(dataset):
-        raise InputError("Give either --input or --dataset, not both and not neither.")
+        raise InputError("Give exactly one of --input and --dataset.")
     known = SETS.get(dataset or "", NamedSet(hub=dataset or ""))
     if not input and not known.files:
         return HubSet(known.hub, config or known.config, split, column)

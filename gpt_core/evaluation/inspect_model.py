@@ -129,7 +129,7 @@ def _kind(name: str) -> str:
 
 
 def memory_lines(model: GPT) -> list[str]:
-    """Memory of the weights, and of the cache per token and per full context, for each dtype of `sample` and `chat`."""
+    """Memory of the weights, and of the cache per token and per full context, in float32, bfloat16 and int8."""
     config, parameters = model.config, dict(model.named_parameters())
     n = sum(p.numel() for p in parameters.values())
     # to_int8: matrices in int8 with a bfloat16 scale per row; all else in bfloat16

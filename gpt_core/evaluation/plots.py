@@ -199,7 +199,7 @@ def drawable(labels: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     from matplotlib import font_manager
 
-    # It warns for each label that a Chinese font has only one weight.
+    # matplotlib warns for each label that a Chinese font has only one weight.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     installed = set(font_manager.get_font_names())
     # DejaVu Sans is part of matplotlib.

@@ -181,7 +181,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Admit queued requests, prefill a chunk of prompts, and decode at least one token of every running request.
+        """Admit queued requests, prefill a chunk of prompts, decode one or more tokens of each fully prefilled request.
 
         Returns:
             Whether a request is left.

@@ -28,7 +28,7 @@ SMALL_FILES = (
     "NOTICE*",
     "USE_POLICY*",
 )
-# a folder of sentence-transformers' for one of its modules, as 1_Pooling
+# sentence-transformers' folder of one module, such as 1_Pooling
 MODULE_FOLDER = re.compile(r"\d+_\w+")
 
 
@@ -131,13 +131,13 @@ def _fetch_hub(name: str, target: Path) -> None:
         with atomic_folder(target) as folder:
             patterns = [escape(file) for file in chosen]
             snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=patterns)
-            # where the hub's library notes what it downloaded
+            # huggingface_hub's records of the download
             shutil.rmtree(folder / ".cache", ignore_errors=True)
     except InputError as error:
         raise FetchError(f"{name} on the Hugging Face hub cannot be loaded. {error}") from error
     except (
         Exception
-    ) as error:  # the library lets errors of its HTTP library through, and has changed that library
+    ) as error:  # huggingface_hub raises its HTTP library's errors, whose classes differ between versions
         with suppress(OSError):  # the owner's folder, if it is empty
             target.parent.rmdir()
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -7,9 +7,9 @@ Which implementation runs:
 | device | case | function |
 |---|---|---|
 | not a CPU | all | torch's fused kernel |
-| CPU | without a mask, many tokens, where `blocks_are_faster` | `attend_in_blocks` |
-| CPU | without a mask, few tokens, bfloat16 or dropout | `attend_with_two_matmuls` |
-| CPU | few new tokens after cached ones | `attend_few_queries`, per batch or per sequence |
+| CPU | at most MAX_NEW_TOKENS_DECODE tokens after cached ones | `attend_few_queries`, per batch or per sequence |
+| CPU | causal without padding, where `blocks_are_faster` | `attend_in_blocks` |
+| CPU | without a mask, at most MAX_TOKENS_TWO_MATMULS tokens, bfloat16 or dropout | `attend_with_two_matmuls` |
 | CPU | all else | torch's fused kernel |
 
 Shapes: B sequences, T new tokens per sequence, S keys per sequence (T plus cached ones), C = n_embd.

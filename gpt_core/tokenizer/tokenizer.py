@@ -55,7 +55,7 @@ class Tokenizer:
         else:
             backend.no_truncation()
             backend.no_padding()
-            # this library's name for: special tokens are encoded as text
+            # True means that special tokens are encoded as plain text, in spite of the name
             backend.encode_special_tokens = True
             self.vocab_size = max(backend.get_vocab().values()) + 1
 
@@ -70,7 +70,7 @@ class Tokenizer:
             gpt2 = gpt2_tiktoken()
             return cls(gpt2, bos_id=gpt2.eot_token, eos_id=gpt2.eot_token)
         from gpt_core.formats.huggingface.tokenizer import (
-            read_tokenizer,  # knows the files; this module does not
+            read_tokenizer,  # imported here, because it imports this module
         )
 
         backend, ids, template = read_tokenizer(resolve(name_or_folder))
@@ -262,7 +262,7 @@ class Tokenizer:
 
     @cached_property
     def _template_backend(self) -> RustTokenizer:
-        """A copy that recognises special tokens; changing the setting of the first one is not thread-safe."""
+        """A copy that recognises special tokens; changing the setting of the original is not thread-safe."""
         assert isinstance(self._backend, RustTokenizer)
         return RustTokenizer.from_str(self._backend.to_str())
 

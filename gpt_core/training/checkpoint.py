@@ -3,7 +3,7 @@
     step-N/
       config.json, model.safetensors, tokenizer.json   a complete model folder
       optimizer.safetensors                            the optimizers' tensors, named optimizer:parameter:key
-      state.json                                       step, data position, numerics, sha256 of every file
+      state.json                                       step, data position, numerics, sha256 of every file but README.md
       README.md                                        the model card; users may edit it
 
 Checkpoints contain no random state: the random numbers of a step depend only on (seed, step, rank). They contain no

@@ -59,7 +59,7 @@ class TrainConfig:
     device: DeviceName = "auto"
     """auto: cuda, else mps, else cpu."""
     dtype: DtypeName = "auto"
-    """Dtype of matrix products (autocast); weights stay float32. auto: the fastest, measured or known."""
+    """Autocast dtype of matrix products; weights: float32. auto: bfloat16 if fast, else float16 (cuda) or float32."""
     tf32: bool = True
     """Use TF32 (10-bit mantissa) for float32 matrix products on a GPU."""
     threads: int | None = None

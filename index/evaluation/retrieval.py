@@ -37,7 +37,7 @@ Row = Literal[
     "rerank",
 ]
 
-RESULTS_PER_QUERY = 100  # results per query
+RESULTS_PER_QUERY = 100  # as many as Recall@100 needs
 COLUMNS = ("dataset", "system", "model", "dimension", "bytes", "docs/s", *METRICS, "vs bm25", "vs baseline")
 # (nDCG@10 on the test split as published by MTEB, largest deviation accepted as a correct reproduction)
 PUBLISHED = {

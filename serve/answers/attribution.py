@@ -3,18 +3,18 @@
 Small models do not cite reliably, so citations are computed. Each sentence of the answer is compared with every
 sentence of the retrieved passages and with every pair of neighbouring sentences (the sources):
 
-    support = new · (1/2 + asked/2)
+    support = new · (1/2 + asked/2), times `PAIR_FACTOR` for a pair
 
 `new` is the share of the answer sentence's content words, without those of the question, that occur in the source.
-`asked` is the share of the question's words that the answer sentence repeats which occur in the source: "X was built in
-1845" needs the year and the building. If the sentence repeats none of them, all words of the question count; they must
-occur in the source if the sentence is a fragment ("In 1845."), else anywhere in its passage. Words are weighted by
-their inverse document frequency among the retrieved sentences.
+`asked` is the share, among the question's words that the answer sentence repeats, of those that occur in the source: "X
+was built in 1845" needs the year and the building. If the sentence repeats none of them, all words of the question
+count; they must occur in the source if the sentence is a fragment ("In 1845."), else anywhere in its passage. Words are
+weighted by their inverse document frequency among the retrieved sentences.
 
 The title counts as part of every source, but at least one word that is in the answer and not in the question must be in
-the source sentence itself. Support is 0 for a sentence that adds nothing to the question, that only repeats the title,
-that has a number which is in neither source nor title, or a new name which is not in the passage. Word order is
-ignored: "A defeated B" supports "B defeated A".
+the source sentence itself. Support is 0 for a sentence that adds nothing to the question, that only repeats the title
+(unless it is a fragment), that has a number which is in neither source nor title, or a new name which is not in the
+passage. Word order is ignored: "A defeated B" supports "B defeated A".
 """
 
 import math

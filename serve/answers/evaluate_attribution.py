@@ -1,4 +1,4 @@
-"""Evaluation of attribution as a classifier of supported and unsupported sentences; its threshold was tuned with it.
+"""Evaluation of attribution as a classifier of supported and unsupported sentences, for tuning its threshold.
 
 The data are SQuAD's training questions with their answers. A question and an answer are joined into a sentence ("When
 was X built?" and "1845" give "X built was 1845."); attribution ignores the wrong word order. The retrieved passages are

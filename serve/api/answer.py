@@ -99,7 +99,7 @@ class AnswerInProgress:
     async def _ground(self) -> Answer:
         draft = self.stream.request.text if self.stream else ""
         reason = self.stream.request.finish_reason if self.stream else None
-        # Takes milliseconds. Not in the search thread, where it could wait behind searches or be refused.
+        # Attribution takes milliseconds. In the search thread it could wait behind searches or be refused.
         return await asyncio.to_thread(ground, self.prepared, draft, reason)
 
     def close(self) -> None:

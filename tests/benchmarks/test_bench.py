@@ -115,7 +115,7 @@ def test_bad_arguments_are_named(data: str, tmp_path: Path) -> None:
         InputError, match="nanoGPT tuned runs from a checkout of nanoGPT; name it with --peer"
     ):
         bench_learn.bench_learn(data=data, systems=("nanoGPT tuned", "gpt2"))
-    with pytest.raises(InputError, match="--seeds names none"):
+    with pytest.raises(InputError, match="--seeds is empty"):
         bench_learn.bench_learn(data=data, seeds=())
     with pytest.raises(InputError, match=r"lengths is \(0,\)"):
         bench_attention.bench_attention(lengths=(0,))

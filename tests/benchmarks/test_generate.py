@@ -154,7 +154,7 @@ def test_bad_arguments_are_named(model: Path, text: str, tmp_path: Path) -> None
     for wrong, message in (
         ({"rounds": 0}, "rounds is 0; expected at least 1"),
         ({"draft": 0}, "draft is 0; expected at least 1"),
-        ({"dtypes": ()}, "dtypes names nothing"),
+        ({"dtypes": ()}, "dtypes is empty"),
         ({"eval_tokens": -1}, "eval_tokens is -1"),
         ({"prompt_tokens": 500}, r"prompt_tokens \+ new_tokens is 628; expected at most 503 for"),
         ({"squad": str(tmp_path / "none.json")}, r"none\.json cannot be read: No such file"),

@@ -73,12 +73,12 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
     types = file.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if pre not in ("default", *SCHEMES):
         raise InputError(f"{path} has the pre-tokenizer {pre!r}; expected default, {' or '.join(SCHEMES)}.")
-    # an unused token fills a row of the embedding matrix that no text produces
     n_types = len(types) if isinstance(types, list) else "no list of"
     if n_types != len(tokens):
         raise InputError(
             f"{path} has {len(tokens)} tokens but {n_types} token types; convert the model again."
         )
+    # An unused token only fills a row of the embedding matrix; no text produces it.
     vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
     odd = next((pair for pair in merges if not pair[1] or "".join(pair) not in vocab), None)
     if odd is not None:  # `tokenizers` can panic on it, which no `except Exception` catches

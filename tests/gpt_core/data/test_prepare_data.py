@@ -110,9 +110,9 @@ def test_missing_and_contradictory_options_are_refused(tmp_path: Path) -> None:
         prepare_data(input=[str(tmp_path / "nowhere.txt")], out=out)
     with pytest.raises(InputError, match="has no supported file"):
         prepare_data(input=[str(tmp_path)], out=out)
-    with pytest.raises(InputError, match="either --input or --dataset"):
+    with pytest.raises(InputError, match="exactly one of --input and --dataset"):
         prepare_data(input=[], out=str(tmp_path / "data"))
-    with pytest.raises(InputError, match="either --input or --dataset"):
+    with pytest.raises(InputError, match="exactly one of --input and --dataset"):
         prepare_data(out=out)
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(InputError, match="already exists and is not empty"):

@@ -88,6 +88,6 @@ def test_bad_input_is_refused_and_leaves_no_files(tmp_path: Path) -> None:
         train_tokenizer(input=[str(tmp_path / "b.txt")], vocab_size=300, out=out)
     with pytest.raises(InputError, match="already exists and is not empty"):
         train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=300, out=str(tmp_path))
-    with pytest.raises(InputError, match="either --input or --dataset"):
+    with pytest.raises(InputError, match="exactly one of --input and --dataset"):
         train_tokenizer(vocab_size=300, out=out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.txt"]
