@@ -1,5 +1,5 @@
 # Two commands set a fresh machine up: `make demo` and `make test`. They need Python 3.11 or later, and make.
-# PIP_ARGS is handed to pip, for those who want PyTorch's CPU wheels or a mirror: make demo PIP_ARGS="--index-url …"
+# PIP_ARGS is passed to pip, for PyTorch's CPU wheels or a mirror: make demo PIP_ARGS="--index-url …"
 
 PYTHON ?= python3
 PIP_ARGS ?=

@@ -115,10 +115,10 @@ def summary(
         for key, words in (
             ("decode_per_s", "tokens/s"),
             ("cpu_ms_per_token", "CPU-s/token"),
-            ("answers_per_s", "answers/s, reading included"),
+            ("answers_per_s", "answers/s, prefill included"),
         ):
             ratios[f"draft {draft}/draft 0 {words}, {which}"] = guessing[key] / plain[key]
-        ratios[f"same answers with and without guesses, {which}"] = same / len(chosen)
+        ratios[f"same answers with and without drafts, {which}"] = same / len(chosen)
     return rows, ratios
 
 
