@@ -93,7 +93,7 @@ def test_all_systems_write_the_same_texts_and_are_compared(
             int8["decode_per_s"] / int8["uncached_per_s"],
         ),
         ("ours float32, 8 requests/1 tokens/s", ours["concurrent_per_s"] / ours["decode_per_s"]),
-        ("same answers with and without guesses, answers", 1),
+        ("same answers with and without drafts, answers", 1),
     ):
         assert ratios[name] == pytest.approx(expected, rel=1e-3)
     plain, guessing = rows["draft 0, answers", "float32"], rows["draft 4, answers", "float32"]
