@@ -223,7 +223,7 @@ def test_titles_are_embedded_and_searched_but_are_not_part_of_a_passage(tmp_path
         for hit in hits:
             assert hit.text == document.text[hit.start : hit.end]
             assert "Zebra" not in hit.text
-        whole = encoder.encode_document(f"Zebra stripes\n{hits[0].text}")
+        whole = encoder.encode_document(f"Zebra stripes {hits[0].text}")
         assert index.search(whole[0], k=1)[0].score == pytest.approx(1, abs=1e-3)
 
 
