@@ -9,6 +9,9 @@ _END = re.compile(
     r"|\n[ \t]*\n"  # a blank line
     r"|\n(?=[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t])"  # the next item of a list
 )
+_NOT_SPACE = re.compile(r"\S")
+_OPENING = "([\"'“‘"
+_ITEM_NUMBER = re.compile(r"\d{1,3}|[A-Za-z]")
 _BEFORE_NAMES = (
     "al approx cf dept dr eds eg eq est figs gen gov ie mr mrs ms mt pp prof ref rev sgt st viz vs"
 )
@@ -46,15 +49,19 @@ def _is_boundary(text: str, end: re.Match[str]) -> bool:
     mark = end.group()
     if mark[0] not in ".!?…":
         return True
-    following = text[end.end() :].lstrip()[:1]
+    after = _NOT_SPACE.search(text, end.end())
+    following = after.group() if after else ""
     if following.islower():
         return False
     if mark[0] != "." or len(mark.rstrip("\"'”’)]`*")) > 1:
         return True
-    line = text[text.rfind("\n", 0, end.start()) + 1 : end.start()]
-    word = re.split(r"[\s(\[\"'“‘]", line)[-1]
+    line_start = text.rfind("\n", 0, end.start()) + 1
+    start = end.start()  # of the word before the mark
+    while start > line_start and not (text[start - 1].isspace() or text[start - 1] in _OPENING):
+        start -= 1
+    word = text[start : end.start()]
     is_initial = len(word) == 1 and word.isupper()
-    is_item_number = line.strip() == word and re.fullmatch(r"\d{1,3}|[A-Za-z]", word) is not None
+    is_item_number = bool(_ITEM_NUMBER.fullmatch(word)) and not text[line_start:start].strip()
     short = word.lower().replace(".", "")
     is_abbreviation = short in _ABBREVIATIONS or (short in _NUMBERED and following.isdigit())
     return not (is_initial or is_item_number or is_abbreviation)

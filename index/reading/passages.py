@@ -4,6 +4,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from embed.text.sentences import sentence_ends
 from gpt_core.common.errors import InputError
@@ -130,8 +131,7 @@ def _boundary_before(window: str, least: int, limit: int) -> int:
 def _step(window: str, starts: list[int], end: int, fresh: int, overlap: int) -> int:
     """Offset in `window` at which the passage after the one up to `end` begins; `fresh` is its first new character."""
     earliest = starts[max(bisect_left(starts, fresh) - overlap, 0)] if overlap else fresh
-    _, *preferred = _boundaries(window[:end])
-    for ends in preferred:
+    for ends in islice(_boundaries(window[:end]), 1, None):  # not at paragraphs
         first = bisect_left(ends, max(earliest, 1))
         if first < len(ends) and ends[first] < end:
             return ends[first]
