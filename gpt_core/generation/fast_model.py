@@ -56,7 +56,7 @@ def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
     """Prepare `model` for inference, in place; `dtype` as for `load_for_inference`."""
     model = model.requires_grad_(False).eval()
     if dtype == "auto":
-        dtype = "bfloat16" if capability(model.device.type).dtype == "bfloat16" else "float32"
+        dtype = capability(model.device.type).dtype
     model = model.to(torch.bfloat16 if dtype == "int8" else getattr(torch, dtype))
     merge(model)
     if dtype == "int8":

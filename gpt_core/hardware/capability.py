@@ -1,7 +1,7 @@
 """Which dtype and kernels a machine is fast at: one table by capability, with the reason for each choice."""
 
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -10,12 +10,12 @@ class Capability(NamedTuple):
     """A row of the table.
 
     Attributes:
-        dtype: "bfloat16" or "float32": the faster one for matrix products, in training and in inference.
+        dtype: the faster one for matrix products, in training and in inference.
         onednn: whether oneDNN's float32 linear layers are faster than MKL's, which torch calls.
         reason: the property of the machine that decides, to be printed.
     """
 
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     onednn: bool
     reason: str
 

@@ -42,10 +42,10 @@ def choose_numerics(
     compiled = config.compile == "on"
     if config.compile == "auto" and config.parallel != "deepspeed":
         compiled = before.get("compile", device.type == "cuda")
-    if device.type == "cuda" and dtype == "auto":
-        dtype = "bfloat16" if capability("cuda").dtype == "bfloat16" else "float16"
     if dtype == "auto":
         dtype = capability(device.type).dtype
+        if device.type == "cuda" and dtype == "float32":
+            dtype = "float16"  # which all of CUDA's tensor cores multiply
     return Numerics(device.type, dtype, threads or cores, compiled)
 
 
