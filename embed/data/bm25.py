@@ -1,6 +1,5 @@
 """BM25 by bm25s: the lexical baseline of evaluations, and a source of hard negatives."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,14 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.data.vectors import Vectors
-from embed.text.terms import CJK, index_text
+from embed.text.analysis import index_terms, stems
 from gpt_core.common.extras import extra
-
-HAS_CJK = re.compile(f"[{CJK}]")
 
 
 class BM25:
-    """A BM25 index: Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, CJK bigrams."""
+    """A BM25 index: Lucene's variant, k1 1.5, b 0.75, of the terms of `embed.text.analysis` and their Porter stems."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Index at least one text."""
@@ -52,7 +49,9 @@ class BM25:
 
 def _tokenize(texts: Sequence[str]) -> Any:
     with extra("eval"):
-        import bm25s
-        import Stemmer
-    texts = [index_text(text) if HAS_CJK.search(text) else text for text in texts]
-    return bm25s.tokenize(texts, stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False)
+        from bm25s.tokenization import Tokenized
+    # The last character of a run is a term for prefix queries only.
+    found = [[w for w in index_terms(text).words if len(w) > 1 or w.isascii()] for text in texts]
+    stem = stems({word for words in found for word in words})
+    ids: dict[str, int] = {}
+    return Tokenized([[ids.setdefault(stem[word], len(ids)) for word in words] for words in found], ids)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embed.data.beir import is_beir, read_corpus, read_queries
 from embed.data.pairs import Example, read_examples
-from embed.text.terms import words
+from embed.text.analysis import words
 from gpt_core.common.errors import InputError
 
 NGRAM_WORDS = 8  # as in PaLM's leakage check (Chowdhery et al. 2022)

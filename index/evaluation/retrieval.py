@@ -74,7 +74,7 @@ def evaluate_retrieval(
     A document is its title and text. The embedders truncate it to max_tokens of their own tokens; BM25 indexes all of
     it. All searches are exact. Rows:
 
-    - bm25: bm25s, Lucene's variant, k1 1.5, b 0.75, English stop words, Snowball stemmer, Chinese bigrams.
+    - bm25: bm25s, Lucene's variant, k1 1.5, b 0.75, of the index's words (`embed.text.analysis`) and Porter stems.
     - baseline: a sentence-transformers model.
     - random, raw-mean, raw-weightedmean: a GPT of the base's shape with random weights; the base's last layer.
     - floor: mean of the base's token embeddings, whitened on the corpus; the base's layers should beat it.

@@ -1,8 +1,6 @@
 """The lexical retriever: a query as an expression of SQLite's FTS5, and the passages that match it, with BM25 scores.
 
-FTS5's tokenizer treats a run of Chinese characters as one word. Such runs are therefore split into overlapping bigrams,
-in indexed texts and in queries (like Lucene's CJKBigramFilter), and English stop words are removed. FTS5 then folds
-case and diacritics and applies Porter's stemmer (`FTS5_TOKENIZER`).
+`embed.text.analysis` finds the words of indexed texts and of queries; FTS5 then applies Porter's stemmer.
 """
 
 import sqlite3
@@ -10,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embed.text.terms import bigrams, terms
+from embed.text.analysis import Query, query_terms
 from index.dense.scores import Scores, Spread
 from index.store.store import Numbers, Store
 
@@ -18,17 +16,12 @@ from index.store.store import Numbers, Store
 MAX_TERMS = 1024
 
 
-def match_expression(query: str) -> str | None:
-    """A valid FTS5 expression that matches any term of `query`, or None if the query has no terms."""
-    found: list[str] = []
-    for run, word in terms(query):
-        if len(run) == 1:
-            found.append(f'"{run}" *')
-        else:
-            found += [f'"{term}"' for term in (bigrams(run) if run else [word])]
-        if len(found) >= MAX_TERMS:
-            break
-    return " OR ".join(found[:MAX_TERMS]) or None
+def match_expression(query: Query) -> str | None:
+    """A valid FTS5 expression that matches any phrase of `query`, or None if the query has no words."""
+    found = [
+        f'"{" ".join(words)}"' + (" *" if is_prefix else "") for words, is_prefix in query.phrases[:MAX_TERMS]
+    ]
+    return " OR ".join(found) or None
 
 
 class Matches(NamedTuple):
@@ -40,10 +33,11 @@ class Matches(NamedTuple):
     @classmethod
     def find(cls, store: Store, tx: sqlite3.Connection, text: str, allowed: Numbers | None) -> "Matches":
         """The matches of a query's `text` among the passages with ids `allowed`; None for all passages."""
-        expression = match_expression(text)
-        if expression is None:  # only stop words and punctuation
+        query = query_terms(text)
+        expression = match_expression(query)
+        if expression is None:  # only punctuation
             return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        numbers, scores = store.lexical_scores(tx, expression)
+        numbers, scores = store.lexical_scores(tx, expression, of_stop_words=query.only_stop_words)
         keep = slice(None) if allowed is None else np.isin(numbers, allowed)
         return cls(numbers[keep], scores[keep])
 

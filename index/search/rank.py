@@ -15,6 +15,10 @@ from index.reading.passages import passage_id
 from index.search.lexical import Matches
 from index.store.store import Numbers
 
+# FTS5 gives a word that is in more than half of the passages an IDF of 1e-6. Where all scores are below this limit, the
+# query has no rarer word, and BM25 differs only by the passages' lengths.
+MIN_BM25 = 1e-3
+
 
 class Ranked(NamedTuple):
     """A ranked passage: its id in the store and its scores; None for a retriever that was not used."""
@@ -115,6 +119,7 @@ def fuse(
 
     "tm2c2" and "z" combine scores: a retriever that finds nothing relevant scores all candidates nearly equally and so
     has little influence. "rrf" combines ranks, which do not show that, and can fall far below the better retriever.
+    BM25 has no influence where no candidate reaches `MIN_BM25`.
 
     Args:
         fusion: kind and weight.
@@ -126,6 +131,8 @@ def fuse(
         (n,) scores, higher is better: for "tm2c2" a convex combination of min-max scores with theoretical minima (Bruch
         et al. 2022), for "z" of standard scores; for "rrf" a sum of 1 / (k + rank) (Cormack et al. 2009).
     """
+    if lexical.max(initial=0) < MIN_BM25:
+        lexical, lexical_spread = np.zeros_like(lexical), Spread(0, 0)
     if fusion.kind == "rrf":
         by_words = np.where(lexical > 0, 1 / (fusion.k + _ranks(lexical)), 0)
         return (1 / (fusion.k + _ranks(dense)) + by_words).astype(np.float32)

@@ -2,9 +2,9 @@
 
 import sqlite3
 
-from embed.text.terms import FTS5_TOKENIZER
+from embed.text.analysis import FTS5_TOKENIZER
 
-FORMAT = 1  # version of the schema and of the output of `index_text`
+FORMAT = 2  # version of the schema and of the output of `index_terms`
 
 
 # Errors caused by the machine, such as a full disk; all other SQLite errors are bugs of this program.
@@ -28,4 +28,6 @@ CREATE INDEX passages_of_document ON passages (document);
 CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT;
 CREATE TABLE tombstones (sequence INTEGER PRIMARY KEY, passage INTEGER NOT NULL) STRICT;
 CREATE VIRTUAL TABLE lexical USING fts5 (terms, tokenize = '{FTS5_TOKENIZER}');
+-- Each passage's stop words, for queries that have no other words. They are apart so that they do not count in BM25.
+CREATE VIRTUAL TABLE lexical_stop_words USING fts5 (terms, tokenize = '{FTS5_TOKENIZER}');
 """

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from embed.data.beir import join_title
 from embed.data.vectors import Vectors
 from embed.network.corpus_map import CorpusMap
-from embed.text.terms import index_text
+from embed.text.analysis import index_terms
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder
 from index.reading.document import Document
@@ -53,7 +53,8 @@ class Store:
                 version = tx.execute("PRAGMA user_version").fetchone()[0]
                 if version != FORMAT:
                     raise InputError(
-                        f"{self._path} has format {version}; expected format {FORMAT}; build the index again."
+                        f"{self._path} has format {version}; expected format {FORMAT}. Build the index again in a new "
+                        "folder with scripts/build_index.py, from the same documents."
                     )
                 self.settings = Settings.from_json(_get(tx, "settings"))
         except (sqlite3.DatabaseError, OSError) as error:
@@ -171,8 +172,9 @@ class Store:
             row = (number, owner, passage.start, passage.end, passage.text)
             tx.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", row)
             tx.execute("INSERT INTO vectors VALUES (?, ?)", (number, vector.tobytes()))
-            terms = index_text(join_title(document.title, passage.text))
-            tx.execute("INSERT INTO lexical (rowid, terms) VALUES (?, ?)", (number, terms))
+            terms = index_terms(join_title(document.title, passage.text))
+            for table, words in (("lexical", terms.words), ("lexical_stop_words", terms.stop_words)):
+                tx.execute(f"INSERT INTO {table} (rowid, terms) VALUES (?, ?)", (number, " ".join(words)))
         return replaced
 
     def remove(self, tx: sqlite3.Connection, doc_id: str) -> bool:
@@ -185,6 +187,7 @@ class Store:
         tombstones = [(first + i, number) for i, (number,) in enumerate(numbers)]
         tx.executemany("INSERT INTO tombstones VALUES (?, ?)", tombstones)
         tx.executemany("DELETE FROM lexical WHERE rowid = ?", numbers)
+        tx.executemany("DELETE FROM lexical_stop_words WHERE rowid = ?", numbers)
         tx.executemany("DELETE FROM vectors WHERE number = ?", numbers)
         tx.execute("DELETE FROM passages WHERE document = ?", found)
         tx.execute("DELETE FROM documents WHERE number = ?", found)
@@ -233,9 +236,18 @@ class Store:
         rows = tx.execute("SELECT passage FROM tombstones WHERE sequence > ?", (sequence,))
         return np.array([number for (number,) in rows], dtype=np.int64)
 
-    def lexical_scores(self, tx: sqlite3.Connection, expression: str) -> tuple[Numbers, NDArray[np.float32]]:
-        """Passages that match an FTS5 expression: ids (n,), sorted, and BM25 scores (n,), higher is better."""
-        query = "SELECT rowid, -bm25(lexical) FROM lexical WHERE lexical MATCH ? ORDER BY rowid"
+    def lexical_scores(
+        self, tx: sqlite3.Connection, expression: str, *, of_stop_words: bool = False
+    ) -> tuple[Numbers, NDArray[np.float32]]:
+        """Passages that match an FTS5 expression: ids (n,), sorted, and BM25 scores (n,), higher is better.
+
+        Args:
+            tx: a transaction.
+            expression: the expression.
+            of_stop_words: search the passages' stop words instead of all other words.
+        """
+        table = "lexical_stop_words" if of_stop_words else "lexical"
+        query = f"SELECT rowid, -bm25({table}) FROM {table} WHERE {table} MATCH ? ORDER BY rowid"
         rows = np.array(tx.execute(query, (expression,)).fetchall(), dtype=np.float64).reshape(-1, 2)
         return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.float32)
 

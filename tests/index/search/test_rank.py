@@ -33,6 +33,15 @@ def test_a_retriever_with_equal_scores_does_not_change_the_order(kind):
         assert (np.argsort(-scores, kind="stable") == np.argsort(-order, kind="stable")).all()
 
 
+@pytest.mark.parametrize("kind", ["tm2c2", "z", "rrf"])
+def test_words_that_are_in_every_passage_have_no_influence(kind):
+    lexical = np.array(
+        [0.8e-6, 1.7e-6, 1.2e-6, 0.9e-6], dtype=np.float32
+    )  # FTS5's IDF for such words is 1e-6
+    scores = fuse(Fusion(kind, 0.5), DENSE, lexical, Spread(0.1, 0.2), Spread.of(lexical))
+    assert (np.argsort(-scores, kind="stable") == np.argsort(-DENSE, kind="stable")).all()
+
+
 def test_no_candidates():
     none = np.empty(0, dtype=np.float32)
     for kind in ("tm2c2", "z", "rrf"):
