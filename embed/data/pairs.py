@@ -10,6 +10,7 @@ from typing import Any
 from embed.data.beir import is_beir, read_beir
 from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
+from gpt_core.common.list_files import has_ending
 from gpt_core.data.sources import open_builder, unreadable
 
 # Column names of FlagEmbedding, GritLM and sentence-transformers, in order of preference
@@ -77,10 +78,10 @@ def read_examples(source: str | Path, split: str = "train", columns: Columns = C
         if columns != Columns():
             raise InputError(f"{path} is a BEIR folder, which has no columns; omit the column names.")
         examples = _from_beir(path, split)
-    elif path.is_file() or path.name.endswith(JSONL):
+    elif path.is_file() or has_ending(path, JSONL):
         if not path.is_file():
             raise InputError(f"{path} does not exist; expected a file of JSON lines with query and positive.")
-        if not path.name.endswith(JSONL):
+        if not has_ending(path, JSONL):
             raise InputError(f"{path} has an unknown file type; expected {', '.join(JSONL)} or a folder.")
         examples = (_from_row(place, row, columns) for place, row in read_rows(path))
     else:

@@ -45,9 +45,10 @@ def read_rows(
 
 
 def _open(path: Path, raw: BinaryIO | None) -> Any:
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return gzip.open(raw or path, "rb")
-    if path.suffix == ".xz":
+    if suffix == ".xz":
         return lzma.open(raw or path, "rb")
     return raw or open(path, "rb")
 

@@ -51,7 +51,8 @@ def prepare_data(
 
     Args:
         out: the output folder; it must be empty or not exist.
-        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such files.
+        input: files (.txt, .md, .markdown: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of
+            such files. What cannot be read in a folder is skipped, with a line on stderr.
         dataset: a data set instead of files: shakespeare_char or shakespeare (1 MB, in
             gpt_core/data/tiny_shakespeare.txt), openwebtext, openwebtext-10k, fineweb-edu (its sample of 10 billion
             tokens), the name of another one on the Hugging Face hub, or a folder that the library `datasets` opens.

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import JSONL
-from gpt_core.common.list_files import list_files
+from gpt_core.common.list_files import has_ending, list_files
 from gpt_core.data.row_files import as_string, no_column, read_csv, read_jsonl, read_parquet
 from gpt_core.data.text_pieces import cut_pieces, cut_text, scan_utf8
 
-TEXT_SUFFIXES = (".txt", ".md")
+TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 SUFFIXES = (*TEXT_SUFFIXES, *JSONL, ".csv", ".parquet")
 HUB_ROWS_PER_POSITION = 64  # rows of a hub data set between two positions at which reading can resume
 SHAKESPEARE = Path(__file__).with_name("tiny_shakespeare.txt")
@@ -106,8 +106,8 @@ class Files:
     unit = "B"
 
     def __init__(self, paths: Sequence[str | Path], column: str = "text") -> None:
-        listed, self.skipped = list_files(paths, SUFFIXES)
-        self.paths, self.column = [path for path, _ in listed], column
+        self.listing = list_files(paths, SUFFIXES)
+        self.paths, self.column = [path for path, _ in self.listing.files], column
         stats = [path.stat() for path in self.paths]
         self.sizes = [stat.st_size for stat in stats]
         self.total: int | None = sum(self.sizes)
@@ -122,7 +122,7 @@ class Files:
     def read(self, position: Position | None = None, val_fraction: float = 0) -> Iterator[Piece]:
         begin = position or {"file": 0}
         for number in range(begin["file"], len(self.paths)):
-            read = self._text if self.paths[number].name.endswith(TEXT_SUFFIXES) else self._rows
+            read = self._text if has_ending(self.paths[number], TEXT_SUFFIXES) else self._rows
             yield from read(number, begin if number == begin["file"] else {}, val_fraction)
 
     def _text(self, number: int, begin: Position, val_fraction: float) -> Iterator[Piece]:
@@ -148,10 +148,8 @@ class Files:
     def _rows(self, number: int, begin: Position, val_fraction: float) -> Iterator[Piece]:
         path, before = self.paths[number], sum(self.sizes[:number])
         row = begin.get("row", 0)
-        if path.suffix == ".parquet":
-            rows = read_parquet(path, self.column, row)
-        else:
-            rows = (read_csv if path.suffix == ".csv" else read_jsonl)(path, self.column, row)
+        read = {".parquet": read_parquet, ".csv": read_csv}.get(path.suffix.lower(), read_jsonl)
+        rows = read(path, self.column, row)
         for place, text, done in rows:
             row += 1
             yield from _pieces(place, text, val_fraction, before + done, {"file": number, "row": row})
@@ -265,10 +263,7 @@ def open_source(
     if not input and not known.files:
         return HubSet(known.hub, config or known.config, split, column)
     files = Files(input or known.files, column)
-    if files.skipped:
-        names = ", ".join(path.name for path in files.skipped[:5])
-        more = f" and {len(files.skipped) - 5} more" if len(files.skipped) > 5 else ""
-        print(f"skipped files of other types: {names}{more}")
+    files.listing.report()
     return files
 
 

@@ -35,7 +35,8 @@ def train_tokenizer(
     Args:
         out: the output folder; it must be empty or not exist.
         vocab_size: number of tokens, 257 (bytes alone) or more; a multiple of 64 is fast on a GPU.
-        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such files.
+        input: files (.txt, .md, .markdown: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of
+            such files. What cannot be read in a folder is skipped, with a line on stderr.
         dataset: a data set instead of files, as in scripts/prepare_data.py.
         dataset_config: configuration of the data set, if it has several.
         dataset_split: split of the data set to read.

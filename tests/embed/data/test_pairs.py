@@ -42,6 +42,12 @@ def test_reads_the_common_row_formats(tmp_path, capsys, row, example):
         assert not capsys.readouterr().err
 
 
+def test_compressed_files_are_read_whatever_the_case_of_their_endings(tmp_path):
+    path = tmp_path / "DATA.JSONL.GZ"
+    path.write_bytes(gzip.compress(b'{"query": "q", "positive": "p"}'))
+    assert read_examples(path) == [Example("q", ("p",))]
+
+
 @settings(max_examples=40)
 @given(
     st.lists(

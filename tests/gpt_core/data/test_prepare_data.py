@@ -126,13 +126,16 @@ def test_supported_files_of_a_folder_are_read_and_the_others_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.txt").write_text("the text of a file")
-    (tmp_path / "in" / "b.csv").write_text('id,text\n1,"a row, of CSV"\n2,\n')
+    (tmp_path / "in" / "A.MARKDOWN").write_text("the text of a file")
+    (tmp_path / "in" / "gone.txt").symlink_to("nowhere.txt")
+    (tmp_path / "in" / "b.CSV").write_text('id,text\n1,"a row, of CSV"\n2,\n')
     (tmp_path / "in" / "c.png").write_bytes(b"")
     write_jsonl(tmp_path / "in" / "d.jsonl", [f"line {i}" for i in range(20)])
     prepare_data(input=[str(tmp_path / "in")], out=str(tmp_path / "out"), val_fraction=0.3)
-    said = capsys.readouterr().out
-    assert "skipped files of other types: c.png" in said
+    said, errors = capsys.readouterr()
+    assert "skipped 1 files of other types: " in errors
+    assert "in/c.png\n" in errors
+    assert "in/gone.txt (a broken link)\n" in errors
     assert "skipped 1 empty documents" in said
     both = texts(tmp_path / "out", "train") + texts(tmp_path / "out", "val")
     assert {"the text of a file<|endoftext|>", "a row, of CSV<|endoftext|>"} <= set(both)
