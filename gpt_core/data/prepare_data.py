@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -19,8 +20,10 @@ from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write, fsync_path, require_empty_folder
+from gpt_core.common.list_files import MOST_NAMED
+from gpt_core.common.terminal import printable
 from gpt_core.data.shards import ShardWriter
-from gpt_core.data.sources import SETS, NamedSet, Piece, Position, Source, open_source
+from gpt_core.data.sources import SETS, NamedSet, OnBadRow, Piece, Position, Source, open_source
 from gpt_core.data.text_pieces import PIECE_CHARACTERS, cuts_change_ids
 from gpt_core.hardware.device import available_cores
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -40,6 +43,7 @@ def prepare_data(
     column: str = "text",
     tokenizer: str | None = None,
     val_fraction: float | None = None,
+    on_bad_row: OnBadRow = "stop",
 ) -> None:
     """Turn text into token shards for scripts/pretrain.py and save the tokenizer beside them.
 
@@ -63,6 +67,8 @@ def prepare_data(
             default: char for shakespeare_char, else gpt2.
         val_fraction: the share of the text, or of the documents, for validation; default: 0.1, for openwebtext and
             fineweb-edu 0.0005, for openwebtext-10k 0.01.
+        on_bad_row: what to do with a row that is invalid or has no string in the column (null is an empty document):
+            stop with an error, or skip and count it.
     """
     known = SETS.get(dataset or "", NamedSet())
     fraction = known.val_fraction if val_fraction is None else val_fraction
@@ -72,7 +78,7 @@ def prepare_data(
     require_empty_folder(target)
     name = tokenizer or known.tokenizer
     chosen = None if name == "char" else Tokenizer.from_pretrained(name)
-    source = open_source(input, dataset, dataset_config, dataset_split, column)
+    source = open_source(input, dataset, dataset_config, dataset_split, column, on_bad_row)
     record = {
         "version": VERSION,
         "source": source.identity,
@@ -91,11 +97,18 @@ def prepare_data(
 def read_with_bar(
     source: Source, desc: str, position: Position | None = None, val_fraction: float = 0, done: int = 0
 ) -> Generator[Piece]:
-    """`source.read` with a progress bar; `done`: units of the source read before `position`."""
+    """`source.read` with a progress bar, and the first skipped rows named on stderr.
+
+    `done`: units of the source read before `position`.
+    """
     with tqdm(
         total=source.total, initial=done, unit=source.unit, unit_scale=True, disable=None, desc=desc
     ) as bar:
+        named = 0
         for piece in source.read(position, val_fraction):
+            if piece.fault and named < MOST_NAMED:
+                named += 1
+                tqdm.write(f"skipped: {printable(piece.fault)}", file=sys.stderr)
             yield piece
             bar.update(piece.done - bar.n)
 
@@ -104,7 +117,8 @@ def read_with_bar(
 def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield a temporary folder and its saved progress ({}: none); rename the folder to `target` at the end.
 
-    An InputError deletes the folder. After any other error it stays, and the next run with this `record` resumes it.
+    After an error the next run with this `record` resumes the folder. An InputError before progress was saved deletes
+    the folder.
     """
     partial = target.with_name(f".{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -118,7 +132,12 @@ def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path
                 stray.unlink()
             try:
                 yield folder, progress
-            except InputError:
+            except InputError as error:
+                if (partial / "progress.json").exists():
+                    raise InputError(
+                        f"{error} The progress is saved in {partial}; the same command resumes it while the input "
+                        "files are unchanged."
+                    ) from None
                 shutil.rmtree(partial)
                 raise
             for path in [*folder.iterdir(), folder]:
@@ -173,14 +192,18 @@ def _write_shards(
 ) -> None:
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     writers_state = progress.get("writers", {})
-    counts = progress.get("counts", {"empty": 0, "cut": 0, "hard": 0})
+    counts = progress.get("counts", {"empty": 0, "bad": 0, "cut": 0, "hard": 0})
     if progress:
         print(f"resuming after {sum(state['n_tokens'] for state in writers_state.values()):,} tokens")
     done, position = progress.get("done", 0), progress.get("position")
 
     def writer(split: str) -> ShardWriter:
         state = writers_state.get(split)
-        return ShardWriter(folder, split, tokenizer.vocab_size, tokenizer.fingerprint, resume=state)
+        try:
+            return ShardWriter(folder, split, tokenizer.vocab_size, tokenizer.fingerprint, resume=state)
+        except InputError:  # the shards do not hold what the progress says
+            folder.with_name("progress.json").unlink()
+            raise
 
     with (
         writer("train") as train,
@@ -190,7 +213,9 @@ def _write_shards(
     ):
         writers, saved = {"train": train, "val": val}, time.monotonic()
         for piece, ids in encoded:
-            if piece.text:
+            if piece.fault:
+                counts["bad"] += 1
+            elif piece.text:
                 writers[piece.split].add(ids, more=True)
                 counts["cut"] += not piece.ends
                 counts["hard"] += not piece.harmless
@@ -223,6 +248,8 @@ def _write_shards(
 def _report(counts: dict[str, int], tokenizer: Tokenizer) -> None:
     if counts["empty"]:
         print(f"skipped {counts['empty']:,} empty documents")
+    if counts["bad"]:
+        print(f"skipped {counts['bad']:,} rows that cannot be used")
     if counts["cut"] and cuts_change_ids(tokenizer):
         print(
             f"{counts['cut']:,} cuts in documents of more than {PIECE_CHARACTERS:,} characters, encoded in pieces: "

@@ -5,13 +5,13 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import JSONL
 from gpt_core.common.list_files import has_ending, list_files
-from gpt_core.data.row_files import as_string, no_column, read_csv, read_jsonl, read_parquet
+from gpt_core.data.row_files import no_column, read_csv, read_jsonl, read_parquet, text_of
 from gpt_core.data.text_pieces import cut_pieces, cut_text, scan_utf8
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown")
@@ -20,6 +20,7 @@ HUB_ROWS_PER_POSITION = 64  # rows of a hub data set between two positions at wh
 SHAKESPEARE = Path(__file__).with_name("tiny_shakespeare.txt")
 
 Position = dict[str, Any]  # where reading resumes, as JSON
+OnBadRow = Literal["stop", "skip"]  # what to do with a row that cannot be used
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Piece:
         harmless: whether the cut at this piece's end leaves the token ids unchanged.
         done: amount of the source read so far, in the source's unit.
         position: where reading resumes after this piece; None if it cannot resume here.
+        fault: of a row that is skipped: why it cannot be used; then `text` is empty.
     """
 
     text: str
@@ -67,10 +69,13 @@ class Piece:
     harmless: bool
     done: int
     position: Position | None
+    fault: str = ""
 
 
 class Source(Protocol):
     """Documents to read.
+
+    A row that cannot be used raises an InputError, or is skipped: then its piece tells the `fault`.
 
     Attributes:
         identity: what must be unchanged for reading to resume; JSON.
@@ -98,6 +103,7 @@ class Files:
     Args:
         paths: files and folders.
         column: key or column of the text in a row.
+        on_bad_row: what to do with a row that cannot be used.
 
     Raises:
         InputError: for a path that is missing or has another suffix, or a folder without such files.
@@ -105,9 +111,12 @@ class Files:
 
     unit = "B"
 
-    def __init__(self, paths: Sequence[str | Path], column: str = "text") -> None:
+    def __init__(
+        self, paths: Sequence[str | Path], column: str = "text", on_bad_row: OnBadRow = "stop"
+    ) -> None:
         self.listing = list_files(paths, SUFFIXES)
         self.paths, self.column = [path for path, _ in self.listing.files], column
+        self.on_bad_row: OnBadRow = on_bad_row
         stats = [path.stat() for path in self.paths]
         self.sizes = [stat.st_size for stat in stats]
         self.total: int | None = sum(self.sizes)
@@ -152,7 +161,8 @@ class Files:
         rows = read(path, self.column, row)
         for place, text, done in rows:
             row += 1
-            yield from _pieces(place, text, val_fraction, before + done, {"file": number, "row": row})
+            after = {"file": number, "row": row}
+            yield from _pieces(place, text, self.on_bad_row, val_fraction, before + done, after)
 
 
 class HubSet:
@@ -163,6 +173,7 @@ class HubSet:
         config: configuration of the data set, if it has several.
         split: split to read.
         column: column of the text.
+        on_bad_row: what to do with a row that cannot be used.
 
     Raises:
         InputError: if there is no such data set, configuration, split or column, or no network.
@@ -172,9 +183,15 @@ class HubSet:
     total: int | None = None
 
     def __init__(
-        self, name: str, config: str | None = None, split: str = "train", column: str = "text"
+        self,
+        name: str,
+        config: str | None = None,
+        split: str = "train",
+        column: str = "text",
+        on_bad_row: OnBadRow = "stop",
     ) -> None:
         self.name, self.column = name, column
+        self.on_bad_row: OnBadRow = on_bad_row
         builder = open_builder(name, config)
         try:
             self._stream = builder.as_streaming_dataset(split)
@@ -208,12 +225,11 @@ class HubSet:
                     return
                 row += 1
                 place = f"{self.name}, row {row}"
-                if self.column not in values:
-                    raise InputError(no_column(place, self.column, list(values)))
+                text = text_of(place, values, self.column)
                 after = None
                 if row % HUB_ROWS_PER_POSITION == 0:
                     after = {"row": row, "state": self._stream.state_dict()}
-                yield from _pieces(place, as_string(place, values[self.column]), val_fraction, row, after)
+                yield from _pieces(place, text, self.on_bad_row, val_fraction, row, after)
         finally:
             rows.close()  # else a Parquet reader prints an error when the interpreter exits
 
@@ -250,7 +266,12 @@ def unreadable(name: str, error: Exception) -> str:
 
 
 def open_source(
-    input: list[str] | None, dataset: str | None, config: str | None, split: str, column: str
+    input: list[str] | None,
+    dataset: str | None,
+    config: str | None,
+    split: str,
+    column: str,
+    on_bad_row: OnBadRow,
 ) -> Source:
     """The source that command-line arguments name: files (`input`) or a data set (`dataset`).
 
@@ -261,26 +282,46 @@ def open_source(
         raise InputError("Give exactly one of --input and --dataset.")
     known = SETS.get(dataset or "", NamedSet(hub=dataset or ""))
     if not input and not known.files:
-        return HubSet(known.hub, config or known.config, split, column)
-    files = Files(input or known.files, column)
+        return HubSet(known.hub, config or known.config, split, column, on_bad_row)
+    files = Files(input or known.files, column, on_bad_row)
     files.listing.report()
     return files
 
 
-def _pieces(place: str, text: str, val_fraction: float, done: int, after: Position | None) -> Iterator[Piece]:
+def _pieces(
+    place: str,
+    text: str | InputError,
+    on_bad_row: OnBadRow,
+    val_fraction: float,
+    done: int,
+    after: Position | None,
+) -> Iterator[Piece]:
+    """The pieces of a row's text; `after` is the position after the row."""
+    digest = _digest(place, text) if isinstance(text, str) else text
+    if isinstance(digest, InputError):
+        if on_bad_row == "stop":
+            raise InputError(f"{digest} Mend the row, or skip such rows with --on_bad_row skip.")
+        yield Piece("", "train", True, True, done, after, str(digest))
+        return
+    assert isinstance(text, str)
+    split, left = _split(digest, val_fraction), len(text)
+    for piece, harmless in cut_text(text):
+        left -= len(piece)
+        yield Piece(piece, split, left == 0, harmless, done, after if left == 0 else None)
+
+
+def _digest(place: str, text: str) -> str | InputError:
+    """The sha256 of the text in hex; the InputError of a text that UTF-8 cannot encode."""
     digest = hashlib.sha256()
     try:
         for start in range(0, len(text), 2**20):  # in parts, to bound memory for long texts
             digest.update(text[start : start + 2**20].encode())
     except UnicodeEncodeError as error:
         half = f"U+{ord(error.object[error.start]):04X}"
-        raise InputError(
+        return InputError(
             f"{place}: the text holds {half}, half of a surrogate pair; replace or remove it first."
-        ) from None
-    split, left = _split(digest.hexdigest(), val_fraction), len(text)
-    for piece, harmless in cut_text(text):
-        left -= len(piece)
-        yield Piece(piece, split, left == 0, harmless, done, after if left == 0 else None)
+        )
+    return digest.hexdigest()
 
 
 def _split(digest: str, val_fraction: float) -> str:

@@ -89,7 +89,12 @@ def test_documents_stay_whole_and_copies_go_to_the_same_split(tmp_path: Path) ->
     [
         ("a.jsonl", b'{"text": "good"}\n\n{"text": \n', "a.jsonl, line 3, is not valid JSON"),
         ("a.jsonl", b'{"text": "good"}\n["text"]\n', "a.jsonl, line 2: expected a JSON object"),
-        ("a.jsonl", b'{"body": "?"}\n', 'a.jsonl, line 1: expected an object with a string under "text"'),
+        ("a.jsonl", b'{"body": "?"}\n', 'a.jsonl, line 1 has no column "text"'),
+        (
+            "a.jsonl",
+            b'{"text": "x \\udc00"}\n',
+            "a.jsonl, line 1, contains .*udc00, half of a surrogate pair",
+        ),
         ("a.txt", b"fine \xff", "a.txt is not UTF-8 at byte 5"),
         ("a.txt", b"", "The train split got 0 tokens"),
         ("a.pdf", b"%PDF", "a.pdf is not a supported file"),
@@ -102,6 +107,51 @@ def test_bad_input_is_refused_and_leaves_no_files(
     with pytest.raises(InputError, match=message):
         prepare_data(input=[str(tmp_path / name)], out=str(tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+BAD_ROWS = ['{"text": 5}', "{", '["text"]', '{"body": "x"}', '{"text": "\\ud800"}']
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Arguments of a run that a bad row has stopped after it saved progress."""
+    monkeypatch.setattr("gpt_core.data.prepare_data.SAVE_SECONDS", 0)
+    monkeypatch.setattr("gpt_core.data.prepare_data.PIECE_CHARACTERS", 100)  # small batches
+    monkeypatch.setattr("os.fsync", lambda file: None)  # slow
+    lines = [json.dumps({"text": f"document number {i}"}) for i in range(400)]
+    lines[300:300] = BAD_ROWS
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    args = {"input": [str(tmp_path / "a.jsonl")], "out": str(tmp_path / "out")}
+    message = r"a\.jsonl, line 301: .*not a number.*--on_bad_row skip.*progress is saved in .*\.partial"
+    with pytest.raises(InputError, match=message):
+        prepare_data(**args)
+    return args
+
+
+def test_a_bad_row_loses_no_progress_and_can_be_skipped(
+    tmp_path: Path, stopped: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_data(**stopped, on_bad_row="skip")
+    said, errors = capsys.readouterr()
+    assert "resuming after" in said
+    assert "skipped 5 rows that cannot be used" in said
+    assert errors.count("skipped: ") == 5
+    assert "a.jsonl, line 304 has no column" in errors
+    assert not list(tmp_path.glob(".*"))
+    write_jsonl(tmp_path / "a.jsonl", [f"document number {i}" for i in range(400)])
+    prepare_data(input=stopped["input"], out=str(tmp_path / "clean"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "clean")
+
+
+def test_progress_that_the_shards_do_not_hold_is_started_over(
+    tmp_path: Path, stopped: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".out.partial" / "data" / "train-00000.bin").write_bytes(b"")
+    with pytest.raises(InputError, match="is shorter than its saved progress; run the command again"):
+        prepare_data(**stopped, on_bad_row="skip")
+    capsys.readouterr()
+    prepare_data(**stopped, on_bad_row="skip")
+    assert "resuming" not in capsys.readouterr().out
 
 
 def test_missing_and_contradictory_options_are_refused(tmp_path: Path) -> None:
