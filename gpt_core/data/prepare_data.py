@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import sys
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,15 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write, fsync_path, require_empty_folder
 from gpt_core.common.list_files import MOST_NAMED
 from gpt_core.common.terminal import printable
+from gpt_core.data.documents import TRAIN_ONLY, OnBadRow, Piece, Position, Split
 from gpt_core.data.shards import ShardWriter
-from gpt_core.data.sources import SETS, NamedSet, OnBadRow, Piece, Position, Source, open_source
+from gpt_core.data.sources import SETS, NamedSet, Source, open_source
 from gpt_core.data.text_pieces import PIECE_CHARACTERS, cuts_change_ids
 from gpt_core.hardware.device import available_cores
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SAVE_SECONDS = 5.0  # interval of progress saves: a kill loses at most this much work
-VERSION = 1  # of the progress file
+VERSION = 2  # of the progress file
 Pieces = list[Piece]
 
 
@@ -48,8 +51,9 @@ def prepare_data(
     """Turn text into token shards for scripts/pretrain.py and save the tokenizer beside them.
 
     A text file is one document; each row of JSONL, CSV, Parquet or a data set is one document. The tokenizer's
-    end-of-text token, if it has one, follows each document. A single text file is divided into two splits, as in
-    nanoGPT; otherwise the hash of a document's text chooses its split, so that duplicates are always in the same split.
+    end-of-text token, if it has one, follows each document. A single document is divided into two splits, as in
+    nanoGPT; otherwise the hash of a document's text chooses its split, so that duplicates are always in the same split,
+    and each split gets at least one document.
     Memory does not grow with the text. Progress is saved in .OUT.partial until all is done: after a kill, a full disk
     or a network failure the same command resumes.
 
@@ -95,7 +99,7 @@ def prepare_data(
 
 
 def read_with_bar(
-    source: Source, desc: str, position: Position | None = None, val_fraction: float = 0, done: int = 0
+    source: Source, desc: str, position: Position | None = None, split: Split = TRAIN_ONLY, done: int = 0
 ) -> Generator[Piece]:
     """`source.read` with a progress bar, and the first skipped rows named on stderr.
 
@@ -105,7 +109,7 @@ def read_with_bar(
         total=source.total, initial=done, unit=source.unit, unit_scale=True, disable=None, desc=desc
     ) as bar:
         named = 0
-        for piece in source.read(position, val_fraction):
+        for piece in source.read(position, split):
             if piece.fault and named < MOST_NAMED:
                 named += 1
                 tqdm.write(f"skipped: {printable(piece.fault)}", file=sys.stderr)
@@ -190,17 +194,69 @@ def _write_shards(
     record: dict[str, Any],
     progress: dict[str, Any],
 ) -> None:
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    writers_state = progress.get("writers", {})
-    counts = progress.get("counts", {"empty": 0, "bad": 0, "cut": 0, "hard": 0})
     if progress:
-        print(f"resuming after {sum(state['n_tokens'] for state in writers_state.values()):,} tokens")
+        print(f"resuming after {sum(state['n_tokens'] for state in progress['writers'].values()):,} tokens")
+    split = Split(**progress["split"]) if progress else Split(val_fraction, source.single)
+    while True:
+        written = _write_once(folder, source, tokenizer, split, record, progress)
+        short = [name for name, one in written.writers.items() if one.n_tokens < 2]
+        if not short:
+            break
+        if split.inside or not written.hashes:
+            raise InputError(
+                f"The {short[0]} split got {written.writers[short[0]].n_tokens} tokens; expected at least 2. "
+                "Give more text."
+            )
+        lowest, highest = written.hashes
+        if lowest == highest:
+            split = Split(val_fraction, inside=True)
+            print("there is only one document: dividing its text")
+        else:
+            split = Split(math.nextafter(lowest, 1) if short == ["val"] else highest)
+            print(f"no document was chosen for {short[0]}: moving the one with the nearest hash there")
+        progress = {}
+        folder.with_name("progress.json").unlink(missing_ok=True)
+        for path in (path for name in written.writers for path in folder.glob(f"{name}-*")):
+            path.unlink()
+    for name, one in written.writers.items():
+        print(f"{name}: {one.n_tokens:,} tokens in {one.n_documents:,} documents")
+    print(f"vocabulary of {tokenizer.vocab_size:,}, tokenizer {tokenizer.fingerprint[:12]}")
+    _report(written.counts, tokenizer)
+
+
+@dataclass
+class _Written:
+    """What was written.
+
+    Attributes:
+        writers: the closed writer of each split.
+        counts: numbers of empty documents, bad rows, cuts, and cuts that may change ids.
+        hashes: the lowest and the highest hash of the documents that have 2 tokens or more; empty without any.
+    """
+
+    writers: dict[str, ShardWriter]
+    counts: dict[str, int]
+    hashes: list[float]
+
+
+def _write_once(
+    folder: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    split: Split,
+    record: dict[str, Any],
+    progress: dict[str, Any],
+) -> _Written:
+    """Write the shards of both splits, from the saved `progress` on."""
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    counts = progress.get("counts", {"empty": 0, "bad": 0, "cut": 0, "hard": 0})
+    hashes: list[float] = progress.get("hashes", [])
     done, position = progress.get("done", 0), progress.get("position")
 
-    def writer(split: str) -> ShardWriter:
-        state = writers_state.get(split)
+    def writer(name: str) -> ShardWriter:
+        state = progress["writers"][name] if progress else None
         try:
-            return ShardWriter(folder, split, tokenizer.vocab_size, tokenizer.fingerprint, resume=state)
+            return ShardWriter(folder, name, tokenizer.vocab_size, tokenizer.fingerprint, resume=state)
         except InputError:  # the shards do not hold what the progress says
             folder.with_name("progress.json").unlink()
             raise
@@ -208,7 +264,7 @@ def _write_shards(
     with (
         writer("train") as train,
         writer("val") as val,
-        closing(read_with_bar(source, "tokenising", position, val_fraction, done)) as pieces,
+        closing(read_with_bar(source, "tokenising", position, split, done)) as pieces,
         closing(_encode(pieces, tokenizer)) as encoded,
     ):
         writers, saved = {"train": train, "val": val}, time.monotonic()
@@ -221,28 +277,22 @@ def _write_shards(
                 counts["hard"] += not piece.harmless
                 if piece.ends:
                     writers[piece.split].add(end)
+                if len(ids) + len(end) >= 2:
+                    hashes = [min([*hashes, piece.hash]), max([*hashes, piece.hash])]
             else:
                 counts["empty"] += 1
             if piece.position and time.monotonic() - saved >= SAVE_SECONDS:
-                states = {split: writer.state() for split, writer in writers.items()}
                 progress = {
                     "position": piece.position,
                     "done": piece.done,
-                    "writers": states,
+                    "writers": {name: one.state() for name, one in writers.items()},
                     "counts": counts,
+                    "split": asdict(split),
+                    "hashes": hashes,
                 }
                 atomic_write(folder.with_name("progress.json"), json.dumps({"record": record, **progress}))
                 saved = time.monotonic()
-        for split, one in writers.items():
-            if one.n_tokens < 2:
-                raise InputError(
-                    f"The {split} split got {one.n_tokens} tokens; expected at least 2. "
-                    "Give more text or another --val_fraction."
-                )
-    for split, one in writers.items():
-        print(f"{split}: {one.n_tokens:,} tokens in {one.n_documents:,} documents")
-    print(f"vocabulary of {tokenizer.vocab_size:,}, tokenizer {tokenizer.fingerprint[:12]}")
-    _report(counts, tokenizer)
+    return _Written(writers, counts, hashes)
 
 
 def _report(counts: dict[str, int], tokenizer: Tokenizer) -> None:

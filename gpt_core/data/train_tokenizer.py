@@ -7,8 +7,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder, require_empty_folder
+from gpt_core.data.documents import OnBadRow
 from gpt_core.data.prepare_data import read_with_bar
-from gpt_core.data.sources import OnBadRow, open_source
+from gpt_core.data.sources import open_source
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 EOS = "<|endoftext|>"

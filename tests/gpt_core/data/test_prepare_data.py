@@ -11,6 +11,8 @@ import filelock
 import numpy as np
 import pyarrow
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from gpt_core.common.errors import InputError
@@ -57,6 +59,85 @@ def test_a_text_file_is_kept_to_the_byte(tmp_path: Path) -> None:
     prepare_data(input=[str(tmp_path / "a.txt")], out=str(tmp_path / "out"))
     (train,), (val,) = texts(tmp_path / "out", "train"), texts(tmp_path / "out", "val")
     assert train.removesuffix("<|endoftext|>") + val.removesuffix("<|endoftext|>") == text
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char"])
+def test_a_byte_order_mark_is_not_part_of_a_text(tmp_path: Path, tokenizer: str) -> None:
+    files = {
+        "a.txt": "the first file " * 9,
+        "b.txt": "the second file",
+        "c.csv": '"text"\nthe third file\n',
+        "d.jsonl": '{"text": "\\ufeffthe fourth file"}\n',
+    }
+    for mark in ("", "\ufeff"):
+        folder = tmp_path / f"in{len(mark)}"
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(mark + text, encoding="utf-8")
+        for name, input in (("one", folder / "a.txt"), ("all", folder)):
+            prepare_data(input=[str(input)], out=str(tmp_path / f"{name}{len(mark)}"), tokenizer=tokenizer)
+    for name in ("one", "all"):
+        assert contents(tmp_path / f"{name}0") == contents(tmp_path / f"{name}1")
+    assert "\ufeff" not in "".join(texts(tmp_path / "all1", "train") + texts(tmp_path / "all1", "val"))
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=4).filter(
+    lambda text: not text.startswith("\ufeff")
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(WORDS, min_size=1, max_size=12), fraction=st.floats(0.001, 0.999))
+def test_few_documents_fill_both_splits(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str], fraction: float
+) -> None:
+    folder = tmp_path_factory.mktemp("few")
+    write_jsonl(folder / "a.jsonl", rows)
+    for out in ("out", "again"):
+        prepare_data(
+            input=[str(folder / "a.jsonl")], out=str(folder / out), val_fraction=fraction, tokenizer="char"
+        )
+    assert contents(folder / "out") == contents(folder / "again")
+    train, val = texts(folder / "out", "train"), texts(folder / "out", "val")
+    assert train
+    assert val
+    if len(set(rows)) == 1:  # both splits have their part of each document
+        assert [a + b for a, b in zip(train, val, strict=True)] == rows
+        assert all(min(len(a), len(b)) >= 2 for a, b in zip(train, val, strict=True))
+    else:
+        assert [text for text in rows if text in train] == train
+        assert [text for text in rows if text in val] == val
+        assert len(train) + len(val) == len(rows)
+
+
+def test_the_only_text_beside_empty_files_is_divided_as_if_alone(tmp_path: Path) -> None:
+    text = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:2000]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text(text)
+    prepare_data(input=[str(tmp_path / "in")], out=str(tmp_path / "alone"))
+    (tmp_path / "in" / "b.txt").touch()
+    prepare_data(input=[str(tmp_path / "in")], out=str(tmp_path / "both"))
+    assert contents(tmp_path / "alone") == contents(tmp_path / "both")
+    (tmp_path / "c.csv").write_text(f'text\n"{text.replace(chr(34), chr(34) * 2)}"\n')
+    parquet.write_table(pyarrow.table({"text": [text]}), tmp_path / "d.parquet")
+    for name in ("c.csv", "d.parquet"):
+        prepare_data(input=[str(tmp_path / name)], out=str(tmp_path / f"{name}.out"))
+        assert contents(tmp_path / f"{name}.out") == contents(tmp_path / "alone")
+
+
+def test_a_run_that_moves_a_document_to_an_empty_split_resumes(tmp_path: Path) -> None:
+    rows = [f"document {i} " * 40 for i in range(40)]  # none has a hash below the share
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    args = ["--input", str(tmp_path / "a.jsonl"), "--val_fraction", "0.001", "--tokenizer", "char"]
+    stop_points = ["encode:15", "encode:25", "end"]  # the second in the second pass
+    said, _ = run_driver(stop_points, *args, "--out", str(tmp_path / "out"))
+    assert [line for line in said if "status" in line] == ["status -9", "status -9", "status 0"]
+    assert sum(line.startswith("resuming after") for line in said) == 2
+    assert said.index("encode:25") < said.index(next(line for line in said if "moving" in line))
+    assert "moving" not in "".join(said[said.index("end") :])
+    (val,), train = texts(tmp_path / "out", "val"), texts(tmp_path / "out", "train")
+    assert train == [row for row in rows if row != val]
+    assert len(train) == 39
 
 
 def test_shakespeare_in_gpt2s_tokens_equals_nanogpts(
@@ -244,14 +325,14 @@ def test_a_run_killed_at_any_point_resumes_to_the_same_bytes(tmp_path: Path, kin
     )
     if kind == "text":
         args = ["--input", str(tmp_path / "a.txt"), "--tokenizer", "char"]
-        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        (tmp_path / "a.txt").write_text("\ufeff" + text, encoding="utf-8")
     else:
         args = ["--input", str(tmp_path / "in"), "--val_fraction", "0.3"]
         (tmp_path / "in").mkdir()
         write_jsonl(tmp_path / "in" / "a.jsonl", [*text[:5_000].split("\n\n"), "", text[5_000:15_000]])
         with gzip.open(tmp_path / "in" / "b.jsonl.gz", "wt") as file:
             file.writelines(json.dumps({"text": part}) + "\n\n" for part in text[15_000:16_000].split("\n"))
-        (tmp_path / "in" / "c.txt").write_text(text[16_000:])
+        (tmp_path / "in" / "c.txt").write_text("\ufeff" + text[16_000:])
         (tmp_path / "in" / "d.csv").write_text("id,text\n" + "".join(f"{i},row {i}\n" for i in range(30)))
         rows = {"text": [None, *(f"Parquet {i}" for i in range(60))]}
         parquet.write_table(pyarrow.table(rows), tmp_path / "in" / "e.parquet", row_group_size=25)

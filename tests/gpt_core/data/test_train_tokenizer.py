@@ -41,6 +41,16 @@ def test_the_same_text_gives_the_same_tokenizer(folder: Path) -> None:
     assert len(tokenizer.encode("What say you, my lord?")) < 12
 
 
+def test_a_byte_order_mark_changes_no_tokenizer(tmp_path: Path) -> None:
+    for mark in ("", "\ufeff"):
+        (tmp_path / "a.txt").write_text(mark + "knowing what you know " * 50, encoding="utf-8")
+        (tmp_path / "b.txt").write_text(mark + "and what you do not " * 50, encoding="utf-8")
+        input = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+        train_tokenizer(input=input, vocab_size=300, out=str(tmp_path / f"out{len(mark)}"))
+    first, second = (Tokenizer.from_pretrained(tmp_path / name) for name in ("out0", "out1"))
+    assert first.fingerprint == second.fingerprint
+
+
 def test_any_text_is_decoded_unchanged(folder: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(folder / "one")
 
