@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gpt_core.common.errors import InputError
@@ -20,19 +20,38 @@ class Split:
         fraction: the share for validation.
         inside: divide the text of each document, the end of which is for validation. Otherwise a document whose `hash`
             is below `fraction` is for validation, so that equal texts are always in the same split.
+        moved: hash of the document that is in the other split, which would be empty.
     """
 
     fraction: float = 0
     inside: bool = False
+    moved: float | None = None
 
     def parts(self, n: int, hash: float) -> dict[str, int]:
         """Where the part of each split ends in a document of `n` characters."""
         if not self.inside:
-            return {"val" if hash < self.fraction else "train": n}
+            return {"val" if (hash < self.fraction) != (hash == self.moved) else "train": n}
         if n < 2:
             return {"train": n}
         least = min(2, n // 2)
         return {"train": min(max(int(n * (1 - self.fraction)), least), n - least), "val": n}
+
+    def filling(self, empty: str, lengths: dict[float, int]) -> "Split | None":
+        """A division that gives text to the split `empty`; None if there is too little text.
+
+        Of several documents, the one whose length is nearest to the split's share is moved; a single one is divided.
+
+        Args:
+            empty: "train" or "val".
+            lengths: tokens of the documents by hash; one of less than 2 tokens cannot fill a split.
+        """
+        fit = {hash: n for hash, n in lengths.items() if n >= 2}
+        if self.inside or not fit:
+            return None
+        if len(fit) == 1:
+            return replace(self, inside=True)
+        wanted = (self.fraction if empty == "val" else 1 - self.fraction) * sum(lengths.values())
+        return replace(self, moved=min(fit, key=lambda hash: abs(fit[hash] - wanted)))
 
 
 TRAIN_ONLY = Split()

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import shutil
 import sys
@@ -32,6 +31,7 @@ from gpt_core.hardware.device import available_cores
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SAVE_SECONDS = 5.0  # interval of progress saves: a kill loses at most this much work
+MOST_LENGTHS = 2**16  # documents whose lengths are kept while a split is empty
 VERSION = 2  # of the progress file
 Pieces = list[Piece]
 
@@ -202,18 +202,15 @@ def _write_shards(
         short = [name for name, one in written.writers.items() if one.n_tokens < 2]
         if not short:
             break
-        if split.inside or not written.hashes:
+        filled = split.filling(short[0], written.lengths)
+        if filled is None:
             raise InputError(
                 f"The {short[0]} split got {written.writers[short[0]].n_tokens} tokens; expected at least 2. "
                 "Give more text."
             )
-        lowest, highest = written.hashes
-        if lowest == highest:
-            split = Split(val_fraction, inside=True)
-            print("there is only one document: dividing its text")
-        else:
-            split = Split(math.nextafter(lowest, 1) if short == ["val"] else highest)
-            print(f"no document was chosen for {short[0]}: moving the one with the nearest hash there")
+        how = "dividing the text of the only document" if filled.inside else "moving a document there"
+        print(f"the {short[0]} split is empty: {how}")
+        split = filled
         progress = {}
         folder.with_name("progress.json").unlink(missing_ok=True)
         for path in (path for name in written.writers for path in folder.glob(f"{name}-*")):
@@ -231,12 +228,12 @@ class _Written:
     Attributes:
         writers: the closed writer of each split.
         counts: numbers of empty documents, bad rows, cuts, and cuts that may change ids.
-        hashes: the lowest and the highest hash of the documents that have 2 tokens or more; empty without any.
+        lengths: tokens of the first `MOST_LENGTHS` documents by hash; empty if both splits have text.
     """
 
     writers: dict[str, ShardWriter]
     counts: dict[str, int]
-    hashes: list[float]
+    lengths: dict[float, int]
 
 
 def _write_once(
@@ -250,7 +247,7 @@ def _write_once(
     """Write the shards of both splits, from the saved `progress` on."""
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     counts = progress.get("counts", {"empty": 0, "bad": 0, "cut": 0, "hard": 0})
-    hashes: list[float] = progress.get("hashes", [])
+    lengths: dict[float, int] = dict(progress.get("lengths", []))
     done, position = progress.get("done", 0), progress.get("position")
 
     def writer(name: str) -> ShardWriter:
@@ -277,8 +274,11 @@ def _write_once(
                 counts["hard"] += not piece.harmless
                 if piece.ends:
                     writers[piece.split].add(end)
-                if len(ids) + len(end) >= 2:
-                    hashes = [min([*hashes, piece.hash]), max([*hashes, piece.hash])]
+                if min(one.n_tokens for one in writers.values()) >= 2:
+                    lengths.clear()
+                elif piece.hash in lengths or len(lengths) < MOST_LENGTHS:
+                    n = len(ids) + (len(end) if piece.ends else 0)
+                    lengths[piece.hash] = lengths.get(piece.hash, 0) + n
             else:
                 counts["empty"] += 1
             if piece.position and time.monotonic() - saved >= SAVE_SECONDS:
@@ -288,11 +288,11 @@ def _write_once(
                     "writers": {name: one.state() for name, one in writers.items()},
                     "counts": counts,
                     "split": asdict(split),
-                    "hashes": hashes,
+                    "lengths": list(lengths.items()),
                 }
                 atomic_write(folder.with_name("progress.json"), json.dumps({"record": record, **progress}))
                 saved = time.monotonic()
-    return _Written(writers, counts, hashes)
+    return _Written(writers, counts, lengths)
 
 
 def _report(counts: dict[str, int], tokenizer: Tokenizer) -> None:

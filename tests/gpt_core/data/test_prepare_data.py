@@ -110,6 +110,19 @@ def test_few_documents_fill_both_splits(
         assert len(train) + len(val) == len(rows)
 
 
+@pytest.mark.parametrize(("fraction", "moved"), [(0.01, "knowing " * 10), (0.99, "知之 " * 10)])
+def test_a_document_of_fitting_length_is_moved_to_an_empty_split(
+    tmp_path: Path, fraction: float, moved: str
+) -> None:
+    rows = ["to know " * 1000, moved, "you"]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    out = tmp_path / "out"
+    prepare_data(input=[str(tmp_path / "a.jsonl")], out=str(out), val_fraction=fraction, tokenizer="char")
+    small, large = ("val", "train") if fraction < 0.5 else ("train", "val")
+    assert texts(out, small) == [moved]
+    assert texts(out, large) == [rows[0], rows[2]]
+
+
 def test_the_only_text_beside_empty_files_is_divided_as_if_alone(tmp_path: Path) -> None:
     text = Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:2000]
     (tmp_path / "in").mkdir()
