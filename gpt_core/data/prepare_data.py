@@ -121,10 +121,10 @@ def read_with_bar(
 def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield a temporary folder and its saved progress ({}: none); rename the folder to `target` at the end.
 
-    After an error the next run with this `record` resumes the folder. An InputError before progress was saved deletes
-    the folder.
+    After an error the next run with this `record` resumes the folder. An error before progress was saved deletes it.
     """
     partial = target.with_name(f".{target.name}.partial")
+    saved = partial / "progress.json"
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(partial / "lock", timeout=0):
@@ -136,13 +136,14 @@ def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path
                 stray.unlink()
             try:
                 yield folder, progress
-            except InputError as error:
-                if (partial / "progress.json").exists():
+            except BaseException as error:
+                if not saved.exists():
+                    shutil.rmtree(partial)
+                elif isinstance(error, InputError):
                     raise InputError(
                         f"{error} The progress is saved in {partial}; the same command resumes it while the input "
                         "files are unchanged."
                     ) from None
-                shutil.rmtree(partial)
                 raise
             for path in [*folder.iterdir(), folder]:
                 fsync_path(path)
@@ -156,10 +157,13 @@ def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path
             raise
         raise OSError(
             error.errno,
-            f"{os.strerror(error.errno)}; free disk space, then run the same command to resume",
+            f"{os.strerror(error.errno)}; free disk space, then run the same command"
+            + (" to resume" if saved.exists() else ""),
             str(partial),
         ) from error
     except KeyboardInterrupt:
+        if not saved.exists():
+            raise
         raise KeyboardInterrupt(
             f"run the same command to resume; the progress is saved in {partial}"
         ) from None

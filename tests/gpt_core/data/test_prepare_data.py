@@ -365,11 +365,16 @@ def test_a_full_disk_and_ctrl_c_give_one_line_and_lose_no_progress(tmp_path: Pat
     (tmp_path / "a.txt").write_bytes(Path("gpt_core/data/tiny_shakespeare.txt").read_bytes()[:20_000])
     args = ["--input", str(tmp_path / "a.txt")]
     run_driver(["end"], *args, "--out", str(tmp_path / "whole"))
-    said, errors = run_driver(["full:5000", "interrupt:10", "end"], *args, "--out", str(tmp_path / "out"))
-    assert [line for line in said if "status" in line] == ["status 1", "status -2", "status 0"]
-    full, stopped = errors.splitlines()
-    assert "File too large; free disk space, then run the same command to resume" in full
-    assert "stopped; run the same command to resume" in stopped
+    stop_points = ["full:5000", "interrupt:1", "interrupt:10", "full:3000", "end"]
+    said, errors = run_driver(stop_points, *args, "--out", str(tmp_path / "out"))
+    ends = [line.removeprefix("status ") for line in said if "status" in line]
+    assert ends == ["1", "-2", "-2", "1", "0"]
+    full, stopped, stopped_later, full_later = errors.splitlines()
+    assert "File too large; free disk space, then run the same command:" in full  # nothing was saved yet
+    assert stopped.endswith(": stopped")
+    assert "stopped; run the same command to resume" in stopped_later
+    assert "File too large; free disk space, then run the same command to resume" in full_later
+    assert not list(tmp_path.glob(".*"))
     assert any(line.startswith("resuming after") for line in said)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
