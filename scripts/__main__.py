@@ -7,6 +7,8 @@ from pathlib import Path
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
+from gpt_core.common.terminal import escape_unencodable
+
 
 def commands() -> dict[str, str]:
     """Each command's name, and the first line of its script's docstring."""
@@ -23,6 +25,7 @@ def main() -> None:
     """Run the command that the first argument names."""
     name = sys.argv[1].replace("_", "-") if len(sys.argv) > 1 else ""
     if name not in (known := commands()):
+        escape_unencodable()
         asked = name in ("--help", "-h")
         width = max(map(len, known))
         lines = ["usage: zhizhi COMMAND …", "", *(f"  {n:{width}}  {text}" for n, text in known.items()), ""]

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from embed.data.beir import is_beir, read_beir
+from embed.text.key import text_key
 from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
+from gpt_core.common.list_files import has_ending
 from gpt_core.data.sources import open_builder, unreadable
 
 # Column names of FlagEmbedding, GritLM and sentence-transformers, in order of preference
@@ -54,7 +56,7 @@ def read_examples(source: str | Path, split: str = "train", columns: Columns = C
     """Read training data and drop unusable rows, whose number is printed to stderr.
 
     Dropped are pairs with an empty side or two equal sides, and negatives that are empty or equal to the query or one
-    of its positives.
+    of its positives (`text_key`).
 
     Args:
         source: a JSON lines file (`.gz`, `.xz`); a BEIR folder; or a dataset of the library `datasets`: a name on the
@@ -77,10 +79,10 @@ def read_examples(source: str | Path, split: str = "train", columns: Columns = C
         if columns != Columns():
             raise InputError(f"{path} is a BEIR folder, which has no columns; omit the column names.")
         examples = _from_beir(path, split)
-    elif path.is_file() or path.name.endswith(JSONL):
+    elif path.is_file() or has_ending(path, JSONL):
         if not path.is_file():
             raise InputError(f"{path} does not exist; expected a file of JSON lines with query and positive.")
-        if not path.name.endswith(JSONL):
+        if not has_ending(path, JSONL):
             raise InputError(f"{path} has an unknown file type; expected {', '.join(JSONL)} or a folder.")
         examples = (_from_row(place, row, columns) for place, row in read_rows(path))
     else:
@@ -165,20 +167,20 @@ def _drop_unusable(examples: Iterable[Example], name: str) -> list[Example]:
     wrong: Counter[str] = Counter()
     wrong_negatives = 0
     for example in examples:
-        query = example.query.strip()
+        query = text_key(example.query)
         positives = []
         n_pairs += max(len(example.positives), 1)
         if not example.positives and not query:
             wrong["an empty text"] += 1
         for positive in example.positives:
-            if not query or not positive.strip():
+            if not query or not text_key(positive):
                 wrong["an empty side"] += 1
-            elif query == positive.strip():
+            elif query == text_key(positive):
                 wrong["equal sides"] += 1
             else:
                 positives.append(positive)
-        known = {"", query, *(positive.strip() for positive in example.positives)}
-        negatives = [negative for negative in example.negatives if negative.strip() not in known]
+        known = {"", query, *map(text_key, example.positives)}
+        negatives = [negative for negative in example.negatives if text_key(negative) not in known]
         wrong_negatives += len(example.negatives) - len(negatives)
         if query and (positives or not example.positives):
             usable.append(Example(example.query, tuple(positives), tuple(negatives)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from embed.data.beir import find_part, is_beir, join_title
 from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
+from gpt_core.common.list_files import has_ending
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TextFile:
             return cls(find_part(path, "queries" if queries else "corpus"), column)
         if not path.exists():
             raise InputError(f"{path} does not exist; expected a file of texts or a BEIR folder.")
-        if not path.is_file() or not path.name.endswith((".txt", *JSONL)):
+        if not path.is_file() or not has_ending(path, (".txt", *JSONL)):
             kinds = ", ".join((".txt", *JSONL))
             raise InputError(f"{path} has an unknown file type; expected {kinds}, or a BEIR folder.")
         return cls(path, column)
@@ -45,7 +46,7 @@ class TextFile:
         Raises:
             InputError: for an invalid line, which the message names.
         """
-        return self._lines() if self.path.suffix == ".txt" else self._objects()
+        return self._lines() if has_ending(self.path, (".txt",)) else self._objects()
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         # Binary mode: in text mode, carriage returns would end lines as well.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embed.data.pairs import Example
 from embed.data.vectors import Vectors
+from embed.text.key import text_key
 from gpt_core.common.errors import InputError
 from gpt_core.data.batches import Batches
 from gpt_core.data.permutation import endless_order
@@ -32,7 +33,7 @@ class Batch:
         rows: token ids of this rank's texts.
         counts: number of texts of each rank.
         n_queries: number of queries (or of texts without pairs) of this rank.
-        texts: (N,) text ids, equal for equal texts.
+        texts: (N,) text ids, equal for equal texts (`text_key`).
         queries: (Q,) positions of the queries among the N texts; of all texts for data without pairs.
         candidates: (D,) positions of the positives and negatives of all queries among the N texts.
         positives: (Q,) position of each query's positive among the candidates; empty for data without pairs.
@@ -87,15 +88,18 @@ class TaskData:
             )
         self.paired = n_plain == 0
         self._entries: dict[RoleText, int] = {}
-        self._text_ids: dict[str, int] = {}  # independent of the role
-        self._answers: dict[str, set[str]] = {}  # query → its positives in all examples
+        self._text_ids: dict[str, int] = {}  # independent of the role; equal for texts of an equal `text_key`
+        self._answers: dict[int, set[int]] = {}  # text id of a query → those of its positives in all examples
+        by_key: dict[str, int] = {}
         for example in examples:
             asked: Role = "query" if self.paired else "document"
             found: list[RoleText] = [("document", text) for text in (*example.positives, *example.negatives)]
             for one in [(asked, example.query), *found]:
                 self._entries.setdefault(one, len(self._entries))
-                self._text_ids.setdefault(one[1], len(self._text_ids))
-            self._answers.setdefault(example.query, set()).update(example.positives)
+                if one[1] not in self._text_ids:
+                    self._text_ids[one[1]] = by_key.setdefault(text_key(one[1]), len(by_key))
+            answers = self._answers.setdefault(self._text_ids[example.query], set())
+            answers.update(self._text_ids[text] for text in example.positives)
         self.texts = list(self._entries)  # distinct (role, text)
         self.teacher: Vectors | None = None  # (len(texts), e)
         self.guide: Vectors | None = None  # (len(texts), g)
@@ -135,14 +139,14 @@ class TaskData:
 
     def answers(self, queries: Sequence[RoleText], documents: Sequence[RoleText]) -> list[tuple[int, int]]:
         """(position of the query, position of the document) where the document is a positive in any example."""
-        places: dict[str, list[int]] = {}
-        for j, (_, text) in enumerate(documents):
-            places.setdefault(text, []).append(j)
+        places: dict[int, list[int]] = {}
+        for j, text_id in enumerate(self.text_ids(documents)):
+            places.setdefault(text_id, []).append(j)
         return [
             (i, j)
-            for i, (_, query) in enumerate(queries)
-            for text in sorted(self._answers[query] & places.keys())
-            for j in places[text]
+            for i, query in enumerate(self.text_ids(queries))
+            for text_id in sorted(self._answers[query] & places.keys())
+            for j in places[text_id]
         ]
 
     def checksum(self) -> str:

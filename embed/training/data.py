@@ -8,6 +8,7 @@ import numpy as np
 from embed.data.near_duplicates import without_near_duplicates
 from embed.data.pairs import Columns, Example, read_examples
 from embed.encoding.peer_model import Teacher
+from embed.text.key import text_key
 from embed.training.batches import TaskData
 from embed.training.config import TrainEmbedderConfig
 from gpt_core.common.errors import InputError
@@ -75,7 +76,7 @@ def hold_out(examples: Sequence[Example], n: int, seed: int) -> tuple[list[Examp
 
 
 def _target(example: Example) -> str:
-    return example.positives[0] if example.positives else example.query
+    return text_key(example.positives[0] if example.positives else example.query)
 
 
 def name_of(source: str, others: Sequence[TaskData]) -> str:

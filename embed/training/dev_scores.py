@@ -86,10 +86,8 @@ def ndcg(data: TaskData, vectors: Tensor) -> float:
     queries = [i for i, (role, _) in enumerate(data.texts) if role == "query"]
     documents = [i for i, (role, _) in enumerate(data.texts) if role == "document"]
     qrels: dict[str, dict[str, int]] = {str(i): {} for i in queries}
-    for example in data.examples:
-        (query,) = data.entries([("query", example.query)])
-        positives = data.entries([("document", text) for text in example.positives])
-        qrels[str(query)] |= {str(i): 1 for i in positives}
+    for i, j in data.answers([data.texts[i] for i in queries], [data.texts[i] for i in documents]):
+        qrels[str(queries[i])][str(documents[j])] = 1
     run: dict[str, dict[str, float]] = {}
     for start in range(0, len(queries), QUERIES_PER_BLOCK):
         some = queries[start : start + QUERIES_PER_BLOCK]

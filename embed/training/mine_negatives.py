@@ -1,7 +1,7 @@
 """Mining of hard negatives: texts that a retriever ranks high for a query, but that are not its positives."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from embed.data.beir import is_beir, read_corpus
 from embed.data.bm25 import BM25
 from embed.data.pairs import Columns, Example, read_examples
 from embed.encoding.contenders import contenders, variants
+from embed.text.key import text_key
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_open
 from gpt_core.formats.huggingface.config import FAMILIES
@@ -156,16 +157,17 @@ def mine_negatives(
             f"{data} has texts without a positive; expected pairs, as mining needs a positive for each query."
         )
     texts = _corpus(data if corpus is None and is_beir(Path(data)) else corpus, examples)
-    queries = list(dict.fromkeys(example.query for example in examples))
-    positives = _positives(examples, queries, texts)
+    queries = _distinct(example.query for example in examples)
+    positives = _positives(examples, texts)
     rank = _scorer(by, queries, texts, max_tokens, device)
     judge = _scorer(guide, queries, texts, max_tokens, device) if guide else None
-    mined = dict(zip(queries, search_negatives(rank, judge, queries, texts, positives, window), strict=True))
+    found = search_negatives(rank, judge, queries, texts, positives, window)
+    mined = dict(zip(map(text_key, queries), found, strict=True))
     with atomic_open(out) as file:
         for example in examples:
-            given = dict.fromkeys(example.negatives)
-            given |= dict.fromkeys(texts[place] for place in mined[example.query].places)
-            row = {"query": example.query, "pos": list(example.positives), "neg": list(given)}
+            more = (texts[place] for place in mined[text_key(example.query)].places)
+            negatives = _distinct([*example.negatives, *more])
+            row = {"query": example.query, "pos": list(example.positives), "neg": negatives}
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     _report(list(mined.values()), window, len(texts), out)
 
@@ -188,14 +190,14 @@ def search_negatives(
         positives: for each query, the positions of its positives in `texts`.
         window: selects negatives among the candidates.
     """
-    place_of = {text.strip(): place for place, text in enumerate(texts)}
+    place_of = {text_key(text): place for place, text in enumerate(texts)}
     block = max(1, SCORES_PER_BLOCK // len(texts))
     for start in tqdm(range(0, len(queries), block), desc="mining", unit=" blocks", disable=None):
         stop = min(start + block, len(queries))
         scores = rank.scores(start, stop)
         judged = scores.clone() if judge is None else judge.scores(start, stop)
         for i in range(start, stop):
-            own = place_of.get(queries[i].strip())
+            own = place_of.get(text_key(queries[i]))
             scores[i - start, [*positives[i], *([] if own is None else [own])]] = -torch.inf
         best, places = scores.topk(min(window.rank_max, len(texts)), dim=1)
         judged_best = judged.gather(1, places)
@@ -228,8 +230,17 @@ def choose(places: Tensor, scores: Tensor, positive: float, window: Window, numb
     return Mined(left[taken].tolist(), left_scores[taken].tolist(), positive, len(scores) - int(kept.sum()))
 
 
+def _distinct(texts: Iterable[str]) -> list[str]:
+    """The first text of each `text_key`, without blank texts."""
+    different: dict[str, str] = {}
+    for text in texts:
+        different.setdefault(text_key(text), text)
+    different.pop("", None)
+    return list(different.values())
+
+
 def _corpus(source: str | None, examples: Sequence[Example]) -> list[str]:
-    """Distinct texts, ignoring surrounding white space: those of `source`, and all positives."""
+    """Distinct texts: those of `source`, and all positives."""
     texts: list[str] = []
     if source is not None and is_beir(Path(source)):
         texts += read_corpus(source).values()
@@ -238,18 +249,16 @@ def _corpus(source: str | None, examples: Sequence[Example]) -> list[str]:
             texts += example.positives or [example.query]
     for example in examples:
         texts += example.positives
-    different: dict[str, str] = {}
-    for text in texts:
-        different.setdefault(text.strip(), text)
-    different.pop("", None)
-    return list(different.values())
+    return _distinct(texts)
 
 
-def _positives(examples: Sequence[Example], queries: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
-    place_of = {text.strip(): place for place, text in enumerate(texts)}
-    found: dict[str, dict[int, None]] = {query: {} for query in queries}
+def _positives(examples: Sequence[Example], texts: Sequence[str]) -> list[list[int]]:
+    """Positions in `texts` of the positives of each distinct query."""
+    place_of = {text_key(text): place for place, text in enumerate(texts)}
+    found: dict[str, dict[int, None]] = {}
     for example in examples:
-        found[example.query] |= {place_of[positive.strip()]: None for positive in example.positives}
+        places = found.setdefault(text_key(example.query), {})
+        places |= {place_of[text_key(positive)]: None for positive in example.positives}
     return [list(places) for places in found.values()]
 
 

@@ -10,7 +10,7 @@ import tyro
 
 from gpt_core.common.errors import ExplainedError
 from gpt_core.common.presets import read_config
-from gpt_core.common.terminal import printable
+from gpt_core.common.terminal import escape_unencodable, printable
 
 Function = Callable[..., Any]
 
@@ -31,6 +31,7 @@ def run_command(
         args: the command line, `sys.argv[1:]` if None.
     """
     prog = os.path.basename(sys.argv[0]) or "zhizhi"
+    escape_unencodable()
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by zhizhi._quiet during the imports
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,18 +16,26 @@ JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_rows(
-    path: Path, *, skip: int = 0, raw: BinaryIO | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a `.jsonl` (`.gz`, `.xz`) file, each with its location for messages: `<path>, line <number>`.
-
-    Args:
-        path: the file.
-        skip: number of objects at the start that are skipped without parsing.
-        raw: the opened file, whose position tells the caller the progress; None: open `path`.
 
     Raises:
         InputError: for an invalid line or a damaged archive.
+    """
+    for place, line in read_lines(path):
+        yield place, parse_object(line, place)
+
+
+def read_lines(path: Path, *, skip: int = 0, raw: BinaryIO | None = None) -> Iterator[tuple[str, bytes]]:
+    """The lines of a `.jsonl` (`.gz`, `.xz`) file that are not blank, each with its location for messages.
+
+    Args:
+        path: the file.
+        skip: number of lines at the start, blank ones not counted, that are skipped.
+        raw: the opened file, whose position tells the caller the progress; None: open `path`.
+
+    Raises:
+        InputError: for a damaged archive.
     """
     number = 0
     with _open(path, raw) as lines:
@@ -38,21 +46,26 @@ def read_rows(
                 if skip:
                     skip -= 1
                     continue
-                place = f"{path}, line {number}"
-                yield place, _object(line, place)
+                yield f"{path}, line {number}", line
         except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
             raise InputError(f"{path} is damaged after line {number}: {error}") from None
 
 
 def _open(path: Path, raw: BinaryIO | None) -> Any:
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return gzip.open(raw or path, "rb")
-    if path.suffix == ".xz":
+    if suffix == ".xz":
         return lzma.open(raw or path, "rb")
     return raw or open(path, "rb")
 
 
-def _object(line: bytes, place: str) -> dict[str, Any]:
+def parse_object(line: bytes, place: str) -> dict[str, Any]:
+    """The JSON object in `line`; `place` is its location for messages.
+
+    Raises:
+        InputError: if the line is not a JSON object of characters that UTF-8 can encode.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

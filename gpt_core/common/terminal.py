@@ -1,5 +1,7 @@
 """Text output to a terminal or a pipe."""
 
+import codecs
+import io
 import os
 import re
 import sys
@@ -12,6 +14,23 @@ CONTROL_CHARACTERS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f]")  # except tab an
 def printable(text: str) -> str:
     """Untrusted text for a terminal: replaces control characters, which could change or clear it, by U+FFFD."""
     return CONTROL_CHARACTERS.sub("\ufffd", text)
+
+
+def escape_unencodable() -> None:
+    """From now on, write characters that stdout's encoding lacks as JSON escapes, such as \\u77e5, instead of failing.
+
+    JSON that is printed stays valid: outside ASCII, it has characters in strings only.
+    """
+    codecs.register_error("json_escape", _json_escape)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="json_escape")
+
+
+def _json_escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end
 
 
 def write_text(text: str) -> None:

@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,18 @@ from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write, fsync_path, require_empty_folder
+from gpt_core.common.list_files import MOST_NAMED
+from gpt_core.common.terminal import printable
+from gpt_core.data.documents import TRAIN_ONLY, OnBadRow, Piece, Position, Split
 from gpt_core.data.shards import ShardWriter
-from gpt_core.data.sources import SETS, NamedSet, Piece, Position, Source, open_source
+from gpt_core.data.sources import SETS, NamedSet, Source, open_source
 from gpt_core.data.text_pieces import PIECE_CHARACTERS, cuts_change_ids
 from gpt_core.hardware.device import available_cores
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SAVE_SECONDS = 5.0  # interval of progress saves: a kill loses at most this much work
-VERSION = 1  # of the progress file
+MOST_LENGTHS = 2**16  # documents whose lengths are kept while a split is empty
+VERSION = 2  # of the progress file
 Pieces = list[Piece]
 
 
@@ -40,18 +46,21 @@ def prepare_data(
     column: str = "text",
     tokenizer: str | None = None,
     val_fraction: float | None = None,
+    on_bad_row: OnBadRow = "stop",
 ) -> None:
     """Turn text into token shards for scripts/pretrain.py and save the tokenizer beside them.
 
     A text file is one document; each row of JSONL, CSV, Parquet or a data set is one document. The tokenizer's
-    end-of-text token, if it has one, follows each document. A single text file is divided into two splits, as in
-    nanoGPT; otherwise the hash of a document's text chooses its split, so that duplicates are always in the same split.
+    end-of-text token, if it has one, follows each document. A single document is divided into two splits, as in
+    nanoGPT; otherwise the hash of a document's text chooses its split, so that duplicates are always in the same split,
+    and each split gets at least one document.
     Memory does not grow with the text. Progress is saved in .OUT.partial until all is done: after a kill, a full disk
     or a network failure the same command resumes.
 
     Args:
         out: the output folder; it must be empty or not exist.
-        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such files.
+        input: files (.txt, .md, .markdown: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of
+            such files. What cannot be read in a folder is skipped, with a line on stderr.
         dataset: a data set instead of files: shakespeare_char or shakespeare (1 MB, in
             gpt_core/data/tiny_shakespeare.txt), openwebtext, openwebtext-10k, fineweb-edu (its sample of 10 billion
             tokens), the name of another one on the Hugging Face hub, or a folder that the library `datasets` opens.
@@ -62,6 +71,8 @@ def prepare_data(
             default: char for shakespeare_char, else gpt2.
         val_fraction: the share of the text, or of the documents, for validation; default: 0.1, for openwebtext and
             fineweb-edu 0.0005, for openwebtext-10k 0.01.
+        on_bad_row: what to do with a row that is invalid or has no string in the column (null is an empty document):
+            stop with an error, or skip and count it.
     """
     known = SETS.get(dataset or "", NamedSet())
     fraction = known.val_fraction if val_fraction is None else val_fraction
@@ -71,7 +82,7 @@ def prepare_data(
     require_empty_folder(target)
     name = tokenizer or known.tokenizer
     chosen = None if name == "char" else Tokenizer.from_pretrained(name)
-    source = open_source(input, dataset, dataset_config, dataset_split, column)
+    source = open_source(input, dataset, dataset_config, dataset_split, column, on_bad_row)
     record = {
         "version": VERSION,
         "source": source.identity,
@@ -88,13 +99,20 @@ def prepare_data(
 
 
 def read_with_bar(
-    source: Source, desc: str, position: Position | None = None, val_fraction: float = 0, done: int = 0
+    source: Source, desc: str, position: Position | None = None, split: Split = TRAIN_ONLY, done: int = 0
 ) -> Generator[Piece]:
-    """`source.read` with a progress bar; `done`: units of the source read before `position`."""
+    """`source.read` with a progress bar, and the first skipped rows named on stderr.
+
+    `done`: units of the source read before `position`.
+    """
     with tqdm(
         total=source.total, initial=done, unit=source.unit, unit_scale=True, disable=None, desc=desc
     ) as bar:
-        for piece in source.read(position, val_fraction):
+        named = 0
+        for piece in source.read(position, split):
+            if piece.fault and named < MOST_NAMED:
+                named += 1
+                tqdm.write(f"skipped: {printable(piece.fault)}", file=sys.stderr)
             yield piece
             bar.update(piece.done - bar.n)
 
@@ -103,9 +121,10 @@ def read_with_bar(
 def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield a temporary folder and its saved progress ({}: none); rename the folder to `target` at the end.
 
-    An InputError deletes the folder. After any other error it stays, and the next run with this `record` resumes it.
+    After an error the next run with this `record` resumes the folder. An error before progress was saved deletes it.
     """
     partial = target.with_name(f".{target.name}.partial")
+    saved = partial / "progress.json"
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(partial / "lock", timeout=0):
@@ -117,8 +136,14 @@ def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path
                 stray.unlink()
             try:
                 yield folder, progress
-            except InputError:
-                shutil.rmtree(partial)
+            except BaseException as error:
+                if not saved.exists():
+                    shutil.rmtree(partial)
+                elif isinstance(error, InputError):
+                    raise InputError(
+                        f"{error} The progress is saved in {partial}; the same command resumes it while the input "
+                        "files are unchanged."
+                    ) from None
                 raise
             for path in [*folder.iterdir(), folder]:
                 fsync_path(path)
@@ -132,10 +157,13 @@ def _partial_folder(target: Path, record: dict[str, Any]) -> Iterator[tuple[Path
             raise
         raise OSError(
             error.errno,
-            f"{os.strerror(error.errno)}; free disk space, then run the same command to resume",
+            f"{os.strerror(error.errno)}; free disk space, then run the same command"
+            + (" to resume" if saved.exists() else ""),
             str(partial),
         ) from error
     except KeyboardInterrupt:
+        if not saved.exists():
+            raise
         raise KeyboardInterrupt(
             f"run the same command to resume; the progress is saved in {partial}"
         ) from None
@@ -170,58 +198,112 @@ def _write_shards(
     record: dict[str, Any],
     progress: dict[str, Any],
 ) -> None:
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    writers_state = progress.get("writers", {})
-    counts = progress.get("counts", {"empty": 0, "cut": 0, "hard": 0})
     if progress:
-        print(f"resuming after {sum(state['n_tokens'] for state in writers_state.values()):,} tokens")
+        print(f"resuming after {sum(state['n_tokens'] for state in progress['writers'].values()):,} tokens")
+    split = Split(**progress["split"]) if progress else Split(val_fraction, source.single)
+    while True:
+        written = _write_once(folder, source, tokenizer, split, record, progress)
+        short = [name for name, one in written.writers.items() if one.n_tokens < 2]
+        if not short:
+            break
+        filled = split.filling(short[0], written.lengths)
+        if filled is None:
+            raise InputError(
+                f"The {short[0]} split got {written.writers[short[0]].n_tokens} tokens; expected at least 2. "
+                "Give more text."
+            )
+        how = "dividing the text of the only document" if filled.inside else "moving a document there"
+        print(f"the {short[0]} split is empty: {how}")
+        split = filled
+        progress = {}
+        folder.with_name("progress.json").unlink(missing_ok=True)
+        for path in (path for name in written.writers for path in folder.glob(f"{name}-*")):
+            path.unlink()
+    for name, one in written.writers.items():
+        print(f"{name}: {one.n_tokens:,} tokens in {one.n_documents:,} documents")
+    print(f"vocabulary of {tokenizer.vocab_size:,}, tokenizer {tokenizer.fingerprint[:12]}")
+    _report(written.counts, tokenizer)
+
+
+@dataclass
+class _Written:
+    """What was written.
+
+    Attributes:
+        writers: the closed writer of each split.
+        counts: numbers of empty documents, bad rows, cuts, and cuts that may change ids.
+        lengths: tokens of the first `MOST_LENGTHS` documents by hash; empty if both splits have text.
+    """
+
+    writers: dict[str, ShardWriter]
+    counts: dict[str, int]
+    lengths: dict[float, int]
+
+
+def _write_once(
+    folder: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    split: Split,
+    record: dict[str, Any],
+    progress: dict[str, Any],
+) -> _Written:
+    """Write the shards of both splits, from the saved `progress` on."""
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    counts = progress.get("counts", {"empty": 0, "bad": 0, "cut": 0, "hard": 0})
+    lengths: dict[float, int] = dict(progress.get("lengths", []))
     done, position = progress.get("done", 0), progress.get("position")
 
-    def writer(split: str) -> ShardWriter:
-        state = writers_state.get(split)
-        return ShardWriter(folder, split, tokenizer.vocab_size, tokenizer.fingerprint, resume=state)
+    def writer(name: str) -> ShardWriter:
+        state = progress["writers"][name] if progress else None
+        try:
+            return ShardWriter(folder, name, tokenizer.vocab_size, tokenizer.fingerprint, resume=state)
+        except InputError:  # the shards do not hold what the progress says
+            folder.with_name("progress.json").unlink()
+            raise
 
     with (
         writer("train") as train,
         writer("val") as val,
-        closing(read_with_bar(source, "tokenising", position, val_fraction, done)) as pieces,
+        closing(read_with_bar(source, "tokenising", position, split, done)) as pieces,
         closing(_encode(pieces, tokenizer)) as encoded,
     ):
         writers, saved = {"train": train, "val": val}, time.monotonic()
         for piece, ids in encoded:
-            if piece.text:
+            if piece.fault:
+                counts["bad"] += 1
+            elif piece.text:
                 writers[piece.split].add(ids, more=True)
                 counts["cut"] += not piece.ends
                 counts["hard"] += not piece.harmless
                 if piece.ends:
                     writers[piece.split].add(end)
+                if min(one.n_tokens for one in writers.values()) >= 2:
+                    lengths.clear()
+                elif piece.hash in lengths or len(lengths) < MOST_LENGTHS:
+                    n = len(ids) + (len(end) if piece.ends else 0)
+                    lengths[piece.hash] = lengths.get(piece.hash, 0) + n
             else:
                 counts["empty"] += 1
             if piece.position and time.monotonic() - saved >= SAVE_SECONDS:
-                states = {split: writer.state() for split, writer in writers.items()}
                 progress = {
                     "position": piece.position,
                     "done": piece.done,
-                    "writers": states,
+                    "writers": {name: one.state() for name, one in writers.items()},
                     "counts": counts,
+                    "split": asdict(split),
+                    "lengths": list(lengths.items()),
                 }
                 atomic_write(folder.with_name("progress.json"), json.dumps({"record": record, **progress}))
                 saved = time.monotonic()
-        for split, one in writers.items():
-            if one.n_tokens < 2:
-                raise InputError(
-                    f"The {split} split got {one.n_tokens} tokens; expected at least 2. "
-                    "Give more text or another --val_fraction."
-                )
-    for split, one in writers.items():
-        print(f"{split}: {one.n_tokens:,} tokens in {one.n_documents:,} documents")
-    print(f"vocabulary of {tokenizer.vocab_size:,}, tokenizer {tokenizer.fingerprint[:12]}")
-    _report(counts, tokenizer)
+    return _Written(writers, counts, lengths)
 
 
 def _report(counts: dict[str, int], tokenizer: Tokenizer) -> None:
     if counts["empty"]:
         print(f"skipped {counts['empty']:,} empty documents")
+    if counts["bad"]:
+        print(f"skipped {counts['bad']:,} rows that cannot be used")
     if counts["cut"] and cuts_change_ids(tokenizer):
         print(
             f"{counts['cut']:,} cuts in documents of more than {PIECE_CHARACTERS:,} characters, encoded in pieces: "

@@ -1,25 +1,32 @@
 """Sources of documents: files of text, JSON lines, CSV and Parquet, and data sets on the Hugging Face hub."""
 
-import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import JSONL
-from gpt_core.common.list_files import list_files
-from gpt_core.data.row_files import as_string, no_column, read_csv, read_jsonl, read_parquet
-from gpt_core.data.text_pieces import cut_pieces, cut_text, scan_utf8
+from gpt_core.common.list_files import has_ending, list_files
+from gpt_core.data.documents import (
+    TRAIN_ONLY,
+    OnBadRow,
+    Piece,
+    Position,
+    Split,
+    from_0_to_1,
+    row_pieces,
+)
+from gpt_core.data.row_files import no_column, read_csv, read_jsonl, read_parquet, text_of
+from gpt_core.data.text_pieces import cut_pieces, scan_utf8
 
-TEXT_SUFFIXES = (".txt", ".md")
+TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 SUFFIXES = (*TEXT_SUFFIXES, *JSONL, ".csv", ".parquet")
 HUB_ROWS_PER_POSITION = 64  # rows of a hub data set between two positions at which reading can resume
 SHAKESPEARE = Path(__file__).with_name("tiny_shakespeare.txt")
-
-Position = dict[str, Any]  # where reading resumes, as JSON
 
 
 @dataclass(frozen=True)
@@ -48,44 +55,25 @@ SETS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of one document; the following pieces belong to the same document until a piece `ends` it.
-
-    Attributes:
-        text: at most `text_pieces.PIECE_CHARACTERS` characters; empty for an empty document.
-        split: "train" or "val".
-        ends: whether the document ends with this piece.
-        harmless: whether the cut at this piece's end leaves the token ids unchanged.
-        done: amount of the source read so far, in the source's unit.
-        position: where reading resumes after this piece; None if it cannot resume here.
-    """
-
-    text: str
-    split: str
-    ends: bool
-    harmless: bool
-    done: int
-    position: Position | None
-
-
 class Source(Protocol):
     """Documents to read.
+
+    A row that cannot be used raises an InputError, or is skipped: then its piece tells the `fault`.
 
     Attributes:
         identity: what must be unchanged for reading to resume; JSON.
         total: the size in `unit`; None if unknown.
         unit: "B" or "doc".
+        single: whether the source is a single text file, one document.
     """
 
     identity: dict[str, Any]
     total: int | None
     unit: str
+    single: bool
 
-    def read(self, position: Position | None = None, val_fraction: float = 0) -> Iterator[Piece]:
-        """The documents in pieces, from `position` on.
-
-        The hash of a document's text chooses its split; only a single text file is divided into both splits.
+    def read(self, position: Position | None = None, split: Split = TRAIN_ONLY) -> Iterator[Piece]:
+        """The documents in pieces, from `position` on, without a byte order mark at the start of a text.
 
         Raises:
             InputError: naming the file and the line or row that cannot be read.
@@ -98,6 +86,7 @@ class Files:
     Args:
         paths: files and folders.
         column: key or column of the text in a row.
+        on_bad_row: what to do with a row that cannot be used.
 
     Raises:
         InputError: for a path that is missing or has another suffix, or a folder without such files.
@@ -105,10 +94,14 @@ class Files:
 
     unit = "B"
 
-    def __init__(self, paths: Sequence[str | Path], column: str = "text") -> None:
-        listed, self.skipped = list_files(paths, SUFFIXES)
-        self.paths, self.column = [path for path, _ in listed], column
+    def __init__(
+        self, paths: Sequence[str | Path], column: str = "text", on_bad_row: OnBadRow = "stop"
+    ) -> None:
+        self.listing = list_files(paths, SUFFIXES)
+        self.paths, self.column = [path for path, _ in self.listing.files], column
+        self.on_bad_row: OnBadRow = on_bad_row
         stats = [path.stat() for path in self.paths]
+        self.single = len(self.paths) == 1 and has_ending(self.paths[0], TEXT_SUFFIXES)
         self.sizes = [stat.st_size for stat in stats]
         self.total: int | None = sum(self.sizes)
         self.identity = {
@@ -119,42 +112,38 @@ class Files:
             "column": column,
         }
 
-    def read(self, position: Position | None = None, val_fraction: float = 0) -> Iterator[Piece]:
+    def read(self, position: Position | None = None, split: Split = TRAIN_ONLY) -> Iterator[Piece]:
         begin = position or {"file": 0}
         for number in range(begin["file"], len(self.paths)):
-            read = self._text if self.paths[number].name.endswith(TEXT_SUFFIXES) else self._rows
-            yield from read(number, begin if number == begin["file"] else {}, val_fraction)
+            read = self._text if has_ending(self.paths[number], TEXT_SUFFIXES) else self._rows
+            yield from read(number, begin if number == begin["file"] else {}, split)
 
-    def _text(self, number: int, begin: Position, val_fraction: float) -> Iterator[Piece]:
+    def _text(self, number: int, begin: Position, split: Split) -> Iterator[Piece]:
         path, before = self.paths[number], sum(self.sizes[:number])
-        n, digest = scan_utf8(path)
-        place, byte = begin.get("character", 0), begin.get("byte", 0)
-        if len(self.paths) == 1 and val_fraction:
-            documents = {"train": int(n * (1 - val_fraction)), "val": n}
-        else:
-            documents = {_split(digest, val_fraction): n}
+        n, digest, mark = scan_utf8(path)
+        place, byte = begin.get("character", 0), begin.get("byte", mark)
+        hash = from_0_to_1(digest)
         if n == 0:
-            yield Piece("", "train", True, True, before, {"file": number + 1})
+            yield Piece("", "train", True, True, before, {"file": number + 1}, hash)
         with open(path, "rb") as raw:
             raw.seek(byte)
             file = io.TextIOWrapper(raw, "utf-8", newline="")  # keep line ends
-            for split, end in documents.items():
+            for name, end in split.parts(n, hash).items():
                 for text, harmless in cut_pieces(file.read, max(end - place, 0)):
                     place += len(text)
                     byte += len(text.encode())
                     after = {"file": number, "character": place, "byte": byte}
-                    yield Piece(text, split, place == end, harmless, before + byte, after)
+                    yield Piece(text, name, place == end, harmless, before + byte, after, hash)
 
-    def _rows(self, number: int, begin: Position, val_fraction: float) -> Iterator[Piece]:
+    def _rows(self, number: int, begin: Position, split: Split) -> Iterator[Piece]:
         path, before = self.paths[number], sum(self.sizes[:number])
         row = begin.get("row", 0)
-        if path.suffix == ".parquet":
-            rows = read_parquet(path, self.column, row)
-        else:
-            rows = (read_csv if path.suffix == ".csv" else read_jsonl)(path, self.column, row)
+        read = {".parquet": read_parquet, ".csv": read_csv}.get(path.suffix.lower(), read_jsonl)
+        rows = read(path, self.column, row)
         for place, text, done in rows:
             row += 1
-            yield from _pieces(place, text, val_fraction, before + done, {"file": number, "row": row})
+            after = {"file": number, "row": row}
+            yield from row_pieces(place, text, self.on_bad_row, split, before + done, after)
 
 
 class HubSet:
@@ -165,6 +154,7 @@ class HubSet:
         config: configuration of the data set, if it has several.
         split: split to read.
         column: column of the text.
+        on_bad_row: what to do with a row that cannot be used.
 
     Raises:
         InputError: if there is no such data set, configuration, split or column, or no network.
@@ -172,17 +162,24 @@ class HubSet:
 
     unit = "doc"
     total: int | None = None
+    single = False
 
     def __init__(
-        self, name: str, config: str | None = None, split: str = "train", column: str = "text"
+        self,
+        name: str,
+        config: str | None = None,
+        split: str = "train",
+        column: str = "text",
+        on_bad_row: OnBadRow = "stop",
     ) -> None:
         self.name, self.column = name, column
+        self.on_bad_row: OnBadRow = on_bad_row
         builder = open_builder(name, config)
+        self._open = partial(builder.as_streaming_dataset, split)
         try:
-            self._stream = builder.as_streaming_dataset(split)
+            features = self._open().features
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(unreadable(name, error)) from error
-        features = self._stream.features
         if features is not None and column not in features:
             raise InputError(no_column(name, column, list(features)))
         data = builder.config.data_files or {}
@@ -192,12 +189,12 @@ class HubSet:
             "column": column,
         }
 
-    def read(self, position: Position | None = None, val_fraction: float = 0) -> Iterator[Piece]:
-        row = 0
+    def read(self, position: Position | None = None, split: Split = TRAIN_ONLY) -> Iterator[Piece]:
+        row, stream = 0, self._open()
         if position is not None:
-            self._stream.load_state_dict(position["state"])
+            stream.load_state_dict(position["state"])
             row = position["row"]
-        rows = iter(self._stream)
+        rows = iter(stream)
         try:
             while True:
                 try:
@@ -210,12 +207,11 @@ class HubSet:
                     return
                 row += 1
                 place = f"{self.name}, row {row}"
-                if self.column not in values:
-                    raise InputError(no_column(place, self.column, list(values)))
+                text = text_of(place, values, self.column)
                 after = None
                 if row % HUB_ROWS_PER_POSITION == 0:
-                    after = {"row": row, "state": self._stream.state_dict()}
-                yield from _pieces(place, as_string(place, values[self.column]), val_fraction, row, after)
+                    after = {"row": row, "state": stream.state_dict()}
+                yield from row_pieces(place, text, self.on_bad_row, split, row, after)
         finally:
             rows.close()  # else a Parquet reader prints an error when the interpreter exits
 
@@ -252,7 +248,12 @@ def unreadable(name: str, error: Exception) -> str:
 
 
 def open_source(
-    input: list[str] | None, dataset: str | None, config: str | None, split: str, column: str
+    input: list[str] | None,
+    dataset: str | None,
+    config: str | None,
+    split: str,
+    column: str,
+    on_bad_row: OnBadRow,
 ) -> Source:
     """The source that command-line arguments name: files (`input`) or a data set (`dataset`).
 
@@ -263,30 +264,7 @@ def open_source(
         raise InputError("Give exactly one of --input and --dataset.")
     known = SETS.get(dataset or "", NamedSet(hub=dataset or ""))
     if not input and not known.files:
-        return HubSet(known.hub, config or known.config, split, column)
-    files = Files(input or known.files, column)
-    if files.skipped:
-        names = ", ".join(path.name for path in files.skipped[:5])
-        more = f" and {len(files.skipped) - 5} more" if len(files.skipped) > 5 else ""
-        print(f"skipped files of other types: {names}{more}")
+        return HubSet(known.hub, config or known.config, split, column, on_bad_row)
+    files = Files(input or known.files, column, on_bad_row)
+    files.listing.report()
     return files
-
-
-def _pieces(place: str, text: str, val_fraction: float, done: int, after: Position | None) -> Iterator[Piece]:
-    digest = hashlib.sha256()
-    try:
-        for start in range(0, len(text), 2**20):  # in parts, to bound memory for long texts
-            digest.update(text[start : start + 2**20].encode())
-    except UnicodeEncodeError as error:
-        half = f"U+{ord(error.object[error.start]):04X}"
-        raise InputError(
-            f"{place}: the text holds {half}, half of a surrogate pair; replace or remove it first."
-        ) from None
-    split, left = _split(digest.hexdigest(), val_fraction), len(text)
-    for piece, harmless in cut_text(text):
-        left -= len(piece)
-        yield Piece(piece, split, left == 0, harmless, done, after if left == 0 else None)
-
-
-def _split(digest: str, val_fraction: float) -> str:
-    return "val" if int(digest[:16], 16) / 2**64 < val_fraction else "train"

@@ -16,6 +16,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 PIECE_CHARACTERS = 2**16  # maximum length of a piece
+BYTE_ORDER_MARK = "\ufeff"  # Windows programs write it at the start of a file; it is not part of the text
 # Only letters and punctuation that have these categories in all versions of Unicode
 PUNCTUATION = re.compile(
     r"(?<=[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])[,.;:!?，。、；：！？]"
@@ -64,15 +65,21 @@ def _last_cut(text: str) -> tuple[int, bool]:
     return (places[-1], True) if places else (len(text), False)
 
 
-def scan_utf8(path: Path) -> tuple[int, str]:
-    """Read a UTF-8 file once; return its number of characters and the sha256 of its bytes in hex.
+def scan_utf8(path: Path) -> tuple[int, str, int]:
+    """Read a UTF-8 file once.
+
+    Returns:
+        The number of characters and the sha256 of the bytes in hex, both without a byte order mark at the start, and
+        the mark's number of bytes: 3, or 0 without one.
 
     Raises:
         InputError: naming the file and the first byte that is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    digest, n, place = hashlib.sha256(), 0, 0
+    digest, n = hashlib.sha256(), 0
     with open(path, "rb") as file:
+        place = mark = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(mark)
         while True:
             chunk = file.read(2**20)
             digest.update(chunk)
@@ -84,7 +91,7 @@ def scan_utf8(path: Path) -> tuple[int, str]:
                 raise InputError(f"{path} is not UTF-8 at byte {at}; convert it to UTF-8 first.") from None
             place += len(chunk)
             if not chunk:
-                return n, digest.hexdigest()
+                return n, digest.hexdigest(), mark
 
 
 def cuts_change_ids(tokenizer: Tokenizer) -> bool:

@@ -7,6 +7,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder, require_empty_folder
+from gpt_core.data.documents import OnBadRow
 from gpt_core.data.prepare_data import read_with_bar
 from gpt_core.data.sources import open_source
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ def train_tokenizer(
     dataset_split: str = "train",
     column: str = "text",
     min_frequency: int = 2,
+    on_bad_row: OnBadRow = "stop",
 ) -> None:
     """Train a byte-level BPE with GPT-2's pre-tokenization and write a folder that --tokenizer and transformers load.
 
@@ -35,12 +37,15 @@ def train_tokenizer(
     Args:
         out: the output folder; it must be empty or not exist.
         vocab_size: number of tokens, 257 (bytes alone) or more; a multiple of 64 is fast on a GPU.
-        input: files (.txt, .md: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of such files.
+        input: files (.txt, .md, .markdown: text; .jsonl, .jsonl.gz, .jsonl.xz, .csv, .parquet: rows), or folders of
+            such files. What cannot be read in a folder is skipped, with a line on stderr.
         dataset: a data set instead of files, as in scripts/prepare_data.py.
         dataset_config: configuration of the data set, if it has several.
         dataset_split: split of the data set to read.
         column: key or column of the text in a row.
         min_frequency: how often a pair must occur to become a token.
+        on_bad_row: what to do with a row that is invalid or has no string in the column (null is an empty document):
+            stop with an error, or skip and count it.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise InputError(
@@ -50,7 +55,7 @@ def train_tokenizer(
         raise InputError(f"min_frequency is {min_frequency}; expected 1 or more.")
     target = Path(out)
     require_empty_folder(target)
-    source = open_source(input, dataset, dataset_config, dataset_split, column)
+    source = open_source(input, dataset, dataset_config, dataset_split, column, on_bad_row)
     backend = RustTokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -61,12 +66,13 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    n = 0
+    n = n_bad = 0
 
     def texts():  # type: ignore[no-untyped-def]
-        nonlocal n
+        nonlocal n, n_bad
         for piece in read_with_bar(source, "reading"):
             n += len(piece.text)
+            n_bad += bool(piece.fault)
             yield piece.text
 
     backend.train_from_iterator(texts(), trainer)
@@ -79,5 +85,7 @@ def train_tokenizer(
     print(
         f"vocabulary of {tokenizer.vocab_size:,} from {n:,} characters, tokenizer {tokenizer.fingerprint[:12]}"
     )
+    if n_bad:
+        print(f"skipped {n_bad:,} rows that cannot be used")
     if tokenizer.vocab_size < vocab_size:
         print(f"fewer than the requested {vocab_size:,}: no other pair occurs {min_frequency} times")

@@ -26,16 +26,17 @@ def read_prompt(text: str) -> str:
         raise InputError(
             f"The prompt is {text}, which is a folder; expected FILE: and the path of a file."
         ) from error
-    if not content:
-        raise InputError(f"{path} is empty; expected a text.")
     if len(content) > MAX_FILE_BYTES:
         raise InputError(
             f"{path} holds more than {MAX_FILE_BYTES // 2**20} MiB, the maximum for a prompt; shorten it."
         )
     try:
-        return content.decode()
+        decoded = content.decode("utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}; convert it to UTF-8 first.") from error
+    if not decoded:
+        raise InputError(f"{path} is empty; expected a text.")
+    return decoded
 
 
 def refuse_long(text: str, context: int, what: str = "prompt") -> None:

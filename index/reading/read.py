@@ -36,7 +36,7 @@ def iter_documents(paths: Sequence[str | Path]) -> Iterator[Document]:
             yield document
 
 
-def list_files(paths: Sequence[str | Path]) -> tuple[list[tuple[Path, str]], list[Path]]:
+def list_files(paths: Sequence[str | Path]) -> folders.Listing:
     """List the files to read, each with its path relative to the given folder, and the skipped files.
 
     Folders are searched recursively in sorted order, without hidden entries; files of unsupported types are skipped. Of

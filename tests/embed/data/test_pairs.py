@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,13 @@ from embed.data.pairs import Columns, Example, read_examples
 from gpt_core.common.errors import InputError
 from tests.beir_folders import write_beir
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+def key(text: str) -> str:
+    """Equal for texts that differ by white space or Unicode form only."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip()
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(key)
 
 
 def write_rows(path: Path, *rows: dict) -> Path:
@@ -42,6 +50,12 @@ def test_reads_the_common_row_formats(tmp_path, capsys, row, example):
         assert not capsys.readouterr().err
 
 
+def test_compressed_files_are_read_whatever_the_case_of_their_endings(tmp_path):
+    path = tmp_path / "DATA.JSONL.GZ"
+    path.write_bytes(gzip.compress(b'{"query": "q", "positive": "p"}'))
+    assert read_examples(path) == [Example("q", ("p",))]
+
+
 @settings(max_examples=40)
 @given(
     st.lists(
@@ -60,10 +74,10 @@ def test_reading_returns_the_written_examples_without_unusable_pairs(tmp_path_fa
     rows = [{"query": e.query, "pos": e.positives, "neg": e.negatives} for e in examples]
     expected = []
     for e in examples:
-        query, positives = e.query.strip(), [p.strip() for p in e.positives]
-        left = tuple(p for p in e.positives if p.strip() != query)
+        query, positives = key(e.query), [key(p) for p in e.positives]
+        left = tuple(p for p in e.positives if key(p) != query)
         if left:
-            negatives = tuple(n for n in e.negatives if n.strip() not in [query, *positives])
+            negatives = tuple(n for n in e.negatives if key(n) not in [query, *positives])
             expected.append(Example(e.query, left, negatives))
     if expected:
         assert read_examples(write_rows(path, *rows)) == expected
@@ -78,8 +92,8 @@ def test_dropped_pairs_are_reported(tmp_path, capsys):
         {"query": "q", "positive": "p"},
         {"query": "", "positive": "p"},
         {"query": "q", "positive": " \n"},
-        {"query": "same", "positive": "same "},
-        {"query": "r", "pos": ["r", "", "s"], "neg": ["s", "r", "", "t"]},
+        {"query": "the same", "positive": "the  same "},
+        {"query": "r", "pos": ["r", "", "s"], "neg": ["\uff53", "r", "", "t"]},
     )
     assert read_examples(path) == [Example("q", ("p",)), Example("r", ("s",), ("t",))]
     left_out, negatives = capsys.readouterr().err.splitlines()

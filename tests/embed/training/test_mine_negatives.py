@@ -86,6 +86,28 @@ def test_mined_negatives_equal_sentence_transformers(
     assert any(ours.values())
 
 
+def test_queries_and_texts_that_differ_by_white_space_share_their_positives(tmp_path, capsys):
+    answers = ["Paris is the capital of France.", "The capital of France is Paris,  on the Seine."]
+    rows = [
+        ("What is the capital of France?", answers[0]),
+        ("What is the  capital of France?\u3000", answers[1]),
+        ("where is Lyon", "Lyon is not the capital of France."),
+        ("which capital is on the Seine", answers[1].replace("  ", " ")),
+    ]
+    path = write_pairs(tmp_path / "data.jsonl", rows)
+    with path.open("a") as file:
+        file.write(
+            json.dumps({"query": "q", "pos": ["p of France"], "neg": ["Paris is  the capital of France. "]})
+        )
+    mine_negatives(data=str(path), out=tmp_path / "out.jsonl", relative_margin=None)
+    first, second, _, fourth, fifth = (row["neg"] for row in read(tmp_path / "out.jsonl"))
+    assert first == second == [rows[2][1], "p of France"]
+    assert answers[1] not in fourth
+    assert fifth[0] == "Paris is  the capital of France. "
+    assert answers[0] not in fifth
+    assert "4 distinct queries, from 4 texts" in capsys.readouterr().out
+
+
 scores = st.integers(-16, 16).map(lambda n: n / 16)  # exact in float32
 
 

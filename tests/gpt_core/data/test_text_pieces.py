@@ -103,16 +103,19 @@ def test_a_tokenizer_that_prepends_to_each_text_is_detected() -> None:
     assert not cuts_change_ids(GPT2)
 
 
-@given(st.text(), st.integers(1, 5))
+@given(st.text() | st.text().map("\ufeff".__add__), st.integers(1, 5))
 def test_scan_utf8_counts_the_characters_of_a_file(
     tmp_path_factory: pytest.TempPathFactory, text: str, times: int
 ) -> None:
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(text.encode() * times)
-    assert scan_utf8(path)[0] == len(text) * times
+    without_mark = (text * times).removeprefix("\ufeff")
+    n, _, mark = scan_utf8(path)
+    assert n == len(without_mark)
+    assert path.read_bytes()[mark:].decode() == without_mark
 
 
-@pytest.mark.parametrize("before", [b"", b"x" * (2**20 - 1), b"x" * (2**20 + 5)])
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"x" * (2**20 - 1), b"x" * (2**20 + 5)])
 def test_the_byte_that_is_not_utf8_is_named(tmp_path: Path, before: bytes) -> None:
     path = tmp_path / "a.txt"
     for bad in (b"\xff", b"\xe7\x9f!", b"\xe7\x9f"):

@@ -1,6 +1,7 @@
 """Training a tokenizer: lossless for any text, readable by transformers, deterministic."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,16 @@ def test_the_same_text_gives_the_same_tokenizer(folder: Path) -> None:
     assert len(tokenizer.encode("What say you, my lord?")) < 12
 
 
+def test_a_byte_order_mark_changes_no_tokenizer(tmp_path: Path) -> None:
+    for mark in ("", "\ufeff"):
+        (tmp_path / "a.txt").write_text(mark + "knowing what you know " * 50, encoding="utf-8")
+        (tmp_path / "b.txt").write_text(mark + "and what you do not " * 50, encoding="utf-8")
+        input = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+        train_tokenizer(input=input, vocab_size=300, out=str(tmp_path / f"out{len(mark)}"))
+    first, second = (Tokenizer.from_pretrained(tmp_path / name) for name in ("out0", "out1"))
+    assert first.fingerprint == second.fingerprint
+
+
 def test_any_text_is_decoded_unchanged(folder: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(folder / "one")
 
@@ -74,7 +85,7 @@ def test_little_text_gives_fewer_tokens_and_says_so(
     assert Tokenizer.from_pretrained(tmp_path / "out").vocab_size < 270
 
 
-def test_bad_input_is_refused_and_leaves_no_files(tmp_path: Path) -> None:
+def test_bad_input_is_refused_and_leaves_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     (tmp_path / "b.txt").touch()
     out = str(tmp_path / "out")
@@ -82,8 +93,13 @@ def test_bad_input_is_refused_and_leaves_no_files(tmp_path: Path) -> None:
         train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=256, out=out)
     with pytest.raises(InputError, match="min_frequency is 0"):
         train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=300, min_frequency=0, out=out)
-    with pytest.raises(InputError, match=r"a\.jsonl, line 2: expected an object"):
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2 has no column .*--on_bad_row skip"):
         train_tokenizer(input=[str(tmp_path / "a.jsonl")], vocab_size=300, out=out)
+    train_tokenizer(
+        input=[str(tmp_path / "a.jsonl")], vocab_size=300, out=str(tmp_path / "skipped"), on_bad_row="skip"
+    )
+    assert "skipped 1 rows that cannot be used" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "skipped")
     with pytest.raises(InputError, match="holds no text"):
         train_tokenizer(input=[str(tmp_path / "b.txt")], vocab_size=300, out=out)
     with pytest.raises(InputError, match="already exists and is not empty"):

@@ -13,6 +13,7 @@ from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.inspect_model import inspect_model
 from gpt_core.generation.engine import Engine
+from gpt_core.generation.prompts import read_prompt
 from gpt_core.generation.sample import SAMPLING, sample
 from gpt_core.generation.sampling import SamplingParams
 from gpt_core.model.gpt import GPT
@@ -84,11 +85,17 @@ def test_special_tokens_are_parsed_only_on_request(folder: Path, say: Any) -> No
         Tokenizer.from_characters("abc").encode_trusted("abz")
 
 
+def test_a_prompt_file_is_read_without_its_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("\ufeffOnce\n", encoding="utf-8")
+    assert read_prompt(f"FILE:{tmp_path / 'prompt.txt'}") == "Once\n"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "^There is no file .*prompt.txt to read"),
         (b"", "prompt.txt is empty"),
+        (b"\xef\xbb\xbf", "prompt.txt is empty"),
         (b"caf\xe9", "prompt.txt is not UTF-8 at byte 3"),
         (b"x" * 50_000_000, "^The prompt has 50000000 characters; the context holds 512 tokens"),
         (b"\0" * (64 * 2**20 + 1), "prompt.txt holds more than 64 MiB"),

@@ -132,12 +132,13 @@ def test_files_that_are_not_text_are_refused(tmp_path, name, content, message):
     assert message in str(error.value)
 
 
-def test_a_missing_path_and_the_same_file_twice_are_refused(tmp_path):
+def test_a_missing_path_and_two_files_with_one_id_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         list(iter_documents([tmp_path / "nowhere"]))
     path = write(tmp_path / "a.txt", "x")
     with pytest.raises(InputError, match=r"another document has the id 'a\.txt'"):
-        list(iter_documents([path, tmp_path]))
+        list(iter_documents([path, write(tmp_path / "b" / "a.txt", "y")]))
+    assert [document.id for document in iter_documents([path, tmp_path])] == ["a.txt", "b/a.txt"]
 
 
 def test_the_hash_depends_on_the_content_only():
