@@ -80,11 +80,9 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
         return number(key, default, whole=True)
 
     n_embd, n_head = size("embedding_length"), size("attention.head_count")
-    ids: dict[str, Any] = read_special_ids(file)
-    eot = ids.pop("eot")
-    if eot is not None and eot != ids["eos"]:
-        ids["eos"] = (ids["eos"], eot)
-    common = {f"{name}_id": i for name, i in ids.items()} | {
+    ids, ends = read_special_ids(file)
+    common: dict[str, Any] = {
+        "bos_id": ids["bos"], "eos_id": ends if len(ends) > 1 else ids["eos"], "pad_id": ids["pad"],
         "vocab_size": len(file.texts("tokenizer.ggml.tokens")), "block_size": size("context_length"),
         "n_layer": size("block_count"), "n_head": n_head, "n_embd": n_embd, "n_inner": size("feed_forward_length"),
         "tie_embeddings": "output.weight" not in file.tensor_infos,
