@@ -13,7 +13,7 @@ from gpt_core.common.files import atomic_write, fsync_path
 from gpt_core.common.json_files import read_json
 from gpt_core.formats.card import Card, with_command, write_card
 from gpt_core.formats.gguf.read import read_gguf
-from gpt_core.formats.huggingface.config import from_hf, to_hf
+from gpt_core.formats.huggingface.config import from_hf, generation_eos_ids, generation_settings, to_hf
 from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
 from gpt_core.formats.pickles import read_bin
@@ -28,7 +28,7 @@ def load(name_or_folder: str | Path) -> GPT:
     """Load a GPT in float32 and evaluation mode; see `GPT.from_pretrained`."""
     folder = resolve(name_or_folder)
     if (folder / "config.json").exists():
-        config = _read_config(folder / "config.json")
+        config = _read_config(folder)
         model = _empty(config)
         state = from_hf_names(_read_tensors(folder), model)
     elif gguf := gguf_in(folder):
@@ -69,6 +69,8 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
     finally:
         temporary.unlink(missing_ok=True)
     atomic_write(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+    settings = json.dumps(generation_settings(model.config), indent=2)
+    atomic_write(folder / "generation_config.json", settings + "\n")
     n_parameters = sum(w.numel() for w in weights.values())
     write_card(folder, with_command(card or Card()), model.config, n_parameters, raw["dtype"])
 
@@ -110,14 +112,22 @@ def _assign(model: GPT, state: dict[str, Tensor], folder: Path) -> None:
         model.alibi = Alibi(model.config)
 
 
-def _read_config(path: Path) -> GPTConfig:
+def _read_config(folder: Path) -> GPTConfig:
+    path = folder / "config.json"
     raw = read_json(path, optional=False)
     try:
-        return from_hf(raw)
+        config = from_hf(raw)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except KeyError as error:
         raise InputError(f"{path} lacks the key {error}, which its model_type needs.") from error
+    # Chat models often name the token that ends a turn only there.
+    path = folder / "generation_config.json"
+    settings = read_json(path)
+    try:
+        return config.with_eos(generation_eos_ids(settings))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
         self.draft = draft
-        self.eos_ids = {*model.config.eos_ids, tokenizer.eos_id} - {None}
+        self.eos_ids = {*model.config.eos_ids, *tokenizer.eos_ids}
         # Vocabularies are padded to round sizes; ids that the tokenizer cannot decode must not be sampled.
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
         self.cache = Cache(

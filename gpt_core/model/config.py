@@ -1,7 +1,8 @@
 """The shape of a GPT."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gpt_core.common.errors import InputError
@@ -117,6 +118,13 @@ class GPTConfig:
         if self.eos_id is None:
             return ()
         return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
+
+    def with_eos(self, ids: Iterable[int]) -> "GPTConfig":
+        """This config with further ids that end a sequence, after its own ones."""
+        every = tuple(dict.fromkeys((*self.eos_ids, *ids)))
+        if every == self.eos_ids:
+            return self
+        return replace(self, eos_id=every[0] if len(every) == 1 else every)
 
     @property
     def model_type(self) -> str:

@@ -279,6 +279,11 @@ class Tokenizer:
         return self.rust.get_added_tokens_decoder()
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The id that ends a text, or no id."""
+        return () if self.eos_id is None else (self.eos_id,)
+
+    @property
     def rust(self) -> RustTokenizer:
         """This tokenizer in the library `tokenizers`, whose file format transformers reads."""
         return gpt2_rust() if isinstance(self._backend, tiktoken.Encoding) else self._backend

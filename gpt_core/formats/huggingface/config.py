@@ -70,6 +70,26 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
     return _from_gpt2(raw, common) if family == "gpt2" else _from_gpt_neo(raw, common)
 
 
+def generation_eos_ids(raw: dict[str, Any]) -> tuple[int, ...]:
+    """The end-of-text ids in the content of a `generation_config.json`, which may differ from those of `config.json`.
+
+    Raises:
+        InputError: if they are not token ids.
+    """
+    eos = raw.get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(i) is int for i in ids):
+        raise InputError(f"eos_token_id is {eos!r}; expected a token's id or a list of them.")
+    return tuple(ids)
+
+
+def generation_settings(config: GPTConfig) -> dict[str, Any]:
+    """The content of `generation_config.json` for other tools: the ids that begin, end and pad a text."""
+    eos = list(config.eos_ids) if len(config.eos_ids) > 1 else next(iter(config.eos_ids), None)
+    ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
+    return {name: i for name, i in ids.items() if i is not None}
+
+
 def _from_gpt2(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
     _expect(raw, "scale_attn_by_inverse_layer_idx", (False,), default=False)
     return GPTConfig.gpt2(
