@@ -129,10 +129,11 @@ def derived(model: str, folder: Path) -> Card:
     """
     source = read_card(folder)
     head = {key: source.head[key] for key in (*LICENCE_KEYS, "base_model") if key in source.head}
-    if model in KNOWN_MODELS:
-        head = {"license": KNOWN_MODELS[model].licence} | head | {"base_model": KNOWN_MODELS[model].hub}
-    elif folder == cache_dir() / "models" / model:  # from the hub
-        head["base_model"] = model
+    if folder == cache_dir() / "models" / model:  # not another folder of that name
+        if model in KNOWN_MODELS:
+            head = {"license": KNOWN_MODELS[model].licence} | head | {"base_model": KNOWN_MODELS[model].hub}
+        else:  # from the hub
+            head["base_model"] = model
     if source.licence_text is not None:
         head = {"license": "other", "license_link": "LICENSE"} | head
     history = {name: text for name, text in source.sections.items() if name not in DERIVED_SECTIONS}

@@ -63,10 +63,12 @@ class Tokenizer:
     def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
         """Load "gpt2" (part of the package), or the tokenizer of a model folder or known model.
 
+        A folder comes first, also one that is called gpt2; a `Path` is always a folder.
+
         Raises:
             InputError: if the folder has no tokenizer in a supported format.
         """
-        if str(name_or_folder) == "gpt2":
+        if name_or_folder == "gpt2" and not Path("gpt2").is_dir():
             gpt2 = gpt2_tiktoken()
             return cls(gpt2, bos_id=gpt2.eot_token, eos_id=gpt2.eot_token)
         from gpt_core.formats.huggingface.tokenizer import (

@@ -132,8 +132,9 @@ def test_known_models_and_those_of_the_hub_are_named(tmp_path, monkeypatch):
     card = derived("some/model", cached)
     assert card == Card({"license": "gemma", "base_model": "some/model"})
     name = "smollm2-135m-instruct"
-    known = derived(name, tmp_path)
+    known = derived(name, tmp_path / "models" / name)
     assert known.head == {"license": "apache-2.0", "base_model": KNOWN_MODELS[name].hub}
+    assert derived(name, tmp_path / name).head == {}  # a folder of the same name is another model
 
 
 @pytest.mark.parametrize(
