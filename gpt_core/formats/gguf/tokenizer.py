@@ -29,11 +29,11 @@ SCHEMES = ("gpt-2", "smollm", *SPLITS)
 # takes token 11 for a missing begin or end token, which is the comma of most vocabularies.
 ADD_BOS = ("llama-bpe",)  # schemes that put the begin token before a text
 # Tokens that end a text whatever the file's keys say, and by whose text a missing key is found
-END_TEXTS = set(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
-    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<｜end▁of▁sentence｜> [e~[".split()
-)
+END_TEXTS = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>", "<turn|>",
+    "<end_of_utterance>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+}  # fmt: skip
 END_KEYS = {
     "eot": set[str](),
     "eom": set[str](),
