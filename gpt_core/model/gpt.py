@@ -246,20 +246,24 @@ class GPT(nn.Module):
         return torch.stack(losses).sum()  # (number of chunks,) → 0-dim
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
+    def from_pretrained(cls, name_or_folder: str | Path, dtype: torch.dtype = torch.float32) -> "GPT":
         """Load a model: a known name, a run's `out_dir`, a Hugging Face folder or a folder with a GGUF file.
 
         A folder with nanoGPT's `ckpt.pt` or small-gpt's `.pth` can be loaded, too. For its tokenizer, add what the
         checkpoint lacks: nanoGPT's `meta.pkl` (not needed for GPT-2's BPE), small-gpt's training text.
 
-        The weights are float32 on the CPU; the model is in evaluation mode.
+        The weights are on the CPU; the model is in evaluation mode. An adapter of peft in the folder is merged.
+
+        Args:
+            name_or_folder: the model.
+            dtype: of the weights; each tensor is converted as it is read.
 
         Raises:
             InputError: for an unknown name, missing weights, or a configuration that is not supported.
         """
         from gpt_core.formats.pretrained import load
 
-        return load(name_or_folder)
+        return load(name_or_folder, dtype)
 
     def save_pretrained(
         self, folder: str | Path, weights: dict[str, Tensor] | None = None, card: "Card | None" = None

@@ -147,7 +147,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(folder, tmp_path, monkeypat
     adapter(folder).save_pretrained(out)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "peft", None)  # as if it were not installed
-        with pytest.raises(InputError, match="peft, which applies it, is not installed; .*merge_and_unload"):
+        with pytest.raises(InputError, match=r"peft, which applies it, is not installed; .*merge_and_unload"):
             GPT.from_pretrained(out)
     settings = json.loads((out / "adapter_config.json").read_text())
     for change, message in (
