@@ -32,6 +32,30 @@ SWITCHES = {
 IDS = {"bos_token_id", "eos_token_id", "pad_token_id", "bos_id", "eos_id", "pad_id"}
 LISTS = {"attention_types", "layer_types", "window_layers"}
 OBJECTS = {"rope_parameters", "rope_scaling"}
+OTHERS = {"activation_function", "hidden_act", "max_window_layers", "position", "norm", "mlp", "attn_bias"}
+# Keys whose null has a meaning: no such id or setting, or the size that follows from the others. transformers refuses
+# null for all other keys that are read here.
+NULLABLE = (
+    IDS
+    | OBJECTS
+    | {
+        *(
+            "num_key_value_heads",
+            "n_inner",
+            "intermediate_size",
+            "attention_types",
+            "layer_types",
+            "sliding_window",
+        ),
+        *("rope_theta", "window", "head_dim", "attention_dropout"),
+    }
+)
+# Exceptions: keys that are not optional in one family
+NOT_NULLABLE = {
+    "qwen3": {"head_dim", "attention_dropout", "intermediate_size"},
+    "llama": {"intermediate_size"},
+    "zhizhi": {"head_dim", "n_inner", "rope_theta"},
+}
 # Hugging Face's activation_function → ours
 GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
 
@@ -45,11 +69,16 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
     """
     if not isinstance(raw, dict):
         raise InputError(f"config.json holds a {type(raw).__name__}; expected an object.")
-    raw = {key: value for key, value in raw.items() if value is not None}
-    _check_types(raw)
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise InputError(f"config.json has model_type {family!r}; expected {_either(FAMILIES)}.")
+    nullable = NULLABLE - NOT_NULLABLE.get(family, set())
+    if not raw.get("rope_parameters"):
+        nullable -= {"rope_theta"}
+    _check_types({key: value for key, value in raw.items() if value is not None or key not in nullable})
+    if raw.get("sliding_window", 4096) is None:  # full attention, whatever the layers' own kinds are
+        raw = raw | {"use_sliding_window": False}
+    raw = {key: value for key, value in raw.items() if value is not None}
     if quantised := raw.get("quantization_config"):
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else quantised
         raise InputError(
@@ -222,7 +251,12 @@ def _from_zhizhi(raw: dict[str, Any]) -> GPTConfig:
 
 
 def _check_types(raw: dict[str, Any]) -> None:
+    read = SIZES | LAYERS | NUMBERS | SWITCHES | IDS | LISTS | OBJECTS | OTHERS
     for key, value in raw.items():
+        if value is None and key in read:
+            raise InputError(
+                f"config.json has {key} = null, which means nothing there; give a value or remove the key."
+            )
         most = MAX_DIMENSION if key in SIZES else MAX_LAYERS if key in LAYERS else 0
         if most and (type(value) is not int or not 1 <= value <= most):
             raise InputError(f"config.json has {key} = {value!r}; expected a whole number from 1 to {most}.")
