@@ -186,7 +186,14 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 @pytest.mark.skipif(not CLEAR_REFS.exists(), reason="Linux measures the peak of a part of a process")
 def test_weights_are_never_all_in_memory_as_float32(tmp_path):
     config = GPTConfig(
-        vocab_size=2**16, block_size=8, n_layer=1, n_head=2, n_kv_head=2, n_embd=256, head_dim=128, n_inner=256
+        vocab_size=2**16,
+        block_size=8,
+        n_layer=1,
+        n_head=2,
+        n_kv_head=2,
+        n_embd=256,
+        head_dim=128,
+        n_inner=256,
     )
     model = GPT(config).to(torch.bfloat16)
     n_bytes = sum(p.numel() for p in model.parameters()) * 2  # 33 MiB, nearly all of them embeddings
