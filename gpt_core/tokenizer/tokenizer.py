@@ -195,20 +195,26 @@ class Tokenizer:
         """The text of `ids`, including special tokens; an incomplete character becomes U+FFFD.
 
         Raises:
-            KeyError: for an id that GPT-2's vocabulary does not have; `tokenizers` decodes such ids to "".
-            OverflowError: for a negative id.
+            InputError: for an id below 0 or from `vocab_size` on. An id between them without a token decodes to "".
         """
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise InputError(f"There is no token {i}; expected ids from 0 to {self.vocab_size - 1}.")
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.decode(ids)
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to a text, possibly part of a character; of a special token, its name."""
+        """The bytes that a token adds to a text, possibly part of a character; of a special token, its name.
+
+        Raises:
+            InputError: as `decode`.
+        """
+        text = self.decode([token])
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.decode_single_token_bytes(token)
         if token in self._added:
             return self._added[token].content.encode()
-        text = self.decode([token])
         if "\ufffd" not in text:
             # decoded after another token: SentencePiece's decoders drop the space at the start of a text
             return self.decode([token, token])[len(text) :].encode()

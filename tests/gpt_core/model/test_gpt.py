@@ -221,3 +221,21 @@ def test_invalid_config_values_are_refused():
             GPTConfig(window=4, window_layers=layers)
     with pytest.raises(InputError, match="No Hugging Face family"):
         _ = GPTConfig(norm="layernorm").model_type
+
+
+@torch.no_grad()
+def test_too_many_tokens_and_none_are_one_sentence(model):
+    alibi = model.config.position == "alibi"
+    for n in (48, 49, 60):
+        ids = text(n)[None]
+        segments = torch.arange(n)[None] // 20  # each within the context
+        assert model(ids, segments=segments).logits.isfinite().all()
+        for places in ({}, {"positions": torch.arange(n)}, {"segments": torch.zeros(1, n, dtype=torch.long)}):
+            if n <= 48 or alibi:
+                assert model(ids, **places).logits.isfinite().all()
+            else:
+                with pytest.raises(InputError, match=rf"has {n} tokens; .* \(block_size\) holds 48"):
+                    model(ids, **places)
+    for shape in ((1, 0), (0, 4), (0, 0)):
+        with pytest.raises(InputError, match=r"shape \(\d, \d\); expected at least one row of one token"):
+            model(torch.zeros(shape, dtype=torch.long))

@@ -39,6 +39,17 @@ def test_gpt2_known_ids():
     assert (GPT2.vocab_size, GPT2.eos_id) == (50257, 50256)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "chat", "characters"])
+def test_ids_outside_the_vocabulary_are_one_error(kind):
+    tokenizer = {"gpt2": GPT2, "chat": chat_tokenizer(), "characters": Tokenizer.from_characters("abc")}[kind]
+    n = tokenizer.vocab_size
+    assert tokenizer.decode([n - 1])
+    for bad in (-1, n, 2**32, -(2**40)):
+        for call in (lambda i: tokenizer.decode([0, i]), tokenizer.token_bytes):
+            with pytest.raises(InputError, match=f"There is no token {bad}; expected ids from 0 to {n - 1}"):
+                call(bad)
+
+
 def test_a_folder_called_gpt2_is_read_as_a_folder(tmp_path, monkeypatch):
     chat_tokenizer().save(tmp_path / "gpt2")
     monkeypatch.chdir(tmp_path)
