@@ -100,9 +100,9 @@ def add_progress(folder: Path, step: int, figures: dict[str, float]) -> None:
 def read_card(folder: Path) -> Card:
     """The card in `folder`, without sections if it lacks MARK; an empty card if there is no readable README.md."""
     licence_text = None
-    for path in sorted(folder.glob("LICEN[CS]E*")):
+    path = next((p for p in sorted(folder.glob("LICEN[CS]E*")) if p.is_file()), None)  # not a folder LICENSES
+    if path is not None:
         licence_text = path.read_text(encoding="utf-8", errors="replace")
-        break
     try:
         text = (folder / README).read_text(encoding="utf-8")
         _, raw, body = text.split("---\n", 2) if text.startswith("---\n") else ("", "", text)
