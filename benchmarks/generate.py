@@ -17,10 +17,10 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.evaluation.report import print_report
 from gpt_core.formats.export import export_gguf, export_hf
+from gpt_core.formats.pretrained import read_config
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hardware.device import DeviceName, available_cores, pick_device
 from gpt_core.hub.locate import gguf_in, resolve
-from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 COLUMNS = (
@@ -101,7 +101,7 @@ def bench_generate(
         import transformers  # noqa: F401  (fail here, not in a subprocess)
     folder, place, n_threads = resolve(model), pick_device(device).type, threads or available_cores()
     questions = [] if squad is None else read_questions(squad, answers)
-    block_size = GPT.from_pretrained(folder).config.block_size
+    block_size = read_config(folder).block_size
     if prompt_tokens + new_tokens + N_CONCURRENT + 1 > block_size:
         raise InputError(
             f"prompt_tokens + new_tokens is {prompt_tokens + new_tokens}; expected at most "

@@ -54,7 +54,9 @@ def fingerprint(
 
 
 def files_sha256(folder: Path) -> str | None:
-    """Hex digest of a model folder's weight files; None if the folder has none of a known name."""
+    """Hex digest of a model folder's weight files; None if the folder has none of a known name, or an adapter."""
+    if (folder / "adapter_config.json").exists():  # its base model may be elsewhere
+        return None
     # Only model*.safetensors: a checkpoint also has safetensors of its optimizer.
     files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.gguf")])
     files = files or sorted(folder.glob("pytorch_model*.bin"))

@@ -100,9 +100,9 @@ def add_progress(folder: Path, step: int, figures: dict[str, float]) -> None:
 def read_card(folder: Path) -> Card:
     """The card in `folder`, without sections if it lacks MARK; an empty card if there is no readable README.md."""
     licence_text = None
-    for path in sorted(folder.glob("LICEN[CS]E*")):
+    path = next((p for p in sorted(folder.glob("LICEN[CS]E*")) if p.is_file()), None)  # not a folder LICENSES
+    if path is not None:
         licence_text = path.read_text(encoding="utf-8", errors="replace")
-        break
     try:
         text = (folder / README).read_text(encoding="utf-8")
         _, raw, body = text.split("---\n", 2) if text.startswith("---\n") else ("", "", text)
@@ -129,10 +129,11 @@ def derived(model: str, folder: Path) -> Card:
     """
     source = read_card(folder)
     head = {key: source.head[key] for key in (*LICENCE_KEYS, "base_model") if key in source.head}
-    if model in KNOWN_MODELS:
-        head = {"license": KNOWN_MODELS[model].licence} | head | {"base_model": KNOWN_MODELS[model].hub}
-    elif folder == cache_dir() / "models" / model:  # from the hub
-        head["base_model"] = model
+    if folder == cache_dir() / "models" / model:  # not another folder of that name
+        if model in KNOWN_MODELS:
+            head = {"license": KNOWN_MODELS[model].licence} | head | {"base_model": KNOWN_MODELS[model].hub}
+        else:  # from the hub
+            head["base_model"] = model
     if source.licence_text is not None:
         head = {"license": "other", "license_link": "LICENSE"} | head
     history = {name: text for name, text in source.sections.items() if name not in DERIVED_SECTIONS}

@@ -44,8 +44,8 @@ def export_hf(folder: Path, target: Path, dtype: HFDtype = "float32", card: Card
         tokenizer.save(scratch)
         settings = json.loads((scratch / "tokenizer_config.json").read_text(encoding="utf-8"))
         settings["model_max_length"] = model.config.block_size
-        _write_json(scratch / "tokenizer_config.json", settings)
-        _write_json(scratch / "generation_config.json", generation_settings(model.config))
+        content = json.dumps(settings, indent=2, ensure_ascii=False)
+        atomic_write(scratch / "tokenizer_config.json", content + "\n")
 
 
 def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16", card: Card | None = None) -> Path:
@@ -88,16 +88,18 @@ def export_gguf(folder: Path, target: Path, dtype: GGUFDtype = "float16", card: 
 
 
 def load(folder: Path) -> tuple[GPT, Tokenizer]:
-    """The model and the tokenizer of a folder; special ids that the model's config lacks come from the tokenizer.
+    """The model and the tokenizer of a folder.
+
+    Special ids that the model's config lacks come from the tokenizer, whose end-of-text token is one of the model's.
 
     Raises:
         InputError: for a model without a tokenizer, or as `check_exportable`.
     """
     model, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
     check_exportable(model.config, tokenizer, str(folder))
-    ids = {name: getattr(model.config, name) for name in ("bos_id", "eos_id", "pad_id")}
+    ids = {name: getattr(model.config, name) for name in ("bos_id", "pad_id")}
     ids = {name: getattr(tokenizer, name) if i is None else i for name, i in ids.items()}
-    model.config = replace(model.config, **ids)
+    model.config = replace(model.config.with_eos(tokenizer.eos_ids), **ids)
     return model, tokenizer
 
 
@@ -122,14 +124,3 @@ def check_exportable(config: GPTConfig, tokenizer: Tokenizer, name: str) -> None
             f"{name} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {config.vocab_size}; put "
             "the model's own tokenizer there."
         )
-
-
-def generation_settings(config: GPTConfig) -> dict[str, object]:
-    """The content of `generation_config.json` for transformers: the ids that begin, end and pad a text."""
-    eos = list(config.eos_ids) if len(config.eos_ids) > 1 else next(iter(config.eos_ids), None)
-    ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
-    return {name: i for name, i in ids.items() if i is not None}
-
-
-def _write_json(path: Path, values: object) -> None:
-    atomic_write(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

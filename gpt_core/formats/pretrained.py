@@ -12,9 +12,11 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write, fsync_path
 from gpt_core.common.json_files import read_json
 from gpt_core.formats.card import Card, with_command, write_card
-from gpt_core.formats.gguf.read import read_gguf
-from gpt_core.formats.huggingface.config import from_hf, to_hf
-from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names
+from gpt_core.formats.gguf.container import GGUF
+from gpt_core.formats.gguf.read import read_gguf, read_gguf_config
+from gpt_core.formats.huggingface.adapter import ADAPTER_CONFIG, base_of, with_adapter
+from gpt_core.formats.huggingface.config import from_hf, generation_eos_ids, generation_settings, to_hf
+from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names, unwrapped, with_head
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
 from gpt_core.formats.pickles import read_bin
 from gpt_core.hub.locate import gguf_in, resolve
@@ -24,26 +26,59 @@ from gpt_core.model.masks import Alibi
 from gpt_core.model.rope import Rope
 
 
-def load(name_or_folder: str | Path) -> GPT:
-    """Load a GPT in float32 and evaluation mode; see `GPT.from_pretrained`."""
+def load(name_or_folder: str | Path, dtype: torch.dtype = torch.float32) -> GPT:
+    """Load a GPT in evaluation mode, one tensor at a time into `dtype`; see `GPT.from_pretrained`."""
     folder = resolve(name_or_folder)
+    if (folder / ADAPTER_CONFIG).exists():
+        model = with_adapter(_load(base_of(folder), torch.float32), folder)
+        return model.to(dtype)
+    return _load(folder, dtype)
+
+
+def read_config(name_or_folder: str | Path) -> GPTConfig:
+    """The config of a model without its weights, as its files describe it.
+
+    Raises:
+        InputError: as `load`.
+    """
+    folder = base_of(resolve(name_or_folder))
     if (folder / "config.json").exists():
-        config = _read_config(folder / "config.json")
+        return _read_config(folder)
+    if gguf := gguf_in(folder):
+        return read_gguf_config(GGUF(gguf))
+    if checkpoint := checkpoint_in(folder):
+        return read_checkpoint(checkpoint)[0]
+    raise _no_model(folder)
+
+
+def _load(folder: Path, dtype: torch.dtype) -> GPT:
+    if (folder / "config.json").exists():
+        config = _read_config(folder)
+        raw = _read_tensors(folder)
+        try:
+            raw, config = with_head(unwrapped(raw, config), config)
+        except InputError as error:
+            raise InputError(f"{folder} cannot be loaded: {error}.") from error
         model = _empty(config)
-        state = from_hf_names(_read_tensors(folder), model)
+        state = from_hf_names(raw, model)
+        del raw
     elif gguf := gguf_in(folder):
-        config, state = read_gguf(gguf)
+        config, state = read_gguf(gguf, dtype)
         model = _empty(config)
     elif checkpoint := checkpoint_in(folder):
         config, state = read_checkpoint(checkpoint)
         model = _empty(config)
     else:
-        raise InputError(
-            f"{folder} is not a model folder: it has no config.json, no .gguf file, no ckpt.pt of nanoGPT and no .pth "
-            "of small-gpt; give a folder with one of them."
-        )
-    _assign(model, state, folder)
+        raise _no_model(folder)
+    _assign(model, state, folder, dtype)
     return model.eval()
+
+
+def _no_model(folder: Path) -> InputError:
+    return InputError(
+        f"{folder} is not a model folder: it has no config.json, no .gguf file, no ckpt.pt of nanoGPT and no .pth "
+        "of small-gpt; give a folder with one of them."
+    )
 
 
 def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card | None) -> None:
@@ -69,6 +104,8 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
     finally:
         temporary.unlink(missing_ok=True)
     atomic_write(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+    settings = json.dumps(generation_settings(model.config), indent=2)
+    atomic_write(folder / "generation_config.json", settings + "\n")
     n_parameters = sum(w.numel() for w in weights.values())
     write_card(folder, with_command(card or Card()), model.config, n_parameters, raw["dtype"])
 
@@ -79,18 +116,19 @@ def _empty(config: GPTConfig) -> GPT:
         return GPT(config)
 
 
-def _assign(model: GPT, state: dict[str, Tensor], folder: Path) -> None:
+def _assign(model: GPT, state: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    """Give `model` the weights in `state`, which is emptied, in `dtype`."""
     expected = model.state_dict()
     missing = sorted(expected.keys() - state.keys())
+    unknown = sorted(state.keys() - expected.keys())
+    others = f"{len(unknown)} weights that its config does not define, first {unknown[0]}" if unknown else ""
     if missing:
         raise InputError(
-            f"{folder} lacks {len(missing)} weights that its config requires, first {missing[0]}."
+            f"{folder} lacks {len(missing)} weights that its config requires, first {missing[0]}"
+            + (f"; it holds {others}." if others else ".")
         )
-    unknown = sorted(state.keys() - expected.keys())
-    if unknown:
-        raise InputError(
-            f"{folder} holds {len(unknown)} weights that its config does not define, first {unknown[0]}."
-        )
+    if others:
+        raise InputError(f"{folder} holds {others}.")
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -101,23 +139,34 @@ def _assign(model: GPT, state: dict[str, Tensor], folder: Path) -> None:
             raise InputError(
                 f"{folder}: {name} has shape {tuple(tensor.shape)}, its config requires {tuple(expected[name].shape)}."
             )
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    # Each tensor is freed when it is converted, so that never all of them are in memory in two dtypes.
+    weights = {name: state.pop(name).to(dtype).contiguous() for name in list(state)}
+    model.load_state_dict(weights, assign=True)
     model.requires_grad_()  # assigned tensors have requires_grad False
     # Position tables are not in files. Built last: a config that contradicts the weights may define huge tables.
     if model.rope is not None:
         model.rope = Rope(model.config)
     if model.alibi is not None:
         model.alibi = Alibi(model.config)
+    model.to(dtype)
 
 
-def _read_config(path: Path) -> GPTConfig:
+def _read_config(folder: Path) -> GPTConfig:
+    path = folder / "config.json"
     raw = read_json(path, optional=False)
     try:
-        return from_hf(raw)
+        config = from_hf(raw)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except KeyError as error:
         raise InputError(f"{path} lacks the key {error}, which its model_type needs.") from error
+    # Chat models often name the token that ends a turn only there.
+    path = folder / "generation_config.json"
+    settings = read_json(path)
+    try:
+        return config.with_eos(generation_eos_ids(settings))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def chat(
         model: a model folder, a run's out_dir (its best checkpoint, else its latest), or a known model.
         system: the system prompt, or FILE:path to read it from a file; without it, the chat template's default
             system prompt, if it has one.
-        load: continue the conversation that /save wrote to this file.
+        load: continue the conversation that /save wrote to this file; a note says if it was with another model.
         sampling: how to choose the tokens of an answer; an answer takes at most half of the context.
         context: context length in tokens, answer included; the model's maximum by default. The oldest turns that do
             not fit are dropped from the prompt, with a note on stderr.
@@ -63,7 +63,7 @@ def chat(
         raise InputError(
             "A loaded conversation keeps its own system prompt; give either --system or --load, not both."
         )
-    messages: list[Message] = [] if load is None else conversation.load(Path(load))
+    earlier, messages = (None, list[Message]()) if load is None else conversation.load(Path(load))
     if system is not None:
         messages = [{"role": "system", "content": read_prompt(system)}]
     folder = resolve(model)  # only once: a training run may write a better checkpoint meanwhile
@@ -81,6 +81,8 @@ def chat(
         sys.stdin.reconfigure(errors="surrogateescape")  # invalid UTF-8 makes only its own line fail
     if sys.stdin.isatty():
         _note(f"{model}; /help lists the commands, Ctrl-D leaves")
+    if earlier not in (None, model):
+        _note(f"the conversation in {load} was with {earlier}; {model} continues it")
     if talk.n_forgotten:
         _note_forgotten(engine, talk)  # turns of the loaded conversation that do not fit
     with ignore_broken_pipe():

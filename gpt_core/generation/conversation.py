@@ -87,12 +87,12 @@ class Conversation:
 
 
 def save(path: Path, model: str, messages: Sequence[Message]) -> None:
-    """Write `{"model", "messages"}` as one line: a JSON file that is also a line of fine-tuning's JSONL."""
+    """Write `{"model", "messages"}` as one line of JSON."""
     atomic_write(path, json.dumps({"model": model, "messages": list(messages)}, ensure_ascii=False) + "\n")
 
 
-def load(path: Path) -> list[Message]:
-    """The messages that `save` wrote.
+def load(path: Path) -> tuple[str | None, list[Message]]:
+    """The name of the model, None if the file has none, and the messages that `save` wrote.
 
     Raises:
         InputError: if the file is missing or is not a conversation that ends with an answer.
@@ -106,7 +106,8 @@ def load(path: Path) -> list[Message]:
             f"{path} is not a saved conversation ({type(error).__name__}: {error}); expected "
             '{"messages": [...]} with turns of "user" and "assistant", optionally after one of "system".'
         ) from error
-    return messages
+    model = content.get("model")
+    return model if isinstance(model, str) else None, messages
 
 
 def _check(messages: Any) -> None:

@@ -1,7 +1,8 @@
 """The generation engine: continuous batching of many requests on one model.
 
 Requests join, leave and are cancelled between steps (Orca, Yu et al. 2022). Prompts are prefilled in chunks, so that
-a long prompt does not delay the other requests (Sarathi, Agrawal et al. 2023). A prefix shared with an earlier
+a long prompt does not delay the requests that already write (Sarathi, Agrawal et al. 2023), and half of a chunk goes to
+shorter prompts that wait behind it. A prefix shared with an earlier
 sequence is reused from the cache (slots.py). Prompt lookup drafts tokens, so a step can accept several per request
 (prompt_lookup.py).
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.fast_model import cpu_threads, decode_threads
-from gpt_core.generation.request import NO_SLOT, Request
+from gpt_core.generation.request import NO_SLOT, Request, reading_batch
 from gpt_core.generation.sampling import SamplingParams, check_vocabulary, sample, token_logprobs
 from gpt_core.generation.slots import Slots, n_shared
 from gpt_core.model.cache import Cache
@@ -38,7 +39,7 @@ class Engine:
         model: is put into evaluation mode.
         tokenizer: the model's own.
         max_running: requests that share a step, each with a slot in the cache; further requests are queued.
-        prefill_chunk: maximum number of prompt tokens prefilled in one step.
+        prefill_chunk: maximum number of prompt tokens prefilled in one step, padding included.
         context: tokens per request, prompt and answer together; the model's block_size if None. The cache
             takes 2 · n_layer · n_kv_head · head_dim numbers per token and slot.
         draft: maximum number of tokens drafted per request and step by prompt lookup; fewer where several requests
@@ -79,7 +80,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk
         self.draft = draft
-        self.eos_ids = {*model.config.eos_ids, tokenizer.eos_id} - {None}
+        self.eos_ids = {*model.config.eos_ids, *tokenizer.eos_ids}
         # Vocabularies are padded to round sizes; ids that the tokenizer cannot decode must not be sampled.
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
         self.cache = Cache(
@@ -215,17 +216,29 @@ class Engine:
             request.unread = ids[request.n_reused :]
 
     def _prefill(self, requests: list[Request]) -> None:
-        """Prefill the next chunk of the first prompt, batched with other prompts up to prefill_chunk padded tokens."""
-        chosen: list[Request] = []
-        width = 0
-        for request in requests:
-            wider = max(width, min(len(request.unread), self.prefill_chunk))
-            if wider * (len(chosen) + 1) <= self.prefill_chunk:
-                chosen, width = [*chosen, request], wider
-        if not chosen:
+        """Prefill the next prefill_chunk tokens of the prompts, in the order of arrival.
+
+        While the first prompt takes several steps, prompts at most half as long share the step with it, the shortest
+        first, and take up to half of the chunk: short prompts are read at once, a long one at half speed at least.
+        """
+        if not requests:
             return
+        first, *others = requests
+        others.sort(key=lambda r: len(r.unread))  # the shortest make the largest batch
+        n_free = self.prefill_chunk
+        if len(first.unread) <= n_free:
+            self._read(*reading_batch([first, *others], n_free))
+            return
+        shorter = [r for r in others if 2 * len(r.unread) <= len(first.unread)]
+        batch, width = reading_batch(shorter, n_free // 2)
+        if batch:
+            self._read(batch, width)
+        self._read([first], n_free - len(batch) * width)
+
+    def _read(self, chosen: list[Request], width: int) -> None:
+        """Prefill the next `width` tokens of each of `chosen` in one forward; sample where a prompt ends."""
         with self._fail_on_error(chosen):
-            chunks = [r.unread[: self.prefill_chunk] for r in chosen]
+            chunks = [r.unread[:width] for r in chosen]
             hidden = self._forward(chosen, chunks)
             for request, chunk in zip(chosen, chunks, strict=True):
                 del request.unread[: len(chunk)]

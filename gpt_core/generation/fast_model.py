@@ -49,7 +49,15 @@ def load_for_inference(
         raise InputError(
             "dtype is float16, which is slow and coarse on a CPU; use bfloat16, float32 or int8."
         )
-    return prepare(GPT.from_pretrained(name_or_folder).to(place), dtype)
+    if dtype == "auto":
+        dtype = capability(place.type).dtype
+    model = GPT.from_pretrained(name_or_folder, _torch_dtype(dtype))
+    return prepare(model.to(place), dtype)
+
+
+def _torch_dtype(dtype: InferenceDtype) -> torch.dtype:
+    """The dtype of the weights that `dtype` begins with: int8 is made of bfloat16."""
+    return torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
 
 
 def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
@@ -57,7 +65,7 @@ def prepare(model: GPT, dtype: InferenceDtype = "float32") -> GPT:
     model = model.requires_grad_(False).eval()
     if dtype == "auto":
         dtype = capability(model.device.type).dtype
-    model = model.to(torch.bfloat16 if dtype == "int8" else getattr(torch, dtype))
+    model = model.to(_torch_dtype(dtype))
     merge(model)
     if dtype == "int8":
         return to_int8(model)

@@ -94,3 +94,17 @@ class Request:
         if self._lookup is None:
             self._lookup = Lookup(self.prompt_ids + self.token_ids)
         return self._lookup.guess(n) if n > 0 else []
+
+
+def reading_batch(requests: list[Request], n_tokens: int) -> tuple[list[Request], int]:
+    """The first of `requests`, and further ones that can be read with it, and how many tokens of each: the width.
+
+    The number of requests times the width is at most `n_tokens`; only the first may be cut.
+    """
+    chosen: list[Request] = []
+    width = 0
+    for request in requests:
+        wider = max(width, min(len(request.unread), n_tokens))
+        if 0 < wider * (len(chosen) + 1) <= n_tokens:
+            chosen, width = [*chosen, request], wider
+    return chosen, width

@@ -63,7 +63,8 @@ def resolve(name_or_folder: str | Path) -> Path:
     """The folder of a model: the given folder, the best (else latest) checkpoint of a run, or a cached model.
 
     Raises:
-        InputError: if there is neither such a folder nor a cached model; says how to fetch it.
+        InputError: if there is neither such a folder nor a cached model, and says how to fetch it; for a folder that
+            holds only checkpoints of transformers' Trainer.
     """
     path = Path(name_or_folder)
     if path.is_dir():
@@ -71,6 +72,7 @@ def resolve(name_or_folder: str | Path) -> Path:
             from gpt_core.hub.run_folder import best_or_latest
 
             return best_or_latest(path) or path
+        _refuse_trainers_output(path)
         return path
     cached = cache_dir() / "models" / str(name_or_folder)
     if cached.is_dir():
@@ -86,3 +88,14 @@ def resolve(name_or_folder: str | Path) -> Path:
         f"There is no folder or cached model {name_or_folder}; give a model folder, {known}, or a model of the Hugging "
         "Face hub after fetching it with: python scripts/fetch_model.py OWNER/NAME"
     )
+
+
+def _refuse_trainers_output(folder: Path) -> None:
+    """Refuse the output folder of transformers' Trainer that has checkpoints, but no model of its own."""
+    steps = {p.name.removeprefix("checkpoint-"): p for p in folder.glob("checkpoint-*") if p.is_dir()}
+    numbers = [int(step) for step in steps if step.isdecimal()]
+    if numbers and not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise InputError(
+            f"{folder} holds checkpoints of transformers' Trainer and no model of its own; give one of them, such as "
+            f"{steps[str(max(numbers))]}, the newest."
+        )

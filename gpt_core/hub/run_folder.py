@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 
@@ -17,6 +17,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import sha256_file
 
 CHECKPOINT_VERSION = 2
+OPTIMIZER = "optimizer.safetensors"  # the largest file, which only training reads
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -24,8 +25,13 @@ def load_state(path: Path) -> dict[str, Any]:
     return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The content of `state.json`, after the checksum of every file of the checkpoint was verified.
+def read_state(path: Path, verify: Literal["all", "model", "nothing"] = "all") -> dict[str, Any]:
+    """The content of `state.json`, after its own checksum was verified.
+
+    Args:
+        path: the checkpoint.
+        verify: files whose checksums are verified, too. all: what training resumes from; model: without the
+            optimizer's tensors; nothing: no file is read but state.json.
 
     Raises:
         InputError: if a file is missing or damaged; names it.
@@ -39,6 +45,8 @@ def read_state(path: Path) -> dict[str, Any]:
                 f"{path} is a checkpoint of version {state['version']}; expected {CHECKPOINT_VERSION}."
             )
         for name, expected in state["manifest"].items():
+            if verify == "nothing" or (verify == "model" and name == OPTIMIZER):
+                continue
             if sha256_file(path / name) != expected:
                 raise InputError(f"{path} is damaged: {name} does not match its checksum.")
     except FileNotFoundError as error:
@@ -49,27 +57,35 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def latest(out_dir: str | Path) -> Path | None:
-    """The newest intact checkpoint of a run, or None; reports skipped damaged ones on stderr."""
-    return _first_intact(reversed(_steps(Path(out_dir))))
+    """The newest checkpoint of a run that is intact as a whole, or None; reports damaged ones on stderr."""
+    return _first_intact(reversed(_steps(Path(out_dir))), "all")
 
 
 def best_or_latest(out_dir: str | Path) -> Path | None:
-    """The intact checkpoint with the lowest validation loss, or the newest if none was evaluated; None if none."""
+    """The checkpoint with the lowest validation loss, or the newest if none was evaluated; None if there is none.
+
+    Those whose model is damaged are skipped and reported on stderr. The optimizer's tensors are not read.
+    """
+    return _first_intact(_best_first(Path(out_dir)), "model")
+
+
+def _best_first(out_dir: Path) -> list[Path]:
+    """All checkpoints by their validation loss, those without one last; the newest first among equals."""
 
     def validation_loss(path: Path) -> float:
         try:
             loss = float(load_state(path)["figures"]["val_loss"])
-        except (OSError, ValueError, LookupError, TypeError):  # damaged: _first_intact reports it
+        except (OSError, ValueError, LookupError, TypeError):  # damaged: `read_state` refuses it
             return math.inf
         return math.inf if math.isnan(loss) else loss  # NaN has no place in a sorted order
 
-    newest_first = reversed(_steps(Path(out_dir)))
-    return _first_intact(sorted(newest_first, key=validation_loss))
+    newest_first = reversed(_steps(out_dir))
+    return sorted(newest_first, key=validation_loss)
 
 
 def prune(out_dir: Path, keep: int) -> None:
-    """Delete all checkpoints except the `keep` newest and the best."""
-    best = best_or_latest(out_dir)
+    """Delete all checkpoints except the `keep` newest and the best, by their state.json alone."""
+    best = _first_intact(_best_first(out_dir), "nothing")
     for path in _steps(out_dir)[:-keep]:
         if path != best:
             # Renamed first: a kill during the deletion must not leave a damaged folder with a checkpoint's name.
@@ -134,10 +150,10 @@ def _is_intact(path: Path) -> bool:
     return True
 
 
-def _first_intact(paths: Iterable[Path]) -> Path | None:
+def _first_intact(paths: Iterable[Path], verify: Literal["all", "model", "nothing"]) -> Path | None:
     for path in paths:
         try:
-            read_state(path)
+            read_state(path, verify)
         except InputError as error:
             print(f"Skipping a checkpoint: {error}", file=sys.stderr)
         else:

@@ -1,7 +1,8 @@
 """The shape of a GPT."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gpt_core.common.errors import InputError
@@ -24,6 +25,9 @@ COUNTS = ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd"
 class GPTConfig:
     """The shape of a GPT. The default graph is Qwen3's; switches make it exactly Llama's, GPT-2's or GPT-Neo's.
 
+    Sizes that are None follow from the others: one KV head per head, heads that share the width, and an MLP of 8/3 of
+    the width, to the nearest multiple of 64.
+
     Raises:
         InputError: for a value that is out of range or contradicts another one.
     """
@@ -32,10 +36,10 @@ class GPTConfig:
     block_size: int = 1024  # the longest context, in tokens
     n_layer: int = 12
     n_head: int = 12
-    n_kv_head: int = 12  # fewer than n_head: grouped-query attention
+    n_kv_head: int = None  # type: ignore[assignment]  # fewer than n_head: grouped-query attention
     n_embd: int = 768
-    head_dim: int = 64
-    n_inner: int = 2048  # width of the MLP
+    head_dim: int = None  # type: ignore[assignment]
+    n_inner: int = None  # type: ignore[assignment]  # width of the MLP
     position: Literal["rope", "learned", "alibi"] = "rope"
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     # gelu: the tanh approximation, as in GPT-2; gelu_erf: exact, as in nanoGPT
@@ -57,10 +61,30 @@ class GPTConfig:
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
+        given = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+        self._check_counts(given)
+        if self.head_dim is None and self.n_embd % self.n_head:
+            raise InputError(
+                f"n_embd is {self.n_embd}; expected a multiple of n_head, which is {self.n_head}, or a head_dim."
+            )
+        derived = {
+            "n_kv_head": self.n_head,
+            "head_dim": self.n_embd // self.n_head,
+            "n_inner": max(64, round(self.n_embd * 8 / 3 / 64) * 64),
+        }
+        for name, size in derived.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, size)  # the dataclass is frozen
+        self._check_counts(tuple(derived))
+        self._check_values()
+
+    def _check_counts(self, names: tuple[str, ...]) -> None:
+        for name in names:
             size, most = getattr(self, name), MAX_LAYERS if name == "n_layer" else MAX_DIMENSION
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
                 raise InputError(f"{name} is {size!r}; expected a whole number from 1 to {most}.")
+
+    def _check_values(self) -> None:
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise InputError(f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}.")
@@ -117,6 +141,13 @@ class GPTConfig:
         if self.eos_id is None:
             return ()
         return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
+
+    def with_eos(self, ids: Iterable[int]) -> "GPTConfig":
+        """This config with further ids that end a sequence, after its own ones."""
+        every = tuple(dict.fromkeys((*self.eos_ids, *ids)))
+        if every == self.eos_ids:
+            return self
+        return replace(self, eos_id=every[0] if len(every) == 1 else every)
 
     @property
     def model_type(self) -> str:

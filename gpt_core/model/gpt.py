@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gpt_core.common.errors import InputError
 from gpt_core.model.attention import Attention
 from gpt_core.model.cache import CacheRows
 from gpt_core.model.config import GPTConfig
@@ -148,7 +149,8 @@ class GPT(nn.Module):
                 `hidden_states[layer]` (0: the token embeddings); without logits and loss.
 
         Raises:
-            ValueError: for arguments that cannot be combined.
+            ValueError: for arguments that cannot be combined; for no tokens; for positions from `block_size` on, except
+                ALiBi's, which have no end. `positions` and those of `segments` are checked on the CPU only.
         """
         if cache is not None and segments is not None:
             raise ValueError("segments cannot be combined with a cache; a slot holds one sequence")
@@ -157,6 +159,10 @@ class GPT(nn.Module):
         if layer is not None and not 0 <= layer <= self.config.n_layer:
             raise ValueError(f"layer is {layer}; expected 0 to {self.config.n_layer}")
         n_rows, n_tokens = ids.shape
+        if not n_rows or not n_tokens:
+            raise InputError(
+                f"ids have the shape {tuple(ids.shape)}; expected at least one row of one token."
+            )
         mask = None
         if cache is not None:
             cache.begin(n_rows, n_tokens)
@@ -167,6 +173,11 @@ class GPT(nn.Module):
             positions = segment_positions(segments) if positions is None else positions  # (B, T)
         if positions is None:
             positions = torch.arange(n_tokens, device=ids.device)  # (T,)
+            self._check_context(n_tokens)
+        elif (
+            positions.device.type == "cpu" and not torch.compiler.is_compiling()
+        ):  # elsewhere the check would wait
+            self._check_context(int(positions.max()) + 1)
         mask, windowed = self._masks(mask, cache, n_tokens)
 
         x = self.wte(ids)  # (B, T, C)
@@ -190,6 +201,12 @@ class GPT(nn.Module):
             loss_sum=None if targets is None else self._loss_sum(hidden.flatten(0, 1), targets.flatten()),
             n_targets=None if targets is None else (targets != -100).sum(),
         )
+
+    def _check_context(self, n_tokens: int) -> None:
+        if n_tokens > self.config.block_size and self.config.position != "alibi":
+            raise InputError(
+                f"A sequence has {n_tokens} tokens; the model's context (block_size) holds {self.config.block_size}."
+            )
 
     def _masks(
         self, mask: Tensor | None, cache: CacheRows | None, n_tokens: int
@@ -246,20 +263,24 @@ class GPT(nn.Module):
         return torch.stack(losses).sum()  # (number of chunks,) → 0-dim
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> "GPT":
+    def from_pretrained(cls, name_or_folder: str | Path, dtype: torch.dtype = torch.float32) -> "GPT":
         """Load a model: a known name, a run's `out_dir`, a Hugging Face folder or a folder with a GGUF file.
 
         A folder with nanoGPT's `ckpt.pt` or small-gpt's `.pth` can be loaded, too. For its tokenizer, add what the
         checkpoint lacks: nanoGPT's `meta.pkl` (not needed for GPT-2's BPE), small-gpt's training text.
 
-        The weights are float32 on the CPU; the model is in evaluation mode.
+        The weights are on the CPU; the model is in evaluation mode. An adapter of peft in the folder is merged.
+
+        Args:
+            name_or_folder: the model.
+            dtype: of the weights; each tensor is converted as it is read.
 
         Raises:
             InputError: for an unknown name, missing weights, or a configuration that is not supported.
         """
         from gpt_core.formats.pretrained import load
 
-        return load(name_or_folder)
+        return load(name_or_folder, dtype)
 
     def save_pretrained(
         self, folder: str | Path, weights: dict[str, Tensor] | None = None, card: "Card | None" = None

@@ -63,10 +63,12 @@ class Tokenizer:
     def from_pretrained(cls, name_or_folder: str | Path) -> "Tokenizer":
         """Load "gpt2" (part of the package), or the tokenizer of a model folder or known model.
 
+        A folder comes first, also one that is called gpt2; a `Path` is always a folder.
+
         Raises:
             InputError: if the folder has no tokenizer in a supported format.
         """
-        if str(name_or_folder) == "gpt2":
+        if name_or_folder == "gpt2" and not Path("gpt2").is_dir():
             gpt2 = gpt2_tiktoken()
             return cls(gpt2, bos_id=gpt2.eot_token, eos_id=gpt2.eot_token)
         from gpt_core.formats.huggingface.tokenizer import (
@@ -193,20 +195,26 @@ class Tokenizer:
         """The text of `ids`, including special tokens; an incomplete character becomes U+FFFD.
 
         Raises:
-            KeyError: for an id that GPT-2's vocabulary does not have; `tokenizers` decodes such ids to "".
-            OverflowError: for a negative id.
+            InputError: for an id below 0 or from `vocab_size` on. An id between them without a token decodes to "".
         """
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise InputError(f"There is no token {i}; expected ids from 0 to {self.vocab_size - 1}.")
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.decode(ids)
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to a text, possibly part of a character; of a special token, its name."""
+        """The bytes that a token adds to a text, possibly part of a character; of a special token, its name.
+
+        Raises:
+            InputError: as `decode`.
+        """
+        text = self.decode([token])
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.decode_single_token_bytes(token)
         if token in self._added:
             return self._added[token].content.encode()
-        text = self.decode([token])
         if "\ufffd" not in text:
             # decoded after another token: SentencePiece's decoders drop the space at the start of a text
             return self.decode([token, token])[len(text) :].encode()
@@ -277,6 +285,11 @@ class Tokenizer:
     @cached_property
     def _added(self) -> dict[int, AddedToken]:
         return self.rust.get_added_tokens_decoder()
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The id that ends a text, or no id."""
+        return () if self.eos_id is None else (self.eos_id,)
 
     @property
     def rust(self) -> RustTokenizer:

@@ -25,7 +25,7 @@ from torch import Tensor
 from gpt_core.common.files import atomic_folder, sha256_file
 from gpt_core.formats.card import README, add_progress
 from gpt_core.hardware.device import Numerics
-from gpt_core.hub.run_folder import CHECKPOINT_VERSION, load_state, state_checksum
+from gpt_core.hub.run_folder import CHECKPOINT_VERSION, OPTIMIZER, load_state, state_checksum
 from gpt_core.training.parallel.parallel import Parallel
 from gpt_core.training.parallel.ranks import Ranks
 
@@ -80,7 +80,7 @@ def save(
         with atomic_folder(path) as folder:
             try:
                 save_model(folder, weights)
-                save_file(optimizer, folder / "optimizer.safetensors")
+                save_file(optimizer, folder / OPTIMIZER)
             except SafetensorError as error:  # raised for a full disk
                 raise OSError(f"The checkpoint {path} could not be written: {error}") from error
             add_progress(folder, step, figures)
@@ -111,6 +111,6 @@ def restore(path: Path, parallel: Parallel, batches: Stateful) -> dict[str, Any]
         InputError: if the optimizer state does not match the model's parameters, or the position the data.
     """
     state = load_state(path)
-    parallel.load_optimizer_tensors(load_file(path / "optimizer.safetensors"))
+    parallel.load_optimizer_tensors(load_file(path / OPTIMIZER))
     batches.load_state_dict(state["data"])
     return state

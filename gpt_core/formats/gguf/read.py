@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
@@ -33,25 +34,27 @@ ROPE_FREQS = "rope_freqs.weight"  # the divisor of each rotary pair's frequency
 TOP_TO_OURS = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "norm", "output": "head"}
 
 
-def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Read a GGUF file of architecture gpt2, llama or qwen3.
 
+    Args:
+        path: the file.
+        dtype: of the weights; each tensor is converted as it is read.
+
     Returns:
-        The shape, and float32 weights under our names.
+        The shape, and weights under our names.
 
     Raises:
         InputError: for a damaged file, another architecture, or a RoPE scaling that this GPT does not compute.
     """
     file = GGUF(path)
+    config = read_gguf_config(file)
     arch = file.require("general.architecture")
-    if arch not in ("gpt2", "llama", "qwen3"):
-        raise InputError(f"{path} has architecture {arch!r}; expected gpt2, llama or qwen3.")
-    config = _config(arch, file)
     state: dict[str, Tensor] = {}
     for name in file.tensor_infos:
         if name == ROPE_FREQS:
             continue
-        value = file.tensor(name)
+        value = file.tensor(name).to(dtype)
         stem, _, kind = name.rpartition(".")
         in_block = re.fullmatch(r"blk\.(\d+)\.(.+)", stem)
         if in_block is None:
@@ -68,7 +71,12 @@ def read_gguf(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return config, state
 
 
-def _config(arch: str, file: GGUF) -> GPTConfig:
+def read_gguf_config(file: GGUF) -> GPTConfig:
+    """The shape of the model in a GGUF file; InputError as `read_gguf`."""
+    arch = file.require("general.architecture")
+    if arch not in ("gpt2", "llama", "qwen3"):
+        raise InputError(f"{file.path} has architecture {arch!r}; expected gpt2, llama or qwen3.")
+
     def number(key: str, default: float | None, whole: bool = False) -> Any:
         value = file.require(f"{arch}.{key}") if default is None else file.get(f"{arch}.{key}", default)
         if type(value) not in ((int,) if whole else (int, float)) or value <= 0:
@@ -80,11 +88,9 @@ def _config(arch: str, file: GGUF) -> GPTConfig:
         return number(key, default, whole=True)
 
     n_embd, n_head = size("embedding_length"), size("attention.head_count")
-    ids: dict[str, Any] = read_special_ids(file)
-    eot = ids.pop("eot")
-    if eot is not None and eot != ids["eos"]:
-        ids["eos"] = (ids["eos"], eot)
-    common = {f"{name}_id": i for name, i in ids.items()} | {
+    ids, ends = read_special_ids(file)
+    common: dict[str, Any] = {
+        "bos_id": ids["bos"], "eos_id": ends if len(ends) > 1 else ids["eos"], "pad_id": ids["pad"],
         "vocab_size": len(file.texts("tokenizer.ggml.tokens")), "block_size": size("context_length"),
         "n_layer": size("block_count"), "n_head": n_head, "n_embd": n_embd, "n_inner": size("feed_forward_length"),
         "tie_embeddings": "output.weight" not in file.tensor_infos,

@@ -25,6 +25,23 @@ SPLITS = {
 }
 SCHEMES = ("gpt-2", "smollm", *SPLITS)
 
+# What llama.cpp assumes where the file does not say it (llama_vocab::impl::load in llama-vocab.cpp). Not taken over: it
+# takes token 11 for a missing begin or end token, which is the comma of most vocabularies.
+ADD_BOS = ("llama-bpe",)  # schemes that put the begin token before a text
+# Tokens that end a text whatever the file's keys say, and by whose text a missing key is found
+END_TEXTS = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>", "<turn|>",
+    "<end_of_utterance>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+}  # fmt: skip
+END_KEYS = {
+    "eot": set[str](),
+    "eom": set[str](),
+    "fim_pad": {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"},
+    "fim_rep": {"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"},
+    "fim_sep": {"<|file_sep|>"},
+}
+
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
 
 
@@ -39,19 +56,31 @@ def pre_tokenizer(scheme: str) -> pre_tokenizers.PreTokenizer:
     return by_bytes
 
 
-def read_special_ids(file: GGUF) -> dict[str, int | None]:
-    """The ids of bos, eos, pad and eot (end of turn); None where the file has no id.
+def read_special_ids(file: GGUF) -> tuple[dict[str, int | None], tuple[int, ...]]:
+    """The ids of bos, eos and pad, None where there is no id; and all ids at which llama.cpp ends a text, eos first.
 
-    Without an eos, eot is used as eos, since it also ends a text.
+    Without an eos, the end of a turn is used as eos, since it also ends a text.
     """
-    n_tokens, ids = len(file.texts("tokenizer.ggml.tokens")), {}
-    for name, key in {"bos": "bos", "eos": "eos", "pad": "padding", "eot": "eot"}.items():
-        ids[name] = file.get(f"tokenizer.ggml.{key}_token_id")
-        if ids[name] is not None and ids[name] not in range(n_tokens):
+    tokens = file.texts("tokenizer.ggml.tokens")
+
+    def by_key(key: str) -> int | None:
+        token = file.get(f"tokenizer.ggml.{key}_token_id")
+        if token is not None and token not in range(len(tokens)):
             raise InputError(
-                f"{file.path} has tokenizer.ggml.{key}_token_id = {ids[name]!r}; expected an id below {n_tokens}."
+                f"{file.path} has tokenizer.ggml.{key}_token_id = {token!r}; expected an id below {len(tokens)}."
             )
-    return ids | {"eos": ids["eot"] if ids["eos"] is None else ids["eos"]}
+        return token
+
+    by_text = [i for i, text in enumerate(tokens) if text in END_TEXTS]
+    eos = next((i for i in (by_key("eos"), by_key("eot"), *by_text) if i is not None), None)
+    ends = [] if eos is None else [eos]
+    for key, texts in END_KEYS.items():
+        named = by_key(key)
+        ends += [i for i, text in enumerate(tokens) if text in texts] if named is None else [named]
+    return (
+        {"bos": by_key("bos"), "eos": eos, "pad": by_key("padding")},
+        tuple(dict.fromkeys(ends + by_text)),
+    )
 
 
 def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None], str | None]:
@@ -78,6 +107,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
         raise InputError(
             f"{path} has {len(tokens)} tokens but {n_types} token types; convert the model again."
         )
+    types = [CONTROL if t in END_TEXTS else kind for t, kind in zip(tokens, types, strict=True)]
     # An unused token only fills a row of the embedding matrix; no text produces it.
     vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
     odd = next((pair for pair in merges if not pair[1] or "".join(pair) not in vocab), None)
@@ -104,18 +134,18 @@ def read_gguf_tokenizer(path: Path) -> tuple[RustTokenizer, dict[str, int | None
             if k == wanted
         ]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
-    ids = read_special_ids(file)
-    del ids["eot"]
+    ids, _ = read_special_ids(file)
     _add_ends(tokenizer, tokens, ids, file)
     return tokenizer, ids, file.get("tokenizer.chat_template")
 
 
 def _add_ends(tokenizer: RustTokenizer, tokens: list[str], ids: dict[str, int | None], file: GGUF) -> None:
-    """Let `add_special_tokens` add bos before and eos after a text if the file says so."""
+    """Let `add_special_tokens` add bos before and eos after a text if the file, else llama.cpp's default, says so."""
+    defaults = {"bos": file.get("tokenizer.ggml.pre") in ADD_BOS, "eos": False}
     ends: dict[str, int] = {
         name: i
-        for name in ("bos", "eos")
-        if file.get(f"tokenizer.ggml.add_{name}_token", False) and (i := ids[name]) is not None
+        for name, default in defaults.items()
+        if file.get(f"tokenizer.ggml.add_{name}_token", default) and (i := ids[name]) is not None
     }
     if ends:
         before, behind = ([tokens[ends[name]]] if name in ends else [] for name in ("bos", "eos"))
@@ -158,13 +188,16 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConf
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
-    _add_special_ids(writer, tokenizer, config)
+    _add_special_ids(writer, tokenizer, config, tokens)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _add_special_ids(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConfig) -> None:
-    eos_ids = [i for i in (tokenizer.eos_id, *config.eos_ids) if i is not None]
+def _add_special_ids(
+    writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTConfig, tokens: list[str]
+) -> None:
+    ids = dict.fromkeys((*tokenizer.eos_ids, *config.eos_ids))
+    eos_ids = [i for i in ids if 0 <= i < len(tokens)]  # an id beyond the vocabulary ends no text
     if not eos_ids:
         raise InputError(
             "The tokenizer has no end-of-text token, and llama.cpp would use token 11 as one; set eos_token in its "
@@ -179,10 +212,16 @@ def _add_special_ids(writer: gguf.GGUFWriter, tokenizer: Tokenizer, config: GPTC
     writer.add_bos_token_id(eos_id if bos_id is None else bos_id)  # llama.cpp would use token 11 by default
     if pad_id is not None:
         writer.add_pad_token_id(pad_id)
-    for turn in eos_ids[1:]:
-        if turn != eos_id:
-            writer.add_eot_token_id(turn)
-            break
+    # The format has keys for two further ends, of a turn and of a message; those that llama.cpp knows need none.
+    known = {i for i in eos_ids if tokens[i] in END_TEXTS}
+    further = sorted(eos_ids[1:], key=lambda i: i in known)
+    if without_key := [i for i in further[2:] if i not in known]:
+        raise InputError(
+            f"The model has {len(eos_ids)} end-of-text tokens, of which GGUF cannot name {tokens[without_key[0]]!r}; "
+            "name fewer as eos_token_id in config.json and generation_config.json."
+        )
+    for token, add in zip(further, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
+        add(token)
     plain, whole = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
     for before in (False, True):
         for behind in (False, True):

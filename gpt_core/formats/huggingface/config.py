@@ -4,34 +4,16 @@ Models with ALiBi, which none of these families has, are written with model_type
 this package reads them.
 """
 
-import math
 from dataclasses import asdict, fields
 from typing import Any
 
 from gpt_core.common.errors import InputError
+from gpt_core.formats.huggingface.keys import check_values
 from gpt_core.formats.huggingface.rope import rope_from_hf, rope_to_hf
-from gpt_core.model.config import COUNTS, MAX_DIMENSION, MAX_LAYERS, GPTConfig
+from gpt_core.model.config import COUNTS, GPTConfig
 
 FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen3", "zhizhi")  # supported values of model_type
 
-# Keys by the type of their value, those of model_type "zhizhi" included
-SIZES = {
-    *("vocab_size", "n_positions", "n_head", "n_embd", "n_inner", "max_position_embeddings"),
-    *("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim", "intermediate_size"),
-    *("num_heads", "window_size", "sliding_window", "block_size", "n_kv_head", "window"),
-}
-LAYERS = {"n_layer", "num_hidden_layers", "num_layers"}
-NUMBERS = {
-    *("layer_norm_epsilon", "rms_norm_eps", "rope_theta", "resid_pdrop", "attention_dropout"),
-    *("resid_dropout", "norm_eps", "dropout"),
-}
-SWITCHES = {
-    *("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "scale_attn_weights"),
-    *("scale_attn_by_inverse_layer_idx", "qk_norm", "scale_attention", "tie_embeddings"),
-}
-IDS = {"bos_token_id", "eos_token_id", "pad_token_id", "bos_id", "eos_id", "pad_id"}
-LISTS = {"attention_types", "layer_types", "window_layers"}
-OBJECTS = {"rope_parameters", "rope_scaling"}
 # Hugging Face's activation_function → ours
 GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
 
@@ -45,11 +27,13 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
     """
     if not isinstance(raw, dict):
         raise InputError(f"config.json holds a {type(raw).__name__}; expected an object.")
-    raw = {key: value for key, value in raw.items() if value is not None}
-    _check_types(raw)
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise InputError(f"config.json has model_type {family!r}; expected {_either(FAMILIES)}.")
+    check_values(raw, family)
+    if raw.get("sliding_window", 4096) is None:  # full attention, whatever the layers' own kinds are
+        raw = raw | {"use_sliding_window": False}
+    raw = {key: value for key, value in raw.items() if value is not None}
     if quantised := raw.get("quantization_config"):
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else quantised
         raise InputError(
@@ -68,6 +52,26 @@ def from_hf(raw: dict[str, Any]) -> GPTConfig:
         return _from_rotary(raw, common)
     common["mlp"] = GELU[_expect(raw, "activation_function", tuple(GELU), default="gelu_new")]
     return _from_gpt2(raw, common) if family == "gpt2" else _from_gpt_neo(raw, common)
+
+
+def generation_eos_ids(raw: dict[str, Any]) -> tuple[int, ...]:
+    """The end-of-text ids in the content of a `generation_config.json`, which may differ from those of `config.json`.
+
+    Raises:
+        InputError: if they are not token ids.
+    """
+    eos = raw.get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(i) is int for i in ids):
+        raise InputError(f"eos_token_id is {eos!r}; expected a token's id or a list of them.")
+    return tuple(ids)
+
+
+def generation_settings(config: GPTConfig) -> dict[str, Any]:
+    """The content of `generation_config.json` for other tools: the ids that begin, end and pad a text."""
+    eos = list(config.eos_ids) if len(config.eos_ids) > 1 else next(iter(config.eos_ids), None)
+    ids = {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
+    return {name: i for name, i in ids.items() if i is not None}
 
 
 def _from_gpt2(raw: dict[str, Any], common: dict[str, Any]) -> GPTConfig:
@@ -199,26 +203,6 @@ def _from_zhizhi(raw: dict[str, Any]) -> GPTConfig:
             f"config.json has position = {config.position!r}; models of zhizhi have only 'alibi'."
         )
     return config
-
-
-def _check_types(raw: dict[str, Any]) -> None:
-    for key, value in raw.items():
-        most = MAX_DIMENSION if key in SIZES else MAX_LAYERS if key in LAYERS else 0
-        if most and (type(value) is not int or not 1 <= value <= most):
-            raise InputError(f"config.json has {key} = {value!r}; expected a whole number from 1 to {most}.")
-        several = key in ("eos_token_id", "eos_id") and isinstance(value, (list, tuple))
-        if key in IDS and not all(type(i) is int for i in (value if several else [value])):
-            raise InputError(f"config.json has {key} = {value!r}; expected a token's id.")
-        for keys, kinds, words in (
-            (NUMBERS, (int, float), "a number"),
-            (SWITCHES, (bool,), "true or false"),
-            (LISTS, (list, tuple), "a list"),
-            (OBJECTS, (dict,), "an object"),
-        ):
-            if key in keys and type(value) not in kinds:
-                raise InputError(f"config.json has {key} = {value!r}; expected {words}.")
-        if key in NUMBERS and not math.isfinite(value):
-            raise InputError(f"config.json has {key} = {value}; expected a finite number.")
 
 
 def to_hf(config: GPTConfig) -> dict[str, Any]:

@@ -22,6 +22,9 @@ KNOWN_KEYS = {
     *("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale"),
     *("mscale_all_dim", "truncate", "short_factor", "long_factor"),
 }
+# Settings whose null means that they are not set; transformers refuses null for the others, and takes it for false as
+# `truncate`.
+NULLABLE = ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 def rope_from_hf(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -31,7 +34,9 @@ def rope_from_hf(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         InputError: naming a setting that this GPT does not compute and its value.
     """
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    rope = {name: value for name, value in raw.get(key, {}).items() if value is not None}
+    rope = {
+        name: value for name, value in raw.get(key, {}).items() if value is not None or name not in NULLABLE
+    }
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", *get_args(RopeKind)):
         raise InputError(
@@ -84,7 +89,7 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], raw: dict[str, Any], key: str
     attention_factor = _attention_factor(factor, 1.0)
     if scale and whole_scale:
         attention_factor = _attention_factor(factor, scale) / _attention_factor(factor, whole_scale)
-    truncate = rope.get("truncate", True)
+    truncate = False if rope.get("truncate", True) is None else rope.get("truncate", True)
     if type(truncate) is not bool:
         raise InputError(f"config.json has truncate = {truncate!r} in {key}; expected true or false.")
     return RopeScaling(

@@ -1,10 +1,15 @@
 """Map between our weight names, the same for all families, and Hugging Face's names of each family."""
 
+import re
+import sys
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gpt_core.common.errors import InputError
+from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 
 
@@ -75,6 +80,15 @@ BUFFER_SUFFIXES = (
     *(".attn.bias", ".attn.masked_bias", ".attn.attention.bias", ".attn.attention.masked_bias"),
 )
 
+# Names that wrappers of a model put into the names of its weights: torch.compile, FSDP and activation checkpointing
+# anywhere; DDP and DeepSpeed (module), peft and training frameworks before the whole name.
+WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+OUTER_PREFIXES = ("module.", "base_model.model.", "model.")
+# Weights of an adapter, which changes the model's own weights
+ADAPTER = re.compile(
+    r"\.(lora_|base_layer\.|modules_to_save\.|original_module\.|ia3_|oft_|boft_|hada_|lokr_|vera_)"
+)
+
 
 def hf_names(model: GPT) -> dict[str, str]:
     """Our parameter names → Hugging Face's for the model's family; the family "zhizhi" uses our names."""
@@ -94,22 +108,79 @@ def hf_names(model: GPT) -> dict[str, str]:
     return names
 
 
-def from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
-    """Rename the tensors of a Hugging Face file, split GPT-2's fused q, k, v matrix, and drop buffers.
+def unwrapped(raw: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face file by the names of the family's language model, without buffers.
 
-    The prefix `base` may be missing, as in the base models that sentence-transformers saves. Tensors that `model` does
-    not have keep their names.
+    Prefixes of wrappers such as torch.compile and DDP are removed, and the prefix `base` is added where it is missing,
+    as in the base models that sentence-transformers saves. Other tensors keep their names.
+
+    Raises:
+        InputError: for the weights of an adapter, or two tensors of one name.
+    """
+    if adapted := next((name for name in raw if ADAPTER.search(name)), None):
+        raise InputError(
+            f"it holds the weights of an adapter, first {adapted}; save the merged model instead: "
+            "model.merge_and_unload().save_pretrained(folder) in peft"
+        )
+    family = FAMILIES.get(config.model_type)
+    base = "" if family is None else family.base
+    parts = (
+        ("blocks", "wte", "wpe", "norm", "head") if family is None else (family.blocks, *family.top.values())
+    )
+    inner = tuple(f"{part}." for part in parts)
+    known = (f"{HEAD}.", *inner, *(base + part for part in inner))
+    found: dict[str, Tensor] = {}
+    for name, tensor in raw.items():
+        if name.endswith(BUFFER_SUFFIXES):
+            continue
+        new = WRAPPERS.sub("", name).removeprefix(".")
+        while not new.startswith(known) and (prefix := next(filter(new.startswith, OUTER_PREFIXES), None)):
+            new = new.removeprefix(prefix)
+        new = new if new.startswith(known) else name
+        new = base + new if new.startswith(inner) and not new.startswith(base) else new
+        if new in found:
+            raise InputError(f"it holds {new} twice, also as {name}; remove one of the two tensors")
+        found[new] = tensor
+    return found
+
+
+def with_head(raw: dict[str, Tensor], config: GPTConfig) -> tuple[dict[str, Tensor], GPTConfig]:
+    """Settle, as transformers does, what the output layer of a model is whose config ties it to the embedding.
+
+    A file may hold only one of the two matrices, which is both then; or two that differ, which are not tied, with a
+    note on stderr.
+
+    Args:
+        raw: tensors by the names of `unwrapped`.
+        config: the model's config.
+    """
+    if not config.tie_embeddings or config.model_type == "zhizhi":
+        return raw, config
+    family = FAMILIES[config.model_type]
+    embedding, head = f"{family.base}{family.top['wte']}.weight", f"{HEAD}.weight"
+    if head not in raw:
+        return raw, config
+    rest = {name: tensor for name, tensor in raw.items() if name != head}
+    if embedding not in raw:
+        return rest | {embedding: raw[head]}, config
+    if raw[head].shape == raw[embedding].shape and not (raw[head] != raw[embedding]).any():
+        return rest, config
+    print(
+        "tie_word_embeddings is true in config.json, but the output layer in the file differs from the token "
+        "embeddings; the model has an output layer of its own",
+        file=sys.stderr,
+    )
+    return raw, replace(config, tie_embeddings=False)
+
+
+def from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
+    """Rename the tensors of `unwrapped` to ours and split GPT-2's fused q, k, v matrix, without copies.
+
+    Tensors that `model` does not have keep their names.
     """
     if model.config.model_type == "zhizhi":
         return raw
-    base, conv1d = FAMILIES[model.config.model_type].base, model.config.model_type == "gpt2"
-    raw = {
-        k if k.startswith((base, HEAD)) else base + k: v
-        for k, v in raw.items()
-        if not k.endswith(BUFFER_SUFFIXES)
-    }
-    if model.head is None:
-        raw.pop(f"{HEAD}.weight", None)  # a copy of the tied embedding
+    conv1d = model.config.model_type == "gpt2"
     state: dict[str, Tensor] = {}
     used = set()
     for ours, theirs in hf_names(model).items():
@@ -122,7 +193,7 @@ def from_hf_names(raw: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
             tensor = tensor.t()
         if ".c_attn." in theirs and tensor.dim():
             tensor = tensor.tensor_split(3)[("q", "k", "v").index(ours.split(".")[-2])]
-        state[ours] = tensor.contiguous()
+        state[ours] = tensor
     return state | {name: raw[name] for name in raw.keys() - used}
 
 

@@ -113,19 +113,15 @@ class PretrainConfig(TrainConfig):
             shape["position"] = self.position
         if tokenizer is not None:
             shape |= {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+        if self.n_inner is not None:
+            shape["n_inner"] = self.n_inner
         if self.graph == "gpt2":
             if self.n_kv_head not in (None, n_head):
                 raise InputError(
                     f"n_kv_head is {self.n_kv_head}; expected n_head, {n_head}: gpt2 has no grouped-query attention."
                 )
-            return GPTConfig.gpt2(**shape, n_inner=self.n_inner or 4 * n_embd)
-        return GPTConfig(
-            **shape,
-            n_kv_head=self.n_kv_head or n_head,
-            head_dim=n_embd // n_head,
-            n_inner=self.n_inner or max(64, round(n_embd * 8 / 3 / 64) * 64),
-            qk_norm=self.graph != "llama",
-        )
+            return GPTConfig.gpt2(**shape)
+        return GPTConfig(**shape, n_kv_head=self.n_kv_head or n_head, qk_norm=self.graph != "llama")
 
     def check_shape(self, theirs: GPTConfig, source: Path) -> None:
         """Check that the shape keys match the model to fine-tune.

@@ -8,6 +8,7 @@ import torch
 
 from gpt_core.data.batches import Windows, check_batch_sizes
 from gpt_core.data.shards import Shard
+from gpt_core.formats.pretrained import read_config
 from gpt_core.hardware.device import Numerics, pick_device, use_tf32
 from gpt_core.hub.locate import resolve
 from gpt_core.model.config import GPTConfig
@@ -124,7 +125,7 @@ def find_shape(config: PretrainConfig) -> tuple[GPTConfig, str, dict[str, Window
     else:
         vocabulary = f"of {config.init_from}"
         source = resolve(config.init_from)
-        shape = GPT.from_pretrained(source).config
+        shape = read_config(source)
         config.check_shape(shape, source)
         shape = dataclasses.replace(shape, dropout=config.dropout)
     block_size = config.block_size or shape.block_size

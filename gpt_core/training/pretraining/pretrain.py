@@ -151,6 +151,7 @@ def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | Non
             return model
     source = resume or resolve(config.init_from)
     saved = GPT.from_pretrained(source)
+    saved.config = saved.config.with_eos(tokenizer.eos_ids)
     if config.init_from != "scratch":
         config.check_shape(saved.config, source)
         model = GPT(dataclasses.replace(saved.config, dropout=config.dropout))

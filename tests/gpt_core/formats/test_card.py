@@ -123,6 +123,16 @@ def test_exports_keep_history_and_licence(run, tmp_path, monkeypatch):
     (folder / "LICENSE").unlink()
 
 
+def test_a_folder_of_licences_is_no_licence_text(tmp_path):
+    folder = save_model(tmp_path / "model", "qwen3")
+    (folder / "LICENSES").mkdir()
+    assert derived("model", folder).licence_text is None
+    (folder / "LICENSE.txt").write_text("Do as you like.")
+    assert derived("model", folder).licence_text == "Do as you like."
+    export_hf(folder, tmp_path / "out", card=derived("model", folder))
+    assert (tmp_path / "out" / "LICENSE").read_text() == "Do as you like."
+
+
 def test_known_models_and_those_of_the_hub_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path))
     cached = save_model(tmp_path / "models" / "some" / "model", "gpt2")
@@ -132,8 +142,9 @@ def test_known_models_and_those_of_the_hub_are_named(tmp_path, monkeypatch):
     card = derived("some/model", cached)
     assert card == Card({"license": "gemma", "base_model": "some/model"})
     name = "smollm2-135m-instruct"
-    known = derived(name, tmp_path)
+    known = derived(name, tmp_path / "models" / name)
     assert known.head == {"license": "apache-2.0", "base_model": KNOWN_MODELS[name].hub}
+    assert derived(name, tmp_path / name).head == {}  # a folder of the same name is another model
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def test_a_saved_alibi_model_loads_unchanged_and_transformers_refuses_it(tmp_pat
         with pytest.raises(InputError, match=message):
             from_hf(to_hf(config) | changes)
     with pytest.raises(KeyError, match="n_layer"):
+        from_hf({key: value for key, value in to_hf(config).items() if key != "n_layer"})
+    with pytest.raises(InputError, match="n_layer = null"):
         from_hf(to_hf(config) | {"n_layer": None})
 
 
@@ -155,7 +157,7 @@ def test_a_pickle_of_any_dtype_is_read_where_there_are_no_safetensors(folder):
             {"quantization_config": {"quant_method": "gptq"}},
             "quantization_config of 'gptq'; this GPT reads weights of",
         ),
-        ({"n_embd": None}, "lacks the key 'n_embd'"),
+        ({"n_embd": None}, "has n_embd = null, which means nothing there"),
         ({"n_embd": "drop"}, "lacks the key 'n_embd'"),
         ({"n_embd": 32}, r"wte.weight has shape \(70, 16\), its config requires \(70, 32\)"),
         ({"n_layer": 3}, "lacks 16 weights that its config requires, first blocks.2"),

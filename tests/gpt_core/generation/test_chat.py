@@ -124,7 +124,16 @@ def test_lines_and_blocks_and_commands(say: Any, folder: Path, tmp_path: Path) -
     _, err, _ = say(f"more\n/save {saved}\n", load=str(saved), max_new_tokens=3)
     assert f"[saved 4 messages to {saved}]" in err
     assert json.loads(saved.read_text())["messages"][:2] == content["messages"]
-    assert conversation.load(saved)[2]["content"] == "more"
+    model, messages = conversation.load(saved)
+    assert messages[2]["content"] == "more"
+    assert "was with" not in err
+    content["model"] = "another"
+    saved.write_text(json.dumps(content))
+    _, err, _ = say("", load=str(saved))
+    assert err == f"[the conversation in {saved} was with another; {model} continues it]\n"
+    del content["model"]
+    saved.write_text(json.dumps(content))
+    assert say("", load=str(saved))[1] == ""
 
 
 def test_a_rejected_line_does_not_end_the_conversation(say: Any, tmp_path: Path) -> None:

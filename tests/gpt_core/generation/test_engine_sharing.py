@@ -79,6 +79,42 @@ def test_short_prompts_are_prefilled_in_one_batch(model):
 # --- drafted tokens ---
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one():
+    model = tiny_gpt("qwen3", block_size=2048)
+    params = SamplingParams(temperature=0, max_new_tokens=4)
+    expected = {n: alone(model, prompt_of(n), params, prefill_chunk=64).token_ids for n in (3, 40, 200, 1900)}
+    engine = Engine(model, CHARACTERS, max_running=4, prefill_chunk=64, draft=0)
+    requests = {n: engine.submit(prompt_of(n), params) for n in (1900, 200, 40, 3)}
+    first_token: dict[int, int] = {}
+    n_steps = 0
+    while engine.step():
+        n_steps += 1
+        for n, request in requests.items():
+            if request.token_ids:
+                first_token.setdefault(n, n_steps)
+    assert first_token[3] == 1
+    assert first_token[40] == 3
+    assert first_token[200] < 12
+    assert first_token[1900] <= 36  # 1900 / 64, and what the others took of the chunks
+    assert {n: request.token_ids for n, request in requests.items()} == expected
+
+
+def test_a_long_prompt_is_read_at_half_speed_at_least():
+    model = tiny_gpt("qwen3", block_size=1024)
+    engine = Engine(model, CHARACTERS, max_running=4, prefill_chunk=32, draft=0)
+    long = engine.submit(prompt_of(800), SamplingParams(temperature=0, max_new_tokens=1))
+    seed, shorts, n_steps = 1, [], 0
+    while not long.done:  # there are always short prompts behind it
+        while sum(not short.done for short in shorts) < 3:
+            shorts.append(engine.submit(prompt_of(12, seed), SamplingParams(temperature=0, max_new_tokens=1)))
+            seed += 1
+        engine.step()
+        n_steps += 1
+        assert n_steps <= 800 / 16, "the long prompt starves"
+    assert long.finish_reason == "length"
+    assert sum(short.done for short in shorts) >= n_steps - 2  # one in each step
+
+
 def test_accepted_drafts_save_steps():
     model = tiny_gpt("qwen3")
     with torch.no_grad():  # a model that always predicts token 5

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from gpt_core.generation.int8 import MIN_ROWS_TO_DEQUANTIZE, Int8Embedding, Int8
 from gpt_core.generation.sampling import SamplingParams
 from gpt_core.hardware import onednn as products
 from gpt_core.hardware.capability import Capability
+from gpt_core.hardware.device import peak_memory
 from gpt_core.hardware.onednn import PackedLinear, packs
 from gpt_core.hub.locate import DEFAULT_MODEL
 from gpt_core.model.cache import Cache, CacheRows
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
 from tests.gpt_core.generation.test_engine import SHAPES, alone, prompt_of, tiny_gpt
 
 GREEDY = SamplingParams(max_new_tokens=8, temperature=0)
@@ -174,3 +178,29 @@ def test_a_model_prepared_for_inference_cannot_be_saved(tmp_path):
     with pytest.raises(InputError, match="fast generation"):
         prepare(tiny_gpt("qwen3"), "int8").save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="Linux measures the peak of a part of a process")
+def test_weights_are_never_all_in_memory_as_float32(tmp_path):
+    config = GPTConfig(
+        vocab_size=2**16,
+        block_size=8,
+        n_layer=1,
+        n_head=2,
+        n_kv_head=2,
+        n_embd=256,
+        head_dim=128,
+        n_inner=256,
+    )
+    model = GPT(config).to(torch.bfloat16)
+    n_bytes = sum(p.numel() for p in model.parameters()) * 2  # 33 MiB, nearly all of them embeddings
+    model.save_pretrained(tmp_path)
+    del model
+    CLEAR_REFS.write_text("5")  # the peak begins anew
+    before = peak_memory(torch.device("cpu"))
+    load_for_inference(tmp_path, "bfloat16", "cpu")
+    # the file's pages, and a copy of the output layer where the CPU packs it; float32 alone would take twice n_bytes
+    assert peak_memory(torch.device("cpu")) - before < 2.5 * n_bytes

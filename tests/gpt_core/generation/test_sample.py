@@ -42,6 +42,15 @@ def say(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
+@pytest.mark.parametrize("name", ["gpt2", "./gpt2"])
+def test_a_folder_called_gpt2_is_sampled_with_its_own_tokenizer(
+    name: str, folder: Path, say: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gpt2").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    assert say(model=name, seed=1, max_new_tokens=8) == say(seed=1, max_new_tokens=8)
+
+
 def test_samples_drawn_together_equal_those_drawn_one_by_one(say: Any) -> None:
     together = say(num_samples=11, seed=5, max_new_tokens=12).removesuffix("\n").split("\n" + CUT)
     alone = [say(seed=5 + i, max_new_tokens=12).removesuffix("\n") for i in range(11)]

@@ -221,3 +221,43 @@ def test_invalid_config_values_are_refused():
             GPTConfig(window=4, window_layers=layers)
     with pytest.raises(InputError, match="No Hugging Face family"):
         _ = GPTConfig(norm="layernorm").model_type
+
+
+@torch.no_grad()
+def test_too_many_tokens_and_none_are_one_sentence(model):
+    alibi = model.config.position == "alibi"
+    for n in (48, 49, 60):
+        ids = text(n)[None]
+        segments = torch.arange(n)[None] // 20  # each within the context
+        assert model(ids, segments=segments).logits.isfinite().all()
+        for places in ({}, {"positions": torch.arange(n)}, {"segments": torch.zeros(1, n, dtype=torch.long)}):
+            if n <= 48 or alibi:
+                assert model(ids, **places).logits.isfinite().all()
+            else:
+                with pytest.raises(InputError, match=rf"has {n} tokens; .* \(block_size\) holds 48"):
+                    model(ids, **places)
+    for shape in ((1, 0), (0, 4), (0, 0)):
+        with pytest.raises(InputError, match=r"shape \(\d, \d\); expected at least one row of one token"):
+            model(torch.zeros(shape, dtype=torch.long))
+
+
+def test_sizes_that_are_not_given_follow_from_the_others():
+    def sizes(config):
+        return config.n_kv_head, config.head_dim, config.n_inner
+
+    assert sizes(GPTConfig()) == (12, 64, 2048)
+    assert sizes(GPTConfig(n_head=4, n_embd=128)) == (4, 32, 320)
+    assert sizes(GPTConfig(n_head=4, n_embd=16)) == (4, 4, 64)
+    assert sizes(GPTConfig(n_head=4, n_embd=128, n_kv_head=2, head_dim=48, n_inner=7)) == (2, 48, 7)
+    assert sizes(GPTConfig(n_head=5, n_embd=128, head_dim=48)) == (5, 48, 320)
+    assert (
+        GPT(GPTConfig(vocab_size=9, block_size=8, n_layer=1, n_head=4, n_embd=32))(text(5)[None] % 9)
+        .logits.isfinite()
+        .all()
+    )
+    with pytest.raises(
+        InputError, match="n_embd is 130; expected a multiple of n_head, which is 4, or a head_dim"
+    ):
+        GPTConfig(n_head=4, n_embd=130)
+    with pytest.raises(InputError, match="n_head is 0; expected a whole number"):
+        GPTConfig(n_head=0)

@@ -1,6 +1,7 @@
 """Tokenizers: GPT-2 in tiktoken and in `tokenizers`, offsets, special tokens, chat templates."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -36,6 +37,29 @@ def test_gpt2_ids_are_the_same_in_tiktoken_and_in_tokenizers(text):
 def test_gpt2_known_ids():
     assert GPT2.encode("Hello world") == [15496, 995]
     assert (GPT2.vocab_size, GPT2.eos_id) == (50257, 50256)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "chat", "characters"])
+def test_ids_outside_the_vocabulary_are_one_error(kind):
+    tokenizer = {"gpt2": GPT2, "chat": chat_tokenizer(), "characters": Tokenizer.from_characters("abc")}[kind]
+    n = tokenizer.vocab_size
+    assert tokenizer.decode([n - 1])
+    for bad in (-1, n, 2**32, -(2**40)):
+        for call in (lambda i: tokenizer.decode([0, i]), tokenizer.token_bytes):
+            with pytest.raises(InputError, match=f"There is no token {bad}; expected ids from 0 to {n - 1}"):
+                call(bad)
+
+
+def test_a_folder_called_gpt2_is_read_as_a_folder(tmp_path, monkeypatch):
+    chat_tokenizer().save(tmp_path / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt2", "./gpt2", Path("gpt2"), Path("./gpt2"), tmp_path / "gpt2"):
+        assert Tokenizer.from_pretrained(name).vocab_size == 50259, name
+    monkeypatch.chdir(tmp_path / "gpt2")
+    assert Tokenizer.from_pretrained("gpt2").vocab_size == 50257
+    for name in ("./gpt2", Path("gpt2")):
+        with pytest.raises(InputError, match="There is no folder or cached model"):
+            Tokenizer.from_pretrained(name)
 
 
 @given(st.text())

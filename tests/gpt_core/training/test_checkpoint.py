@@ -18,6 +18,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.data.prepare_data import prepare_data
 from gpt_core.hardware.device import Numerics
 from gpt_core.hub import run_folder
+from gpt_core.hub.locate import resolve
 from gpt_core.training import checkpoint
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.loop import make_parallel
@@ -133,6 +134,31 @@ def test_best_or_latest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     (best / "model.safetensors").write_bytes(b"")
     assert run_folder.best_or_latest(tmp_path) == tmp_path / "step-30"
     assert "step-20 is damaged" in capsys.readouterr().err
+
+
+def test_files_are_read_only_where_they_are_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is a folder instead cannot be read."""
+    save(tmp_path, 1, val_loss=1.0)
+    for step in (2, 3, 4):
+        save(tmp_path, step, val_loss=2.0)
+    best = tmp_path / "step-1"
+    (best / "optimizer.safetensors").unlink()
+    (best / "optimizer.safetensors").mkdir()
+    assert resolve(tmp_path) == best  # to open the model takes the model's files
+    (best / "model.safetensors").unlink()
+    (best / "model.safetensors").mkdir()
+    run_folder.prune(tmp_path, keep=1)  # to compare validation losses takes none
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1", "step-4"]
+    assert capsys.readouterr().err == ""
+    content = (best / "state.json").read_text()
+    (best / "state.json").write_text(content.replace('"val_loss": 1.0', '"val_loss": 0.0'))
+    save(tmp_path, 5, val_loss=1.5)
+    save(tmp_path, 6, val_loss=3.0)
+    run_folder.prune(tmp_path, keep=1)
+    assert "step-1 is damaged: state.json does not match its checksum" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-5", "step-6"]
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

@@ -115,6 +115,35 @@ def test_the_eot_token_ends_a_text_with_and_without_an_eos_token(tmp_path):
     assert GPT.from_pretrained(tmp_path).config.eos_id == Tokenizer.from_pretrained(tmp_path).eos_id == 7
 
 
+@pytest.mark.parametrize(
+    ("pre", "key", "added"),
+    [("llama-bpe", None, True), ("llama-bpe", False, False), ("qwen2", None, False), ("gpt-2", True, True)],
+)
+def test_without_a_key_the_begin_token_is_added_as_in_llama_cpp(tmp_path, pre, key, added):
+    more = {} if key is None else {"tokenizer__ggml__add_bos_token": key}
+    write(tmp_path / "model.gguf", gpt2(), "gpt2", pre, tokenizer__ggml__bos_token_id=5, **more)
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("a", add_special_tokens=True) == [5] * added + tokenizer.encode("a")
+
+
+def test_tokens_end_a_text_by_their_text_as_in_llama_cpp(tmp_path):
+    tokens = [t for t, _ in sorted(gpt2_rust().get_vocab().items(), key=lambda item: item[1])[:300]]
+    ends = ["<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|eom_id|>", "<|end|>"]
+    tokens[290:297] = ["<|im_start|>", *ends, "<|file_sep|>"]
+    path = tmp_path / "model.gguf"
+    write(path, gpt2(), "gpt2", tokenizer__ggml__tokens=tokens, tokenizer__ggml__merges=["h e"])
+    model, tokenizer = GPT.from_pretrained(tmp_path), Tokenizer.from_pretrained(tmp_path)
+    assert set(model.config.eos_ids) == {7, *range(291, 297)}
+    assert model.config.eos_ids[0] == tokenizer.eos_id == 7
+    # they are special tokens even where the file calls them normal ones
+    assert tokenizer.encode_trusted("<|im_end|>") == [292]
+    assert 292 not in tokenizer.encode("<|im_end|>")
+    path.write_bytes(path.read_bytes().replace(b"ggml.eos_token_id", b"ggml.mask_tokenid"))
+    assert (
+        GPT.from_pretrained(tmp_path).config.eos_ids[0] == Tokenizer.from_pretrained(tmp_path).eos_id == 291
+    )
+
+
 def test_bad_files_are_refused(tmp_path):
     model = gpt2()
     path = tmp_path / "model.gguf"
