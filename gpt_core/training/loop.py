@@ -15,7 +15,7 @@ from gpt_core.hardware.device import Numerics
 from gpt_core.hub import run_folder
 from gpt_core.training import checkpoint
 from gpt_core.training.config import TrainConfig
-from gpt_core.training.monitoring.diagnostics import update_to_weight
+from gpt_core.training.monitoring.diagnostics import UpdateToWeight
 from gpt_core.training.monitoring.flops import peak_flops
 from gpt_core.training.monitoring.run_log import RunLog
 from gpt_core.training.optim import learning_rate_factor
@@ -128,11 +128,11 @@ def train(
             loss_sum, n_targets = ranks.sum(torch.stack((loss_sum, n_targets.type_as(loss_sum))))
 
             evaluating = step % config.eval_interval == 0 or step == config.max_iters
-            before = {}
-            if evaluating and config.parallel != "deepspeed":  # its parameters are empty between forwards
-                before = {name: p.detach().clone() for name, p in model.named_parameters()}
             factor = learning_rate_factor(config, step - 1)
-            grad_norm = parallel.update(n_targets, factor)
+            # DeepSpeed's parameters are empty between forwards.
+            measured = {} if not evaluating or config.parallel == "deepspeed" else dict(model.named_parameters())
+            with UpdateToWeight(measured) as update_to_weight:
+                grad_norm = parallel.update(n_targets, factor)
             run_log.advance()
 
             # Values stay on the device until they are logged: reading one synchronises the CPU with the GPU.
@@ -160,11 +160,10 @@ def train(
 
             figures = {}
             if evaluating:
-                ratios = update_to_weight(before, dict(model.named_parameters()))
                 model.eval()
                 # Evaluation has other shapes; compiling for them is not worth the time.
                 with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                    figures = evaluate(model) | ratios
+                    figures = evaluate(model) | update_to_weight.figures
                     text = sample(model) if sample is not None else None
                 model.train()
                 if math.isnan(figures["val_loss"]):
