@@ -105,6 +105,13 @@ class TrainConfig:
             raise InputError(
                 f"warmup_iters is {self.warmup_iters}; it must be below {end}, which is {self.decay_iters}."
             )
+        length = self.decay_fraction * self.decay_iters
+        if self.schedule == "wsd" and self.warmup_iters > self.decay_iters - length + 1e-6:
+            raise InputError(
+                f"warmup_iters is {self.warmup_iters}, but with schedule wsd and decay_fraction {self.decay_fraction} the "
+                f"decay begins at step {self.decay_iters - length:g} of {self.decay_iters}; lower warmup_iters or "
+                "decay_fraction."
+            )
         if self.min_lr is not None and not 0 <= self.min_lr <= self.learning_rate:
             raise InputError(
                 f"min_lr is {self.min_lr}; expected 0 to learning_rate, which is {self.learning_rate}."

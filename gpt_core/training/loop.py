@@ -111,7 +111,7 @@ def train(
             if 0 < config.patience <= best["evaluations_since"]:
                 run_log.say(
                     f"stopped early: the last {best['evaluations_since']} evaluations had no lower val_loss than "
-                    f"{best['val_loss']:.4f}; increase patience to go on"
+                    f"{best.get('val_loss', math.inf):.4f}; increase patience to go on"
                 )
                 break
             # Dropout's seed. It depends only on (seed, step, rank), so checkpoints need no random state.
