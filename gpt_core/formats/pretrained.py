@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.files import atomic_write, fsync_path
+from gpt_core.common.files import atomic_write
 from gpt_core.common.json_files import read_json
 from gpt_core.formats.card import Card, with_command, write_card
 from gpt_core.formats.gguf.read import read_gguf
@@ -17,6 +17,7 @@ from gpt_core.formats.huggingface.config import from_hf, to_hf
 from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
 from gpt_core.formats.pickles import read_bin
+from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hub.locate import gguf_in, resolve
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
@@ -57,17 +58,7 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
     raw = to_hf(model.config) | {"dtype": str(weights["wte.weight"].dtype).removeprefix("torch.")}
     state = to_hf_names(model, weights)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".model.safetensors.tmp"
-    try:
-        try:
-            save_file(state, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # safetensors' error for a full disk, among others
-            raise OSError(f"model.safetensors could not be written: {error}") from error
-        temporary.chmod(0o644)  # safetensors creates files that only their owner can read
-        fsync_path(temporary)
-        temporary.replace(folder / "model.safetensors")
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_tensors(folder / "model.safetensors", state, {"format": "pt"})
     atomic_write(folder / "config.json", json.dumps(raw, indent=2) + "\n")
     n_parameters = sum(w.numel() for w in weights.values())
     write_card(folder, with_command(card or Card()), model.config, n_parameters, raw["dtype"])
