@@ -63,7 +63,7 @@ class TrainConfig:
     tf32: bool = True
     """Use TF32 (10-bit mantissa) for float32 matrix products on a GPU."""
     threads: int | None = None
-    """CPU threads per rank; None: cores / ranks, or OMP_NUM_THREADS if it is set (torchrun sets it to 1)."""
+    """CPU threads per rank; None: physical cores / ranks, or OMP_NUM_THREADS if it is set (torchrun sets it to 1)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the blocks. auto: only on a GPU; it takes a minute, on a CPU worth it only for long runs."""
 
