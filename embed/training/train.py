@@ -27,8 +27,8 @@ from embed.training.trainable import choose_trainable, merge_lora, plain_shell
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
 from gpt_core.data.batches import Batches
-from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.formats.card import trained
+from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hardware.device import Numerics
 from gpt_core.hub import run_folder
 from gpt_core.hub.locate import resolve

@@ -108,9 +108,9 @@ class TrainConfig:
         length = self.decay_fraction * self.decay_iters
         if self.schedule == "wsd" and self.warmup_iters > self.decay_iters - length + 1e-6:
             raise InputError(
-                f"warmup_iters is {self.warmup_iters}, but with schedule wsd and decay_fraction {self.decay_fraction} the "
-                f"decay begins at step {self.decay_iters - length:g} of {self.decay_iters}; lower warmup_iters or "
-                "decay_fraction."
+                f"warmup_iters is {self.warmup_iters}, but with schedule wsd and decay_fraction "
+                f"{self.decay_fraction} the decay begins at step {self.decay_iters - length:g} of "
+                f"{self.decay_iters}; lower warmup_iters or decay_fraction."
             )
         if self.min_lr is not None and not 0 <= self.min_lr <= self.learning_rate:
             raise InputError(

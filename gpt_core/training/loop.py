@@ -129,8 +129,9 @@ def train(
 
             evaluating = step % config.eval_interval == 0 or step == config.max_iters
             factor = learning_rate_factor(config, step - 1)
-            # DeepSpeed's parameters are empty between forwards.
-            measured = {} if not evaluating or config.parallel == "deepspeed" else dict(model.named_parameters())
+            measured: dict[str, Tensor] = {}
+            if evaluating and config.parallel != "deepspeed":  # its parameters are empty between forwards
+                measured = dict(model.named_parameters())
             with UpdateToWeight(measured) as update_to_weight:
                 grad_norm = parallel.update(n_targets, factor)
             run_log.advance()

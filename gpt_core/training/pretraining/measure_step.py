@@ -110,7 +110,8 @@ def measure_memory(
     with torch.device("meta"):
         weights = dict(GPT(shape).named_parameters())
     muon = {name for name, p in weights.items() if config.optimizer == "muon" and is_block_matrix(name, p)}
-    gathered = [name for name in weights if name.startswith(("blocks.0.", "blocks.1.")) or "blocks." not in name]
+    whole = ("blocks.0.", "blocks.1.")  # of the blocks, those that are gathered at a time
+    gathered = [name for name in weights if name.startswith(whole) or not name.startswith("blocks.")]
     return Memory(
         weights=sum(p.nbytes for p in weights.values()),
         optimizer=sum(p.nbytes * (1 if name in muon else 2) for name, p in weights.items()),

@@ -81,7 +81,12 @@ def test_hyper_threads_and_a_quota_do_not_count_as_cores(
     assert available_cores(tmp_path) == 3  # 1 and 5 are threads of one core
     limit = tmp_path / "fs/cgroup/cpu.max"
     limit.parent.mkdir(parents=True)
-    for content, n in (("max 100000\n", 3), ("150000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000\n", 3)):
+    for content, n in (
+        ("max 100000\n", 3),
+        ("150000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("900000 100000\n", 3),
+    ):
         limit.write_text(content)
         assert available_cores(tmp_path) == n
 

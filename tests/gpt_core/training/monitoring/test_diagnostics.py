@@ -18,7 +18,7 @@ from gpt_core.model.attention import attend
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.model.rope import rotate
-from gpt_core.training.monitoring.diagnostics import Maxima, largest_logit, UpdateToWeight
+from gpt_core.training.monitoring.diagnostics import Maxima, UpdateToWeight, largest_logit
 
 QWEN3 = GPTConfig(
     vocab_size=31, block_size=16, n_layer=3, n_head=4, n_kv_head=2, n_embd=16, head_dim=8, n_inner=24
