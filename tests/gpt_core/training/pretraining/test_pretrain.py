@@ -118,14 +118,20 @@ def test_every_graph_trains_and_resumes_from_its_own_folder(
 
 def test_the_command_line_overrides_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.yaml").write_text(
-        "n_layer: 3\nlearning_rate: 3e-4\nmin_lr: null\ngraph: gpt2\ntie_embeddings: no\n"
+        "n_layer: 3\nlearning_rate: 3e-4\ngrad_clip: 2\nmin_lr: null\ngraph: gpt2\ntie_embeddings: no\n"
     )
     seen: list[PretrainConfig] = []
     args = ["--config", str(tmp_path / "a.yaml"), "--n_layer", "5", "--out_dir", "x=y", "--min_lr", "1e-5"]
     run_command(seen.append, config=PretrainConfig, args=args)
     run_command(seen.append, config=PretrainConfig, args=[])
     expected = PretrainConfig(
-        n_layer=5, learning_rate=3e-4, graph="gpt2", tie_embeddings=False, out_dir="x=y", min_lr=1e-5
+        n_layer=5,
+        learning_rate=3e-4,
+        grad_clip=2.0,
+        graph="gpt2",
+        tie_embeddings=False,
+        out_dir="x=y",
+        min_lr=1e-5,
     )
     assert seen == [expected, PretrainConfig()]
 
@@ -137,6 +143,14 @@ def test_the_command_line_overrides_the_preset(tmp_path: Path, monkeypatch: pyte
         ("zzz: 3", "unknown key 'zzz'; the keys are out_dir"),
         ("n_layer: many", "n_layer is 'many'; .*integer"),
         ("n_layer: 2.5", "n_layer is 2.5; .*integer"),
+        ("n_layer: yes", "n_layer is True; .*integer"),
+        ("n_layer: 3.0", "n_layer is 3.0; .*integer"),
+        ("batch_size: '12'", "batch_size is '12'; .*integer"),
+        ("learning_rate: '3e-4'", "learning_rate is '3e-4'; .*number"),
+        ("learning_rate: no", "learning_rate is False; .*number"),
+        ("tie_embeddings: 1", "tie_embeddings is 1; .*boolean"),
+        ("out_dir: 5", "out_dir is 5; .*string"),
+        ('out_dir: "\\ud800"', "surrogate"),
         ("graph: gpt3", "graph is 'gpt3'; .*'qwen3', 'llama' or 'gpt2'"),
         ("max_iters: 0", "max_iters is 0; expected at least 1"),
         ("batch_ramp_iters: 5", "batch_ramp_iters is 5, but batch_size_start is not set"),
