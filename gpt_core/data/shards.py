@@ -265,8 +265,8 @@ class Shard:
             raise InputError(f"{self.path} is damaged: its checksum does not match. Prepare the data again.")
         if largest >= vocab_size:
             raise InputError(
-                f"{self.path} holds token id {largest}; the tokenizer has only {vocab_size} tokens. "
-                "Use the tokenizer that made the shard, or prepare the data again."
+                f"{self.path} holds token id {largest}; the vocabulary has only {vocab_size} tokens. Use the tokenizer "
+                "that made the shard and a model of its vocabulary, or prepare the data again."
             )
 
 

@@ -17,7 +17,7 @@ class PretrainConfig(TrainConfig):
     data_dir: str = "data/shakespeare_char"
     """Folder with token shards and their tokenizer, from scripts/prepare_data.py."""
     tokenizer: str | None = None
-    """Tokenizer of the shards; None: the one in data_dir. nanoGPT's .bin files have none; for GPT-2's BPE give gpt2."""
+    """Tokenizer of the shards; None: the one in data_dir, or nanoGPT's meta.pkl. For nanoGPT's GPT-2 BPE give gpt2."""
     align_documents: bool = False
     """Never let a window span two documents; each window lies within one document."""
     init_from: str = "scratch"

@@ -85,7 +85,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         batch_size_start=config.batch_size_start,
         ramp_steps=config.batch_ramp_iters,
     )
-    ranks.on_main(lambda: verify(splits, tokenizer.vocab_size))
+    # A model to fine-tune may have fewer rows than its tokenizer has tokens.
+    ranks.on_main(lambda: verify(splits, min(tokenizer.vocab_size, model.config.vocab_size)))
 
     numerics = agree_on_numerics(config, ranks, resume)
     if config.parallel == "ddp":

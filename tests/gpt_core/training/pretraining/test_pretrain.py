@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -213,11 +214,51 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(data_dir: 
     refused("train-00000.bin is damaged: its checksum")
     with ShardWriter(copy, "train", 5000, mine.fingerprint) as writer:
         writer.add([1, 2, 4999])
-    refused(f"holds token id 4999; the tokenizer has only {mine.vocab_size}")
+    refused(f"holds token id 4999; the vocabulary has only {mine.vocab_size}")
     path.unlink()
     refused("has no token shards of the split 'train'")
     copy = copy / "absent"
     refused("has no token shards of the split 'train'; make them with scripts/prepare_data.py")
+
+
+def test_nanogpts_characters_are_read_from_its_meta_pkl(data_dir: Path, tmp_path: Path) -> None:
+    (train,), tokenizer = open_split(data_dir, "train"), Tokenizer.from_pretrained(data_dir)
+    for split in ("train", "val"):
+        train.tokens.astype("<u2").tofile(tmp_path / f"{split}.bin")
+    stoi = {character: tokenizer.encode(character)[0] for character in set(TEXT)}
+    meta = {"vocab_size": len(stoi), "stoi": stoi, "itos": {i: c for c, i in stoi.items()}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    settings = tiny(tmp_path, tmp_path / "run", max_iters=1, warmup_iters=0, optimizer="adamw")
+    pretrain(settings)
+    assert Tokenizer.from_pretrained(tmp_path / "run").fingerprint == tokenizer.fingerprint
+    pretrain(replace(settings, max_iters=2, tokenizer=str(data_dir)))  # the same characters
+    with pytest.raises(
+        InputError, match=rf"of {len(stoi)} characters, but tokenizer is gpt2, with 50257 tokens"
+    ):
+        pretrain(replace(settings, tokenizer="gpt2"))
+
+
+def test_a_model_with_fewer_rows_than_its_tokenizer_trains_on_the_ids_that_it_has(
+    data_dir: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    tokenizer, trained = Tokenizer.from_pretrained(data_dir), GPT.from_pretrained(run_dir)
+    last = tokenizer.vocab_size - 1
+    small = GPT(replace(trained.config, vocab_size=last))
+    small.save_pretrained(tmp_path / "small")
+    tokenizer.save(tmp_path / "small")
+    for name, ids in (("fits", [1, 2, 3, last - 1] * 20), ("does not", [1, 2, 3, last] * 20)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "val"):
+            with ShardWriter(tmp_path / name, split, tokenizer.vocab_size, tokenizer.fingerprint) as writer:
+                writer.add(ids)
+        tokenizer.save(tmp_path / name)
+    settings = tiny(
+        tmp_path / "fits", tmp_path / "run", init_from=str(tmp_path / "small"), n_layer=None, n_head=None, n_embd=None,
+        max_iters=1, warmup_iters=0, optimizer="adamw",
+    )  # fmt: skip
+    pretrain(settings)
+    with pytest.raises(InputError, match=f"holds token id {last}; the vocabulary has only {last} tokens"):
+        pretrain(replace(settings, data_dir=str(tmp_path / "does not"), out_dir=str(tmp_path / "other")))
 
 
 def test_nanogpts_data_trains_with_a_named_tokenizer(tmp_path: Path) -> None:
