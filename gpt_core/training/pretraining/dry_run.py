@@ -52,8 +52,11 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     numerics = choose_numerics(config, device, n_local, None)
     torch.set_num_threads(numerics.threads)
-    eval_tokens = min(EVAL_TOKENS, windows["val"].n_targets) if windows else EVAL_TOKENS
-    memory = measure_memory(config, shape, device, numerics, block_size, micro_batch_size, eval_tokens)
+    n_validated = windows["val"].n_targets if windows else 0  # targets of an evaluation
+    if config.eval_tokens:
+        n_validated = min(n_validated, config.eval_tokens)
+    forward = min(n_validated or EVAL_TOKENS, EVAL_TOKENS)  # tokens in a forward of an evaluation
+    memory = measure_memory(config, shape, device, numerics, block_size, micro_batch_size, forward)
     speed = measure_speed(config, shape, device, numerics, block_size, micro_batch_size, memory)
 
     with torch.device("meta"):
@@ -65,9 +68,8 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
     n_tokens = step_tokens * config.max_iters - ramped * block_size
     tokens_per_s = step_tokens / (share * speed.sequence + speed.update)
     n_evaluations = -(-config.max_iters // config.eval_interval)
-    n_eval_targets = n_evaluations * windows["val"].n_targets if windows else 0
     # A forward takes a third of the time of forward and backward.
-    seconds_evaluated = n_eval_targets / block_size * speed.sequence / 3 / world_size
+    seconds_evaluated = n_evaluations * n_validated / block_size * speed.sequence / 3 / world_size
     seconds = n_tokens / tokens_per_s + seconds_evaluated
 
     print(

@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     the work.
 
     Returns:
-        The metrics of the last evaluation, including "val_loss" (nats per token over the whole validation split); for a
+        The metrics of the last evaluation, including "val_loss" (nats per token over the validation split); for a
         dry run, its figures.
 
     Raises:
@@ -91,7 +91,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
     numerics = agree_on_numerics(config, ranks, resume)
     if config.parallel == "ddp":
         model.to(ranks.device)
-    evaluate = evaluator(validation, ranks, numerics)
+    evaluate = evaluator(validation, ranks, numerics, config.eval_tokens)
     if ranks.main:
         describe_run(config, model, training, ranks, numerics, resume)
     if config.eval_only:

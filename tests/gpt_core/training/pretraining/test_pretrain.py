@@ -261,6 +261,24 @@ def test_a_model_with_fewer_rows_than_its_tokenizer_trains_on_the_ids_that_it_ha
         pretrain(replace(settings, data_dir=str(tmp_path / "does not"), out_dir=str(tmp_path / "other")))
 
 
+def test_an_evaluation_can_be_limited_to_windows_spread_over_the_split(data_dir: Path, run_dir: Path) -> None:
+    windows = Windows(open_split(data_dir, "val"), 16)
+    model, n = GPT.from_pretrained(run_dir), len(windows)
+    assert n > 8
+    losses = []
+    for i in (0, n - 1):
+        ids, targets = windows.rows([i])
+        out = model(ids, targets=targets, logits=False)
+        losses.append((float(out.loss_sum), int(out.n_targets)))
+    expected = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+    assert evaluator(windows, eval_tokens=32)(model)["val_loss"] == pytest.approx(expected, abs=1e-6)
+    whole = evaluator(windows)(model)["val_loss"]
+    assert evaluator(windows, eval_tokens=10**9)(model)["val_loss"] == whole
+    assert evaluator(windows, eval_tokens=1)(model)["val_loss"] == pytest.approx(
+        losses[0][0] / losses[0][1], abs=1e-6
+    )
+
+
 def test_nanogpts_data_trains_with_a_named_tokenizer(tmp_path: Path) -> None:
     ids = np.array(Tokenizer.from_pretrained("gpt2").encode(TEXT[:2000]), dtype=np.uint16)
     for split in ("train", "val"):
