@@ -69,7 +69,7 @@ def test_fsdp2_starts_with_one_whole_model_and_the_weights_of_a_single_process(
     assert found["codes"] == [0, 0], said
     assert found["same"] == [True, True]
     first, second = found["peaks"]
-    assert first < 2.2  # the whole model, its shard, and what libraries take
+    assert first < 2.6  # the whole model, its first loss, and what libraries take
     assert second < 1.2  # its shard, a tensor on its way, and what libraries take
 
 

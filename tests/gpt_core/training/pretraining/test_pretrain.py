@@ -261,6 +261,7 @@ def test_a_model_with_fewer_rows_than_its_tokenizer_trains_on_the_ids_that_it_ha
         pretrain(replace(settings, data_dir=str(tmp_path / "does not"), out_dir=str(tmp_path / "other")))
 
 
+@torch.no_grad()
 def test_an_evaluation_can_be_limited_to_windows_spread_over_the_split(data_dir: Path, run_dir: Path) -> None:
     windows = Windows(open_split(data_dir, "val"), 16)
     model, n = GPT.from_pretrained(run_dir), len(windows)
