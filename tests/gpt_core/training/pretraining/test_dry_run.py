@@ -148,8 +148,10 @@ def test_a_model_too_large_to_measure_is_estimated(
 ) -> None:
     monkeypatch.setattr("gpt_core.training.pretraining.measure_step.free_memory", lambda device: 1000.0)
     figures = dry_run(TINY)
-    assert figures["tokens_per_s"] > 0
     assert "estimated from 2 of the 3 blocks" in capsys.readouterr().out
+    step = Step(TINY, TINY.gpt_config(None), CPU, FLOAT32, 16, 3)
+    seconds = min(wall_seconds(step.micro_step, CPU) for _ in range(10)) / 3
+    assert 1 / 30 < figures["tokens_per_s"] / (16 / seconds) < 3  # with updates, and with the noise of a shared machine
 
 
 @pytest.mark.skipif(
@@ -163,4 +165,4 @@ def test_the_estimated_memory_is_that_of_a_training(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for name, memory in json.loads(done.stdout.splitlines()[-1]).items():
-        assert memory["needed"] == pytest.approx(memory["estimated"], rel=0.1), (name, memory)
+        assert 0.85 < memory["needed"] / memory["estimated"] < 1.1, (name, memory)
