@@ -21,7 +21,7 @@ from gpt_core.data.shards import Shard, open_split
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 INSTRUMENTATION = """
-import atexit as _atexit, json as _json, os as _os, resource as _resource, time as _time
+import atexit as _atexit, json as _json, os as _os, resource as _resource, sys as _sys, time as _time
 _clip, _save, _seed = torch.nn.utils.clip_grad_norm_, torch.save, torch.manual_seed
 _steps, _saves, _idle = [], [], [0.0]
 
@@ -36,9 +36,15 @@ def _watched_save(content, path):
     _save(kept, _os.path.join(_os.path.dirname(path), f"step-{content['iter_num']}.pt"))
     _idle[0] += _time.process_time() - begun
 
+def _peak():  # of this process; getrusage begins with the peak of the process that started it
+    try:
+        with open("/proc/self/status") as f:
+            return 1024 * int(f.read().partition("VmHWM:")[2].split()[0])
+    except OSError:
+        return _resource.getrusage(_resource.RUSAGE_SELF).ru_maxrss * (1 if _sys.platform == "darwin" else 1024)
+
 def _report():
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    memory = gpu or 1024 * _resource.getrusage(_resource.RUSAGE_SELF).ru_maxrss
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak()
     with open(_os.path.join(out_dir, "watched.json"), "w") as f:
         threads = torch.get_num_threads()
         _json.dump({"steps": _steps, "saves": _saves, "memory": memory, "threads": threads}, f)

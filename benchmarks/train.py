@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from benchmarks.nanogpt_peer import check_peer, rates, train_peer, write_bins
 from benchmarks.own_process import in_own_process
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.report import print_report
-from gpt_core.hardware.device import DeviceName, pick_device
+from gpt_core.hardware.device import DeviceName, peak_memory, pick_device
 from gpt_core.hub import run_folder
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
@@ -164,14 +163,13 @@ def _ours(keys: dict[str, Any], out_dir: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (out_dir / "log.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "ms_per_step" in row]
     wall = np.cumsum([row["ms_per_step"] / 1000 for row in rows])
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     newest = run_folder.latest(out_dir)
     assert newest is not None
     numerics = run_folder.load_state(newest)["numerics"]
     return {name: numerics[name] for name in ("dtype", "compile", "threads")} | {
         "steps": [(w, row["cpu_s"]) for w, row in zip(wall.tolist(), rows, strict=True)],
         "mfu": [row.get("mfu") for row in rows],
-        "memory": gpu or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "memory": peak_memory(pick_device(keys["device"])),
     }
 
 

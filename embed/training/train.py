@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from embed.encoding.encoder import Encoder
@@ -28,6 +28,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
 from gpt_core.data.batches import Batches
 from gpt_core.formats.card import trained
+from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hardware.device import Numerics
 from gpt_core.hub import run_folder
 from gpt_core.hub.locate import resolve
@@ -128,7 +129,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
         own = {name.removeprefix("network."): w for name, w in weights.items() if name.startswith("network.")}
         save_embedder(folder, plain_shell(network), settings, tokenizer, merge_lora(own, config), card)
         beside = {name: w for name, w in weights.items() if not in_the_model(name)}
-        save_file(beside, folder / "training.safetensors")
+        save_tensors(folder / "training.safetensors", beside)
 
     if ranks.main:
         describe(config, trainee, batches, numerics, resume)

@@ -1,9 +1,12 @@
-"""Atomic writes of files and folders (temporary name, fsync, rename), and checksums."""
+"""Atomic writes of files and folders (temporary name, fsync, rename), and checksums.
+
+The kernel creates all of them with the permissions that the umask of the process allows.
+"""
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,21 +33,26 @@ def _report_path(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def _beside(path: Path) -> Path:
+    """A hidden name that nothing has yet, in the folder of `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
 @contextmanager
 def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing; rename it to `path` if the block succeeds, delete it if the block fails."""
     path = Path(path)
+    temporary = _beside(path)
     with _report_path(path):
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        file = open(temporary, "xb")  # noqa: SIM115 - closed below
     try:
-        with os.fdopen(fd, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it readable for the owner only
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come just after the rename
+        temporary.unlink(missing_ok=True)  # Ctrl-C may come just after the rename
         raise
     fsync_path(path.parent)
 
@@ -64,11 +72,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
     with _report_path(path):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary.mkdir()
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
         for item in sorted(temporary.rglob("*")):
             fsync_path(item)
         fsync_path(temporary)

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import difflib
+import json
+import re
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -48,7 +50,7 @@ def read_preset(kind: type[T], path: str | Path) -> T:
         InputError: for a missing or invalid file, an unknown key, or a value of the wrong type.
     """
     try:
-        raw: Any = yaml.safe_load(find_preset(path).read_text(encoding="utf-8")) or {}
+        raw: Any = yaml.load(find_preset(path).read_text(encoding="utf-8"), _Loader) or {}
     except FileNotFoundError as error:
         raise InputError(f"There is no preset {path}; the presets of zhizhi are in configs/.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -62,14 +64,28 @@ def read_preset(kind: type[T], path: str | Path) -> T:
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}."
             raise InputError(f"{path}: unknown key {key!r}; {hint}")
     try:
-        return TypeAdapter(kind).validate_python(raw)
+        # In strict mode only JSON's types are converted: lists to tuples and integers to floats.
+        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         if isinstance(mistake := first.get("ctx", {}).get("error"), InputError):  # from __post_init__
             raise InputError(f"{path}: {mistake}") from error
+        if not first["loc"]:  # not even JSON
+            raise InputError(
+                f"{path}: a text has half of a surrogate pair, which is no character."
+            ) from error
         raise InputError(
             f"{path}: {first['loc'][0]} is {first['input']!r}; {first['msg'].lower()}."
         ) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads 3e-4 as a number, as YAML 1.2 does; YAML 1.1 demands 3.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def find_preset(path: str | Path) -> Path:

@@ -74,8 +74,6 @@ class Windows:
             self.n_targets += int(n_targets.sum())
         # shard s has windows self._ends[s - 1] to self._ends[s] - 1
         self._ends = np.cumsum([int(runs.stops[-1]) if len(runs.stops) else 0 for runs in self._runs])
-        digest = hashlib.sha256(b"".join(bytes(s.header["checksum"]) for s in shards if s.header is not None))
-        self.checksum = digest.hexdigest()  # over the checksums of the shards that have one
         self._unreleased = 0  # rows read since the last release of mapped pages
         if not len(self):
             raise InputError(
@@ -85,6 +83,11 @@ class Windows:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def checksum(self) -> str:
+        """sha256 over the checksums of the shards, in hex."""
+        return hashlib.sha256(b"".join(shard.checksum for shard in self.shards)).hexdigest()
 
     def __getitem__(self, index: int) -> NDArray:
         """(n + 1,) ids of window `index`: the first n are the inputs, the last n their targets, n ≤ block_size."""

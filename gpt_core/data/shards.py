@@ -8,9 +8,10 @@ nanoGPT's format: uint16 ids without a header.
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypedDict
@@ -222,6 +223,20 @@ class Shard:
         """Fingerprint of the tokenizer that made the ids; None without a header."""
         return None if self.header is None else bytes(self.header["tokenizer"]).decode("ascii", "replace")
 
+    @cached_property
+    def checksum(self) -> bytes:
+        """sha256 in hex: the header's, which `verify` checks; without a header, of the ids, which are read for it."""
+        if self.header is not None:
+            return bytes(self.header["checksum"])
+        digest = hashlib.sha256()
+        for chunk in self._chunks():
+            digest.update(chunk.tobytes())
+        return digest.hexdigest().encode()
+
+    def _chunks(self) -> Iterator[NDArray]:
+        for start in range(0, len(self.tokens), IDS_PER_CHUNK):
+            yield self.tokens[start : start + IDS_PER_CHUNK]
+
     def documents(self) -> NDArray:
         """(n_documents,) int64 offsets of the documents' first tokens; [0] without a header."""
         if self.header is None:
@@ -241,8 +256,7 @@ class Shard:
             InputError: naming the file and the fault.
         """
         digest, largest = hashlib.sha256(), 0
-        for start in range(0, len(self.tokens), IDS_PER_CHUNK):
-            chunk = self.tokens[start : start + IDS_PER_CHUNK]
+        for chunk in self._chunks():
             digest.update(chunk.tobytes())
             largest = max(largest, int(chunk.max()))
         if self.header is not None and _seal(digest, self.documents(), self.header) != bytes(
@@ -251,8 +265,8 @@ class Shard:
             raise InputError(f"{self.path} is damaged: its checksum does not match. Prepare the data again.")
         if largest >= vocab_size:
             raise InputError(
-                f"{self.path} holds token id {largest}; the tokenizer has only {vocab_size} tokens. "
-                "Use the tokenizer that made the shard, or prepare the data again."
+                f"{self.path} holds token id {largest}; the vocabulary has only {vocab_size} tokens. Use the tokenizer "
+                "that made the shard and a model of its vocabulary, or prepare the data again."
             )
 
 

@@ -207,6 +207,21 @@ def _nanogpt_vocabulary(path: Path, content: dict[str, Any], n_tokens: int) -> d
             f"{path.parent} lacks the vocabulary of its {n_tokens} tokens; put the meta.pkl of nanoGPT's data folder "
             f"{f'({name}) ' if isinstance(name, str) else ''}beside {path.name}."
         )
+    vocab = nanogpt_characters(meta_path)
+    if len(vocab) != n_tokens:
+        raise InputError(
+            f"{meta_path} has {len(vocab)} characters, but {path.name} has {n_tokens} tokens; "
+            "use the meta.pkl of its training data."
+        )
+    return vocab
+
+
+def nanogpt_characters(meta_path: Path) -> dict[str, int]:
+    """Ids of the characters in nanoGPT's `meta.pkl`.
+
+    Raises:
+        InputError: if the file has no such table.
+    """
     meta = read_plain_pickle(meta_path)
     vocab = meta.get("stoi") if isinstance(meta, dict) else None
     if (
@@ -217,11 +232,6 @@ def _nanogpt_vocabulary(path: Path, content: dict[str, Any], n_tokens: int) -> d
     ):
         raise InputError(
             f"{meta_path} has no table `stoi` from characters to the ids 0, 1, 2, …; copy it from nanoGPT again."
-        )
-    if len(vocab) != n_tokens:
-        raise InputError(
-            f"{meta_path} has {len(vocab)} characters, but {path.name} has {n_tokens} tokens; "
-            "use the meta.pkl of its training data."
         )
     return vocab
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.files import atomic_write, fsync_path
+from gpt_core.common.files import atomic_write
 from gpt_core.common.json_files import read_json
 from gpt_core.formats.card import Card, with_command, write_card
 from gpt_core.formats.gguf.container import GGUF
@@ -19,6 +19,7 @@ from gpt_core.formats.huggingface.config import from_hf, generation_eos_ids, gen
 from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names, unwrapped, with_head
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
 from gpt_core.formats.pickles import read_bin
+from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hub.locate import gguf_in, resolve
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
@@ -92,17 +93,7 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
     raw = to_hf(model.config) | {"dtype": str(weights["wte.weight"].dtype).removeprefix("torch.")}
     state = to_hf_names(model, weights)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".model.safetensors.tmp"
-    try:
-        try:
-            save_file(state, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # safetensors' error for a full disk, among others
-            raise OSError(f"model.safetensors could not be written: {error}") from error
-        temporary.chmod(0o644)  # safetensors creates files that only their owner can read
-        fsync_path(temporary)
-        temporary.replace(folder / "model.safetensors")
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_tensors(folder / "model.safetensors", state, {"format": "pt"})
     atomic_write(folder / "config.json", json.dumps(raw, indent=2) + "\n")
     settings = json.dumps(generation_settings(model.config), indent=2)
     atomic_write(folder / "generation_config.json", settings + "\n")

@@ -89,7 +89,6 @@ class Engine:
         self.slots = Slots(self.cache)
         # CPU threads of a decoding step of few tokens (False) and of many (True), timed at the first such step: a
         # request for one token takes the forward of its prompt alone.
-        self._threads: dict[bool, int] = {}
         self._requests: list[Request] = []  # running and queued, in the order of arrival
         self._lock = threading.Lock()  # guards _requests
 
@@ -262,9 +261,7 @@ class Engine:
         with self._fail_on_error(requests):
             ids = [[r.token_ids[-1], *draft] for r, draft in zip(requests, drafts, strict=True)]
             many = 2 * sum(map(len, ids)) > LARGE_STEP
-            if many not in self._threads:
-                self._threads[many] = decode_threads(self.model, LARGE_STEP if many else 1)
-            with cpu_threads(self._threads[many]):
+            with cpu_threads(decode_threads(self.model, LARGE_STEP if many else 1)):
                 rows = self._logits(self._forward(requests, ids))
             for request, draft, logits in zip(requests, drafts, rows, strict=True):
                 self._verify(request, draft, logits)

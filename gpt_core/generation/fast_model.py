@@ -3,6 +3,8 @@
 The prepared model computes the same function, but its weights can be neither trained nor saved.
 """
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,8 @@ from gpt_core.model.cache import Cache
 from gpt_core.model.gpt import GPT, Block
 from gpt_core.model.layers import MLP
 
-MIN_THREAD_SPEEDUP = 1.1  # all threads are used if they are this many times faster than one
+MIN_THREAD_SPEEDUP = 1.1  # one thread is used if it is this many times faster than all
+RECHECK_SECONDS = 10.0  # after which a choice of one thread is measured again, in another moment
 TIMED_CONTEXT = 256  # cached tokens per sequence when timing thread counts: attention gains from threads, too
 InferenceDtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -137,7 +140,7 @@ def _stacked(*layers: nn.Linear) -> nn.Linear:
     return merged
 
 
-_n_threads: dict[tuple[object, ...], int] = {}
+_n_threads: dict[tuple[object, ...], tuple[int, float]] = {}  # the choice, and until when it holds
 
 
 def decode_threads(model: GPT, n_rows: int = 1) -> int:
@@ -145,15 +148,17 @@ def decode_threads(model: GPT, n_rows: int = 1) -> int:
 
     For products of few rows, starting threads may cost more than it saves. It depends on the processor, the model's
     width, the number of rows and on whether idle threads sleep (OMP_WAIT_POLICY), so no fixed number is right
-    (docs/log.md, "What does not make decoding faster on a CPU"). Measured once per process for models of the same shape
-    and dtype: 1 unless all threads are faster by MIN_THREAD_SPEEDUP in two measurements.
+    (docs/log.md, "What does not make decoding faster on a CPU"). So it is measured, for models of the same shape and
+    dtype: all threads, unless one is faster by MIN_THREAD_SPEEDUP in two measurements. Another process may have been
+    busy during both, so a choice of one thread is measured once more in a call RECHECK_SECONDS later, and then kept.
     """
     n_threads = torch.get_num_threads()
     if model.device.type != "cpu" or n_threads == 1:
         return n_threads
     kinds = (type(module) for module in model.blocks[0].modules())
     key = (str(model.config), model.dtype, n_rows, n_threads, *kinds)
-    if key not in _n_threads:
+    chosen, valid_until = _n_threads.get(key, (0, 0.0))
+    if time.monotonic() >= valid_until:
         n_cached = min(TIMED_CONTEXT, model.config.block_size)
         cache = Cache(model.config, n_rows, dtype=model.dtype, length=n_cached)
         tokens, slots = torch.zeros(n_rows, 1, dtype=torch.long), list(range(n_rows))
@@ -163,16 +168,19 @@ def decode_threads(model: GPT, n_rows: int = 1) -> int:
             cache.lengths[:] = n_cached - 1
             model.logits(model(tokens, cache=cache.rows(slots), logits=False).hidden)
 
-        def all_threads_are_faster() -> bool:
+        def one_is_faster() -> bool:
             seconds: dict[int, list[float]] = {1: [], n_threads: []}
             for _ in range(5):
                 for n, times in seconds.items():  # alternating, so that short disturbances affect both
                     with cpu_threads(n):
                         times.append(wall_seconds(step, model.device))
-            return min(seconds[1]) > MIN_THREAD_SPEEDUP * min(seconds[n_threads])
+            return MIN_THREAD_SPEEDUP * min(seconds[1]) < min(seconds[n_threads])
 
-        _n_threads[key] = n_threads if all_threads_are_faster() and all_threads_are_faster() else 1
-    return _n_threads[key]
+        first = chosen == 0
+        chosen = 1 if one_is_faster() and one_is_faster() else n_threads
+        valid_until = time.monotonic() + RECHECK_SECONDS if first and chosen == 1 else math.inf
+        _n_threads[key] = chosen, valid_until
+    return chosen
 
 
 @contextmanager

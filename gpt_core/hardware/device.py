@@ -1,5 +1,6 @@
 """Device, dtype, threads and compilation; time and memory measurements."""
 
+import math
 import os
 import sys
 import time
@@ -64,9 +65,22 @@ class Numerics:
         return asdict(self)
 
 
-def available_cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores(system: Path = Path("/sys")) -> int:
+    """Number of physical CPU cores that this process may use, by its affinity and its container's CPU quota.
+
+    Args:
+        system: where Linux describes the processors and the quota; other systems do not, so all CPUs count as cores.
+    """
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    # Hyper-threads share their core's arithmetic units, so a thread on each would not multiply faster.
+    cores = set()
+    for cpu in cpus:
+        siblings = system / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    limit = system / "fs/cgroup/cpu.max"  # microseconds of CPU time per period, or "max"; and the period
+    quota, _, period = (limit.read_text() if limit.exists() else "max").partition(" ")
+    allowed = math.ceil(int(quota) / int(period)) if quota.isdigit() else len(cores)
+    return max(1, min(len(cores), allowed))
 
 
 def wall_seconds(function: Callable[[], Any], device: torch.device) -> float:

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt_core.common.files import atomic_folder, sha256_file
 from gpt_core.formats.card import README, add_progress
+from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hardware.device import Numerics
 from gpt_core.hub.run_folder import CHECKPOINT_VERSION, OPTIMIZER, load_state, state_checksum
 from gpt_core.training.parallel.parallel import Parallel
@@ -78,11 +78,8 @@ def save(
 
     def write() -> Path:
         with atomic_folder(path) as folder:
-            try:
-                save_model(folder, weights)
-                save_file(optimizer, folder / OPTIMIZER)
-            except SafetensorError as error:  # raised for a full disk
-                raise OSError(f"The checkpoint {path} could not be written: {error}") from error
+            save_model(folder, weights)
+            save_tensors(folder / OPTIMIZER, optimizer)
             add_progress(folder, step, figures)
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / README)
             state = {

@@ -63,7 +63,7 @@ class TrainConfig:
     tf32: bool = True
     """Use TF32 (10-bit mantissa) for float32 matrix products on a GPU."""
     threads: int | None = None
-    """CPU threads per rank; None: cores / ranks, or OMP_NUM_THREADS if it is set (torchrun sets it to 1)."""
+    """CPU threads per rank; None: physical cores / ranks, or OMP_NUM_THREADS if it is set (torchrun sets it to 1)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the blocks. auto: only on a GPU; it takes a minute, on a CPU worth it only for long runs."""
 
@@ -104,6 +104,13 @@ class TrainConfig:
             end = "max_iters" if self.lr_decay_iters is None else "lr_decay_iters"
             raise InputError(
                 f"warmup_iters is {self.warmup_iters}; it must be below {end}, which is {self.decay_iters}."
+            )
+        length = self.decay_fraction * self.decay_iters
+        if self.schedule == "wsd" and self.warmup_iters > self.decay_iters - length + 1e-6:
+            raise InputError(
+                f"warmup_iters is {self.warmup_iters}, but with schedule wsd and decay_fraction "
+                f"{self.decay_fraction} the decay begins at step {self.decay_iters - length:g} of "
+                f"{self.decay_iters}; lower warmup_iters or decay_fraction."
             )
         if self.min_lr is not None and not 0 <= self.min_lr <= self.learning_rate:
             raise InputError(

@@ -15,7 +15,7 @@ from gpt_core.hardware.device import Numerics
 from gpt_core.hub import run_folder
 from gpt_core.training import checkpoint
 from gpt_core.training.config import TrainConfig
-from gpt_core.training.monitoring.diagnostics import update_to_weight
+from gpt_core.training.monitoring.diagnostics import UpdateToWeight
 from gpt_core.training.monitoring.flops import peak_flops
 from gpt_core.training.monitoring.run_log import RunLog
 from gpt_core.training.optim import learning_rate_factor
@@ -111,7 +111,7 @@ def train(
             if 0 < config.patience <= best["evaluations_since"]:
                 run_log.say(
                     f"stopped early: the last {best['evaluations_since']} evaluations had no lower val_loss than "
-                    f"{best['val_loss']:.4f}; increase patience to go on"
+                    f"{best.get('val_loss', math.inf):.4f}; increase patience to go on"
                 )
                 break
             # Dropout's seed. It depends only on (seed, step, rank), so checkpoints need no random state.
@@ -128,11 +128,12 @@ def train(
             loss_sum, n_targets = ranks.sum(torch.stack((loss_sum, n_targets.type_as(loss_sum))))
 
             evaluating = step % config.eval_interval == 0 or step == config.max_iters
-            before = {}
-            if evaluating and config.parallel != "deepspeed":  # its parameters are empty between forwards
-                before = {name: p.detach().clone() for name, p in model.named_parameters()}
             factor = learning_rate_factor(config, step - 1)
-            grad_norm = parallel.update(n_targets, factor)
+            measured: dict[str, Tensor] = {}
+            if evaluating and config.parallel != "deepspeed":  # its parameters are empty between forwards
+                measured = dict(model.named_parameters())
+            with UpdateToWeight(measured) as update_to_weight:
+                grad_norm = parallel.update(n_targets, factor)
             run_log.advance()
 
             # Values stay on the device until they are logged: reading one synchronises the CPU with the GPU.
@@ -160,11 +161,10 @@ def train(
 
             figures = {}
             if evaluating:
-                ratios = update_to_weight(before, dict(model.named_parameters()))
                 model.eval()
                 # Evaluation has other shapes; compiling for them is not worth the time.
                 with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                    figures = evaluate(model) | ratios
+                    figures = evaluate(model) | update_to_weight.figures
                     text = sample(model) if sample is not None else None
                 model.train()
                 if math.isnan(figures["val_loss"]):

@@ -50,7 +50,7 @@ def choose_numerics(
 
 
 def _cores(n_local: int) -> int:
-    """Cores for this rank: available cores / ranks, or OMP_NUM_THREADS if it is set (torchrun sets it to 1)."""
+    """Threads of this rank: physical cores / ranks, or OMP_NUM_THREADS if it is set (torchrun sets it to 1)."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     return max(1, available_cores() // n_local)

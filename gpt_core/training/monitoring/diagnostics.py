@@ -128,30 +128,47 @@ def largest_logit(
     return torch.stack(largest).amax()
 
 
-@torch.no_grad()
-def update_to_weight(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """Size of a step relative to the weights: ‖after - before‖ / ‖before‖.
+class UpdateToWeight:
+    """Context manager around an optimizer step: its size relative to the weights, ‖after - before‖ / ‖before‖.
 
     Computed over all matrices of the blocks (Muon's parameters), and over the rest; about 1e-3 is usual with AdamW. If
-    parameters are sharded (DTensors), all ranks must call it together.
+    parameters are sharded (DTensors), all ranks must enter and leave it together. The copy of the parameters exists
+    only inside the context, where no activations are in memory.
 
     Args:
-        before: copies of the parameters by name, made before the step.
-        after: the parameters by name.
+        parameters: by name; {}: nothing is copied or computed.
 
-    Returns:
-        {"update_to_weight_matrices", "update_to_weight_rest"}; a kind without parameters is left out.
+    Attributes:
+        figures: {"update_to_weight_matrices", "update_to_weight_rest"} after the context; a kind without parameters
+            is left out.
     """
-    squares: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for name, old in before.items():
-        kind = "matrices" if is_block_matrix(name, old) else "rest"
-        moved, length = squares.setdefault(f"update_to_weight_{kind}", ([], []))
-        moved.append(_norm(after[name].detach() - old))
-        length.append(_norm(old))
-    return {
-        kind: (torch.stack(moved).norm() / torch.stack(length).norm()).item()
-        for kind, (moved, length) in squares.items()
-    }
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+        self._before: dict[str, Tensor] = {}
+        self.figures: dict[str, float] = {}
+
+    def __enter__(self) -> "UpdateToWeight":
+        self._before = {name: p.detach().clone() for name, p in self._parameters.items()}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        before, self._before = self._before, {}
+        if kind is not None:
+            return
+        norms: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        for name, p in self._parameters.items():
+            old = before.pop(name)
+            which = "matrices" if is_block_matrix(name, p) else "rest"
+            moved, length = norms.setdefault(f"update_to_weight_{which}", ([], []))
+            length.append(_norm(old))
+            moved.append(_norm(old.sub_(p.detach())))
+        self.figures = {
+            which: (torch.stack(moved).norm() / torch.stack(length).norm()).item()
+            for which, (moved, length) in norms.items()
+        }
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ PEAK_TFLOPS_HALF = {"V100 PCIE": 112.0, "V100": 125.0, "T4": 65.0}  # their tens
 # Words that mark a slower variant of a listed GPU, or a part of one.
 SLOWER_VARIANTS = {"Laptop", "Ti", "D", "MIG"}
 
-MEASURE_SECONDS = 0.05
+MEASURE_SECONDS = 0.2
 MIN_PRODUCT_SECONDS = 0.005  # of a matrix product large enough that its overhead is negligible
+REPEATS = 5  # products of each size; the fastest is not slowed down by another process
 
 
 def flops_per_token(config: GPTConfig, block_size: int) -> int:
@@ -67,16 +68,20 @@ def known_flops(name: str, dtype: torch.dtype) -> float | None:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured FLOP/s: the fastest of several products of two large square matrices."""
-    size = 128
+    """Measured FLOP/s: the fastest of several products of two square matrices, of the best size.
+
+    One slow product must not end the search at a small size, whose overhead is large: the peak would be too low.
+    """
+    size, best = 128, 0.0
     while True:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         product = partial(torch.mm, a, b, out=a @ b)  # the first product also selects the kernel
-        seconds = wall_seconds(product, device)
+        seconds = min(wall_seconds(product, device) for _ in range(REPEATS))
+        best = max(best, 2 * size**3 / seconds)
         if seconds > MIN_PRODUCT_SECONDS or size == 8192:
             break
         size *= 2
     end = time.perf_counter() + MEASURE_SECONDS
     while time.perf_counter() < end:
-        seconds = min(seconds, wall_seconds(product, device))
-    return 2 * size**3 / seconds
+        best = max(best, 2 * size**3 / wall_seconds(product, device))
+    return best

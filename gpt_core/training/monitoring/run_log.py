@@ -66,9 +66,7 @@ class RunLog:
         peak_flops: float | None = None,
     ) -> None:
         self._out_dir, self._config, self._ranks, self._first = out_dir, config, ranks, first
-        self._seconds_per_target: float | None = None  # at the peak FLOP/s of all devices
-        if flops_per_target is not None and peak_flops is not None:
-            self._seconds_per_target = flops_per_target / (peak_flops * ranks.world_size)
+        self._flops_per_target, self._peak_flops = flops_per_target, peak_flops
         self._done = first  # completed steps
         self._step = first  # last logged step
         self._loss = math.nan  # loss of the last logged step
@@ -116,8 +114,11 @@ class RunLog:
         row = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "clipped": clipped}
         speed = {"ms_per_step": 1000 * seconds, "targets_per_s": n_targets / seconds}
         shown = {"loss": f"{loss:.3f}", "tok/s": tqdm.format_sizeof(speed["targets_per_s"])}
-        if self._seconds_per_target is not None:
-            speed["mfu"] = speed["targets_per_s"] * self._seconds_per_target
+        if self._flops_per_target is not None and self._peak_flops is not None:
+            flops = speed["targets_per_s"] * self._flops_per_target / self._ranks.world_size  # of one rank
+            # A measured peak is a lower bound: if other processes slowed the measurement down, training may be faster.
+            self._peak_flops = max(self._peak_flops, flops)
+            speed["mfu"] = flops / self._peak_flops
             shown["MFU"] = f"{speed['mfu']:.0%}"
         self._write(step, row | speed | {"cpu_s": round(self._cpu_s, 3)}, "train")
         self._bar.set_postfix(shown, refresh=False)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +26,8 @@ class TorchParallel:
     FSDP2 stores and communicates float32 weights and uses autocast like the other two, so all three compute the same.
 
     Args:
-        model: unsharded, the same on every rank; on `ranks.device`, or for FSDP2 on the CPU. Has a list `blocks`.
+        model: unsharded, with a list `blocks`; the same on every rank, on `ranks.device`. For FSDP2 on the CPU of rank
+            0, which sends the other ranks their shards, so that they may have it on the meta device.
         config: kind of parallelism and optimizers.
         ranks: the processes.
         numerics: dtype and compilation.
@@ -52,9 +53,13 @@ class TorchParallel:
             mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
             on_gpu = ranks.device.type != "cpu"  # on a CPU the weights are in CPU memory anyway
             offload = CPUOffloadPolicy() if config.cpu_offload and on_gpu else OffloadPolicy()
+            whole = model.state_dict() | dict(model.named_buffers()) if ranks.main else {}
+            model.to("meta")
             for block in model.blocks:  # type: ignore[union-attr]
                 fully_shard(block, mesh=mesh, offload_policy=offload)
             fully_shard(model, mesh=mesh, offload_policy=offload)
+            model.to_empty(device="cpu" if config.cpu_offload else ranks.device)
+            send_shards(model, mesh, whole, ranks)
         elif ranks.world_size > 1:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self.network = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
@@ -145,6 +150,27 @@ class TorchParallel:
             if self.ranks.main:
                 gathered[name] = whole.cpu()
         return gathered
+
+
+@torch.no_grad()
+def send_shards(model: nn.Module, mesh: DeviceMesh, whole: dict[str, Tensor], ranks: Ranks) -> None:
+    """Fill a sharded model with the values of rank 0, one tensor at a time. All ranks must call it together.
+
+    Args:
+        model: its parameters are DTensors; its buffers are not sharded.
+        mesh: the ranks.
+        whole: on rank 0, the unsharded parameters and buffers by name; emptied, which frees their memory.
+        ranks: the processes.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        source = whole.pop(name).detach() if ranks.main else torch.empty(tensor.shape, dtype=tensor.dtype)
+        source = source.to(ranks.device)
+        if isinstance(tensor, DTensor):
+            shard = distribute_tensor(source, mesh, tensor.placements)  # scatters from rank 0
+            tensor.to_local().copy_(shard.to_local())
+        else:
+            torch.distributed.broadcast(source, src=0)
+            tensor.data = source  # on `ranks.device` with cpu_offload, too
 
 
 def try_compiled(model: nn.Module, trial: Callable[[], None], ranks: Ranks) -> None:

@@ -1,5 +1,6 @@
 """Read DeepSpeed's ds_config.json and check it against the training configuration, which takes precedence."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,14 @@ def read_zero3_config(
     path = config.deepspeed_config
     assert path is not None
     given = read_json(Path(path), optional=False)
-    if not isinstance(given.get("zero_optimization", {}), dict):
-        raise InputError(
-            f"{path} is not a DeepSpeed configuration: expected an object with zero_optimization."
-        )
     if numerics.dtype == "float16":
         raise InputError(
             "dtype is float16, but its loss scale is not supported with DeepSpeed; use --dtype bfloat16 or float32."
         )
 
     ours = determined(config, world_size, numerics)
+    for name in ours:
+        check_sections(given, name, path)
     sections = ALLOWED_SECTIONS | {name.partition(".")[0] for name in ours}
     for name, value in leaves(given):
         if name.partition(".")[0] not in sections:
@@ -116,6 +115,26 @@ def determined(config: TrainConfig, world_size: int, numerics: Numerics) -> dict
         names[1]: ([micro], f"micro_batch_size is {micro}"),
         names[2]: ([accumulation], f"batch_size and micro_batch_size give {accumulation}"),
     }
+
+
+def check_sections(given: dict[str, Any], name: str, path: str) -> None:
+    """Check that the sections in which the setting with the dotted `name` stands are objects, as far as they are set.
+
+    Raises:
+        InputError: naming the section.
+    """
+    value: Any = given
+    sections = name.split(".")[:-1]
+    for depth, key in enumerate(sections, 1):
+        value = value.get(key, {})
+        if value is None and depth > 1:  # DeepSpeed's default of offload_param and offload_optimizer
+            return
+        if not isinstance(value, dict):
+            section = ".".join(sections[:depth])
+            raise InputError(
+                f"{path} sets {section} to {json.dumps(value)}; expected an object with settings such as "
+                f"{name.removeprefix(section + '.')}, or remove it."
+            )
 
 
 def leaves(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

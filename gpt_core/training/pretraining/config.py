@@ -17,7 +17,7 @@ class PretrainConfig(TrainConfig):
     data_dir: str = "data/shakespeare_char"
     """Folder with token shards and their tokenizer, from scripts/prepare_data.py."""
     tokenizer: str | None = None
-    """Tokenizer of the shards; None: the one in data_dir. nanoGPT's .bin files have none; for GPT-2's BPE give gpt2."""
+    """Tokenizer of the shards; None: the one in data_dir, or nanoGPT's meta.pkl. For nanoGPT's GPT-2 BPE give gpt2."""
     align_documents: bool = False
     """Never let a window span two documents; each window lies within one document."""
     init_from: str = "scratch"
@@ -57,6 +57,8 @@ class PretrainConfig(TrainConfig):
     """Batch size of the first step, in sequences; None: batch_size."""
     batch_ramp_iters: int = 0
     """Steps over which the batch grows linearly from batch_size_start to batch_size."""
+    eval_tokens: int = 0
+    """Tokens of the validation split per evaluation, in windows spread evenly over it; 0: the whole split."""
     sample_tokens: int = 0
     """At each evaluation, print a generated text of n tokens; 0: none."""
     sample_prompt: str = "\n"
@@ -74,7 +76,7 @@ class PretrainConfig(TrainConfig):
         ):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1.")
-        for name in ("batch_ramp_iters", "sample_tokens"):
+        for name in ("batch_ramp_iters", "eval_tokens", "sample_tokens"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
         if self.batch_ramp_iters and self.batch_size_start is None:

@@ -6,6 +6,8 @@ from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
 from gpt_core.data.shards import Shard, check_tokenizer, open_split
+from gpt_core.formats.nanogpt import nanogpt_characters
+from gpt_core.tokenizer.builtin import character_backend
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.pretraining.config import PretrainConfig
 
@@ -17,14 +19,38 @@ def open_data(config: PretrainConfig) -> tuple[Tokenizer, dict[str, list[Shard]]
         InputError: if one of them is missing, or a shard is truncated or was made with another tokenizer.
     """
     splits = {name: open_split(config.data_dir, name) for name in ("train", "val")}
-    if config.tokenizer is None and not Path(config.data_dir, "tokenizer.json").exists():
+    meta = Path(config.data_dir, "meta.pkl")  # nanoGPT's vocabulary of characters
+    if config.tokenizer is not None or meta.with_name("tokenizer.json").exists():
+        tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
+    elif meta.exists():
+        tokenizer = Tokenizer(character_backend(nanogpt_characters(meta)))
+    else:
         raise InputError(
-            f"{config.data_dir} has no tokenizer.json; give --tokenizer (gpt2 for nanoGPT data with GPT-2's BPE)."
+            f"{config.data_dir} has no tokenizer.json and no meta.pkl; give --tokenizer (gpt2 for nanoGPT data with "
+            "GPT-2's BPE)."
         )
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer or config.data_dir)
     for shards in splits.values():
         check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
+        if config.tokenizer is not None and meta.exists() and any(shard.header is None for shard in shards):
+            check_characters(meta, tokenizer, config.tokenizer)
     return tokenizer, splits
+
+
+def check_characters(meta: Path, tokenizer: Tokenizer, name: str) -> None:
+    """Check that the tokenizer, called `name` in the message, has the characters in nanoGPT's `meta.pkl`, if any.
+
+    Raises:
+        InputError: naming both, if not.
+    """
+    try:
+        characters = nanogpt_characters(meta)
+    except InputError:  # without characters, or unreadable: the user has named the tokenizer
+        return
+    if Tokenizer(character_backend(characters)).fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            f"{meta} is a vocabulary of {len(characters)} characters, but tokenizer is {name}, with "
+            f"{tokenizer.vocab_size} tokens; leave out --tokenizer, or remove meta.pkl if it is not that of the data."
+        )
 
 
 def verify(splits: dict[str, list[Shard]], vocab_size: int) -> None:

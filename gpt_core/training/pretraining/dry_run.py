@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from gpt_core.data.batches import Windows, check_batch_sizes
+from gpt_core.data.batches import EVAL_TOKENS, Windows, check_batch_sizes
 from gpt_core.data.shards import Shard
 from gpt_core.formats.pretrained import read_config
 from gpt_core.hardware.device import Numerics, pick_device, use_tf32
@@ -18,7 +18,7 @@ from gpt_core.training.monitoring.flops import PEAK_TFLOPS, flops_per_token
 from gpt_core.training.numerics import choose_numerics
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.data import open_data
-from gpt_core.training.pretraining.measure_step import Memory, Speed, measure
+from gpt_core.training.pretraining.measure_step import Memory, Speed, measure_memory, measure_speed
 
 CHINCHILLA_RATIO = 20  # compute-optimal training tokens per parameter (Hoffmann et al. 2022)
 ASSUMED_MFU = 0.4  # fraction of its peak that a large GPU is assumed to reach
@@ -53,7 +53,12 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
     n_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     numerics = choose_numerics(config, device, n_local, None)
     torch.set_num_threads(numerics.threads)
-    memory, speed = measure(config, shape, device, numerics, block_size, micro_batch_size)
+    n_validated = windows["val"].n_targets if windows else 0  # targets of an evaluation
+    if config.eval_tokens:
+        n_validated = min(n_validated, config.eval_tokens)
+    forward = min(n_validated or EVAL_TOKENS, EVAL_TOKENS)  # tokens in a forward of an evaluation
+    memory = measure_memory(config, shape, device, numerics, block_size, micro_batch_size, forward)
+    speed = measure_speed(config, shape, device, numerics, block_size, micro_batch_size, memory)
 
     with torch.device("meta"):
         sizes = {name: p.numel() for name, p in GPT(shape).named_parameters()}
@@ -64,9 +69,8 @@ def dry_run(config: PretrainConfig) -> dict[str, float]:
     n_tokens = step_tokens * config.max_iters - ramped * block_size
     tokens_per_s = step_tokens / (share * speed.sequence + speed.update)
     n_evaluations = -(-config.max_iters // config.eval_interval)
-    n_evaluated = n_evaluations * windows["val"].n_targets if windows else 0
     # A forward takes a third of the time of forward and backward.
-    seconds_evaluated = n_evaluated / block_size * speed.sequence / 3 / world_size
+    seconds_evaluated = n_evaluations * n_validated / block_size * speed.sequence / 3 / world_size
     seconds = n_tokens / tokens_per_s + seconds_evaluated
 
     print(
@@ -141,17 +145,18 @@ def print_memory(
     numerics: Numerics,
 ) -> None:
     """Print the memory that a rank needs, for each kind of parallelism."""
-    state, working = 2 * memory.weights + memory.optimizer, memory.activations + memory.loss
-    shared = world_size if world_size > 1 else ASSUMED_RANKS
+    n_shards = world_size if world_size > 1 else ASSUMED_RANKS
     kernels = ", with CPU kernels, which save more than GPU kernels" if numerics.device == "cpu" else ""
     print(
         f"memory    weights {_size(memory.weights)}, gradients {_size(memory.weights)}, optimizer ({config.optimizer}) "
-        f"{_size(memory.optimizer)}\n"
+        f"{_size(memory.optimizer)}; while an evaluation's step updates them, a copy of the weights\n"
         f"          a micro-batch of {micro_batch_size:,} in {numerics.dtype}: about {_size(memory.activations)} of "
-        f"activations and {_size(memory.loss)} for the loss, uncompiled{kernels}\n"
-        f"          a rank with the whole model (ddp, or one process): {_size(state + working)}\n"
-        f"          one of {shared} with fsdp2: {_size(state / shared + memory.gathered + working)}; with cpu_offload, "
-        f"or deepspeed: {_size(memory.gathered + working)}, and {_size(state)} of CPU memory over all"
+        f"activations and {_size(memory.transient)} for a block or the loss, uncompiled{kernels}\n"
+        f"          an evaluation: about {_size(memory.evaluation)} instead of activations and gradients\n"
+        f"          a rank with the whole model (ddp, or one process): at most {_size(memory.peak())}\n"
+        f"          one of {n_shards} with fsdp2: {_size(memory.peak(n_shards))}; with cpu_offload, or deepspeed: "
+        f"{_size(memory.gathered + max(memory.activations + memory.transient, memory.evaluation))}, and "
+        f"{_size(3 * memory.weights + memory.optimizer)} of CPU memory over all"
     )
 
 

@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig) -> dict[str, float]:
     the work.
 
     Returns:
-        The metrics of the last evaluation, including "val_loss" (nats per token over the whole validation split); for a
+        The metrics of the last evaluation, including "val_loss" (nats per token over the validation split); for a
         dry run, its figures.
 
     Raises:
@@ -67,7 +67,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
             f"{config.out_dir} has no checkpoint, and init_from is scratch; set one of them to a model to evaluate."
         )
     torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer, resume)
+    model = build_on_ranks(config, tokenizer, resume, ranks)
     block_size = config.block_size or model.config.block_size
     if config.sample_tokens:
         check_prompt(config.sample_prompt, tokenizer, model.config.block_size)
@@ -85,12 +85,13 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         batch_size_start=config.batch_size_start,
         ramp_steps=config.batch_ramp_iters,
     )
-    ranks.on_main(lambda: verify(splits, tokenizer.vocab_size))
+    # A model to fine-tune may have fewer rows than its tokenizer has tokens.
+    ranks.on_main(lambda: verify(splits, min(tokenizer.vocab_size, model.config.vocab_size)))
 
     numerics = agree_on_numerics(config, ranks, resume)
     if config.parallel == "ddp":
         model.to(ranks.device)
-    evaluate = evaluator(validation, ranks, numerics)
+    evaluate = evaluator(validation, ranks, numerics, config.eval_tokens)
     if ranks.main:
         describe_run(config, model, training, ranks, numerics, resume)
     if config.eval_only:
@@ -102,7 +103,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
             print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
         return figures
     if resume is None and config.init_from == "scratch":
-        check_first_loss(model, training)
+        ranks.on_main(lambda: check_first_loss(model, training))
 
     card = ranks.on_main(lambda: make_card(config, training, tokenizer, resume))
 
@@ -139,6 +140,27 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         )
 
 
+def build_on_ranks(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | None, ranks: Ranks) -> GPT:
+    """`build_model` on every rank; for FSDP2, which sends each rank its shard, on rank 0 only, else on the meta device.
+
+    Raises:
+        InputError: as `build_model`.
+    """
+    if config.parallel != "fsdp2" or config.eval_only:
+        return build_model(config, tokenizer, resume)
+    built: list[GPT] = []
+
+    def build() -> GPTConfig:
+        built.append(build_model(config, tokenizer, resume))
+        return built[0].config
+
+    shape = ranks.on_main(build)
+    if built:
+        return built[0]
+    with torch.device("meta"):
+        return GPT(shape)
+
+
 def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | None) -> GPT:
     """The model to train, on the CPU: randomly initialised, or with the weights of `resume` or `init_from`.
 
@@ -146,16 +168,16 @@ def build_model(config: PretrainConfig, tokenizer: Tokenizer, resume: Path | Non
         InputError: if the weights' shape differs from the configuration, or their tokenizer from `tokenizer`.
     """
     if config.init_from == "scratch":
-        model = GPT(config.gpt_config(tokenizer), config.init)
+        shape = config.gpt_config(tokenizer)
         if resume is None:
-            return model
+            return GPT(shape, config.init)
     source = resume or resolve(config.init_from)
     saved = GPT.from_pretrained(source)
     saved.config = saved.config.with_eos(tokenizer.eos_ids)
     if config.init_from != "scratch":
         config.check_shape(saved.config, source)
-        model = GPT(dataclasses.replace(saved.config, dropout=config.dropout))
-    load_weights(model, saved, source)
+        shape = dataclasses.replace(saved.config, dropout=config.dropout)
+    model = with_weights(shape, saved, source)
     check_tokenizer_of(source, tokenizer)
     return model
 
@@ -238,18 +260,24 @@ def check_tokenizer_of(path: Path, tokenizer: Tokenizer) -> None:
         )
 
 
-def load_weights(model: GPT, saved: GPT, path: Path) -> None:
-    """Copy the weights of `saved`, which was loaded from `path`, into `model`.
+def with_weights(shape: GPTConfig, saved: GPT, path: Path) -> GPT:
+    """A model of this shape, in training mode, with the weights of `saved`, which was loaded from `path`.
 
     Raises:
         InputError: if the shapes differ.
     """
     for field in dataclasses.fields(GPTConfig):
-        theirs, ours = getattr(saved.config, field.name), getattr(model.config, field.name)
+        theirs, ours = getattr(saved.config, field.name), getattr(shape, field.name)
         if theirs != ours and field.name != "dropout":
             raise InputError(
                 f"{path} has {field.name} = {theirs}, but this run has {ours}; resume with the same model, or "
                 "choose another out_dir."
             )
-    # Copy, because memory-mapped tensors may be aligned differently, and kernels then round differently.
-    model.load_state_dict(saved.state_dict())
+    with torch.device("meta"):
+        model = GPT(shape)
+    # Copy one by one, because memory-mapped tensors may be aligned differently, and kernels then round differently.
+    for p in saved.parameters():
+        p.data = p.data.clone()
+    model.load_state_dict(saved.state_dict(), assign=True)
+    model.rope, model.alibi = saved.rope, saved.alibi
+    return model

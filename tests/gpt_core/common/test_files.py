@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -10,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder, atomic_write, sha256_file
+from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hub import download
 from gpt_core.hub import locate as hub
 
@@ -44,6 +47,22 @@ def test_atomic_folder_appears_whole_or_not_at_all(tmp_path):
             (folder / "x").write_text(content)
         assert (tmp_path / "deep" / "a" / "x").read_text() == content
     assert os.listdir(tmp_path / "deep") == ["a"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_umask_decides_the_permissions(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        atomic_write(tmp_path / "file", "private")
+        with atomic_folder(tmp_path / "folder") as folder:
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask  # also while it is written
+            (folder / "inside").write_text("private")
+            save_tensors(folder / "tensors", {"x": torch.ones(2)})
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes.pop("folder") == 0o777 & ~umask
+    assert modes == dict.fromkeys(("file", "inside", "tensors"), 0o666 & ~umask)
 
 
 def test_a_kill_while_a_folder_is_written_leaves_no_folder(tmp_path):

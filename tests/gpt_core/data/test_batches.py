@@ -392,3 +392,16 @@ def test_a_position_in_another_text_of_the_same_length_is_refused(tmp_path: Path
     same.load_state_dict(one.state_dict())
     with pytest.raises(InputError, match=r"data_checksum = .* but this run has"):
         other.load_state_dict(one.state_dict())
+
+
+def test_a_position_in_other_data_of_nanogpt_is_refused(tmp_path: Path) -> None:
+    """Its files have no header, so their ids are compared."""
+    batches = []
+    for name, last in (("one", 5), ("same", 5), ("other", 6)):
+        (tmp_path / name).mkdir()
+        np.array([1, 2, 3, 4, last], dtype="<u2").tofile(tmp_path / name / "train.bin")
+        batches.append(Batches(Windows(open_split(tmp_path / name, "train"), 2), 2, 2, seed=5))
+    one, same, other = batches
+    same.load_state_dict(one.state_dict())
+    with pytest.raises(InputError, match=r"data_checksum = .* but this run has"):
+        other.load_state_dict(one.state_dict())

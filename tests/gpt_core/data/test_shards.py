@@ -145,7 +145,7 @@ def test_nanogpts_files_are_read(tmp_path: Path) -> None:
     assert shard.tokenizer is None
     check_tokenizer([shard], MINE, "any")
     shard.verify(50_257)
-    with pytest.raises(InputError, match=r"train\.bin holds token id 50256; the tokenizer has only 65"):
+    with pytest.raises(InputError, match=r"train\.bin holds token id 50256; the vocabulary has only 65"):
         shard.verify(65)
     (tmp_path / "train.bin").write_bytes(b"odd")
     with pytest.raises(InputError, match="has 3 bytes, an odd number"):

@@ -103,33 +103,61 @@ def test_only_dtypes_that_onednn_supports_on_this_processor_are_packed(monkeypat
         packs.cache_clear()
 
 
-def test_threads_are_measured_for_few_rows_and_for_many(monkeypatch):
-    """One thread is faster for 1 row, two for 8 rows; each number of rows is measured only once."""
-    seconds, asked = {(1, 1): 1.0, (1, 2): 1.0, (8, 1): 2.0, (8, 2): 1.0}, []
-    model = tiny_gpt("qwen3")
-    n_rows = 0
+class Machine:
+    """A clock for `decode_threads`: seconds of a step by (rows, threads)."""
 
-    def rows(cache, slots):
-        nonlocal n_rows
-        n_rows = len(slots)
+    def __init__(self, monkeypatch, seconds):
+        self.seconds, self.now, self.asked, self.n_rows = seconds, 0.0, [], 0
+        monkeypatch.setattr(Cache, "rows", lambda cache, slots: self.rows(cache, slots))
+        monkeypatch.setattr(inference, "wall_seconds", self.measure)
+        monkeypatch.setattr(inference, "_n_threads", {})
+        monkeypatch.setattr(inference.time, "monotonic", lambda: self.now)
+
+    def rows(self, cache, slots):
+        self.n_rows = len(slots)
         return CacheRows(cache, slots, None)
 
-    def clock(step, device):
+    def measure(self, step, device):
         step()
-        asked.append((n_rows, torch.get_num_threads()))
-        return seconds[asked[-1]]
+        self.asked.append((self.n_rows, torch.get_num_threads()))
+        return self.seconds[self.asked[-1]]
 
+
+@pytest.fixture
+def two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        with monkeypatch.context() as m:
-            m.setattr(Cache, "rows", rows)
-            m.setattr(inference, "wall_seconds", clock)
-            m.setattr(inference, "_n_threads", {})
-            assert [inference.decode_threads(model, n) for n in (1, 8, 1, 8)] == [1, 2, 1, 2]
-    finally:
-        torch.set_num_threads(before)
-    assert len(asked) == 10 + 20  # measured again where two threads were faster
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_are_measured_for_few_rows_and_for_many(monkeypatch, two_threads):
+    """One thread is faster for 1 row, two for 8 rows; two rows are as fast with either, so all threads are used."""
+    seconds = {(1, 1): 1.0, (1, 2): 1.2, (2, 1): 1.0, (2, 2): 1.05, (8, 1): 2.0, (8, 2): 1.0}
+    machine, model = Machine(monkeypatch, seconds), tiny_gpt("qwen3")
+    assert [inference.decode_threads(model, n) for n in (1, 2, 8, 1, 2, 8)] == [1, 2, 2, 1, 2, 2]
+    assert len(machine.asked) == 20 + 10 + 10  # one thread is measured twice before it is chosen
+
+
+def test_a_busy_moment_does_not_leave_decoding_on_one_thread(monkeypatch, two_threads):
+    machine, model = Machine(monkeypatch, {(1, 1): 1.0, (1, 2): 5.0}), tiny_gpt("qwen3")
+    assert inference.decode_threads(model) == 1
+    machine.seconds[1, 2] = 0.6  # the other process has ended
+    machine.now += inference.RECHECK_SECONDS / 2
+    assert inference.decode_threads(model) == 1
+    machine.now += inference.RECHECK_SECONDS
+    assert inference.decode_threads(model) == 2
+    n = len(machine.asked)
+    machine.now += 1000
+    assert (inference.decode_threads(model), len(machine.asked)) == (2, n)
+
+    machine = Machine(monkeypatch, {(1, 1): 1.0, (1, 2): 5.0})  # still slower later
+    assert inference.decode_threads(model) == 1
+    machine.now += 2 * inference.RECHECK_SECONDS
+    assert inference.decode_threads(model) == 1
+    n = len(machine.asked)
+    machine.now += 1000
+    assert (inference.decode_threads(model), len(machine.asked)) == (1, n)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "untied"])

@@ -1,13 +1,15 @@
 """Choice of dtype, threads and compilation: by capability, taken from the record of a run, or refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.own_process import in_own_process
 from gpt_core.common.errors import InputError
 from gpt_core.hardware.capability import capability
-from gpt_core.hardware.device import Numerics, available_cores, pick_device
+from gpt_core.hardware.device import Numerics, available_cores, peak_memory, pick_device
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.numerics import choose_numerics
 
@@ -65,3 +67,32 @@ def test_autocast_computes_in_the_given_dtype() -> None:
     for dtype in ("float32", "bfloat16"):
         with Numerics("cpu", dtype).autocast():
             assert (a @ a).dtype == getattr(torch, dtype)
+
+
+def test_hyper_threads_and_a_quota_do_not_count_as_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
+    assert available_cores(tmp_path) == 4  # nothing is known about them
+    for cpu in range(8):
+        topology = tmp_path / f"devices/system/cpu/cpu{cpu}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    assert available_cores(tmp_path) == 3  # 1 and 5 are threads of one core
+    limit = tmp_path / "fs/cgroup/cpu.max"
+    limit.parent.mkdir(parents=True)
+    for content, n in (
+        ("max 100000\n", 3),
+        ("150000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("900000 100000\n", 3),
+    ):
+        limit.write_text(content)
+        assert available_cores(tmp_path) == n
+
+
+def test_the_peak_memory_is_that_of_this_process() -> None:
+    """A process that a larger one has started does not begin with that one's peak."""
+    large = torch.ones(2**28)  # 1 GiB
+    peak = in_own_process(peak_memory, CPU)
+    assert 2**26 < peak < large.nbytes < peak_memory(CPU)

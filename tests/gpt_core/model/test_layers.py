@@ -6,7 +6,7 @@ import torch
 from gpt_core.model.layers import Dropout
 
 
-@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("p", [0.0015, 0.01, 0.1, 0.2, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_dropout_drops_the_share_p_and_scales_the_rest(p: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -17,9 +17,8 @@ def test_dropout_drops_the_share_p_and_scales_the_rest(p: float, dtype: torch.dt
     assert y.dtype == dtype
     dropped = y == 0
     # four standard deviations of the binomial, plus the rounding of p to 1/256
-    assert dropped.double().mean().item() == pytest.approx(
-        p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5 + 1 / 512
-    )
+    noise = 4 * (p * (1 - p) / x.numel()) ** 0.5
+    assert dropped.double().mean().item() == pytest.approx(p, abs=noise + 0.02 * min(p, 1 - p))
     assert (y.max() / 2).item() == pytest.approx(1 / (1 - p), rel=0.03)
     assert torch.equal(y, torch.where(dropped, 0, y.max()))
     assert torch.equal(x.grad == 0, dropped)

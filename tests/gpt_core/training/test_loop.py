@@ -1,5 +1,6 @@
 """The training loop: gradients, other loss functions, resuming, stopping, and rejected settings."""
 
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.training.config import TrainConfig
 from gpt_core.training.loop import train
+from gpt_core.training.optim import learning_rate_factor
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.parallel.torch_parallel import TorchParallel
 from gpt_core.training.validation import evaluator, next_token_loss
@@ -369,6 +371,18 @@ def test_wsd_stays_at_the_peak_and_decays_late(tmp_path: Path) -> None:
     assert rates == pytest.approx([peak / 3, 2 * peak / 3, *[peak] * 5, 0.075, 0.05, 0.025, 0, 0])
 
 
+def test_with_wsd_the_decay_may_begin_where_the_warmup_ends(tmp_path: Path) -> None:
+    for fraction, warmup in ((0.2, 88), (1.0, 0), (0.1, 99)):
+        settings = config(
+            tmp_path, schedule="wsd", max_iters=110, warmup_iters=warmup, decay_fraction=fraction
+        )
+        factors = [learning_rate_factor(settings, step) for step in range(111)]
+        assert max(factors) == 1
+        steps = [b - a for a, b in itertools.pairwise(factors)]
+        longest = max(1 / (warmup + 1), 0.9 / (fraction * 110))  # of the warm-up, of the decay
+        assert max(map(abs, steps)) < longest + 1e-9
+
+
 def test_the_step_of_a_nan_loss_is_named_if_it_is_noticed_later(tmp_path: Path) -> None:
     calls = 0
 
@@ -411,6 +425,18 @@ def test_early_stopping_ends_the_training_and_stays_in_effect(
     assert run_folder.best_or_latest(tmp_path) == tmp_path / "step-4"
 
 
+def test_early_stopping_without_a_finite_evaluation_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = fresh()
+    train(
+        model, Batches(tokens(200), 4, 4, 1), next_token_loss, lambda model: {"val_loss": math.inf},
+        config(tmp_path, max_iters=12, eval_interval=1, patience=2), save_model=model.save_pretrained,
+    )  # fmt: skip
+    assert "the last 2 evaluations had no lower val_loss than inf" in capsys.readouterr().out
+    assert run_folder.best_or_latest(tmp_path) == tmp_path / "step-2"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -426,6 +452,10 @@ def test_early_stopping_ends_the_training_and_stays_in_effect(
         ({"min_lr": 1.0}, "min_lr is 1.0"),
         ({"beta2": 1.0}, "beta1, beta2 are 0.9, 1.0"),
         ({"decay_fraction": 0.0}, "decay_fraction is 0.0; expected more than 0"),
+        (
+            {"schedule": "wsd", "max_iters": 110, "warmup_iters": 89},
+            "warmup_iters is 89, .* the decay begins at step 88 of 110",
+        ),
         ({"threads": 0}, "threads is 0"),
         ({"cpu_offload": True}, "cpu_offload needs --parallel fsdp2, not ddp"),
         ({"parallel": "deepspeed", "optimizer": "adamw"}, "deepspeed_config is None; give deepspeed_config"),

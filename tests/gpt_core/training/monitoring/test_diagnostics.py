@@ -18,7 +18,7 @@ from gpt_core.model.attention import attend
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.model.rope import rotate
-from gpt_core.training.monitoring.diagnostics import Maxima, largest_logit, update_to_weight
+from gpt_core.training.monitoring.diagnostics import Maxima, UpdateToWeight, largest_logit
 
 QWEN3 = GPTConfig(
     vocab_size=31, block_size=16, n_layer=3, n_head=4, n_kv_head=2, n_embd=16, head_dim=8, n_inner=24
@@ -142,24 +142,31 @@ def test_nan_counts_as_the_maximum() -> None:
     assert maxima.figures()["activation_max_layer"] == 1
 
 
-def step(model: GPT) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parameters before and after a simulated optimizer step."""
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with torch.no_grad():
+def step(model: GPT) -> dict[str, float]:
+    """The size of a simulated optimizer step."""
+    with UpdateToWeight(dict(model.named_parameters())) as update_to_weight, torch.no_grad():
         for name, p in model.named_parameters():
             p.mul_(1.1 if "blocks" in name and p.dim() == 2 else 0.7)
-    return before, dict(model.named_parameters())
+    return update_to_weight.figures
+
+
+def size(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+    with UpdateToWeight(before) as update_to_weight:
+        for name, tensor in before.items():
+            tensor.copy_(after[name])
+    return update_to_weight.figures
 
 
 def test_an_update_is_relative_to_the_weights_before_it() -> None:
     model, _ = model_and_ids(GPT2)
-    assert update_to_weight(*step(model)) == {
+    assert step(model) == {
         "update_to_weight_matrices": pytest.approx(0.1, rel=1e-4),
         "update_to_weight_rest": pytest.approx(0.3, rel=1e-4),
     }
     before = {"blocks.0.a": torch.tensor([[3.0, 0.0]]), "blocks.1.a": torch.tensor([[0.0], [4.0]])}
     after = {"blocks.0.a": torch.tensor([[3.0, 1.2]]), "blocks.1.a": torch.tensor([[1.6], [4.0]])}
-    assert update_to_weight(before, after) == {"update_to_weight_matrices": pytest.approx(2 / 5)}
+    assert size(before, after) == {"update_to_weight_matrices": pytest.approx(2 / 5)}
+    assert size({}, {}) == {}
 
 
 def sharded(rank: int, folder: Path) -> None:
@@ -176,12 +183,12 @@ def sharded(rank: int, folder: Path) -> None:
     with torch.no_grad(), Maxima(model) as maxima:
         model(ids)
     assert maxima.figures() == pytest.approx(plain.figures())
-    whole = update_to_weight(*step(model_and_ids(QWEN3)[0]))
-    assert update_to_weight(*step(model)) == pytest.approx(whole, rel=1e-5)
+    whole = step(model_and_ids(QWEN3)[0])
+    assert step(model) == pytest.approx(whole, rel=1e-5)
     x, y = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)), torch.ones(5, 3)
     for placement in (Shard(0), Shard(1), Replicate()):
-        parts = [{"x": distribute_tensor(t, mesh, [placement])} for t in (x, y)]
-        assert update_to_weight(*parts) == pytest.approx(update_to_weight({"x": x}, {"x": y}))
+        parts = [{"x": distribute_tensor(t.clone(), mesh, [placement])} for t in (x, y)]
+        assert size(*parts) == pytest.approx(size({"x": x.clone()}, {"x": y}))
     dist.destroy_process_group()
 
 

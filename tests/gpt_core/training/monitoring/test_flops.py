@@ -1,12 +1,14 @@
 """The two parts of MFU: FLOPs per token, and the machine's peak FLOP/s."""
 
 import time
+from functools import partial
 
 import pytest
 import torch
 
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
+from gpt_core.training.monitoring import flops
 from gpt_core.training.monitoring.flops import flops_per_token, known_flops, peak_flops
 
 SHAPES = {
@@ -80,3 +82,19 @@ def test_the_measured_peak_is_near_that_of_a_matmul() -> None:
         a @ a
         seconds.append(time.perf_counter() - begin)
     assert 0.1 * peak < 2 * 512**3 / min(seconds) < 5 * peak
+
+
+def test_the_measured_peak_does_not_depend_on_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second product waits for another process: a machine of 1 TFLOP/s with 20 µs of overhead, simulated."""
+    calls = 0
+
+    def clock(product: partial[torch.Tensor], device: torch.device) -> float:
+        nonlocal calls
+        calls += 1
+        return 2 * len(product.args[0]) ** 3 / 1e12 + 20e-6 + 0.008 * (calls % 2)
+
+    monkeypatch.setattr(flops, "wall_seconds", clock)
+    monkeypatch.setattr(flops, "MEASURE_SECONDS", 0.001)
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: out)  # products are not computed
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: a)
+    assert flops.measured_flops(torch.device("cpu"), torch.float32) == pytest.approx(1e12, rel=0.05)

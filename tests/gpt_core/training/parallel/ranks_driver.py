@@ -5,6 +5,7 @@ Ranks are forked children with torchrun's environment variables. A scenario prin
     python ranks_driver.py SCENARIO DATA_DIR OUT_DIR
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -23,9 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gpt_core.common.cli import run_command
+from gpt_core.hardware.device import peak_memory
+from gpt_core.model.gpt import GPT
+from gpt_core.training import loop
 from gpt_core.training.parallel import ranks
 from gpt_core.training.pretraining import pretrain
 from gpt_core.training.pretraining.config import PretrainConfig
+
+M_MMAP_THRESHOLD = -3  # mallopt's parameter: larger blocks are mapped and unmapped one by one
 
 
 def settings(data_dir: str, out_dir: str, **keys: Any) -> PretrainConfig:
@@ -166,6 +172,37 @@ def terminated(data: str, out: str) -> Any:
     codes = wait(children)
     steps = sorted(p.name for p in Path(config.out_dir).glob("step-*"))
     return {"codes": codes, "checkpoints": steps, "last": rows(config.out_dir)[-1]["step"]}
+
+
+def started(data: str, out: str) -> Any:
+    """Each rank's memory while an FSDP2 run starts, in multiples of the weights, and whether these are a process's."""
+    base = settings(data, f"{out}/run", parallel="fsdp2", n_layer=6, n_embd=512)
+
+    def inside(rank: int) -> None:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # freed memory is returned to the system at once
+        real = loop.make_parallel
+
+        def watched(model: GPT, *rest: Any) -> Any:
+            parallel = real(model, *rest)
+            peak = peak_memory(torch.device("cpu")) - before
+            weights = parallel.weights()
+            torch.manual_seed(base.seed)
+            alone = GPT(model.config).state_dict()
+            size = sum(tensor.nbytes for tensor in alone.values())
+            same = rank > 0 or (
+                weights.keys() == alone.keys() and all(torch.equal(weights[n], t) for n, t in alone.items())
+            )
+            rope = torch.equal(model.rope.cos, GPT(model.config).rope.cos)  # type: ignore[union-attr]
+            Path(out, f"rank-{rank}.json").write_text(json.dumps([peak / size, same and rope]))
+            sys.exit(0)
+
+        loop.make_parallel = watched
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present memory
+        before = peak_memory(torch.device("cpu"))
+
+    codes = run_ranks(2, base, inside)
+    ranks = [json.loads(Path(out, f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return {"codes": codes, "peaks": [peak for peak, _ in ranks], "same": [same for _, same in ranks]}
 
 
 def refused(data: str, out: str) -> Any:

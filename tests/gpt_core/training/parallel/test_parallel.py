@@ -59,6 +59,20 @@ def test_a_run_resumes_with_other_numbers_of_ranks_and_sharding(data_dir: Path, 
     assert files[0] == files[1]
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak memory is read from /proc on Linux"
+)
+def test_fsdp2_starts_with_one_whole_model_and_the_weights_of_a_single_process(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    found, said = drive("started", data_dir, tmp_path)
+    assert found["codes"] == [0, 0], said
+    assert found["same"] == [True, True]
+    first, second = found["peaks"]
+    assert first < 2.6  # the whole model, its first loss, and what libraries take
+    assert second < 1.2  # its shard, a tensor on its way, and what libraries take
+
+
 def test_killed_ranks_resume_to_the_same_bits(data_dir: Path, tmp_path: Path) -> None:
     found, said = drive("resumed", data_dir, tmp_path)
     assert found == {"straight": [0, 0], "killed": [1, -9], "left": ["step-3"], "again": [0, 0]}, said

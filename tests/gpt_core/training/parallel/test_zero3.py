@@ -211,7 +211,25 @@ def test_settings_that_the_file_leaves_open_come_from_the_configuration(tmp_path
     [
         ("{", "ds.json is not valid JSON"),
         ([], "ds.json holds a list; expected an object"),
-        ({"zero_optimization": True}, "not a DeepSpeed configuration"),
+        (
+            {"zero_optimization": True},
+            "sets zero_optimization to true; expected an object with settings such as stage",
+        ),
+        ({"zero_optimization": None}, "sets zero_optimization to null; expected an object"),
+        (
+            {"torch_autocast": True},
+            "sets torch_autocast to true; expected an object with settings such as enabled",
+        ),
+        ({"optimizer": "AdamW"}, 'sets optimizer to "AdamW"; expected an object with settings such as type'),
+        (
+            {"optimizer": {"params": []}},
+            r"sets optimizer\.params to \[\]; expected an object with settings such as lr",
+        ),
+        ({"bf16": 1}, "sets bf16 to 1; expected an object with settings such as enabled"),
+        (
+            {"zero_optimization": {"offload_param": "cpu"}},
+            r'sets zero_optimization\.offload_param to "cpu"; expected an object with settings such as device',
+        ),
         ({"train_batch_size": 16}, "train_batch_size to 16, but batch_size is 12"),
         ({"train_micro_batch_size_per_gpu": 2}, "to 2, but micro_batch_size is 3"),
         ({"gradient_accumulation_steps": 4}, "to 4, but batch_size and micro_batch_size give 2"),

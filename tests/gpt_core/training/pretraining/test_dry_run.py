@@ -1,5 +1,6 @@
 """The dry run's estimates of memory and time: as a command, and value by value."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,12 +13,12 @@ import torch
 
 from gpt_core.common.errors import InputError
 from gpt_core.data.prepare_data import prepare_data
-from gpt_core.hardware.device import Numerics
+from gpt_core.hardware.device import Numerics, wall_seconds
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.dry_run import dry_run
-from gpt_core.training.pretraining.measure_step import Step, activation_bytes, measure
+from gpt_core.training.pretraining.measure_step import Step, activation_bytes, measure_memory, measure_speed
 
 TINY = PretrainConfig(
     n_layer=3, n_head=2, n_embd=32, block_size=16, batch_size=12, micro_batch_size=3, vocab_multiple=1,
@@ -108,15 +109,28 @@ def test_only_the_first_rank_measures(
 def test_memory_estimated_from_two_blocks_is_that_of_all_blocks(optimizer: str) -> None:
     config = replace(TINY, optimizer=optimizer)  # type: ignore[arg-type]
     shape = config.gpt_config(None)
-    memory, speed = measure(config, shape, CPU, FLOAT32, 16, 3)
+    memory = measure_memory(config, shape, CPU, FLOAT32, 16, 3)
     whole = Step(config, shape, CPU, FLOAT32, 16, 1)
-    assert (memory.weights, memory.optimizer) == whole.sizes(3)
+    states = [state for o in whole.parallel.optimizers for state in o.state.values()]  # type: ignore[attr-defined]
+    assert memory.optimizer == sum(t.nbytes for state in states for t in state.values() if t.dim())
     assert memory.weights == 4 * sum(p.numel() for p in whole.model.parameters())
     assert memory.activations == activation_bytes(shape, CPU, FLOAT32, 16, 3)
-    matrices = sum(p.nbytes for p in whole.model.blocks.parameters() if p.dim() == 2)
-    assert memory.optimizer == 2 * memory.weights - (matrices if optimizer == "muon" else 0)
+    two = replace(shape, n_layer=2)
+    assert memory.gathered == 4 * sum(p.numel() for p in GPT(two).parameters())
+    assert memory.peak() > memory.peak(2) > memory.peak() / 2
+
+
+def test_the_whole_model_is_timed_if_time_and_memory_allow() -> None:
+    shape = TINY.gpt_config(None)
+    memory = measure_memory(TINY, shape, CPU, FLOAT32, 16, 3)
+    speed = measure_speed(TINY, shape, CPU, FLOAT32, 16, 3, memory)
     assert speed.n_sequences == 3
-    assert min(speed.sequence, speed.update) > 0
+    step = Step(TINY, shape, CPU, FLOAT32, 16, 3)
+    seconds = min(wall_seconds(step.micro_step, CPU) for _ in range(10)) / 3
+    # By far more than the noise of a shared machine: seconds of a step instead of a sequence, or of one block, fail.
+    assert seconds / 3 < speed.sequence < 30 * seconds
+    step.micro_step()
+    assert min(wall_seconds(step.update, CPU) for _ in range(10)) / 3 < speed.update
 
 
 def test_activations_saved_for_backward_are_counted() -> None:
@@ -134,5 +148,21 @@ def test_a_model_too_large_to_measure_is_estimated(
 ) -> None:
     monkeypatch.setattr("gpt_core.training.pretraining.measure_step.free_memory", lambda device: 1000.0)
     figures = dry_run(TINY)
-    assert figures["tokens_per_s"] > 0
     assert "estimated from 2 of the 3 blocks" in capsys.readouterr().out
+    step = Step(TINY, TINY.gpt_config(None), CPU, FLOAT32, 16, 3)
+    seconds = min(wall_seconds(step.micro_step, CPU) for _ in range(10)) / 3
+    assert 1 / 30 < figures["tokens_per_s"] / (16 / seconds) < 3  # with updates, and with the noise of a shared machine
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak memory is reset in /proc on Linux"
+)
+def test_the_estimated_memory_is_that_of_a_training(tmp_path: Path) -> None:
+    """Estimates against the peak memory of trainings in a process, with evaluations and checkpoints."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("memory_driver.py")), str(tmp_path)],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name, memory in json.loads(done.stdout.splitlines()[-1]).items():
+        assert 0.85 < memory["needed"] / memory["estimated"] < 1.1, (name, memory)

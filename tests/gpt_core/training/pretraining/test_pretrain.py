@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -118,14 +119,20 @@ def test_every_graph_trains_and_resumes_from_its_own_folder(
 
 def test_the_command_line_overrides_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.yaml").write_text(
-        "n_layer: 3\nlearning_rate: 3e-4\nmin_lr: null\ngraph: gpt2\ntie_embeddings: no\n"
+        "n_layer: 3\nlearning_rate: 3e-4\ngrad_clip: 2\nmin_lr: null\ngraph: gpt2\ntie_embeddings: no\n"
     )
     seen: list[PretrainConfig] = []
     args = ["--config", str(tmp_path / "a.yaml"), "--n_layer", "5", "--out_dir", "x=y", "--min_lr", "1e-5"]
     run_command(seen.append, config=PretrainConfig, args=args)
     run_command(seen.append, config=PretrainConfig, args=[])
     expected = PretrainConfig(
-        n_layer=5, learning_rate=3e-4, graph="gpt2", tie_embeddings=False, out_dir="x=y", min_lr=1e-5
+        n_layer=5,
+        learning_rate=3e-4,
+        grad_clip=2.0,
+        graph="gpt2",
+        tie_embeddings=False,
+        out_dir="x=y",
+        min_lr=1e-5,
     )
     assert seen == [expected, PretrainConfig()]
 
@@ -137,6 +144,14 @@ def test_the_command_line_overrides_the_preset(tmp_path: Path, monkeypatch: pyte
         ("zzz: 3", "unknown key 'zzz'; the keys are out_dir"),
         ("n_layer: many", "n_layer is 'many'; .*integer"),
         ("n_layer: 2.5", "n_layer is 2.5; .*integer"),
+        ("n_layer: yes", "n_layer is True; .*integer"),
+        ("n_layer: 3.0", "n_layer is 3.0; .*integer"),
+        ("batch_size: '12'", "batch_size is '12'; .*integer"),
+        ("learning_rate: '3e-4'", "learning_rate is '3e-4'; .*number"),
+        ("learning_rate: no", "learning_rate is False; .*number"),
+        ("tie_embeddings: 1", "tie_embeddings is 1; .*boolean"),
+        ("out_dir: 5", "out_dir is 5; .*string"),
+        ('out_dir: "\\ud800"', "surrogate"),
         ("graph: gpt3", "graph is 'gpt3'; .*'qwen3', 'llama' or 'gpt2'"),
         ("max_iters: 0", "max_iters is 0; expected at least 1"),
         ("batch_ramp_iters: 5", "batch_ramp_iters is 5, but batch_size_start is not set"),
@@ -199,11 +214,70 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(data_dir: 
     refused("train-00000.bin is damaged: its checksum")
     with ShardWriter(copy, "train", 5000, mine.fingerprint) as writer:
         writer.add([1, 2, 4999])
-    refused(f"holds token id 4999; the tokenizer has only {mine.vocab_size}")
+    refused(f"holds token id 4999; the vocabulary has only {mine.vocab_size}")
     path.unlink()
     refused("has no token shards of the split 'train'")
     copy = copy / "absent"
     refused("has no token shards of the split 'train'; make them with scripts/prepare_data.py")
+
+
+def test_nanogpts_characters_are_read_from_its_meta_pkl(data_dir: Path, tmp_path: Path) -> None:
+    (train,), tokenizer = open_split(data_dir, "train"), Tokenizer.from_pretrained(data_dir)
+    for split in ("train", "val"):
+        train.tokens.astype("<u2").tofile(tmp_path / f"{split}.bin")
+    stoi = {character: tokenizer.encode(character)[0] for character in set(TEXT)}
+    meta = {"vocab_size": len(stoi), "stoi": stoi, "itos": {i: c for c, i in stoi.items()}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    settings = tiny(tmp_path, tmp_path / "run", max_iters=1, warmup_iters=0, optimizer="adamw")
+    pretrain(settings)
+    assert Tokenizer.from_pretrained(tmp_path / "run").fingerprint == tokenizer.fingerprint
+    pretrain(replace(settings, max_iters=2, tokenizer=str(data_dir)))  # the same characters
+    with pytest.raises(
+        InputError, match=rf"of {len(stoi)} characters, but tokenizer is gpt2, with 50257 tokens"
+    ):
+        pretrain(replace(settings, tokenizer="gpt2"))
+
+
+def test_a_model_with_fewer_rows_than_its_tokenizer_trains_on_the_ids_that_it_has(
+    data_dir: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    tokenizer, trained = Tokenizer.from_pretrained(data_dir), GPT.from_pretrained(run_dir)
+    last = tokenizer.vocab_size - 1
+    small = GPT(replace(trained.config, vocab_size=last))
+    small.save_pretrained(tmp_path / "small")
+    tokenizer.save(tmp_path / "small")
+    for name, ids in (("fits", [1, 2, 3, last - 1] * 20), ("does not", [1, 2, 3, last] * 20)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "val"):
+            with ShardWriter(tmp_path / name, split, tokenizer.vocab_size, tokenizer.fingerprint) as writer:
+                writer.add(ids)
+        tokenizer.save(tmp_path / name)
+    settings = tiny(
+        tmp_path / "fits", tmp_path / "run", init_from=str(tmp_path / "small"), n_layer=None, n_head=None, n_embd=None,
+        max_iters=1, warmup_iters=0, optimizer="adamw",
+    )  # fmt: skip
+    pretrain(settings)
+    with pytest.raises(InputError, match=f"holds token id {last}; the vocabulary has only {last} tokens"):
+        pretrain(replace(settings, data_dir=str(tmp_path / "does not"), out_dir=str(tmp_path / "other")))
+
+
+@torch.no_grad()
+def test_an_evaluation_can_be_limited_to_windows_spread_over_the_split(data_dir: Path, run_dir: Path) -> None:
+    windows = Windows(open_split(data_dir, "val"), 16)
+    model, n = GPT.from_pretrained(run_dir), len(windows)
+    assert n > 8
+    losses = []
+    for i in (0, n - 1):
+        ids, targets = windows.rows([i])
+        out = model(ids, targets=targets, logits=False)
+        losses.append((float(out.loss_sum), int(out.n_targets)))
+    expected = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+    assert evaluator(windows, eval_tokens=32)(model)["val_loss"] == pytest.approx(expected, abs=1e-6)
+    whole = evaluator(windows)(model)["val_loss"]
+    assert evaluator(windows, eval_tokens=10**9)(model)["val_loss"] == whole
+    assert evaluator(windows, eval_tokens=1)(model)["val_loss"] == pytest.approx(
+        losses[0][0] / losses[0][1], abs=1e-6
+    )
 
 
 def test_nanogpts_data_trains_with_a_named_tokenizer(tmp_path: Path) -> None:
