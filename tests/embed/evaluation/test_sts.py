@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from scipy import stats
 
 from embed import Encoder
-from embed.evaluation.sts import PUBLISHED, Pairs, evaluate_sts, intervals
+from embed.encoding.fingerprint import files_sha256
+from embed.evaluation.published import Published
+from embed.evaluation.sts import Pairs, evaluate_sts, intervals
 from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from tests.tiny_models import TEXTS, reference_model, save_model
@@ -126,16 +129,28 @@ def test_bad_files_are_refused(tmp_path, name, text, said):
         Pairs.load(tmp_path / "none.csv")
 
 
-def test_nothing_is_printed_when_the_baseline_misses_its_published_score(data, monkeypatch, capsys):
-    monkeypatch.setitem(PUBLISHED, ("all-MiniLM-L6-v2", "small"), (0.8203, 0.0005))
+def test_nothing_is_printed_when_the_baseline_misses_its_published_score_under_any_name(
+    data, models, tmp_path, monkeypatch, capsys
+):
+    model = shutil.copytree(models / "models" / "all-MiniLM-L6-v2", tmp_path / "a model")
+    known = files_sha256(model), Pairs.load(data).sha256
+    monkeypatch.setattr("embed.evaluation.published.PUBLISHED", {known: Published(0.8203, 0.0005)})
+    other = tmp_path / "other.jsonl"
+    rows = [dict(zip(("sentence1", "sentence2", "score"), row, strict=True)) for row in ROWS]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ["sts", "--embedder", "ours", "--rows", "baseline", "--baseline", str(model), "--data"]
     with pytest.raises(SystemExit) as caught:
-        run_command(
-            {"sts": evaluate_sts},
-            args=["sts", "--data", str(data), "--embedder", "ours", "--rows", "baseline"],
-        )
-    assert "all-MiniLM-L6-v2 reaches Spearman" in str(caught.value.code)
-    assert "0.8203 is published" in str(caught.value.code)
+        run_command({"sts": evaluate_sts}, args=[*args, str(other)])
+    assert f"{model} reaches Spearman" in str(caught.value.code)
+    assert "on other, but 0.8203 is published" in str(caught.value.code)
     assert capsys.readouterr().out == ""
+    different = tmp_path / "small.jsonl"  # another set under a known name
+    different.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    run_command({"sts": evaluate_sts}, args=[*args, str(different)])
+    assert "Spearman" in capsys.readouterr().out
+
+
+def test_bad_arguments_are_refused(data):
     with pytest.raises(InputError, match="--data is empty"):
         evaluate_sts(data=[])
     with pytest.raises(InputError, match="dims contains 0"):
