@@ -10,9 +10,12 @@ import pytest
 from scipy import stats
 
 from embed import Encoder
+from embed.data.vectors import unit_length
 from embed.encoding.fingerprint import files_sha256
 from embed.evaluation.published import Published
 from embed.evaluation.sts import Pairs, evaluate_sts, intervals
+from embed.network.config import EmbedderConfig
+from embed.network.corpus_map import CorpusMap
 from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from tests.tiny_models import TEXTS, reference_model, save_model
@@ -67,6 +70,45 @@ def test_correlations_equal_scipys_on_the_encoders_cosines(data, capsys):
     assert same == pytest.approx(rows["dense"]["Pearson"], abs=1e-4)
     ratio = rows["dense"]["Spearman"] / rows["baseline"]["Spearman"]
     assert report["ratios"]["dense/baseline Spearman small"] == pytest.approx(ratio, abs=1e-4)
+
+
+@pytest.mark.parametrize("prompt_name", [None, "query"])
+def test_second_sentences_fit_the_map_and_are_quantised_and_a_prompt_begins_both(
+    data, models, tmp_path, capsys, prompt_name
+):
+    folder = shutil.copytree(models / "models" / "ours", tmp_path / "ours")
+    settings = EmbedderConfig(corpus_map="standardise", query_prompt="query: ", document_prompt="text: ")
+    (folder / "embedder.json").write_text(settings.to_json())
+    evaluate_sts(
+        data=[str(data)], embedder=str(folder), rows=["dense", "int8"], max_tokens=64, prompt_name=prompt_name
+    )
+    rows = {row["system"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["results"]}
+    encoder, pairs = Encoder.from_pretrained(folder), Pairs.load(data)
+    prompt = "query: " if prompt_name else ""
+    first, second = (
+        encoder.encode([prompt + text for text in texts], max_tokens=64)
+        for texts in (pairs.first, pairs.second)
+    )
+    ranges = np.stack([second.min(axis=0), second.max(axis=0)])
+    codes = encoder.encode(
+        [prompt + text for text in pairs.second], max_tokens=64, precision="int8", ranges=ranges
+    )
+    step = (ranges[1] - ranges[0]) / 255
+    for name, stored in (("dense", second), ("int8", unit_length(ranges[0] + step * (codes + 128.5)))):
+        fitted = CorpusMap.fit("standardise", stored)
+        cosines = (fitted.apply(first) * fitted.apply(stored.astype(np.float32))).sum(axis=1)
+        expected = stats.pearsonr(cosines, pairs.scores)[0]
+        assert rows[name]["Pearson"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_near_duplicates_of_the_training_data_are_counted(data, tmp_path, capsys):
+    training = tmp_path / "pairs.jsonl"
+    training.write_text(json.dumps({"query": ROWS[0][0], "positive": ROWS[4][1]}) + "\n")
+    evaluate_sts(data=[str(data)], embedder="ours", rows=["floor"], training_data=[str(training)])
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out.splitlines()[-1])["results"]
+    assert row["near-duplicate sentences"] >= 2
+    assert f"{row['near-duplicate sentences']} of 40 sentences of small have near-duplicates" in said.err
 
 
 def test_intervals_equal_spearman_percentiles_over_the_same_resamples():

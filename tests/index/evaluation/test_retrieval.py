@@ -149,6 +149,7 @@ def test_run_files_score_as_their_rows_do(data, cache, capsys, tmp_path):
     _, again, _ = run(capsys, data=[str(data)], rows=["bm25"], peer_runs=[str(peer)])
     for figure in ("nDCG@10", "Recall@100", "MRR@10"):
         assert again["a peer"][figure] == pytest.approx(rows["hybrid"][figure], abs=1e-6)
+    assert again["a peer"]["vs bm25"] == pytest.approx(rows["hybrid"]["vs bm25"], abs=1e-6)
     with pytest.raises(InputError, match=r"other\.x\.run belongs to none of the collections subjects"):
         run(capsys, data=[str(data)], peer_runs=[str(tmp_path / "other.x.run")])
     for taken in ("dense", "dim-64", "floor-hybrid"):
