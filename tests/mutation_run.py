@@ -10,6 +10,7 @@ the packages under test, which each fork imports from its copy.
 """
 
 import compileall
+import gc
 import hashlib
 import importlib
 import json
@@ -22,6 +23,7 @@ import tempfile
 import time
 import traceback
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 from py_compile import PycInvalidationMode
 from typing import Any
@@ -154,8 +156,12 @@ def main(
     results.touch()
     rows = {row["key"]: row for row in map(json.loads, results.read_text().splitlines())}
     waiting = [mutant for mutant, key in keys.items() if key not in rows]
-    for package in preload if waiting else ():
-        importlib.import_module(package)
+    if waiting:
+        for package in preload:
+            importlib.import_module(package)
+        for plugin in entry_points(group="pytest11"):
+            plugin.load()
+        gc.freeze()  # the forks' garbage collection skips what is loaded here
     with tempfile.TemporaryDirectory() as scratch, open(results, "a") as log:
         runner = Runner(root, Path(scratch), tests, jobs if waiting else 0)
         try:
