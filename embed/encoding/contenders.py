@@ -1,6 +1,5 @@
 """The models of an evaluation ("contenders"): a baseline, the untrained GPT with several poolings, and the embedder."""
 
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -10,6 +9,7 @@ import torch
 
 from embed.data.vectors import Vectors, unit_length
 from embed.encoding.encoder import Dtype, Encoder, PromptName
+from embed.encoding.fingerprint import files_sha256
 from embed.encoding.peer_model import Teacher
 from embed.encoding.vector_cache import cached_vectors
 from embed.formats.folder import model_folder
@@ -25,7 +25,6 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 Name = Literal["baseline", "random", "floor", "raw-mean", "raw-weightedmean", "dense"]
 Compute = Callable[[Sequence[str], PromptName | None], Vectors]
 
-N_TIMED_TEXTS = 32  # texts over which a throughput is measured
 FLOOR_CONFIG = EmbedderConfig(Pooling("mean", layer=0), corpus_map="whiten", map_components=256)
 
 
@@ -36,25 +35,18 @@ class Contender:
     Attributes:
         name: name of its table rows.
         model: the model's name or folder.
-        compute: (n texts, name of the prompt to prepend or None) → unit vectors (n, d) float32.
-        encode: like `compute`, with the vector cache on disk.
-        n_cut: like `compute`, but returns how many texts exceed the model's maximum length.
+        encode: (n texts, name of the prompt to prepend or None) → unit vectors (n, d) float32, cached on disk.
+        n_cut: like `encode`, but returns how many texts exceed the model's maximum length.
         config: its settings, of which the corpus map and the fusion are used.
+        weights_sha256: for a baseline, `files_sha256` of its folder, by which published scores are looked up.
     """
 
     name: Name
     model: str
-    compute: Compute
     encode: Compute
     n_cut: Callable[[Sequence[str], PromptName | None], int]
     config: EmbedderConfig
-
-    def rate(self, texts: Sequence[str]) -> float:
-        """Texts per second of wall-clock time, encoded as documents without the cache, after a warm-up."""
-        self.compute(texts[:4], "document")
-        start = time.perf_counter()
-        self.compute(texts, "document")
-        return len(texts) / (time.perf_counter() - start)
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,12 @@ def contenders(
     if "baseline" in names:
         teacher = Teacher(baseline, max_tokens, place.type)
         yield Contender(
-            "baseline", baseline, teacher.compute, teacher.encode, teacher.count_cut, EmbedderConfig()
+            "baseline",
+            baseline,
+            teacher.encode,
+            teacher.count_cut,
+            EmbedderConfig(),
+            files_sha256(teacher.folder),
         )
     raw: list[Name] = [name for name in names if name in ("raw-mean", "raw-weightedmean")]
     if "random" in names or "floor" in names or raw:
@@ -161,20 +158,14 @@ def _raw(names: Sequence[Name], model: str, encoder: Encoder, max_tokens: int) -
 
     side_by_side = _cached("raw-mean", model, encoder, max_tokens, "both means", both, encoder.config)
 
-    def half(compute: Compute, i: int) -> Compute:
+    def half(i: int) -> Compute:
         return lambda texts, role: np.ascontiguousarray(
-            compute(texts, role).reshape(-1, 2 * width)[:, i * width : (i + 1) * width]
+            side_by_side.encode(texts, role).reshape(-1, 2 * width)[:, i * width : (i + 1) * width]
         )
 
     for i, (name, pooling) in enumerate(poolings.items()):
         if name in names:
-            yield replace(
-                side_by_side,
-                name=name,
-                compute=half(side_by_side.compute, i),
-                encode=half(side_by_side.encode, i),
-                config=EmbedderConfig(pooling),
-            )
+            yield replace(side_by_side, name=name, encode=half(i), config=EmbedderConfig(pooling))
 
 
 def _cached(
@@ -197,7 +188,7 @@ def _cached(
         limit = min(max_tokens, encoder.max_tokens)
         return sum(n > limit for n in encoder.count_tokens(texts, encoder.prompt(role) if role else ""))
 
-    return Contender(name, model, compute, encode, n_cut, config)
+    return Contender(name, model, encode, n_cut, config)
 
 
 def variants(

@@ -2,8 +2,11 @@
 
 import hashlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -13,12 +16,15 @@ from gpt_core.common.files import atomic_write
 from gpt_core.hub.locate import cache_dir
 
 TEXTS_PER_FILE = 4096  # also the most that an interruption loses
+MAX_BYTES = 8 * 2**30  # of all files: five million vectors of 384 dimensions
 
 
 def cached_vectors(
     identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]], Vectors], name: str = ""
 ) -> Vectors:
     """The vectors of texts; only blocks of texts that are not in the cache are computed.
+
+    When the cache exceeds `MAX_BYTES`, the files that were not used for the longest time are removed.
 
     Args:
         identity: everything that determines a vector except the text; part of the cache key.
@@ -41,7 +47,10 @@ def _block(identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]
         digest.update(hashlib.sha256(text.encode()).digest())
     path = cache_dir() / "vectors" / f"{digest.hexdigest()}.npy"
     try:
-        return np.load(path)
+        vectors = np.load(path)
+        with suppress(OSError):  # a cache of another user
+            os.utime(path)  # the time of the last use, for `_remove_oldest`
+        return vectors
     except FileNotFoundError:
         pass
     except (ValueError, EOFError):  # the file is damaged; it is computed again and replaced
@@ -55,4 +64,18 @@ def _block(identity: str, texts: Sequence[str], compute: Callable[[Sequence[str]
     except OSError as error:
         error.filename = error.filename or str(path)  # the message must name the cache, not out_dir
         raise
+    _remove_oldest(path)
     return vectors
+
+
+def _remove_oldest(newest: Path) -> None:
+    """Remove the least recently used files until the cache has at most `MAX_BYTES`; `newest` always stays."""
+    files = []
+    for path in newest.parent.glob("*.npy"):  # not the temporary files that other processes are writing
+        with suppress(FileNotFoundError):  # another process removed it
+            files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    excess = sum(size for _, size, _ in files) - MAX_BYTES
+    for _, size, path in sorted(files):
+        if excess > 0 and path != newest:
+            path.unlink(missing_ok=True)
+            excess -= size

@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from embed.data.vectors import Vectors
 from embed.encoding.contenders import Contender, contenders, names_of, variants
 from embed.encoding.encoder import Dtype, PromptName
 from embed.evaluation.contamination import count_seen, training_texts
+from embed.evaluation.published import check_published, content_sha256
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import JSONL, read_rows
@@ -29,8 +31,6 @@ Numbers = NDArray[np.float64]
 
 COLUMNS = ("dataset", "system", "model", "dimension", "Spearman", "Pearson", "vs baseline")
 FIELDS = ("sentence1", "sentence2", "score")
-# Spearman on the STS benchmark's test pairs (MTEB), and the tolerance of a run
-PUBLISHED = {("all-MiniLM-L6-v2", "stsb_en_test"): (0.8203, 0.0005)}
 RESAMPLES = 1000
 
 
@@ -123,6 +123,12 @@ class Pairs:
     second: list[str]
     scores: Numbers
 
+    @cached_property
+    def sha256(self) -> str:
+        """Checksum of the pairs and their scores, whatever the file's name and format."""
+        columns = zip(self.first, self.second, self.scores, strict=True)
+        return content_sha256((first, second, f"{score:.3f}") for first, second, score in columns)
+
     @classmethod
     def load(cls, path: str | Path) -> "Pairs":
         """Read a file of sentence1, sentence2 and score.
@@ -201,12 +207,14 @@ def _rows(
     for variant in variants(contender, first, second, dims, int8):
         cosines = _cosines(variant.queries, variant.stored)
         figures = correlations(cosines, pairs.scores)
-        published, tolerance = PUBLISHED.get((contender.model, pairs.name), (figures["Spearman"], 0.0))
-        if abs(figures["Spearman"] - published) > tolerance:
-            raise InputError(
-                f"{contender.model} reaches Spearman {figures['Spearman']:.4f} on {pairs.name}, but {published} is "
-                "published; check the model's files and the data, or rename the data file if it is another set."
-            )
+        check_published(
+            contender.weights_sha256,
+            pairs.sha256,
+            "Spearman",
+            figures["Spearman"],
+            model=contender.model,
+            data=pairs.name,
+        )
         row = {"dataset": pairs.name, "system": variant.name, "model": contender.model}
         yield row | {"dimension": variant.stored.shape[1]} | figures | {"pairs": len(pairs.first)}, cosines
 

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from embed.data.beir import Qrels, check_qrels, find_part, join_title, read_qrels, read_queries
 from embed.data.pairs import read_examples
+from embed.evaluation.published import content_sha256
 from gpt_core.common.errors import InputError
 from index.reading.document import Document
 from index.reading.read import iter_documents
@@ -30,6 +32,24 @@ class Collection:
     def texts(self) -> list[str]:
         """One text per document: `join_title`."""
         return [join_title(document.title, document.text) for document in self.documents.values()]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Checksum of the documents, the judged queries and the positive judgements, whatever the folder's name."""
+        texts = zip(self.documents, self.texts, strict=True)
+        relevant = [
+            ("relevant", query, document, str(grade))
+            for query, grades in self.qrels.items()
+            for document, grade in grades.items()
+            if grade > 0
+        ]
+        return content_sha256(
+            [
+                *(("document", *pair) for pair in texts),
+                *(("query", *pair) for pair in self.queries.items()),
+                *relevant,
+            ]
+        )
 
     @classmethod
     def load(cls, folder: str | Path, split: str) -> "Collection":

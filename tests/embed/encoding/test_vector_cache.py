@@ -1,6 +1,7 @@
 """The vector cache: every block of texts is computed once."""
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -78,3 +79,29 @@ def test_another_model_or_order_does_not_use_the_cache():
         cached_vectors(identity, texts, fresh)
         assert fresh.asked == texts
     assert cached_vectors("model", [], Computed()).shape == (0, 0)
+
+
+def test_above_its_bound_the_cache_removes_the_files_that_were_not_used_for_the_longest_time(
+    tmp_path, monkeypatch
+):
+    cached_vectors("model", TEXTS[:3], Computed())
+    size = sum(path.stat().st_size for path in (tmp_path / "vectors").iterdir())
+    for i, first in enumerate(("a", "b", "c")):
+        cached_vectors("model", [first, "x", "y"], Computed())
+        for path in (tmp_path / "vectors").iterdir():  # an hour passes
+            used = path.stat().st_mtime - 3600
+            os.utime(path, (used, used))
+        if i == 1:
+            cached_vectors("model", TEXTS[:3], Computed(fails_at="one"))  # used last, and so kept
+    monkeypatch.setattr(vector_cache, "MAX_BYTES", 3 * size)
+    cached_vectors("model", ["d", "x", "y"], Computed())
+    assert sum(path.stat().st_size for path in (tmp_path / "vectors").iterdir()) <= 3 * size
+    cached_vectors("model", TEXTS[:3], Computed(fails_at="one"))
+    cached_vectors("model", ["c", "x", "y"], Computed(fails_at="c"))
+    for lost in ("a", "b"):
+        with pytest.raises(KeyboardInterrupt):
+            cached_vectors("model", [lost, "x", "y"], Computed(fails_at=lost))
+    monkeypatch.setattr(vector_cache, "MAX_BYTES", 1)
+    cached_vectors("model", ["e", "x", "y"], Computed())  # a file above the bound is the only one that stays
+    cached_vectors("model", ["e", "x", "y"], Computed(fails_at="e"))
+    assert len(list((tmp_path / "vectors").iterdir())) == 1

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,12 @@ import pytest
 from scipy import stats
 
 from embed import Encoder
-from embed.evaluation.sts import PUBLISHED, Pairs, evaluate_sts, intervals
+from embed.data.vectors import unit_length
+from embed.encoding.fingerprint import files_sha256
+from embed.evaluation.published import Published
+from embed.evaluation.sts import Pairs, evaluate_sts, intervals
+from embed.network.config import EmbedderConfig
+from embed.network.corpus_map import CorpusMap
 from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from tests.tiny_models import TEXTS, reference_model, save_model
@@ -64,6 +70,45 @@ def test_correlations_equal_scipys_on_the_encoders_cosines(data, capsys):
     assert same == pytest.approx(rows["dense"]["Pearson"], abs=1e-4)
     ratio = rows["dense"]["Spearman"] / rows["baseline"]["Spearman"]
     assert report["ratios"]["dense/baseline Spearman small"] == pytest.approx(ratio, abs=1e-4)
+
+
+@pytest.mark.parametrize("prompt_name", [None, "query"])
+def test_second_sentences_fit_the_map_and_are_quantised_and_a_prompt_begins_both(
+    data, models, tmp_path, capsys, prompt_name
+):
+    folder = shutil.copytree(models / "models" / "ours", tmp_path / "ours")
+    settings = EmbedderConfig(corpus_map="standardise", query_prompt="query: ", document_prompt="text: ")
+    (folder / "embedder.json").write_text(settings.to_json())
+    evaluate_sts(
+        data=[str(data)], embedder=str(folder), rows=["dense", "int8"], max_tokens=64, prompt_name=prompt_name
+    )
+    rows = {row["system"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["results"]}
+    encoder, pairs = Encoder.from_pretrained(folder), Pairs.load(data)
+    prompt = "query: " if prompt_name else ""
+    first, second = (
+        encoder.encode([prompt + text for text in texts], max_tokens=64)
+        for texts in (pairs.first, pairs.second)
+    )
+    ranges = np.stack([second.min(axis=0), second.max(axis=0)])
+    codes = encoder.encode(
+        [prompt + text for text in pairs.second], max_tokens=64, precision="int8", ranges=ranges
+    )
+    step = (ranges[1] - ranges[0]) / 255
+    for name, stored in (("dense", second), ("int8", unit_length(ranges[0] + step * (codes + 128.5)))):
+        fitted = CorpusMap.fit("standardise", stored)
+        cosines = (fitted.apply(first) * fitted.apply(stored.astype(np.float32))).sum(axis=1)
+        expected = stats.pearsonr(cosines, pairs.scores)[0]
+        assert rows[name]["Pearson"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_near_duplicates_of_the_training_data_are_counted(data, tmp_path, capsys):
+    training = tmp_path / "pairs.jsonl"
+    training.write_text(json.dumps({"query": ROWS[0][0], "positive": ROWS[4][1]}) + "\n")
+    evaluate_sts(data=[str(data)], embedder="ours", rows=["floor"], training_data=[str(training)])
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out.splitlines()[-1])["results"]
+    assert row["near-duplicate sentences"] >= 2
+    assert f"{row['near-duplicate sentences']} of 40 sentences of small have near-duplicates" in said.err
 
 
 def test_intervals_equal_spearman_percentiles_over_the_same_resamples():
@@ -126,16 +171,28 @@ def test_bad_files_are_refused(tmp_path, name, text, said):
         Pairs.load(tmp_path / "none.csv")
 
 
-def test_nothing_is_printed_when_the_baseline_misses_its_published_score(data, monkeypatch, capsys):
-    monkeypatch.setitem(PUBLISHED, ("all-MiniLM-L6-v2", "small"), (0.8203, 0.0005))
+def test_nothing_is_printed_when_the_baseline_misses_its_published_score_under_any_name(
+    data, models, tmp_path, monkeypatch, capsys
+):
+    model = shutil.copytree(models / "models" / "all-MiniLM-L6-v2", tmp_path / "a model")
+    known = files_sha256(model), Pairs.load(data).sha256
+    monkeypatch.setattr("embed.evaluation.published.PUBLISHED", {known: Published(0.8203, 0.0005)})
+    other = tmp_path / "other.jsonl"
+    rows = [dict(zip(("sentence1", "sentence2", "score"), row, strict=True)) for row in ROWS]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ["sts", "--embedder", "ours", "--rows", "baseline", "--baseline", str(model), "--data"]
     with pytest.raises(SystemExit) as caught:
-        run_command(
-            {"sts": evaluate_sts},
-            args=["sts", "--data", str(data), "--embedder", "ours", "--rows", "baseline"],
-        )
-    assert "all-MiniLM-L6-v2 reaches Spearman" in str(caught.value.code)
-    assert "0.8203 is published" in str(caught.value.code)
+        run_command({"sts": evaluate_sts}, args=[*args, str(other)])
+    assert f"{model} reaches Spearman" in str(caught.value.code)
+    assert "on other, but 0.8203 is published" in str(caught.value.code)
     assert capsys.readouterr().out == ""
+    different = tmp_path / "small.jsonl"  # another set under a known name
+    different.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    run_command({"sts": evaluate_sts}, args=[*args, str(different)])
+    assert "Spearman" in capsys.readouterr().out
+
+
+def test_bad_arguments_are_refused(data):
     with pytest.raises(InputError, match="--data is empty"):
         evaluate_sts(data=[])
     with pytest.raises(InputError, match="dims contains 0"):

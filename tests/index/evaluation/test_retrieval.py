@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embed.encoding.fingerprint import files_sha256
 from embed.encoding.peer_model import Teacher
+from embed.evaluation.published import BM25S, Published
 from embed.network.config import EmbedderConfig, Pooling
 from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
+from index import Index
+from index.build_index import build_index
 from index.evaluation.collection import Collection
-from index.evaluation.retrieval import PUBLISHED, check_published, evaluate_retrieval
+from index.evaluation.metrics import score
+from index.evaluation.retrieval import evaluate_retrieval
 from tests.tiny_models import reference_model, save_model
 
 SUBJECTS = ["winter wheat", "steam engines", "coral reefs", "tax law", "string quartets", "北京大学的历史"]
@@ -80,12 +85,12 @@ def test_prints_all_rows_and_ends_in_json(data, cache, capsys):
     dense = ["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dim-16"]
     hybrids = ["hybrid" if name == "dense" else f"{name}-hybrid" for name in dense]
     pairs = [name for both in zip(dense, hybrids, strict=True) for name in both]
-    assert list(rows) == ["bm25", *pairs]  # no dim-64: the vectors have 32 dimensions
+    of_index = ["index-lexical", "index-dense", "index-hybrid"]
+    assert list(rows) == ["bm25", *of_index, *pairs]  # no dim-64: the vectors have 32 dimensions
     assert rows["bm25"]["Recall@100"] == rows["bm25"]["MRR@10"] == 1  # also for Chinese, by bigrams
     assert rows["dense"]["model"] == "ours"
     assert [rows[name]["bytes"] for name in ("dense", "int8", "dim-16")] == [4 * 32, 32, 4 * 16]
     assert rows["dense"]["cut"] == 6  # the six long documents
-    assert rows["dense"]["docs/s"] > 0
     expected = rows["hybrid"]["nDCG@10"] / rows["bm25"]["nDCG@10"]
     assert report["ratios"]["hybrid/bm25 nDCG@10 subjects"] == pytest.approx(expected, abs=1e-5)
     for name, row in rows.items():
@@ -98,7 +103,6 @@ def test_prints_all_rows_and_ends_in_json(data, cache, capsys):
 def test_a_second_evaluation_reads_the_vectors_from_the_cache(data, cache, capsys, monkeypatch):
     wanted = {"data": [str(data)], "rows": ["baseline", "raw-mean", "dense"]}
     _, first, _ = run(capsys, **wanted)
-    monkeypatch.setattr("embed.encoding.contenders.Contender.rate", lambda *_: 0.0)
     monkeypatch.setattr("embed.encoding.vector_cache.atomic_write", lambda *_: pytest.fail("computed again"))
     _, again, _ = run(capsys, **wanted)
     assert [row["nDCG@10"] for row in again.values()] == [row["nDCG@10"] for row in first.values()]
@@ -112,6 +116,31 @@ def test_only_the_rows_that_were_asked_for_appear(data, cache, capsys):
     assert rows["rerank"]["Recall@100"] == rows["bm25"]["Recall@100"]  # the same documents, in another order
 
 
+def test_index_rows_score_the_index_that_build_index_builds(data, cache, capsys, tmp_path):
+    index_rows = ["index-lexical", "index-dense", "index-hybrid"]
+    _, rows, report = run(capsys, data=[str(data)], rows=["bm25", *index_rows])
+    assert list(rows) == ["bm25", *index_rows]
+    build_index(
+        input=[str(data / "corpus.jsonl")], index=str(tmp_path / "index"), embedder="ours", max_tokens=64
+    )
+    capsys.readouterr()
+    collection = Collection.load(data, "test")
+    with Index.open(tmp_path / "index") as index:
+        for name in index_rows:
+            found = {}
+            for query, text in collection.queries.items():
+                hits = index.search(text, 1000, name.removeprefix("index-"))
+                found[query] = {
+                    hit.doc_id: hit.score for hit in reversed(hits)
+                }  # the best passage comes last
+            expected = score(collection, found)
+            assert {metric: rows[name][metric] for metric in expected} == pytest.approx(expected)
+            assert rows[name]["passages"] == index.stats()["passages"] > len(collection.documents)
+    assert "bytes" not in rows["index-lexical"]
+    assert rows["index-hybrid"]["bytes"] == 4 * 32
+    assert "index-lexical/bm25 nDCG@10 subjects" in report["ratios"]
+
+
 def test_run_files_score_as_their_rows_do(data, cache, capsys, tmp_path):
     _, rows, _ = run(capsys, data=[str(data)], rows=["bm25", "dense", "hybrid"], runs=str(tmp_path / "runs"))
     names = {f"subjects.{system}.run" for system in rows}
@@ -120,6 +149,7 @@ def test_run_files_score_as_their_rows_do(data, cache, capsys, tmp_path):
     _, again, _ = run(capsys, data=[str(data)], rows=["bm25"], peer_runs=[str(peer)])
     for figure in ("nDCG@10", "Recall@100", "MRR@10"):
         assert again["a peer"][figure] == pytest.approx(rows["hybrid"][figure], abs=1e-6)
+    assert again["a peer"]["vs bm25"] == pytest.approx(rows["hybrid"]["vs bm25"], abs=1e-6)
     with pytest.raises(InputError, match=r"other\.x\.run belongs to none of the collections subjects"):
         run(capsys, data=[str(data)], peer_runs=[str(tmp_path / "other.x.run")])
     for taken in ("dense", "dim-64", "floor-hybrid"):
@@ -159,34 +189,57 @@ def test_another_pooling_of_the_same_weights_does_not_use_the_cache(data, models
 def test_no_data_is_refused():
     with pytest.raises(InputError, match="--data is empty"):
         evaluate_retrieval(data=[])
-    with pytest.raises(InputError, match="--rows is hybrid only"):
-        evaluate_retrieval(data=["anything"], rows=["hybrid"])
+    for rows in (["hybrid"], ["hybrid", "bm25", "index-hybrid"]):
+        with pytest.raises(InputError, match="--rows has hybrid, but no row to combine with BM25"):
+            evaluate_retrieval(data=["anything"], rows=rows)
 
 
-def test_prints_no_results_when_the_baseline_misses_its_published_score(
-    data, models, tmp_path, monkeypatch, capsys
+def publish(monkeypatch, system: str, data: Path, score: float) -> None:
+    """Make `score` the published score of a system on a data set."""
+    key = system, Collection.load(data, "test").sha256
+    monkeypatch.setattr("embed.evaluation.published.PUBLISHED", {key: Published(score, 0.01)})
+
+
+def renamed(data: Path, copy: Path) -> Path:
+    """Copy a BEIR folder to another name, its documents in another order and with other white space."""
+    shutil.copytree(data, copy)
+    lines = (data / "corpus.jsonl").read_text().replace(". ", ".  ").splitlines(keepends=True)
+    (copy / "corpus.jsonl").write_text("".join(reversed(lines)))
+    return copy
+
+
+@pytest.mark.parametrize("row", ["bm25", "baseline"])
+def test_prints_nothing_if_a_known_system_misses_its_published_score_under_any_name(
+    row, data, cache, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setenv("ZHIZHI_CACHE", str(models))
-    monkeypatch.delitem(PUBLISHED, ("bm25s", "scifact"))
-    shutil.copytree(data, tmp_path / "scifact")
-    arguments = ["retrieval", "--data", str(tmp_path / "scifact"), "--embedder", "ours"]
+    model = shutil.copytree(cache / "models" / "all-MiniLM-L6-v2", tmp_path / "a model")
+    collection = renamed(data, tmp_path / "a corpus")
+    publish(monkeypatch, BM25S if row == "bm25" else files_sha256(model) or "", data, 0.1)
+    arguments = ["retrieval", "--data", str(collection), "--embedder", "ours", "--baseline", str(model)]
     with pytest.raises(SystemExit) as caught:
-        run_command({"retrieval": evaluate_retrieval}, args=arguments)
-    assert "all-MiniLM-L6-v2 reaches nDCG@10" in str(caught.value.code)  # a string: status 1, on stderr
-    assert "0.645 is published" in str(caught.value.code)
+        run_command({"retrieval": evaluate_retrieval}, args=[*arguments, "--rows", row])
+    name = "bm25s" if row == "bm25" else str(model)
+    assert f"{name} reaches nDCG@10" in str(caught.value.code)  # a string: status 1, on stderr
+    assert "on a corpus, but 0.1 is published" in str(caught.value.code)
     assert capsys.readouterr().out == ""
 
 
-def test_check_published_accepts_published_scores_and_refuses_others(data):
-    scifact = Collection("scifact", "test", {}, {}, {})
-    check_published("all-MiniLM-L6-v2", scifact, 0.6470)
-    check_published("another", scifact, 0.1)
-    check_published("all-MiniLM-L6-v2", Collection("scifact", "train", {}, {}, {}), 0.1)
-    with pytest.raises(InputError, match=r"0\.687 is published"):
-        check_published("bm25s", scifact, 0.66)
-    for figure in (0.634, 0.656):
-        with pytest.raises(InputError, match=r"0\.645 is published"):
-            check_published("all-MiniLM-L6-v2", scifact, figure)
+def test_another_corpus_or_model_under_a_known_name_is_not_checked(
+    data, cache, tmp_path, monkeypatch, capsys
+):
+    model = cache / "models" / "all-MiniLM-L6-v2"
+    publish(monkeypatch, files_sha256(model) or "", data, 0.1)
+    other = shutil.copytree(data, tmp_path / "subjects")
+    (other / "qrels" / "test.tsv").write_text("q0\tnote0\t2\n")
+    _, rows, _ = run(capsys, data=[str(other)], rows=["baseline"])
+    assert list(rows) == ["baseline"]
+    monkeypatch.setenv("ZHIZHI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "models").mkdir(parents=True)
+    shutil.copytree(cache / "models" / "ours", tmp_path / "cache" / "models" / "ours")
+    another = reference_model(save_model(tmp_path / "plain", "gpt2"), "mean")
+    another.save(str(tmp_path / "cache" / "models" / model.name), create_model_card=False)
+    _, rows, _ = run(capsys, data=[str(data)], rows=["baseline"])
+    assert rows["baseline"]["nDCG@10"] > 0.12
 
 
 def test_a_missing_package_names_its_extra():
