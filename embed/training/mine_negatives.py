@@ -166,8 +166,8 @@ def mine_negatives(
     with atomic_open(out) as file:
         for example in examples:
             more = (texts[place] for place in mined[text_key(example.query)].places)
-            negatives = _distinct([*example.negatives, *more])
-            row = {"query": example.query, "pos": list(example.positives), "neg": negatives}
+            neg = _distinct([*example.negatives, *more])
+            row = {"query": example.query, "pos": list(example.positives), "neg": neg}
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     _report(list(mined.values()), window, len(texts), out)
 

@@ -30,7 +30,7 @@ class Listing(NamedTuple):
 
     def report(self) -> None:
         """Name on stderr what is passed over, in one line for each of the two kinds."""
-        kinds = {
+        kinds: dict[str, Sequence[object]] = {
             "files of other types": self.skipped,
             "files or folders that cannot be read": self.unreadable,
         }
