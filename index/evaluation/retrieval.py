@@ -177,7 +177,7 @@ class _Table:
         texts = self.collection.texts
         queries = contender.encode(list(self.collection.queries.values()), "query")
         documents = contender.encode(texts, "document")
-        of_model = {"cut": contender.n_cut(texts, "document")}
+        of_model: dict[str, Any] = {"cut": contender.n_cut(texts, "document")}
         for variant in tqdm(
             variants(contender, queries, documents, dims if "dims" in asked else (), "int8" in asked),
             desc=f"searching {self.collection.name}, {contender.name}",
@@ -186,7 +186,7 @@ class _Table:
         ):
             if variant.name == "dense" and "dense" not in asked:
                 continue
-            size = {"dimension": variant.stored.shape[1], "bytes": variant.bytes_each}
+            size: dict[str, Any] = {"dimension": variant.stored.shape[1], "bytes": variant.bytes_each}
             vectors = variant.queries, variant.stored
             self.add(
                 variant.name,
@@ -204,13 +204,13 @@ class _Table:
     def search(self, index: Index, modes: Sequence[Mode]) -> None:
         """Add a row for each mode of searching an index of the collection."""
         settings, passages = index.settings, index.stats()["passages"]
-        size = {
+        size: dict[str, Any] = {
             "dimension": settings.dimension,
             "bytes": settings.dimension * np.dtype(settings.dtype).itemsize,
         }
         for mode in modes:
             run = search_documents(index, self.collection.queries, mode, RESULTS_PER_QUERY)
-            of_mode = {} if mode == "lexical" else size
+            of_mode: dict[str, Any] = {} if mode == "lexical" else size
             self.add(f"index-{mode}", settings.embedder, run, **of_mode, passages=passages)
 
     def add(self, system: str, model: str, run: Run, known_as: str | None = None, **extra: Any) -> None:
