@@ -60,7 +60,7 @@ def with_adapter(model: GPT, folder: Path) -> GPT:
                 theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**raw))
             theirs.load_state_dict(to_hf_names(model, model.state_dict()), strict=False, assign=True)
             theirs.tie_weights()
-            merged = PeftModel.from_pretrained(theirs, str(folder)).merge_and_unload()  # type: ignore[operator]
+            merged = PeftModel.from_pretrained(theirs, str(folder)).merge_and_unload()
     except Exception as error:  # any: peft raises many kinds for files that do not fit the model
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
