@@ -12,10 +12,10 @@ from typing import Literal
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from gpt_core.common.errors import InputError
 from gpt_core.data.prepare_data import prepare_data
+from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hardware.device import Numerics
 from gpt_core.hub import run_folder
 from gpt_core.hub.locate import resolve
@@ -57,7 +57,7 @@ def trained(optimizer: Literal["muon", "adamw"] = "adamw") -> Parallel:
 
 def save(out_dir: Path, step: int, **figures: float) -> Path:
     return checkpoint.save(
-        out_dir, step, save_model=lambda folder, weights: save_file(weights, folder / "model.safetensors"),
+        out_dir, step, save_model=lambda folder, weights: save_tensors(folder / "model.safetensors", weights),
         parallel=trained(), batches=Place(), figures=figures, best={}, numerics=Numerics(), ranks=ALONE,
     )  # fmt: skip
 

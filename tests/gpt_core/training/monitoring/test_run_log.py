@@ -49,10 +49,22 @@ def curves(out_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def test_a_run_faster_than_the_measured_peak_has_an_mfu_of_one(tmp_path: Path) -> None:
+    with run_log(tmp_path, flops_per_target=1e12, peak_flops=1.0) as log:
+        time.sleep(0.01)
+        log.step(1, 100, loss=2.0, lr=0.1, grad_norm=1.0, clipped=0)
+        time.sleep(0.1)
+        log.step(2, 100, loss=2.0, lr=0.1, grad_norm=1.0, clipped=0)
+    first, second = rows(tmp_path)
+    assert first["mfu"] == 1
+    fastest = max(first["targets_per_s"], second["targets_per_s"])
+    assert second["mfu"] == pytest.approx(second["targets_per_s"] / fastest)
+
+
 def test_a_step_is_in_the_log_the_curves_and_the_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with run_log(tmp_path, first=4, flops_per_target=1e6, peak_flops=1e9) as log:
+    with run_log(tmp_path, first=4, flops_per_target=1e6, peak_flops=1e10) as log:
         time.sleep(0.05)
         log.step(5, 100, loss=2.0, lr=0.1, grad_norm=1.0, clipped=0)
         live(log, range(6, 9), evaluate_at=(8,))
@@ -62,7 +74,7 @@ def test_a_step_is_in_the_log_the_curves_and_the_plot(
     ]  # fmt: skip
     assert 50 <= first["ms_per_step"] < 500
     assert first["targets_per_s"] == pytest.approx(100 / first["ms_per_step"] * 1000)
-    assert first["mfu"] == pytest.approx(first["targets_per_s"] * 1e6 / 1e9)
+    assert first["mfu"] == pytest.approx(first["targets_per_s"] * 1e6 / 1e10)
     assert first["cpu_s"] < 0.04  # sleeping takes no CPU time
     assert evaluation == {"step": 8, "val_loss": 0.625}
     drawn = curves(tmp_path)

@@ -151,7 +151,9 @@ def test_a_model_too_large_to_measure_is_estimated(
     assert "estimated from 2 of the 3 blocks" in capsys.readouterr().out
     step = Step(TINY, TINY.gpt_config(None), CPU, FLOAT32, 16, 3)
     seconds = min(wall_seconds(step.micro_step, CPU) for _ in range(10)) / 3
-    assert 1 / 30 < figures["tokens_per_s"] / (16 / seconds) < 3  # with updates, and with the noise of a shared machine
+    assert (
+        1 / 30 < figures["tokens_per_s"] / (16 / seconds) < 3
+    )  # with updates, and with the noise of a shared machine
 
 
 @pytest.mark.skipif(
