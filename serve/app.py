@@ -1,6 +1,6 @@
 """The FastAPI application: routes, error handlers, health checks, the web page."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from gpt_core.generation.engine import Engine
 from index import Index
 from serve.api import answer, completions, embeddings
 from serve.api.schemas import ErrorResponse
+from serve.http.access import LOOPBACK_HOSTS, AccessCheck, check_hosts, hash_key
 from serve.http.envelope import add_error_handlers
 from serve.http.limits import BodyLimit
 from serve.work.service import Service, ServiceDep
@@ -39,6 +40,8 @@ def create_app(
     generator_name: str = "generator",
     embedder_name: str | None = None,
     max_requests: int = 64,
+    api_key: str | None = None,
+    allowed_hosts: Sequence[str] | None = None,
 ) -> FastAPI:
     """Create the HTTP service for an open index and a generator. It owns both, and closes the index on shutdown.
 
@@ -48,23 +51,35 @@ def create_app(
         generator_name: name of the generator in /v1/completions and /v1/chat/completions.
         embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name.
         max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.
+        api_key, allowed_hosts: as for `create_loading_app`.
 
     Raises:
-        InputError: if the index has no embedder, or it cannot be loaded.
+        InputError: if the index has no embedder, or it cannot be loaded; as `create_loading_app`.
     """
     if index.encoder is None:
         raise InputError(
             f"{index.folder} was built from precomputed vectors; give an index with an embedder."
         )
-    app = create_loading_app()
+    app = create_loading_app(api_key, allowed_hosts)
     embedder_name = embedder_name or index.encoder.name or "embedder"
     search = SearchThread(max_requests)
     app.state.service = Service(index, engine, search, generator_name, embedder_name, max_requests)
     return app
 
 
-def create_loading_app() -> FastAPI:
-    """The service before its models are loaded: only the page is available until `app.state.service` is set."""
+def create_loading_app(api_key: str | None = None, allowed_hosts: Sequence[str] | None = None) -> FastAPI:
+    """The service before its models are loaded: only the page is available until `app.state.service` is set.
+
+    Args:
+        api_key: the key that requests to the API must send as `Authorization: Bearer KEY`; None: no key is needed.
+        allowed_hosts: host names in the Host header that the server answers to, with any port; "*" for all. None:
+            localhost, 127.0.0.1 and [::1].
+
+    Raises:
+        InputError: for a key that cannot be sent in a header, or a host name with scheme or port.
+    """
+    hosts = LOOPBACK_HOSTS if allowed_hosts is None else check_hosts(allowed_hosts)
+    key_sha256 = None if api_key is None else hash_key(api_key)
     app = FastAPI(
         title="zhizhi",
         summary="Search, cited answers, and OpenAI's embeddings, completions and chat.",
@@ -73,6 +88,11 @@ def create_loading_app() -> FastAPI:
         redoc_url=None,
         lifespan=_close_at_end,
         responses={
+            401: {
+                "model": ErrorResponse,
+                "description": "The server has an API key, and the request has not",
+            },
+            403: {"model": ErrorResponse, "description": "The Host header is not one of the allowed hosts"},
             422: {"model": ErrorResponse, "description": "Invalid input (400 on OpenAI's endpoints)"},
             503: {"model": ErrorResponse, "description": "Loading, overloaded, or the worker has died"},
         },
@@ -80,6 +100,7 @@ def create_loading_app() -> FastAPI:
     app.state.service = None
     add_error_handlers(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(AccessCheck, hosts=hosts, key_sha256=key_sha256)
     app.include_router(answer.router)
     app.include_router(embeddings.router)
     app.include_router(completions.router)

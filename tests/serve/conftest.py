@@ -119,10 +119,11 @@ def serve(index, tokenizer):
     """serve(text or model, …) → (base URL, app): a server whose generator writes `text`."""
     with contextlib.ExitStack() as stack:
 
-        def start(generator, max_running=4, max_requests=64, **engine):
+        def start(generator, max_running=4, max_requests=64, access=None, **engine):
             model = speaker(tokenizer, generator) if isinstance(generator, str) else generator
             engine = Engine(model, tokenizer, max_running=max_running, **engine)
-            app = create_app(index, engine, generator_name="tiny-gpt", max_requests=max_requests)
+            options = {"generator_name": "tiny-gpt", "max_requests": max_requests} | (access or {})
+            app = create_app(index, engine, **options)
             return stack.enter_context(serving(app)), app
 
         yield start
