@@ -1,5 +1,6 @@
 """The FastAPI application: routes, error handlers, health checks, the web page."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -11,16 +12,16 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import Response
 from starlette.types import Scope
 
-from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from index import Index
 from serve.api import answer, completions, embeddings
 from serve.api.schemas import ErrorResponse
 from serve.http.access import LOOPBACK_HOSTS, AccessCheck, check_hosts, hash_key
+from serve.http.body import BodyLimit
 from serve.http.envelope import add_error_handlers
-from serve.http.limits import BodyLimit
-from serve.work.service import Service, ServiceDep
-from serve.work.threads import SearchThread
+from serve.work.call_thread import CallThread
+from serve.work.loading import served_name
+from serve.work.service import Service, ServiceDep, encoder_of
 
 STATIC = Path(__file__).parent / "static"
 # The page shows untrusted text from documents and models, so browsers may run and load only the server's own files.
@@ -49,20 +50,16 @@ def create_app(
         index: an index with an encoder.
         engine: the generator; no other thread may step it.
         generator_name: name of the generator in /v1/completions and /v1/chat/completions.
-        embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name.
+        embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name, or its folder's.
         max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.
         api_key, allowed_hosts: as for `create_loading_app`.
 
     Raises:
         InputError: if the index has no embedder, or it cannot be loaded; as `create_loading_app`.
     """
-    if index.encoder is None:
-        raise InputError(
-            f"{index.folder} was built from precomputed vectors; give an index with an embedder."
-        )
+    embedder_name = embedder_name or served_name(encoder_of(index).name or "embedder")
     app = create_loading_app(api_key, allowed_hosts)
-    embedder_name = embedder_name or index.encoder.name or "embedder"
-    search = SearchThread(max_requests)
+    search = CallThread("search", max_requests)
     app.state.service = Service(index, engine, search, generator_name, embedder_name, max_requests)
     return app
 
@@ -93,8 +90,10 @@ def create_loading_app(api_key: str | None = None, allowed_hosts: Sequence[str] 
                 "description": "The server has an API key, and the request has not",
             },
             403: {"model": ErrorResponse, "description": "The Host header is not one of the allowed hosts"},
+            413: {"model": ErrorResponse, "description": "The body is too large"},
             422: {"model": ErrorResponse, "description": "Invalid input (400 on OpenAI's endpoints)"},
-            503: {"model": ErrorResponse, "description": "Loading, overloaded, or the worker has died"},
+            500: {"model": ErrorResponse, "description": "The model failed"},
+            503: {"model": ErrorResponse, "description": "Loading, overloaded, or the generator has failed"},
         },
     )
     app.state.service = None
@@ -112,7 +111,8 @@ def create_loading_app(api_key: str | None = None, allowed_hosts: Sequence[str] 
 
     @app.get("/readyz", tags=["health"])
     async def readyz(service: ServiceDep) -> dict[str, str]:
-        """Readiness: models and index are loaded and the worker runs; otherwise 503."""
+        """Readiness: models and index are loaded and the generator runs; otherwise 503."""
+        service.worker.check_alive()
         return {"status": "ready"}
 
     @app.get("/", include_in_schema=False)
@@ -141,7 +141,7 @@ class _Static(StaticFiles):
 async def _close_at_end(app: FastAPI) -> AsyncIterator[None]:
     yield
     if app.state.service is not None:
-        app.state.service.close()
+        await asyncio.to_thread(app.state.service.close)
 
 
 def _version() -> str:

@@ -16,9 +16,9 @@ from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
 from serve.app import create_loading_app
 from serve.http.access import ANY_HOST, LOOPBACK_HOSTS
-from serve.work.loading import MAX_CONTEXT, load
+from serve.work.call_thread import CallThread
+from serve.work.loading import MAX_CONTEXT, load, served_name
 from serve.work.service import Service
-from serve.work.threads import SearchThread
 
 GRACE_SECONDS = 3  # time for running answers to finish when the server is told to stop
 
@@ -71,15 +71,20 @@ def run_server(
         # In a URL an IPv6 address needs brackets, since it contains colons.
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
-        def load_service(search: SearchThread) -> Service:
+        search = CallThread("search", max_requests)
+
+        def load_service() -> Service:
             opened, engine = load(index, embedder, generator, max_running, context, dtype)
-            return Service(
-                opened, engine, search, generator, embedder or opened.settings.embedder, max_requests
-            )
+            names = served_name(generator), served_name(embedder or opened.settings.embedder)
+            return Service(opened, engine, search, *names, max_requests)
 
         # uvicorn raises SIGTERM again after its shutdown; ignored here, so that the exit status is 0.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        asyncio.run(_serve(app, listener, load_service, max_requests, address))
+        asyncio.run(_serve(app, listener, search, load_service, address))
+    if (
+        search.busy
+    ):  # Python cannot end a thread that computes, and crashes if it computes while the interpreter ends
+        os._exit(0)
 
 
 class Server(uvicorn.Server):
@@ -89,7 +94,7 @@ class Server(uvicorn.Server):
         """Stop accepting connections, wait up to `GRACE_SECONDS` for running answers, and shut down."""
         service: Service | None = self.config.app.state.service  # type: ignore[union-attr]
         if service is not None:
-            asyncio.get_running_loop().call_later(GRACE_SECONDS, service.worker.cancel_all)
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, service.cancel_all)
         await super().shutdown(sockets)
 
 
@@ -122,16 +127,15 @@ def _is_loopback(address: str) -> bool:
 async def _serve(
     app: FastAPI,
     listener: socket.socket,
-    load_service: Callable[[SearchThread], Service],
-    max_requests: int,
+    search: CallThread,
+    load_service: Callable[[], Service],
     address: str,
 ) -> None:
     """Serve until told to stop. The search thread loads the models; until then /readyz returns 503."""
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * GRACE_SECONDS))
-    search = SearchThread(max_requests)
     print(f"loading the models for {address}", file=sys.stderr, flush=True)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(search.run(load_service, search))
+    loading = asyncio.create_task(search.run(load_service))
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     try:
         if loading.done():

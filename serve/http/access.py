@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
@@ -64,12 +64,12 @@ class AccessCheck:
         self.hosts = hosts
         self.key_sha256 = key_sha256
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Check the headers before the body is read."""
         refusal = None
         if scope["type"] == "http" and scope["path"] not in HEALTH_PATHS:
             refusal = self._refusal(scope["path"], Headers(scope=scope))
-        await (refusal or self.app)(scope, receive, send)
+        return (refusal or self.app)(scope, receive, send)
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         host = HOST.fullmatch(headers.get("host", ""))

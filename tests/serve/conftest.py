@@ -99,11 +99,11 @@ def stop(url):
 
 
 @contextlib.contextmanager
-def serving(app):
-    """The base URL of `app` on a real server."""
+def serving(app, **options):
+    """The base URL of `app` on a real server; options of uvicorn's config."""
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = _servers[url] = Server(uvicorn.Config(app, log_level="error"))
+    server = _servers[url] = Server(uvicorn.Config(app, log_level="error", **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -127,6 +127,16 @@ def serve(index, tokenizer):
             return stack.enter_context(serving(app)), app
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def shared_url(tmp_path_factory, encoder, tokenizer):
+    """The base URL of a server that stays up, for tests that leave nothing behind; its generator writes `SAYS`."""
+    with Index.create(tmp_path_factory.mktemp("shared") / "index", encoder) as index:
+        index.add(DOCUMENTS)
+        app = create_app(index, Engine(speaker(tokenizer, SAYS), tokenizer), generator_name="tiny-gpt")
+        with serving(app) as url:
+            yield url
 
 
 @pytest.fixture
