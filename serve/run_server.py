@@ -40,7 +40,7 @@ def run_server(
     """Serve search, cited answers, OpenAI's embeddings, completions and chat, and a web page over HTTP.
 
     On a loopback address, such as the default, no key is needed: every program of this machine can search and generate,
-    and requests with a foreign Host header are refused. On any other address an API key is required.
+    and requests with another Host header are refused. On any other address an API key is required.
 
     Args:
         index: the index's folder.
@@ -63,7 +63,7 @@ def run_server(
     """
     api_key = api_key if api_key is not None else os.environ.get("ZHIZHI_API_KEY") or None
     with _bind(host, port, api_key is not None) as listener:
-        bound = listener.getsockname()[0]
+        bound = listener.getsockname()[0].partition("%")[0]  # without an IPv6 zone
         names = {f"[{bound}]" if ":" in bound else bound, *LOOPBACK_HOSTS, *allowed_hosts}
         if not (allowed_hosts or _is_loopback(bound)):
             names = {ANY_HOST}
@@ -81,10 +81,11 @@ def run_server(
         # uvicorn raises SIGTERM again after its shutdown; ignored here, so that the exit status is 0.
         signal.signal(signal.SIGTERM, lambda *_: None)
         asyncio.run(_serve(app, listener, search, load_service, address))
-    if (
-        search.busy
-    ):  # Python cannot end a thread that computes, and crashes if it computes while the interpreter ends
-        os._exit(0)
+    service: Service | None = app.state.service
+    if search.busy or (service and service.reader.busy):
+        os._exit(
+            0
+        )  # Python cannot end a thread that computes, and crashes if it computes while the interpreter ends
 
 
 class Server(uvicorn.Server):
@@ -121,7 +122,7 @@ def _bind(host: str, port: int, has_key: bool) -> socket.socket:
 
 
 def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback  # without an IPv6 zone
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 async def _serve(

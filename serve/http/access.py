@@ -48,10 +48,10 @@ def hash_key(key: str) -> bytes:
 
 
 class AccessCheck:
-    """ASGI middleware that refuses foreign Host headers with 403, and requests without the API key with 401.
+    """ASGI middleware that refuses other Host headers with 403, and requests without the API key with 401.
 
     The Host header is checked because of DNS rebinding: a web page whose name is made to resolve to 127.0.0.1 could
-    otherwise read the index through the browser of somebody who runs this server.
+    otherwise read the index through the browser of the server's user.
 
     Args:
         app: the application.

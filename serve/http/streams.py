@@ -70,7 +70,7 @@ async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
     finally:
         task.cancel()
         watcher.cancel()
-        # Awaited also when cancelled: asyncio logs an exception that nobody has retrieved.
+        # Awaited also when cancelled: asyncio logs exceptions that were never retrieved.
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 

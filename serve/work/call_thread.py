@@ -43,7 +43,9 @@ class CallThread:
         self._places = threading.BoundedSemaphore(max_waiting)
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._closed = False
-        self._lock = threading.Lock()  # guards _closed: no call may be queued after the last one
+        self._lock = (
+            threading.Lock()
+        )  # guards _closed: the last call is neither followed by others nor dropped
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
         # A thread copies torch's number of CPU threads at its first use of torch. This must not happen while the engine
@@ -81,10 +83,9 @@ class CallThread:
 
     def drop_waiting(self) -> None:
         """End all calls that are not running yet with an UnavailableError."""
-        with contextlib.suppress(Empty):
-            while waiting := self._calls.get_nowait():
-                if waiting[0].set_running_or_notify_cancel():
-                    waiting[0].set_exception(UnavailableError(STOPPING))
+        with self._lock:
+            if not self._closed:
+                self._drop()
 
     def close(self, last: Callable[[], None], seconds: float | None = None) -> None:
         """Drop waiting calls, let the running one end, call `last` in the thread, and end the thread.
@@ -95,10 +96,16 @@ class CallThread:
         """
         with self._lock:
             self._closed = True
-        self.drop_waiting()
-        self._calls.put((Future(), last))
-        self._calls.put(None)
+            self._drop()
+            self._calls.put((Future(), last))
+            self._calls.put(None)
         self._thread.join(seconds)
+
+    def _drop(self) -> None:
+        with contextlib.suppress(Empty):
+            while waiting := self._calls.get_nowait():
+                if waiting[0].set_running_or_notify_cancel():
+                    waiting[0].set_exception(UnavailableError(STOPPING))
 
     def _submit(self, call: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()

@@ -10,7 +10,7 @@ from gpt_core.generation.sampling import SamplingParams
 from serve.work.errors import STOPPING, GenerationError, OverloadedError, UnavailableError
 
 LOG = logging.getLogger(__name__)
-DEAD = "The generator has failed and does not run any more; search does. Restart the server."
+FAILED = "The generator has failed and does not run any more; search does. Restart the server."
 # The generation is given up after this many failures of the engine in a row, with no request completed between them.
 MAX_FAILURES = 4
 
@@ -82,7 +82,7 @@ class Worker:
     def check_alive(self) -> None:
         """Raise UnavailableError if requests are not accepted."""
         if not self.alive:
-            raise UnavailableError(self._ended or DEAD)
+            raise UnavailableError(self._ended or FAILED)
 
     def cancel(self, request: Request) -> None:
         """Cancel `request` at the next step; no effect if it is done."""
@@ -116,7 +116,7 @@ class Worker:
                 self._report(done_only=True)
         finally:  # also if an exception ends the thread, so that no client waits for ever
             with self._changed:
-                self._ended = self._ended or DEAD
+                self._ended = self._ended or FAILED
             self._report(done_only=False)
 
     def _wait_for_work(self) -> bool:
@@ -161,7 +161,7 @@ class TokenStream:
         if self.request.error is not None:
             raise GenerationError(f"The generation failed: {self.request.error}") from self.request.error
         if not self.request.done:
-            raise UnavailableError(DEAD)
+            raise UnavailableError(FAILED)
         if self.request.finish_reason == "cancelled":
             raise UnavailableError(STOPPING)
 

@@ -69,7 +69,7 @@ def test_a_disconnected_client_cancels_its_request(serve, client, endless, path,
     # its slot is free again
     short = CHAT | {"max_tokens": 3}
     assert client.post(f"{url}/v1/chat/completions", json=short).status_code == 200
-    gc.collect()  # asyncio logs an exception that nobody has retrieved when its task is deleted
+    gc.collect()  # asyncio logs an exception that was never retrieved when its task is deleted
     assert caplog.text + capfd.readouterr().err == ""
 
 

@@ -1,4 +1,4 @@
-"""Requests with foreign Host headers, from other origins, and without the API key."""
+"""Requests with other Host headers, from other origins, and without the API key."""
 
 import openai
 import pytest
