@@ -79,7 +79,7 @@ def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, st
         response = httpx.post(f"{url}/v1/chat/completions", json=chat | {"max_tokens": 2}, timeout=30)
         assert response.status_code == 200
         server.send_signal(number)
-        _, error = server.communicate(timeout=20)
+        _, error = server.communicate(timeout=60)
     finally:
         server.kill()
         server.wait()
