@@ -1,6 +1,7 @@
 """The FastAPI application: routes, error handlers, health checks, the web page."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,15 +12,16 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import Response
 from starlette.types import Scope
 
-from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from index import Index
 from serve.api import answer, completions, embeddings
 from serve.api.schemas import ErrorResponse
+from serve.http.access import LOOPBACK_HOSTS, AccessCheck, check_hosts, hash_key
+from serve.http.body import BodyLimit
 from serve.http.envelope import add_error_handlers
-from serve.http.limits import BodyLimit
-from serve.work.service import Service, ServiceDep
-from serve.work.threads import SearchThread
+from serve.work.call_thread import CallThread
+from serve.work.loading import served_name
+from serve.work.service import Service, ServiceDep, encoder_of
 
 STATIC = Path(__file__).parent / "static"
 # The page shows untrusted text from documents and models, so browsers may run and load only the server's own files.
@@ -39,6 +41,8 @@ def create_app(
     generator_name: str = "generator",
     embedder_name: str | None = None,
     max_requests: int = 64,
+    api_key: str | None = None,
+    allowed_hosts: Sequence[str] | None = None,
 ) -> FastAPI:
     """Create the HTTP service for an open index and a generator. It owns both, and closes the index on shutdown.
 
@@ -46,25 +50,33 @@ def create_app(
         index: an index with an encoder.
         engine: the generator; no other thread may step it.
         generator_name: name of the generator in /v1/completions and /v1/chat/completions.
-        embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name.
+        embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name, or its folder's.
         max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.
+        api_key, allowed_hosts: as for `create_loading_app`.
 
     Raises:
-        InputError: if the index has no embedder, or it cannot be loaded.
+        InputError: if the index has no embedder, or it cannot be loaded; as `create_loading_app`.
     """
-    if index.encoder is None:
-        raise InputError(
-            f"{index.folder} was built from precomputed vectors; give an index with an embedder."
-        )
-    app = create_loading_app()
-    embedder_name = embedder_name or index.encoder.name or "embedder"
-    search = SearchThread(max_requests)
+    embedder_name = embedder_name or served_name(encoder_of(index).name or "embedder")
+    app = create_loading_app(api_key, allowed_hosts)
+    search = CallThread("search", max_requests)
     app.state.service = Service(index, engine, search, generator_name, embedder_name, max_requests)
     return app
 
 
-def create_loading_app() -> FastAPI:
-    """The service before its models are loaded: only the page is available until `app.state.service` is set."""
+def create_loading_app(api_key: str | None = None, allowed_hosts: Sequence[str] | None = None) -> FastAPI:
+    """The service before its models are loaded: only the page is available until `app.state.service` is set.
+
+    Args:
+        api_key: the key that requests to the API must send as `Authorization: Bearer KEY`; None: no key is needed.
+        allowed_hosts: host names in the Host header that the server answers to, with any port; "*" for all. None:
+            localhost, 127.0.0.1 and [::1].
+
+    Raises:
+        InputError: for a key that cannot be sent in a header, or a host name with scheme or port.
+    """
+    hosts = LOOPBACK_HOSTS if allowed_hosts is None else check_hosts(allowed_hosts)
+    key_sha256 = None if api_key is None else hash_key(api_key)
     app = FastAPI(
         title="zhizhi",
         summary="Search, cited answers, and OpenAI's embeddings, completions and chat.",
@@ -73,13 +85,21 @@ def create_loading_app() -> FastAPI:
         redoc_url=None,
         lifespan=_close_at_end,
         responses={
+            401: {
+                "model": ErrorResponse,
+                "description": "The server has an API key, and the request has not",
+            },
+            403: {"model": ErrorResponse, "description": "The Host header is not one of the allowed hosts"},
+            413: {"model": ErrorResponse, "description": "The body is too large"},
             422: {"model": ErrorResponse, "description": "Invalid input (400 on OpenAI's endpoints)"},
-            503: {"model": ErrorResponse, "description": "Loading, overloaded, or the worker has died"},
+            500: {"model": ErrorResponse, "description": "The model failed"},
+            503: {"model": ErrorResponse, "description": "Loading, overloaded, or the generator has failed"},
         },
     )
     app.state.service = None
     add_error_handlers(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(AccessCheck, hosts=hosts, key_sha256=key_sha256)
     app.include_router(answer.router)
     app.include_router(embeddings.router)
     app.include_router(completions.router)
@@ -91,7 +111,8 @@ def create_loading_app() -> FastAPI:
 
     @app.get("/readyz", tags=["health"])
     async def readyz(service: ServiceDep) -> dict[str, str]:
-        """Readiness: models and index are loaded and the worker runs; otherwise 503."""
+        """Readiness: models and index are loaded and the generator runs; otherwise 503."""
+        service.worker.check_alive()
         return {"status": "ready"}
 
     @app.get("/", include_in_schema=False)
@@ -120,7 +141,7 @@ class _Static(StaticFiles):
 async def _close_at_end(app: FastAPI) -> AsyncIterator[None]:
     yield
     if app.state.service is not None:
-        app.state.service.close()
+        await asyncio.to_thread(app.state.service.close)
 
 
 def _version() -> str:

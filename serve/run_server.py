@@ -1,6 +1,8 @@
 """The command that runs the server: listen, load the models while serving, shut down gracefully."""
 
 import asyncio
+import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -13,9 +15,10 @@ from gpt_core.common.errors import InputError
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
 from serve.app import create_loading_app
-from serve.work.loading import MAX_CONTEXT, load
+from serve.http.access import ANY_HOST, LOOPBACK_HOSTS
+from serve.work.call_thread import CallThread
+from serve.work.loading import MAX_CONTEXT, load, served_name
 from serve.work.service import Service
-from serve.work.threads import SearchThread
 
 GRACE_SECONDS = 3  # time for running answers to finish when the server is told to stop
 
@@ -31,35 +34,58 @@ def run_server(
     max_running: int = 4,
     max_requests: int = 64,
     context: int = MAX_CONTEXT,
+    api_key: str | None = None,
+    allowed_hosts: tuple[str, ...] = (),
 ) -> None:
     """Serve search, cited answers, OpenAI's embeddings, completions and chat, and a web page over HTTP.
 
-    There is no authentication: every client that can connect to the port can search and generate.
+    On a loopback address, such as the default, no key is needed: every program of this machine can search and generate,
+    and requests with another Host header are refused. On any other address an API key is required.
 
     Args:
         index: the index's folder.
         embedder: model folder or known name; default: the embedder that the index was built with.
         generator: model folder or known name.
         dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
-        host: address to listen on; 0.0.0.0 for all.
+        host: address to listen on; 0.0.0.0 for all, which needs an API key.
         port: port to listen on; 0 for any free port.
         max_running: maximum number of sequences generated concurrently.
         max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.
         context: maximum length of prompt and answer together, in tokens.
+        api_key: key that clients must send as "Authorization: Bearer KEY"; default: the environment's ZHIZHI_API_KEY,
+            which other users of the machine cannot read from the list of processes.
+        allowed_hosts: host names that clients may use beside localhost, for example that of a proxy; * for all. With
+            none given, a server on a loopback address answers to localhost only, and any other server to all names.
+
+    Raises:
+        InputError: for an address that cannot be listened on, or one beyond this machine without an API key; as
+            `create_loading_app` and `load`.
     """
-    with _bind(host, port) as listener:
+    api_key = api_key if api_key is not None else os.environ.get("ZHIZHI_API_KEY") or None
+    with _bind(host, port, api_key is not None) as listener:
+        bound = listener.getsockname()[0].partition("%")[0]  # without an IPv6 zone
+        names = {f"[{bound}]" if ":" in bound else bound, *LOOPBACK_HOSTS, *allowed_hosts}
+        if not (allowed_hosts or _is_loopback(bound)):
+            names = {ANY_HOST}
+        app = create_loading_app(api_key, sorted(names))
         # In a URL an IPv6 address needs brackets, since it contains colons.
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
-        def load_service(search: SearchThread) -> Service:
+        search = CallThread("search", max_requests)
+
+        def load_service() -> Service:
             opened, engine = load(index, embedder, generator, max_running, context, dtype)
-            return Service(
-                opened, engine, search, generator, embedder or opened.settings.embedder, max_requests
-            )
+            names = served_name(generator), served_name(embedder or opened.settings.embedder)
+            return Service(opened, engine, search, *names, max_requests)
 
         # uvicorn raises SIGTERM again after its shutdown; ignored here, so that the exit status is 0.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        asyncio.run(_serve(listener, load_service, max_requests, address))
+        asyncio.run(_serve(app, listener, search, load_service, address))
+    service: Service | None = app.state.service
+    if search.busy or (service and service.reader.busy):
+        os._exit(
+            0
+        )  # Python cannot end a thread that computes, and crashes if it computes while the interpreter ends
 
 
 class Server(uvicorn.Server):
@@ -69,16 +95,21 @@ class Server(uvicorn.Server):
         """Stop accepting connections, wait up to `GRACE_SECONDS` for running answers, and shut down."""
         service: Service | None = self.config.app.state.service  # type: ignore[union-attr]
         if service is not None:
-            asyncio.get_running_loop().call_later(GRACE_SECONDS, service.worker.cancel_all)
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, service.cancel_all)
         await super().shutdown(sockets)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, has_key: bool) -> socket.socket:
     """A listening socket; made before the models are loaded, so that a port in use is reported at once."""
     if not 0 <= port < 2**16:  # getaddrinfo would compute the port modulo 2**16
         raise InputError(f"port is {port}; expected 0 (any free one) to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if not (has_key or _is_loopback(str(address[0]))):
+            raise InputError(
+                f"host is {host}, which other machines can reach; set an API key with ZHIZHI_API_KEY or --api_key, or "
+                "listen on 127.0.0.1."
+            )
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -90,16 +121,22 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
 async def _serve(
-    listener: socket.socket, load_service: Callable[[SearchThread], Service], max_requests: int, address: str
+    app: FastAPI,
+    listener: socket.socket,
+    search: CallThread,
+    load_service: Callable[[], Service],
+    address: str,
 ) -> None:
     """Serve until told to stop. The search thread loads the models; until then /readyz returns 503."""
-    app: FastAPI = create_loading_app()
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * GRACE_SECONDS))
-    search = SearchThread(max_requests)
     print(f"loading the models for {address}", file=sys.stderr, flush=True)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(search.run(load_service, search))
+    loading = asyncio.create_task(search.run(load_service))
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     try:
         if loading.done():

@@ -143,6 +143,16 @@ class Engine:
         """End `request` at the next step and release its slot; no effect if it is done."""
         request.cancelled = True
 
+    def abort(self, error: Exception) -> None:
+        """End every request with `error` and drop its cached tokens, after `step` raised; in the thread that steps."""
+        with self._lock:
+            requests, self._requests = self._requests, []
+        for request in requests:
+            if request.slot != NO_SLOT:
+                self.slots.cut(request.slot, 0)
+            if not request.done:
+                self._finish(request, error=error)
+
     def run(self) -> None:
         """Step until no request is left."""
         while self.step():

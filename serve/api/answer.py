@@ -11,12 +11,13 @@ from pydantic import TypeAdapter
 from gpt_core.generation.sampling import SamplingParams
 from index import Hit
 from serve.answers.answer import GREEDY, Answer, Prepared, ground, prepare, retrieve
-from serve.api.schemas import AnswerRequest, SearchRequest
+from serve.api.schemas import STREAM, AnswerRequest, SearchRequest
+from serve.http.body import JsonRoute
 from serve.http.streams import EventStream, event, until_disconnect
 from serve.work.service import ServiceDep
 from serve.work.threads import TokenStream
 
-router = APIRouter(prefix="/v1", tags=["search and answers"])
+router = APIRouter(prefix="/v1", tags=["search and answers"], route_class=JsonRoute)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
     return SearchResult(await until_disconnect(request, finding), exact=body.mode != "hybrid")
 
 
-@router.post("/answer", response_model=Answer)
+@router.post("/answer", response_model=Answer, responses=STREAM)
 async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> Answer | Response:
     """An answer with a citation for each supported sentence, or a sentence that the corpus does not say.
 
@@ -63,7 +64,9 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
     )  # fmt: skip
     prepared = await until_disconnect(request, finding)
     params = SamplingParams(body.max_tokens, body.temperature, seed=body.seed, stop=GREEDY.stop)
-    stream = service.generate(prepared.prompt.token_ids, params) if prepared.prompt else None
+    stream = None
+    if prepared.prompt:
+        stream = TokenStream(service.worker, prepared.prompt.token_ids, params)
     in_progress = AnswerInProgress(prepared, stream)
     if body.stream:
         return EventStream(in_progress.events(), in_progress.close, error_name="error")

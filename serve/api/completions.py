@@ -11,46 +11,45 @@ from fastapi import APIRouter, Request
 
 from gpt_core.generation.prompts import refuse_long
 from gpt_core.generation.sampling import SamplingParams
-from gpt_core.tokenizer.tokenizer import Tokenizer
 from serve.api.logprobs import LogprobsOf
-from serve.api.schemas import ChatRequest, CompletionRequest
+from serve.api.schemas import OPENAI_ERRORS, STREAM, ChatRequest, CompletionRequest
+from serve.http.body import JsonRoute
 from serve.http.streams import EventStream, event, until_disconnect
 from serve.work.service import Service, ServiceDep
 from serve.work.threads import TokenStream, merged
 
-router = APIRouter(prefix="/v1", tags=["OpenAI's"])
+router = APIRouter(prefix="/v1", tags=["OpenAI's"], route_class=JsonRoute, responses=OPENAI_ERRORS)
 
 
-@router.post("/completions")
+@router.post("/completions", responses=STREAM)
 async def completions(body: CompletionRequest, request: Request, service: ServiceDep) -> Any:
     """Continue one or more prompts; with `"stream": true` as OpenAI's chunks."""
     service.check_model(body.model, service.generator_name)
     prompts = _prompts(body)
     service.check_number(len(prompts) * (body.n or 1))
-    reading = service.search.run(_ids, prompts, service.engine.tokenizer)
-    return await _respond(body, request, service, await until_disconnect(request, reading))
+    if isinstance(prompts[0], str):
+        for text in prompts:
+            refuse_long(text, service.engine.context)
+        tokenizing = service.tokenize(service.engine.tokenizer, prompts)
+        prompts = await until_disconnect(request, tokenizing)
+    return await _respond(body, request, service, prompts)
 
 
-@router.post("/chat/completions")
+@router.post("/chat/completions", responses=STREAM)
 async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Any:
     """Generate the assistant's next message; with `"stream": true` as OpenAI's chunks."""
     service.check_model(body.model, service.generator_name)
     service.check_number(body.n or 1)
     messages = _messages(body)
-    # Tokenising text that is far too long would block the search thread for seconds.
     refuse_long("".join(message["content"] for message in messages), service.engine.context, "conversation")
-    reading = service.search.run(service.engine.tokenizer.chat, messages)
-    return await _respond(body, request, service, [await until_disconnect(request, reading)])
+    tokenizing = service.reader.run(service.engine.tokenizer.chat, messages)
+    return await _respond(body, request, service, [await until_disconnect(request, tokenizing)])
 
 
 def _prompts(body: CompletionRequest) -> list[Any]:
-    """A list of prompts, each a text or a list of token ids."""
+    """A list of prompts, all texts or all lists of token ids."""
     given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
     return [given] if isinstance(given[0], int) else given
-
-
-def _ids(given: list[Any], tokenizer: Tokenizer) -> list[list[int]]:
-    return [p if isinstance(p, list) else tokenizer.encode(p, add_special_tokens=True) for p in given]
 
 
 def _messages(body: ChatRequest) -> list[dict[str, str]]:

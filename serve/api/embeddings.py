@@ -1,17 +1,21 @@
 """OpenAI's models and embeddings endpoints, compatible with OpenAI's clients."""
 
 import base64
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from embed import Encoder
+from embed.encoding.encoder import PromptName
 from gpt_core.common.errors import InputError
-from serve.api.schemas import EmbeddingsRequest
+from gpt_core.generation.prompts import refuse_long
+from serve.api.schemas import OPENAI_ERRORS, EmbeddingsRequest
+from serve.http.body import JsonRoute
 from serve.http.streams import until_disconnect
 from serve.work.service import Service, ServiceDep
 
-router = APIRouter(prefix="/v1", tags=["OpenAI's"])
+router = APIRouter(prefix="/v1", tags=["OpenAI's"], route_class=JsonRoute, responses=OPENAI_ERRORS)
 TEXTS_PER_CALL = 32  # between two calls the search thread can run other searches
 
 
@@ -19,55 +23,60 @@ TEXTS_PER_CALL = 32  # between two calls the search thread can run other searche
 async def models(service: ServiceDep) -> dict[str, Any]:
     """List the generator and the embedder."""
     names = dict.fromkeys([service.generator_name, service.embedder_name])
-    common = {"object": "model", "created": service.started, "owned_by": "zhizhi"}
-    return {"object": "list", "data": [{"id": name, **common} for name in names]}
+    return {"object": "list", "data": [_model(name, service) for name in names]}
+
+
+@router.get("/models/{name:path}")  # names of Hugging Face's hub have a slash
+async def model(name: str, service: ServiceDep) -> dict[str, Any]:
+    """The generator or the embedder, whichever has this name."""
+    if name != service.generator_name:
+        service.check_model(name, service.embedder_name)
+    return _model(name, service)
+
+
+def _model(name: str, service: Service) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": service.started, "owned_by": "zhizhi"}
 
 
 @router.post("/embeddings")
 async def embeddings(body: EmbeddingsRequest, request: Request, service: ServiceDep) -> dict[str, Any]:
-    """Unit vectors of texts or token ids from the embedder (without the index's corpus map)."""
+    """Unit vectors of texts from the embedder (without the index's corpus map).
+
+    `dimensions` keeps the first dimensions of each vector and normalises them, which loses little for an embedder that
+    was trained for it (Matryoshka).
+    """
     service.check_model(body.model, service.embedder_name)
     return await until_disconnect(request, _embed(body, service))
 
 
 async def _embed(body: EmbeddingsRequest, service: Service) -> dict[str, Any]:
     encoder = service.encoder
-    if body.dimensions not in (None, encoder.dimension):
+    if (body.dimensions or 1) > encoder.dimension:
         raise InputError(
-            f"dimensions is {body.dimensions}; expected {encoder.dimension}, since vectors cannot be truncated."
+            f"dimensions is {body.dimensions}; expected 1 to {encoder.dimension}, the embedder's dimension."
         )
-    texts, n_tokens = await service.search.run(_check_input, body, encoder)
-    encode = encoder.encode_query if body.input_type == "query" else encoder.encode_document
-    data: list[dict[str, Any]] = []
-    for start in range(0, len(texts), TEXTS_PER_CALL):
-        for vector in await service.search.run(encode, texts[start : start + TEXTS_PER_CALL]):
-            as_float = body.encoding_format == "float"
-            embedding = vector.tolist() if as_float else base64.b64encode(vector.tobytes()).decode()
-            data.append({"object": "embedding", "index": len(data), "embedding": embedding})
-    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    return {"object": "list", "model": body.model, "data": data, "usage": usage}
-
-
-def _check_input(body: EmbeddingsRequest, encoder: Encoder) -> tuple[list[str], int]:
-    """The texts and their number of tokens; empty and too long texts are errors, as at OpenAI."""
-    tokenizer, config = encoder.tokenizer, encoder.config
-    given: list[Any] = body.input if isinstance(body.input, list) else [body.input]
-    if isinstance(given[0], int):
-        given = [given]
-    prompt = config.query_prompt if body.input_type == "query" else config.document_prompt
-    texts = []
-    for i, item in enumerate(given):
-        if isinstance(item, list):
-            if not all(0 <= token < tokenizer.vocab_size for token in item):
-                raise InputError(f"input[{i}] has token ids outside 0 to {tokenizer.vocab_size - 1}.")
-            item = tokenizer.decode(item)
-        if not item:
-            raise InputError(f"input[{i}] is empty; expected text or token ids.")
-        texts.append(item)
-    lengths = encoder.count_tokens(texts, prompt)
+    texts = body.input if isinstance(body.input, list) else [body.input]
+    if "" in texts:
+        raise InputError(f"input[{texts.index('')}] is empty; expected text.")
+    for i, text in enumerate(texts):
+        refuse_long(text, encoder.max_tokens, f"text input[{i}]")
+    name: PromptName = "query" if body.input_type == "query" else "document"
+    prompt = encoder.prompt(name)
+    lengths = [
+        len(ids) for ids in await service.tokenize(encoder.tokenizer, [prompt + text for text in texts])
+    ]
     for i, length in enumerate(lengths):
         if length > encoder.max_tokens:
             raise InputError(
                 f"input[{i}] has {length} tokens; the embedder's limit is {encoder.max_tokens}: split the text."
             )
-    return texts, sum(lengths)
+    encode = partial(encoder.encode, prompt_name=name, truncate_dim=body.dimensions)
+    starts = range(0, len(texts), TEXTS_PER_CALL)
+    batches = await service.search.run_each(partial(encode, texts[i : i + TEXTS_PER_CALL]) for i in starts)
+    data: list[dict[str, Any]] = []
+    for vector in chain.from_iterable(batches):
+        as_base64 = body.encoding_format == "base64"
+        embedding = base64.b64encode(vector.tobytes()).decode() if as_base64 else vector.tolist()
+        data.append({"object": "embedding", "index": len(data), "embedding": embedding})
+    usage = {"prompt_tokens": sum(lengths), "total_tokens": sum(lengths)}
+    return {"object": "list", "model": body.model, "data": data, "usage": usage}

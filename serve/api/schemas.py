@@ -1,13 +1,15 @@
 """Request schemas: search and answer, and OpenAI's embeddings, completions and chat.
 
 Unknown keys are errors. OpenAI parameters that are not supported are accepted only with the value that has no effect;
-parameters that only label a request are accepted and ignored.
+parameters that only label a request are accepted and ignored. The validation of a list ends at its first error:
+pydantic otherwise makes an error object for each item, of which a small body can have very many.
 """
 
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.sampling import SamplingParams
@@ -15,10 +17,12 @@ from index.index import Mode
 from serve.answers.answer import ANSWER_TOKENS
 
 Text = Annotated[str, Field(max_length=100_000)]
+TokenId = Annotated[int, Field(strict=True)]  # not true, not "5"
+Empty = Annotated[list[Any], Field(max_length=0)]
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class SearchRequest(_Request):
@@ -47,11 +51,23 @@ class EmbeddingsRequest(_Request):
     """OpenAI's embeddings request, with `input_type` to choose the embedder's query or document prompt."""
 
     model: str
-    input: Text | Annotated[list[Text] | list[int] | list[list[int]], Field(min_length=1, max_length=2048)]
+    input: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=2048)]
     input_type: Literal["query", "document"] = "document"
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
     user: str | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _refuse_token_ids(cls, value: Any) -> Any:
+        """Clients such as LangChain's send ids of OpenAI's tokenizers, which would be read as other words."""
+        if isinstance(value, list) and value and type(value[0]) in (int, list):
+            raise PydanticCustomError(
+                "token_ids",
+                "expected text, since ids of another tokenizer cannot be told from this embedder's; LangChain's "
+                "OpenAIEmbeddings sends text with check_embedding_ctx_length=False.",
+            )
+        return value
 
 
 class TextPart(_Request):
@@ -65,14 +81,21 @@ class Message(_Request):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, max_length=2048)]
     name: str | None = None
+    # what a message of a response has beside its content, so that the response can be sent back as history
+    refusal: None = None
+    annotations: Empty | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Empty | None = None
 
 
 class StreamOptions(_Request):
     """OpenAI's stream options."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None  # not supported at True
 
 
 class ResponseFormat(_Request):
@@ -91,7 +114,7 @@ class _GenerationRequest(_Request):
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    stop: Text | Annotated[list[Text], Field(fail_fast=True, max_length=64)] | None = None
     seed: int | None = None
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     top_k: int | None = Field(None, ge=-1)  # as in vLLM, -1 means off, like 0
@@ -121,7 +144,14 @@ class _GenerationRequest(_Request):
 class CompletionRequest(_GenerationRequest):
     """OpenAI's completion request: a text, token ids, or a list of either, without a chat template."""
 
-    prompt: Text | Annotated[list[Text] | list[int] | list[list[int]], Field(min_length=1)]
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1)]
+        | Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(fail_fast=True)]], Field(fail_fast=True, min_length=1)
+        ]
+    )
     logprobs: int | None = Field(None, ge=0, le=20)
     # no effect at these values, not supported at others
     echo: Literal[False] | None = None
@@ -136,24 +166,40 @@ class CompletionRequest(_GenerationRequest):
 class ChatRequest(_GenerationRequest):
     """OpenAI's chat completion request."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=2048)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     # no effect at these values, not supported at others
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Empty | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None  # without tools there is nothing to call
+    functions: Empty | None = None
+    function_call: Literal["none", "auto"] | None = None
     response_format: ResponseFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
+    moderation: None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Literal[False] | None = None
     # labels
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
 
     def params(self) -> SamplingParams:
         """Sampling parameters with the requested log-probabilities and `max_completion_tokens`.
 
         Raises:
-            InputError: for top_logprobs without logprobs.
+            InputError: for top_logprobs above 0 without logprobs.
         """
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise InputError(f"top_logprobs is {self.top_logprobs} without logprobs; set logprobs to true.")
         return replace(
             super().params(),
@@ -175,3 +221,15 @@ class ErrorResponse(BaseModel):
     """OpenAI's error envelope, used by every endpoint."""
 
     error: ErrorBody
+
+
+OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "Invalid input"},
+    404: {"model": ErrorResponse, "description": "The model is not served"},
+}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {}},
+        "description": "The response; with `stream`, server-sent events",
+    },
+}

@@ -70,6 +70,8 @@ async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
     finally:
         task.cancel()
         watcher.cancel()
+        # Awaited also when cancelled: asyncio logs exceptions that were never retrieved.
+        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

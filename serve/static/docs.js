@@ -15,6 +15,9 @@ fetch("/openapi.json")
     for (const [path, methods] of Object.entries(api.paths)) {
       for (const [method, operation] of Object.entries(methods)) main.append(endpoint(api, path, method, operation));
     }
+  })
+  .catch(() => {
+    document.getElementById("endpoints").textContent = "The description of the API cannot be loaded; reload the page.";
   });
 
 function endpoint(api, path, method, operation) {

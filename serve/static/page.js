@@ -4,6 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const form = byId("ask"), question = byId("question"), go = byId("go"), stop = byId("stop");
 const statusLine = byId("status"), text = byId("text"), draft = byId("draft"), list = byId("hits");
+const unlock = byId("unlock"), key = byId("key");
 
 let running = null; // the AbortController of the current request
 let hits = [];
@@ -12,10 +13,17 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (question.value.trim()) ask(question.value.trim());
 });
+unlock.addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", key.value.trim()); // for this tab, until it is closed
+  unlock.hidden = true;
+  key.value = "";
+  if (question.value.trim()) ask(question.value.trim());
+});
 stop.addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
-  if (event.key === "/" && document.activeElement !== question) {
+  if (event.key === "/" && document.activeElement.tagName !== "INPUT") {
     event.preventDefault();
     question.focus();
   }
@@ -30,13 +38,19 @@ async function ask(asked) {
   say("Searching…");
   stop.hidden = false;
   try {
+    const known = sessionStorage.getItem("key");
     const response = await fetch("/v1/answer", {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: { "Content-Type": "application/json", ...(known && { Authorization: `Bearer ${known}` }) },
       body: JSON.stringify({ question: asked, stream: true }),
       signal: mine.signal,
     });
-    if (!response.ok) throw new Error((await response.json()).error.message);
+    if (response.status === 401) {
+      unlock.hidden = false;
+      key.focus();
+      throw new Error(known ? "The API key is wrong." : "This server needs an API key.");
+    }
+    if (!response.ok) throw new Error(await messageOf(response));
     let answered = false;
     for await (const { name, data } of events(response.body)) {
       if (name === "sources") showHits(data);
@@ -62,20 +76,33 @@ async function ask(asked) {
   }
 }
 
+// The server's own message, or a sentence for a reply that is not from it, such as a proxy's page.
+async function messageOf(response) {
+  try {
+    return (await response.json()).error.message;
+  } catch {
+    return `The server did not answer properly (status ${response.status}); try again.`;
+  }
+}
+
 // Server-sent events of a POST request, which EventSource does not support.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    buffer += value;
-    const complete = buffer.split("\n\n");
-    buffer = complete.pop();
-    for (const block of complete) {
-      const fields = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/s, 2)));
-      yield { name: fields.event, data: JSON.parse(fields.data) };
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      buffer += value;
+      const complete = buffer.split("\n\n");
+      buffer = complete.pop();
+      for (const block of complete) {
+        const fields = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/s, 2)));
+        yield { name: fields.event, data: JSON.parse(fields.data) };
+      }
     }
+  } finally {
+    reader.cancel().catch(() => {}); // closes the connection if the consumer stops early
   }
 }
 
@@ -186,7 +213,7 @@ async function waitUntilReady() {
   for (;;) {
     const response = await fetch("/readyz").catch(() => null);
     if (response?.ok) return;
-    say(response ? (await response.json()).error.message : "The server does not answer.", true);
+    say(response ? await messageOf(response) : "The server does not answer.", true);
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }
 }

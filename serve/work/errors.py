@@ -1,5 +1,7 @@
 """Errors of the service; invalid input is an `InputError`."""
 
+STOPPING = "The server is shutting down."
+
 
 class UnavailableError(RuntimeError):
     """The service is temporarily unavailable: it is loading or shutting down, or its worker has died."""

@@ -1,11 +1,13 @@
 """Open an index with its embedder, and load the generator."""
 
-from gpt_core.common.errors import InputError
+from pathlib import Path
+
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
 from gpt_core.hub.locate import resolve
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Index
+from serve.work.service import encoder_of
 
 # Tokens per sequence. SmolLM2's KV cache takes 94 MB for them in float32, and four times that for its full block_size.
 MAX_CONTEXT = 2048
@@ -37,9 +39,7 @@ def load(
             an unknown dtype.
     """
     opened = Index.open(index, embedder)
-    encoder = opened.encoder
-    if encoder is None:
-        raise InputError(f"{index} was built from precomputed vectors; give an index with an embedder.")
+    encoder = encoder_of(opened)
     folder = resolve(generator)  # resolved once: a training run may write a better checkpoint meanwhile
     if dtype == "float32" and folder == resolve(embedder or opened.settings.embedder):
         model, tokenizer = encoder.model, encoder.tokenizer
@@ -47,3 +47,9 @@ def load(
         model, tokenizer = load_for_inference(folder, dtype), Tokenizer.from_pretrained(folder)
     context = min(context, model.config.block_size)
     return opened, Engine(model, tokenizer, max_running=max_running, context=context)
+
+
+def served_name(model: str) -> str:
+    """The name of a model in the HTTP API: a known name as it is, the last part of a folder's path."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model

@@ -1,65 +1,25 @@
-"""The two threads that compute: one steps the generation engine while there are requests, one encodes and searches.
-
-There are two because torch and FAISS use all cores from one thread, store their settings per thread, and are slower
-when called from several threads at once.
-"""
+"""The generation thread, which steps the engine while there are requests, and the text of its requests as streams."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
 
-import torch
-
-from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine, Request
 from gpt_core.generation.sampling import SamplingParams
-from serve.work.errors import GenerationError, OverloadedError, UnavailableError
+from serve.work.errors import STOPPING, GenerationError, OverloadedError, UnavailableError
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class SearchThread:
-    """One thread that runs function calls in order; at most `max_waiting` of them run or wait.
-
-    Raises:
-        InputError: if `max_waiting` is less than 1.
-    """
-
-    def __init__(self, max_waiting: int = 64) -> None:
-        if max_waiting < 1:
-            raise InputError(f"max_requests is {max_waiting}; expected at least 1.")
-        self.max_waiting = max_waiting
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
-        # A thread copies torch's number of CPU threads at its first use of torch. This must not happen while the engine
-        # decodes with a single thread.
-        self._pool.submit(torch.get_num_threads).result()
-        self._free_slots = threading.BoundedSemaphore(max_waiting)
-
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` in the thread and await its result; cancelling the awaiting task drops a waiting call.
-
-        Raises:
-            OverloadedError: if max_waiting calls are running or waiting.
-        """
-        if not self._free_slots.acquire(blocking=False):
-            raise OverloadedError(
-                f"{self.max_waiting} searches are running or waiting already; try again later."
-            )
-        future = self._pool.submit(function, *args, **kwargs)
-        future.add_done_callback(lambda _: self._free_slots.release())
-        return await asyncio.wrap_future(future)
-
-    def close(self, last: Callable[[], None]) -> None:
-        """Finish all calls, call `last` in the thread, and end the thread."""
-        self._pool.submit(last).result()
-        self._pool.shutdown()
+LOG = logging.getLogger(__name__)
+FAILED = "The generator has failed and does not run any more; search does. Restart the server."
+# The generation is given up after this many failures of the engine in a row, with no request completed between them.
+MAX_FAILURES = 4
 
 
 class Worker:
     """The only thread that steps an engine. It sleeps while there are no requests.
+
+    If a step raises, all requests end with its error and the thread goes on; it ends after `MAX_FAILURES` such errors
+    in a row.
 
     Args:
         engine: the generator; no other thread may step it.
@@ -70,7 +30,9 @@ class Worker:
         self.engine = engine
         self.max_requests = max_requests
         self._live: dict[Request, Callable[[], None]] = {}  # request → its on_done
-        self._closing = False
+        self._n_entering = 0  # requests between the check of the limit and `_live`
+        self._n_failures = 0  # steps that raised since the last completed request
+        self._ended: str | None = None  # why no requests are accepted any more
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
@@ -81,7 +43,7 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether requests are accepted: the thread was started, is not closing, and has not died."""
-        return self._thread.is_alive() and not self._closing
+        return self._thread.is_alive() and self._ended is None
 
     def submit(
         self,
@@ -100,16 +62,27 @@ class Worker:
             UnavailableError: if the worker is not running.
         """
         with self._changed:
-            if not self.alive:
-                raise UnavailableError("The generation worker is not running; restart the server.")
-            if len(self._live) >= self.max_requests:
+            self.check_alive()
+            if len(self._live) + self._n_entering >= self.max_requests:
                 raise OverloadedError(
                     f"{self.max_requests} requests are running or waiting already; try again later."
                 )
+            self._n_entering += 1
+        try:  # without the lock, for which the thread would wait: the engine checks the whole prompt
             request = self.engine.submit(prompt, params, on_text)
+        finally:
+            with self._changed:
+                self._n_entering -= 1
+        with self._changed:
+            self.check_alive()  # the thread may have ended meanwhile
             self._live[request] = on_done
             self._changed.notify()
         return request
+
+    def check_alive(self) -> None:
+        """Raise UnavailableError if requests are not accepted."""
+        if not self.alive:
+            raise UnavailableError(self._ended or FAILED)
 
     def cancel(self, request: Request) -> None:
         """Cancel `request` at the next step; no effect if it is done."""
@@ -118,7 +91,7 @@ class Worker:
     def cancel_all(self) -> None:
         """Cancel all requests at the next step, and accept no more."""
         with self._changed:
-            self._closing = True
+            self._ended = self._ended or STOPPING
             for request in self._live:
                 self.engine.cancel(request)
             self._changed.notify()
@@ -132,22 +105,31 @@ class Worker:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                self.engine.step()
+                try:
+                    self.engine.step()
+                except Exception as error:  # a bug: errors of one request are caught in the engine
+                    LOG.exception("A step of the generator failed, and all running generations with it")
+                    self.engine.abort(error)
+                    self._n_failures += 1
+                    if self._n_failures == MAX_FAILURES:
+                        return
                 self._report(done_only=True)
         finally:  # also if an exception ends the thread, so that no client waits for ever
             with self._changed:
-                self._closing = True
+                self._ended = self._ended or FAILED
             self._report(done_only=False)
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._live or self._closing)
+            self._changed.wait_for(lambda: self._live or self._ended)
             return bool(self._live)
 
     def _report(self, done_only: bool) -> None:
         with self._changed:
             ended = [r for r in self._live if r.done or not done_only]
             callbacks = [self._live.pop(r) for r in ended]
+        if any(r.finish_reason in ("stop", "length") for r in ended):
+            self._n_failures = 0
         for on_done in callbacks:
             on_done()
 
@@ -179,9 +161,9 @@ class TokenStream:
         if self.request.error is not None:
             raise GenerationError(f"The generation failed: {self.request.error}") from self.request.error
         if not self.request.done:
-            raise UnavailableError("The generation worker died during the request; restart the server.")
+            raise UnavailableError(FAILED)
         if self.request.finish_reason == "cancelled":
-            raise UnavailableError("The server is shutting down.")
+            raise UnavailableError(STOPPING)
 
     async def finish(self) -> str:
         """Wait for the end of the generation; returns the whole text."""

@@ -99,11 +99,11 @@ def stop(url):
 
 
 @contextlib.contextmanager
-def serving(app):
-    """The base URL of `app` on a real server."""
+def serving(app, **options):
+    """The base URL of `app` on a real server; options of uvicorn's config."""
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = _servers[url] = Server(uvicorn.Config(app, log_level="error"))
+    server = _servers[url] = Server(uvicorn.Config(app, log_level="error", **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -119,13 +119,24 @@ def serve(index, tokenizer):
     """serve(text or model, …) → (base URL, app): a server whose generator writes `text`."""
     with contextlib.ExitStack() as stack:
 
-        def start(generator, max_running=4, max_requests=64, **engine):
+        def start(generator, max_running=4, max_requests=64, access=None, **engine):
             model = speaker(tokenizer, generator) if isinstance(generator, str) else generator
             engine = Engine(model, tokenizer, max_running=max_running, **engine)
-            app = create_app(index, engine, generator_name="tiny-gpt", max_requests=max_requests)
+            options = {"generator_name": "tiny-gpt", "max_requests": max_requests} | (access or {})
+            app = create_app(index, engine, **options)
             return stack.enter_context(serving(app)), app
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def shared_url(tmp_path_factory, encoder, tokenizer):
+    """The base URL of a server that stays up, for tests that leave nothing behind; its generator writes `SAYS`."""
+    with Index.create(tmp_path_factory.mktemp("shared") / "index", encoder) as index:
+        index.add(DOCUMENTS)
+        app = create_app(index, Engine(speaker(tokenizer, SAYS), tokenizer), generator_name="tiny-gpt")
+        with serving(app) as url:
+            yield url
 
 
 @pytest.fixture

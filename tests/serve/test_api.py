@@ -4,7 +4,8 @@ import json
 import httpx
 import pytest
 
-from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, sse, wait_until
+from serve.work.threads import MAX_FAILURES
+from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, sse
 
 TRUE = " It became optional in October 2024."
 MIXED = " The lock became optional in October 2024! Cats purr on Tuesdays."
@@ -76,7 +77,7 @@ def test_invalid_json_and_unknown_paths_get_openais_envelope(serve, client):
     error = check_envelope(
         client.post(f"{url}/v1/search", content='{"k":', headers=JSON), 422, "json_invalid"
     )
-    assert error["message"] == "The body is not valid JSON at character 5."
+    assert error["message"] == "The body is not accepted as JSON at character 5: Expecting value."
     check_envelope(client.get(f"{url}/v1/nothing"), 404)
     check_envelope(client.get(f"{url}/v1/search"), 405)
     check_envelope(client.get(f"{url}/static/../app.py"), 404)
@@ -164,20 +165,51 @@ def test_an_engine_that_fails_ends_the_stream_with_an_error(serve, client, token
 # --- health and pages ---
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_failed_worker_makes_the_server_not_ready(serve, client, monkeypatch):
+def test_the_generator_goes_on_after_a_failed_step(serve, client, monkeypatch, caplog):
     url, app = serve(TRUE)
     assert client.get(f"{url}/livez").json() == {"status": "alive"}
     assert client.get(f"{url}/readyz").json() == {"status": "ready"}
     engine = app.state.service.engine
+    step = engine.step
 
     def broken():
-        raise RuntimeError("the worker's own bug")
+        monkeypatch.setattr(engine, "step", step)
+        step()  # the request has a slot with cached tokens
+        raise RuntimeError("the engine's own bug")
+
+    expected = client.post(f"{url}/v1/answer", json={"question": QUESTION}).json()
+    for stream in (False, True):
+        monkeypatch.setattr(engine, "step", broken)
+        failed = client.post(f"{url}/v1/answer", json={"question": QUESTION, "stream": stream})
+        assert "The generation failed: the engine's own bug" in failed.text
+        if not stream:
+            check_envelope(failed, 500, "generation_failed")
+        assert "RuntimeError: the engine's own bug" in caplog.text
+        assert client.get(f"{url}/readyz").status_code == 200
+        assert client.post(f"{url}/v1/answer", json={"question": QUESTION}).json() == expected
+
+
+def test_search_works_without_the_generator(serve, client, monkeypatch):
+    url, app = serve(TRUE)
+    engine = app.state.service.engine
+
+    def broken():
+        raise RuntimeError("the engine's own bug")
 
     monkeypatch.setattr(engine, "step", broken)
-    check_envelope(client.post(f"{url}/v1/answer", json={"question": QUESTION}), 503, "unavailable")
-    wait_until(lambda: client.get(f"{url}/readyz").status_code == 503)
+    for _ in range(MAX_FAILURES):
+        assert client.get(f"{url}/readyz").status_code == 200
+        response = client.post(f"{url}/v1/answer", json={"question": QUESTION})
+        check_envelope(response, 500, "generation_failed")
+    error = check_envelope(client.post(f"{url}/v1/answer", json={"question": QUESTION}), 503, "unavailable")
+    assert "Restart the server" in error["message"]
+    assert check_envelope(client.get(f"{url}/readyz"), 503, "unavailable") == error
     assert client.get(f"{url}/livez").status_code == 200
+    search = client.post(f"{url}/v1/search", json={"query": "interpreter lock"}).json()
+    assert search["hits"][0]["doc_id"] == "gil"
+    embedding = {"model": "tiny-embedder", "input": "a cat"}
+    assert client.post(f"{url}/v1/embeddings", json=embedding).status_code == 200
+    assert client.get(f"{url}/v1/models").status_code == 200
 
 
 def test_pages_load_nothing_from_other_hosts(serve, client):

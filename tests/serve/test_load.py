@@ -1,9 +1,12 @@
 """Disconnected clients, and more requests than the server accepts."""
 
 import asyncio
+import gc
 import json
 import socket
 import threading
+import time
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,8 +17,9 @@ from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import cpu_threads
 from gpt_core.generation.sampling import SamplingParams
 from serve import create_app
-from serve.work.errors import OverloadedError
-from serve.work.threads import SearchThread, Worker
+from serve.work.call_thread import CallThread
+from serve.work.errors import OverloadedError, UnavailableError
+from serve.work.threads import Worker
 from tests.serve.conftest import QUESTION, serving, speaker, stop, wait_until
 
 CHAT = {"model": "tiny-gpt", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
@@ -34,7 +38,7 @@ def post(url, path, body):
     parts = urlsplit(url)
     connection = socket.create_connection((parts.hostname, parts.port))
     payload = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
     return connection
 
@@ -49,7 +53,7 @@ def post(url, path, body):
         ("/v1/answer", ANSWER),
     ],
 )
-def test_a_disconnected_client_cancels_its_request(serve, client, endless, path, body, stream):
+def test_a_disconnected_client_cancels_its_request(serve, client, endless, path, body, stream, caplog, capfd):
     url, app = serve(endless, draft=0, max_running=1)
     service = app.state.service
     seen = []
@@ -65,6 +69,41 @@ def test_a_disconnected_client_cancels_its_request(serve, client, endless, path,
     # its slot is free again
     short = CHAT | {"max_tokens": 3}
     assert client.post(f"{url}/v1/chat/completions", json=short).status_code == 200
+    gc.collect()  # asyncio logs an exception that was never retrieved when its task is deleted
+    assert caplog.text + capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("thread", "path", "body"),
+    [
+        ("search", "/v1/search", {"query": "x"}),
+        ("search", "/v1/answer", ANSWER),
+        ("search", "/v1/embeddings", {"model": "tiny-embedder", "input": "x"}),
+        ("reader", "/v1/embeddings", {"model": "tiny-embedder", "input": "x"}),
+        ("reader", "/v1/completions", COMPLETION | {"prompt": "x"}),
+        ("reader", "/v1/chat/completions", CHAT),
+    ],
+)
+def test_a_client_that_leaves_while_it_waits_for_a_thread_frees_its_place(
+    serve, client, thread, path, body, caplog, capfd
+):
+    url, app = serve(" so", max_requests=2)
+    calls = getattr(app.state.service, thread)
+    release = threading.Event()
+    busy = threading.Thread(target=lambda: asyncio.run(calls.run(release.wait, 60)))
+    busy.start()
+    try:
+        for _ in range(3):  # only one at a time has a place
+            connection = post(url, path, body)
+            wait_until(lambda: calls._places._value == 0)
+            connection.close()
+            wait_until(lambda: calls._places._value == 1)
+    finally:
+        release.set()
+        busy.join()
+    assert client.get(f"{url}/readyz").status_code == 200
+    gc.collect()
+    assert caplog.text + capfd.readouterr().err == ""
 
 
 def test_a_request_beyond_the_limit_gets_503_and_retry_after(serve, client, endless):
@@ -182,7 +221,7 @@ def test_closing_a_worker_reports_every_request(tokenizer, endless):
 
 def test_a_cancelled_waiting_search_never_runs():
     async def scenario():
-        thread = SearchThread(max_waiting=2)
+        thread = CallThread("search", max_waiting=2)
         release, calls = threading.Event(), []
         running = asyncio.ensure_future(thread.run(release.wait, 10))
         waiting = asyncio.ensure_future(thread.run(calls.append, 1))
@@ -200,11 +239,91 @@ def test_a_cancelled_waiting_search_never_runs():
     asyncio.run(scenario())
 
 
+def test_calls_of_two_requests_take_turns():
+    async def scenario():
+        thread = CallThread("search", max_waiting=2)
+        calls = []
+
+        def each(name):
+            return thread.run_each(partial(calls.append, f"{name}{i}") for i in range(3))
+
+        await asyncio.gather(each("a"), each("b"))
+        assert calls == ["a0", "b0", "a1", "b1", "a2", "b2"]
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_thread_refuses_calls_and_keeps_no_place():
+    thread = CallThread("search", max_waiting=1)
+    thread.close(lambda: None)
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="shutting down"):
+            asyncio.run(thread.run(print))
+
+
+def test_closing_does_not_wait_for_a_long_call_and_ends_the_waiting_ones():
+    async def scenario():
+        thread = CallThread("search")
+        release, closed = threading.Event(), threading.Event()
+        running = asyncio.ensure_future(thread.run(release.wait, 60))
+        waiting = asyncio.ensure_future(thread.run(print, "never"))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        thread.close(closed.set, seconds=0.1)
+        assert time.monotonic() - began < 5
+        assert thread.busy
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await waiting
+        assert not closed.is_set()
+        release.set()
+        assert await running
+        assert closed.wait(10)  # after the running call
+
+    asyncio.run(scenario())
+
+
+def test_the_server_stops_while_a_search_runs(index, tokenizer, monkeypatch):
+    monkeypatch.setattr("serve.run_server.GRACE_SECONDS", 0.2)
+    app = create_app(index, Engine(speaker(tokenizer, " so"), tokenizer), generator_name="tiny-gpt")
+    release, began = threading.Event(), threading.Event()
+    monkeypatch.setattr(index, "search", lambda *_, **__: began.set() or release.wait(60) or [])
+    try:
+        with serving(app, timeout_graceful_shutdown=1) as url, post(url, "/v1/search", {"query": "x"}):
+            assert began.wait(10)
+            stopped = time.monotonic()
+        assert time.monotonic() - stopped < 20
+        assert app.state.service.search.busy
+    finally:
+        release.set()
+
+
+def test_a_prompt_is_checked_while_the_worker_goes_on(tokenizer, endless, monkeypatch):
+    engine = Engine(endless, tokenizer, draft=0)
+    worker = Worker(engine)
+    worker.start()
+    prompt, pieces = tokenizer.encode("assistant:"), []
+    try:
+        worker.submit(prompt, SamplingParams(temperature=0), pieces.append, lambda: None)
+        submit = engine.submit
+
+        def slow(*arguments):
+            n = len(pieces)
+            wait_until(lambda: len(pieces) > n + 5)
+            return submit(*arguments)
+
+        monkeypatch.setattr(engine, "submit", slow)
+        done = threading.Event()
+        worker.submit(prompt, SamplingParams(max_new_tokens=2), lambda _: None, done.set)
+        assert done.wait(10)
+    finally:
+        worker.close()
+
+
 def test_single_threaded_decoding_does_not_change_the_search_threads():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        thread = SearchThread()
+        thread = CallThread("search")
         with cpu_threads(1):
             assert asyncio.run(thread.run(torch.get_num_threads)) == 3
         thread.close(lambda: None)

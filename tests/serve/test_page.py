@@ -111,6 +111,47 @@ def test_stop_ends_the_request_and_says_that_nothing_was_checked(page, serve, to
     expect(page.get_by_role("button", name="Stop")).not_to_be_visible()
 
 
+def test_a_server_with_a_key_is_usable_from_the_page(page, serve):
+    url, _ = serve(MIXED, access={"api_key": "s3cret"})
+    page.goto(f"{url}/?q={QUESTION}")
+    expect(page.locator("#status.error")).to_have_text("This server needs an API key.")
+    for key, says in (("wrong", "The API key is wrong."), ("s3cret", ANSWERED)):
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_have_text(says)
+    expect(page.get_by_label("API key")).not_to_be_visible()
+    page.reload()
+    expect(page.locator("#status")).to_have_text(ANSWERED)  # the tab remembers the key
+    assert all("401" in message for message in page.complaints)  # the browser logs refused requests
+    page.complaints.clear()
+
+
+def test_a_reply_that_is_not_the_servers_is_one_sentence(page, serve):
+    url, _ = serve(MIXED)
+    page.route("**/v1/answer", lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
+    page.goto(f"{url}/?q=Why?")
+    expect(page.locator("#status.error")).to_have_text(
+        "The server did not answer properly (status 502); try again."
+    )
+    page.complaints.clear()
+
+
+def test_an_error_event_ends_the_page_s_connection(page, serve):
+    url, _ = serve(MIXED)
+    page.goto(url)
+    closed = page.evaluate(
+        """async () => {
+            let closed = false;
+            const bytes = new TextEncoder().encode('event: error\\ndata: {}\\n\\n');
+            const body = new ReadableStream({ start: (c) => c.enqueue(bytes), cancel: () => (closed = true) });
+            for await (const { name } of events(body)) break;
+            await new Promise((resolve) => setTimeout(resolve, 50));
+            return closed;
+        }"""
+    )
+    assert closed
+
+
 def test_an_error_is_shown(page, serve):
     url, _ = serve(MIXED)
     page.goto(url)

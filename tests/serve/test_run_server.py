@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -14,8 +15,9 @@ from embed import Encoder
 from gpt_core.common.errors import InputError
 from index import Index
 from serve.run_server import run_server as start_server
-from serve.work.threads import SearchThread
-from tests.serve.conftest import DOCUMENTS, random_gpt, wait_until
+from serve.work.call_thread import CallThread
+from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, wait_until
+from tests.serve.test_load import post
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,10 +32,10 @@ def folders(tmp_path_factory, tokenizer):
     return root
 
 
-def run_server(folders, *arguments, index="index"):
+def run_server(folders, *arguments, index="index", **variables):
     command = [sys.executable, "scripts/run_server.py", "--index", str(folders / index)]
     command += ["--generator", str(folders / "model"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -56,21 +58,34 @@ def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, st
         return seen[-1] == 200
 
     try:
-        wait_until(ready, 60)
+        wait_until(ready, 120)
         assert set(seen[:-1]) <= {503}
-        model = str(folders / "model")
-        response = httpx.post(
-            f"http://127.0.0.1:{port}/v1/chat/completions",
-            json={"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2},
-        )
+        url = f"http://127.0.0.1:{port}"
+        models = httpx.get(f"{url}/v1/models").json()["data"]
+        assert [one["id"] for one in models] == ["model"]  # generator and embedder, without their path
+        chat = {"model": "model", "messages": [{"role": "user", "content": "x"}]}
+        for path, body in (
+            ("/v1/chat/completions", chat),
+            ("/v1/chat/completions", chat | {"stream": True, "n": 2}),
+            ("/v1/completions", {"model": "model", "prompt": ["x", "y"]}),
+            ("/v1/completions", {"model": "model", "prompt": "x", "stream": True}),
+            ("/v1/answer", {"question": QUESTION, "max_tokens": 900}),
+            ("/v1/answer", {"question": QUESTION, "max_tokens": 900, "stream": True}),
+            ("/v1/search", {"query": QUESTION}),
+            ("/v1/embeddings", {"model": "model", "input": ["x"] * 200}),
+        ):
+            with post(url, path, body):  # and leave
+                time.sleep(0.1)
+        response = httpx.post(f"{url}/v1/chat/completions", json=chat | {"max_tokens": 2}, timeout=30)
         assert response.status_code == 200
         server.send_signal(number)
-        _, error = server.communicate(timeout=20)
+        _, error = server.communicate(timeout=60)
     finally:
         server.kill()
         server.wait()
     assert server.returncode == status
-    assert "Traceback" not in error
+    # "loading", the embedder's note, "ready", and "stopped" after Ctrl-C; no traceback of clients that left
+    assert error.count("\n") == 3 + (number == signal.SIGINT), error
 
 
 def test_an_ipv6_address_is_printed_as_a_valid_url(folders):
@@ -78,11 +93,17 @@ def test_an_ipv6_address_is_printed_as_a_valid_url(folders):
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
-    server = run_server(folders, "--host", "::1", "--port", "0")
+    server = run_server(folders, "--host", "::1", "--port", "0", ZHIZHI_API_KEY="s3cret")
     try:
         url = httpx.URL(server.stderr.readline().split()[-1])
         assert url.host == "::1"
         assert httpx.get(url.join("/livez")).json() == {"status": "alive"}
+        assert httpx.get(url.join("/v1/models")).status_code == 401
+        headers = {"Authorization": "Bearer s3cret"}
+        assert httpx.get(url.join("/v1/models"), headers=headers).status_code in (200, 503)
+        server.terminate()  # probably while it loads its models
+        assert server.wait(30) == 0
+        assert "Traceback" not in server.stderr.read()
     finally:
         server.kill()
         server.communicate()
@@ -96,7 +117,7 @@ def test_an_invalid_port_is_refused(port):
 
 def test_max_requests_0_is_refused():
     with pytest.raises(InputError, match="max_requests is 0; expected at least 1"):
-        SearchThread(0)
+        CallThread("search", 0)
 
 
 @pytest.mark.parametrize("what", ["port", "index"])

@@ -214,21 +214,49 @@ def test_every_parameter_reaches_the_sampler(random_api, ask, tokenizer):
     assert text(temperature=0, stop=[tokenizer.decode([31])], logit_bias={"31": 100}) == ""
 
 
-def test_null_is_the_default_and_parameters_without_effect_are_accepted(serve, client):
-    url, _ = serve(SAYS)
-    shared = "n stream stream_options top_p max_tokens stop seed logit_bias top_k min_p repetition_penalty logprobs"
-    nulls = dict.fromkeys([*shared.split(), "user", "frequency_penalty", "presence_penalty"])
-    for path, body in (
-        (
-            "chat/completions",
-            {"messages": HELLO, "max_completion_tokens": None, "tools": None, "top_logprobs": None},
-        ),
-        ("completions", {"prompt": "assistant:", "echo": None, "suffix": None, "best_of": None}),
-    ):
-        for quiet in ({}, {"n": 1, "stop": [], "logit_bias": {}, "top_k": -1, "presence_penalty": 0.0}):
-            body = {"model": "tiny-gpt", "temperature": 0, **nulls, **body, **quiet}
-            (choice,) = client.post(f"{url}/v1/{path}", json=body).json()["choices"]
-            assert (choice["message"]["content"] if "message" in choice else choice["text"]) == SAYS
+SHARED = "n stream stream_options top_p max_tokens stop seed logit_bias top_k min_p repetition_penalty logprobs user"
+PENALTIES = "frequency_penalty presence_penalty"
+CHAT = (
+    "max_completion_tokens tools top_logprobs tool_choice parallel_tool_calls functions function_call response_format "
+    "modalities audio prediction web_search_options moderation reasoning_effort verbosity service_tier store metadata "
+    "safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention"
+)
+
+
+def test_null_is_the_default_and_parameters_without_effect_are_accepted(api):
+    body = {"model": "tiny-gpt", "temperature": 0}
+    shared = {"n": 1, "stop": [], "logit_bias": {}, "top_k": -1, "presence_penalty": 0.0, "logprobs": False}
+    neutral = {
+        "tools": [], "tool_choice": "none", "parallel_tool_calls": True, "functions": [], "function_call": "none",
+        "response_format": {"type": "text"}, "modalities": ["text"], "reasoning_effort": "none", "top_logprobs": 0,
+        "verbosity": "medium", "service_tier": "auto", "store": False, "metadata": {"a": "b"}, "user": "u",
+        "safety_identifier": "s", "prompt_cache_key": "p", "prompt_cache_options": {},
+        "prompt_cache_retention": "24h", "stream_options": {"include_usage": False, "include_obfuscation": False},
+    }  # fmt: skip
+    nulls = dict.fromkeys(f"{SHARED} {PENALTIES}".split())
+    for extra in (nulls | dict.fromkeys(CHAT.split()), shared | neutral, neutral | {"tool_choice": "auto"}):
+        plain = api.chat.completions.create(messages=HELLO, **body, extra_body=extra)
+        assert plain.choices[0].message.content == SAYS
+    quiet = {"echo": False, "suffix": "", "best_of": 1, "logprobs": None}
+    for extra in (nulls | dict.fromkeys(["echo", "suffix", "best_of"]), shared | quiet):
+        assert api.completions.create(prompt="assistant:", **body, extra_body=extra).choices[0].text == SAYS
+
+
+def test_a_message_that_the_client_dumps_is_accepted_as_history(api):
+    first = chat(api, temperature=0).choices[0].message
+    assert set(first.model_dump()) >= {"refusal", "annotations", "audio", "function_call", "tool_calls"}
+    longer = [
+        chat(api, temperature=0, messages=[*HELLO, answer, *HELLO]).model_dump(
+            exclude={"id", "created", "usage"}
+        )
+        for answer in (
+            {"role": "assistant", "content": SAYS},
+            first,
+            first.model_dump(),
+            first.model_dump() | {"annotations": [], "tool_calls": [], "name": "zhizhi"},
+        )
+    ]
+    assert longer == [longer[0]] * 4
 
 
 @pytest.mark.parametrize("ask", [chat, complete])
@@ -283,6 +311,10 @@ def test_invalid_parameters_are_400_and_named(api, ask, arguments, param, says):
         ({"top_logprobs": 2}, "top_logprobs is 2 without logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "tool_calls"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "role"),
         ({"messages": [{"role": "user", "content": "word " * 9000}]}, "9.* tokens.*the context holds 4096"),
@@ -301,6 +333,8 @@ def test_chat_errors_are_400(api, arguments, says):
         ({"prompt": []}, "at least 1 item"),
         ({"prompt": ["x", ""]}, "prompt is empty"),
         ({"prompt": [[1], []]}, "prompt is empty"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": "x" * 99_999 + " " * 9}, "at most 100000 characters"),
         ({"prompt": [1, 99999999]}, "token ids from 1 to 99999999; expected 0 to 50256"),
         ({"prompt": "word " * 9000}, "tokens.*the context holds 4096"),
         ({"logprobs": 21}, "logprobs"),

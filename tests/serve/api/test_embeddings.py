@@ -1,23 +1,44 @@
 """Models and embeddings with OpenAI's own client."""
 
+import asyncio
 import base64
+import threading
 
+import httpx
 import numpy as np
 import openai
 import pytest
 
-from tests.serve.conftest import HELLO, SAYS
+from embed.data.vectors import unit_length
+from serve.work.loading import served_name
+from tests.serve.conftest import HELLO, SAYS, wait_until
 
 
-def test_models(api):
-    assert [model.id for model in api.models.list()] == ["tiny-gpt", "tiny-embedder"]
+def test_models(serve):
+    url, _ = serve(SAYS, access={"generator_name": "owner/tiny-gpt"})
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
+        listed = list(api.models.list())
+        assert [model.id for model in listed] == ["owner/tiny-gpt", "tiny-embedder"]
+        assert [api.models.retrieve(model.id) for model in listed] == listed
+        with pytest.raises(openai.NotFoundError, match="gpt-5"):
+            api.models.retrieve("gpt-5")
 
 
-def test_embeddings_of_texts_and_token_ids_in_both_encodings(api, encoder, tokenizer):
+def test_a_folder_is_served_by_its_own_name(tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in (str(folder), f"{folder}/", "../mine", "."):
+        assert served_name(name) == "mine"
+    for name in ("smollm2-135m-instruct", "owner/name"):
+        assert served_name(name) == name
+
+
+def test_embeddings_of_texts_in_both_encodings(api, encoder, tokenizer):
     texts = ["a cat", "the interpreter lock"]
     expected = encoder.encode_document(texts)
     ids = [tokenizer.encode(text) for text in texts]
-    for given, rows in ((texts, 2), (ids, 2), (texts[0], 1), (ids[0], 1)):
+    for given, rows in ((texts, 2), (texts[0], 1)):
         for encoding in ("float", "base64"):
             response = api.embeddings.create(model="tiny-embedder", input=given, encoding_format=encoding)
             vectors = [d.embedding for d in response.data]
@@ -40,15 +61,51 @@ def test_many_embeddings_come_in_order(api, encoder):
 
 
 def test_input_type_chooses_the_prompt(serve, index, monkeypatch):
-    seen = []
     encoder = index.encoder
-    monkeypatch.setattr(encoder, "encode_query", lambda texts: seen.append(texts) or encoder.encode(texts))
+    prompts = {"query": "find: ", "document": ""}
+    monkeypatch.setattr(encoder, "prompt", prompts.__getitem__)
     url, _ = serve(SAYS)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as api:
-        api.embeddings.create(model="tiny-embedder", input="x", extra_body={"input_type": "query"})
-        assert seen == [["x"]]
-        api.embeddings.create(model="tiny-embedder", input="x", extra_body={"input_type": "document"})
-    assert seen == [["x"]]
+        for name, prompt in prompts.items():
+            response = api.embeddings.create(
+                model="tiny-embedder", input="x", extra_body={"input_type": name}
+            )
+            expected = encoder.encode([prompt + "x"])
+            np.testing.assert_allclose([response.data[0].embedding], expected, atol=1e-6)
+            assert response.usage.prompt_tokens == encoder.count_tokens(["x"], prompt)[0]
+
+
+def test_dimensions_truncates_and_normalises(api, encoder):
+    whole = encoder.encode_document(["a cat"])
+    for n_dims in (1, 5, 32):
+        response = api.embeddings.create(model="tiny-embedder", input="a cat", dimensions=n_dims)
+        np.testing.assert_allclose([response.data[0].embedding], unit_length(whole[:, :n_dims]), atol=1e-6)
+
+
+def test_a_large_request_takes_one_place_and_lets_others_run_between_its_batches(serve, client, encoder):
+    url, app = serve(SAYS, max_requests=2)
+    search = app.state.service.search
+    release = threading.Event()
+    busy = threading.Thread(target=lambda: asyncio.run(search.run(release.wait, 60)))
+    busy.start()
+    wait_until(lambda: search.busy)
+    texts = [f"text {i}" for i in range(100)]  # four batches
+    body = {"model": "tiny-embedder", "input": texts}
+    found = []
+    large = threading.Thread(
+        target=lambda: found.append(httpx.post(f"{url}/v1/embeddings", json=body, timeout=30))
+    )
+    large.start()
+    try:
+        wait_until(lambda: search._calls.qsize() == 1)
+        refused = client.post(f"{url}/v1/embeddings", json=body | {"input": "x"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    finally:
+        release.set()
+        busy.join()
+        large.join()
+    vectors = [row["embedding"] for row in found[0].json()["data"]]
+    np.testing.assert_allclose(vectors, encoder.encode_document(texts), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +114,13 @@ def test_input_type_chooses_the_prompt(serve, index, monkeypatch):
         ({"input": ""}, "input[0] is empty"),
         ({"input": ["x", ""]}, "input[1] is empty"),
         ({"input": "word " * 3000}, "split the text"),
-        ({"input": [[1, 99999999]]}, "token ids outside"),
-        ({"input": "x", "dimensions": 7}, "cannot be truncated"),
+        ({"input": "x" * 200_000}, "at most 100000 characters"),
+        ({"input": ["word " * 19_999] * 101}, "10099495 characters in 101 texts; send at most 2000000"),
+        ({"input": [[1, 2]]}, "check_embedding_ctx_length=False"),
+        ({"input": [1, 2]}, "check_embedding_ctx_length=False"),
+        ({"input": [True]}, "valid string"),
+        ({"input": "x", "dimensions": 33}, "dimensions is 33; expected 1 to 32"),
+        ({"input": "x", "dimensions": 0}, "greater than or equal to 1"),
         ({"input": "x", "extra_body": {"trunc": True}}, "trunc"),
     ],
 )
