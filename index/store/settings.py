@@ -55,12 +55,14 @@ class Settings:
     def of(
         cls,
         encoder: Encoder,
-        max_tokens: int,
-        overlap: int,
-        passages_per_document: int | None,
-        fusion: Fusion | None,
+        max_tokens: int | None = None,
+        overlap: int | None = None,
+        passages_per_document: int | None = None,
+        fusion: Fusion | None = None,
     ) -> "Settings":
-        """Settings for an index of `encoder`'s vectors; `fusion` None for the embedder's setting."""
+        """Settings for an index of `encoder`'s vectors; None for the defaults that `Index.create` describes."""
+        max_tokens = 256 if max_tokens is None else max_tokens
+        overlap = max_tokens // 8 if overlap is None else overlap
         if max_tokens > encoder.max_tokens:
             raise InputError(
                 f"max_tokens is {max_tokens}; the embedder {encoder.name} takes at most {encoder.max_tokens}."
@@ -89,7 +91,8 @@ class Settings:
     @property
     def embedder_words(self) -> str:
         """The embedder's name and fingerprint, for messages."""
-        return f"{self.embedder} ({self.fingerprint[:12]})" if self.fingerprint else "precomputed vectors"
+        name = self.embedder or "an embedder without a name"
+        return f"{name} ({self.fingerprint[:12]})" if self.fingerprint else "precomputed vectors"
 
     def to_json(self) -> str:
         """The settings as JSON."""

@@ -138,10 +138,10 @@ def test_z_spread_is_exact_after_changes(index, monkeypatch):
     index.search(vectors[0])
     index.add(documents[100:130], vectors[100:130])
     index.delete([f"d{i}" for i in range(95, 105)])
-    with index._current() as (_, view):
+    with index._current().current() as (_, view):
         alive = [i for i in range(130) if not 95 <= i < 105]
         assert len(view.deleted) == 5
-        assert len(view.numbers) == 25
+        assert sum(map(len, view.newer)) == 25
         scores = vectors[alive].astype(np.float64) @ vectors[199]
         assert view.spread(vectors[199]) == pytest.approx((scores.mean(), scores.std()), rel=1e-5)
 
