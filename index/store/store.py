@@ -271,12 +271,8 @@ class Store:
 
 
 def _exists(folder: Path) -> InputError:
-    if (folder / FILE).exists():
-        return InputError(
-            f"{folder} has an index already; open it, or give a new folder. If another process is creating it just "
-            "now, wait until that has ended, then try again."
-        )
-    return InputError(f"{folder} exists already; give a new folder.")
+    what = "has an index" if (folder / FILE).exists() else "exists"
+    return InputError(f"{folder} {what} already; give a new folder.")
 
 
 def _set(tx: sqlite3.Connection, key: str, value: str | int | bytes) -> None:

@@ -137,7 +137,7 @@ def test_any_sequence_of_changes_gives_the_expected_contents(tmp_path_factory, m
 def half_deleted(n: int = 400) -> tuple[list[Document], list[Document], np.ndarray]:
     """Documents, those of them that are left after half of them is deleted, and the vectors of all.
 
-    Document i has the cosine cos(i / n) with the query (1, 0, …). The deleted ones are the nearest, but for every tenth.
+    Document i has the cosine cos(i / n) with the query (1, 0, …). The deleted ones are the nearest, but every tenth.
     """
     angles = np.arange(n) / n
     vectors = np.zeros((n, D), dtype=np.float32)
