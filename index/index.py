@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, overload
 
@@ -14,7 +14,6 @@ from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.live_view import LiveView
-from index.dense.snapshot import Snapshot
 from index.reading.document import Document
 from index.search.filters import Filter, allowed
 from index.search.lexical import Matches
@@ -35,8 +34,8 @@ class Index:
     works on the new index, or raises InputError if that was built with another embedder.
     """
 
-    def __init__(self, store: Store, encoder: Encoder | None) -> None:
-        self._view, self._encoder = LiveView(store), encoder
+    def __init__(self, view: LiveView, encoder: Encoder | None) -> None:
+        self._view, self._encoder = view, encoder
         self._encoder_lock, self._view_lock = threading.Lock(), threading.Lock()
         self._closed = False
 
@@ -67,20 +66,8 @@ class Index:
             InputError: if the folder is not empty, for invalid lengths, or for an argument that has no meaning for this
                 kind of index.
         """
-        of_text = {
-            "max_tokens": max_tokens,
-            "overlap": overlap,
-            "passages_per_document": passages_per_document,
-        }
-        for name, value in ({"dimension": dimension} if encoder else of_text).items():
-            if value is not None:
-                kind = "of precomputed vectors" if encoder else "with an encoder"
-                raise InputError(f"{name} is {value}; it is for an index {kind}, leave it out.")
-        if encoder:
-            settings = Settings.of(encoder, max_tokens, overlap, passages_per_document, fusion)
-        else:
-            settings = Settings("", "", dimension or 0, fusion=fusion or Fusion())
-        return cls(Store.create(folder, settings), encoder)
+        settings = Settings.of(encoder, max_tokens, overlap, passages_per_document, fusion, dimension)
+        return cls(LiveView(Store.create(folder, settings)), encoder)
 
     @classmethod
     def open(cls, folder: str | Path, encoder: Encoder | str | Path | None = None) -> "Index":
@@ -94,23 +81,11 @@ class Index:
         Raises:
             InputError: if the folder has no index, or the index was built with another embedder.
         """
-        snapshot = Snapshot.state_on_disk(Path(folder))
-        store = Store(folder)
-        if isinstance(encoder, str | Path):
-            encoder = Encoder.from_pretrained(encoder)
-        if encoder:
-            try:
-                _check_encoder(store, encoder)
-            except InputError:
-                store.close()
-                raise
-        with store.read() as tx:
-            # After restoring a backup the snapshot may be newer than the store. This can only be detected while the
-            # store's sequence number is still lower, so it is checked when the index is opened.
-            other = snapshot and snapshot.identity != store.settings.identity
-            if snapshot and (other or snapshot.sequence > store.sequence(tx)):
-                Snapshot.discard(store.folder)
-        return cls(store, encoder)
+
+        def load() -> Encoder | None:
+            return Encoder.from_pretrained(encoder) if isinstance(encoder, str | Path) else encoder
+
+        return cls(*_open(Path(folder), load))
 
     @property
     def folder(self) -> Path:
@@ -138,7 +113,7 @@ class Index:
                         f"{store.folder} was built with {words}; give the encoder to Index.open."
                     )
                 encoder = Encoder.from_pretrained(store.settings.embedder)
-                _check_encoder(store, encoder)
+                store.settings.check_encoder(store.folder, encoder)
                 self._encoder = encoder
             return self._encoder
 
@@ -159,10 +134,7 @@ class Index:
             if self._closed:
                 raise InputError(f"The index {self.folder} is closed; open it again.")
             if self._view.store.is_replaced():
-                store = Store(self.folder)
-                if self._encoder:
-                    _check_encoder(store, self._encoder)
-                old, self._view = self._view, LiveView(store)
+                old, self._view = self._view, _open(self.folder, lambda: self._encoder)[0]
                 old.store.close()
             return self._view
 
@@ -369,9 +341,14 @@ def _hits(store: Store, tx: sqlite3.Connection, results: list[list[Ranked]]) -> 
     return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
 
 
-def _check_encoder(store: Store, encoder: Encoder) -> None:
-    if encoder.fingerprint != store.settings.fingerprint:
-        raise InputError(
-            f"{store.folder} was built with {store.settings.embedder_words}, not with {encoder.name} "
-            f"({encoder.fingerprint[:12]}); open it with the embedder it was built with, or build a new index."
-        )
+def _open(folder: Path, load: Callable[[], Encoder | None]) -> tuple[LiveView, Encoder | None]:
+    """The index in `folder` and the encoder that `load` gives, if the index was built with it; else an InputError."""
+    view = LiveView.open(folder)
+    try:
+        encoder = load()
+        if encoder:
+            view.store.settings.check_encoder(folder, encoder)
+    except BaseException:
+        view.close()
+        raise
+    return view, encoder

@@ -4,6 +4,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from index.dense.snapshot import Snapshot
 from index.dense.view import View, catch_up
@@ -21,6 +22,25 @@ class LiveView:
         self._view: View | None = None
         self._lock = threading.Lock()
         self._background: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, folder: Path) -> "LiveView":
+        """Open the store in `folder`.
+
+        Raises:
+            InputError: if there is no store, or it cannot be read.
+        """
+        saved = Snapshot.state_on_disk(folder)
+        store = Store(folder)
+        with store.read() as tx:
+            # After restoring a backup the snapshot may be newer than the store. This can only be detected while the
+            # store's sequence number is still lower, so it is checked when the index is opened.
+            is_older = (
+                saved and saved.identity == store.settings.identity and saved.sequence <= store.sequence(tx)
+            )
+        if saved and not is_older:
+            Snapshot.discard(folder)
+        return cls(store)
 
     def close(self) -> None:
         """Close the store, and wait for the snapshot that is being written."""

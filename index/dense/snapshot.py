@@ -89,15 +89,13 @@ class Snapshot:
             return None
         if not oldest <= state.sequence <= newest.sequence:
             return None
-        try:
+        with contextlib.suppress(OSError, RuntimeError):  # FAISS raises RuntimeError
             with open(folder / name, "rb") as f:
                 # FAISS loads a file with a flipped byte, and may allocate any amount of memory for one.
                 if _file_name(hashlib.file_digest(f, "sha256").hexdigest()) == name:
                     f.seek(0)
                     return cls(faiss.read_index(faiss.PyCallbackIOReader(f.read)), state, is_new=False)
-        except (OSError, RuntimeError):  # FAISS raises RuntimeError
-            pass
-        cls.discard(folder)
+            (folder / name).unlink()  # so that `save` writes it again
         return None
 
     def save(self, folder: Path) -> None:
@@ -139,7 +137,7 @@ class Snapshot:
 
     @staticmethod
     def state_on_disk(folder: Path) -> State | None:
-        """The state named in the manifest of the snapshot in `folder`, or None if there is no valid manifest."""
+        """The state of the snapshot in `folder`, as its manifest says; None if there is no manifest or no file."""
         manifest = _read_manifest(folder)
         return manifest[0] if manifest else None
 
@@ -166,6 +164,8 @@ def _read_manifest(folder: Path) -> tuple[State, str] | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         state = State(str(manifest["identity"]), str(manifest["map_hash"]), int(manifest["sequence"]))
-        return state, str(manifest["file"])
+        name = str(manifest["file"])
+        # A name with a folder would lead out of the index.
+        return (state, name) if Path(name).name == name and (folder / name).is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

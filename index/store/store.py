@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,7 +241,8 @@ class Store:
     def lexical_scores(self, tx: sqlite3.Connection, expression: str) -> tuple[Numbers, NDArray[np.float32]]:
         """Passages that match an FTS5 expression: ids (n,), sorted, and BM25 scores (n,), higher is better."""
         query = "SELECT rowid, -bm25(lexical) FROM lexical WHERE lexical MATCH ? ORDER BY rowid"
-        rows = np.array(tx.execute(query, (expression,)).fetchall(), dtype=np.float64).reshape(-1, 2)
+        values = chain.from_iterable(tx.execute(query, (expression,)))
+        rows = np.fromiter(values, dtype=np.float64).reshape(-1, 2)
         return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.float32)
 
     def passages(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -18,6 +18,8 @@ from index.dense import live_view
 from index.dense import view as dense
 from index.index import Index
 from index.reading.document import Document
+from index.search import rank
+from index.search.lexical import Matches
 
 # isort: split
 import faiss
@@ -218,6 +220,17 @@ def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_e
             assert [hit.score for hit in batch] == pytest.approx([hit.score for hit in hits], abs=1e-5)
         assert index.settings.fusion == fusion
         assert index.search(query, filter={"doc_id": "none of these"}) == []
+
+
+def test_hybrid_search_keeps_the_matches_of_one_query_at_a_time(tmp_path, encoder, monkeypatch):
+    calls = []
+    find, fuse = Matches.find, rank.fuse
+    monkeypatch.setattr(Matches, "find", lambda *a: calls.append("find") or find(*a))
+    monkeypatch.setattr(rank, "fuse", lambda *a: calls.append("fuse") or fuse(*a))
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
+        index.add(corpus(20)[0])
+        assert len(index.search(["python", "rust", "type"], k=2)) == 3
+    assert calls == ["find", "fuse"] * 3
 
 
 def test_z_spread_is_exact_after_changes(index, monkeypatch):
