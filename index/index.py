@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
-from index.dense.live_view import LiveView
+from index.dense.view import LiveView
 from index.reading.document import Document
 from index.search.filters import Filter, allowed
 from index.search.lexical import Matches

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index.dense import live_view, view
+from index.dense import view
 from index.index import Index
 from index.reading.document import Document
 
@@ -38,7 +38,7 @@ def vector(number: int, version: int) -> np.ndarray:
 def frequent_snapshots() -> None:
     view.MAX_CHANGES = 20
     view.MAX_CHANGED_SHARE = 0
-    live_view.MIN_FORGOTTEN = 10
+    view.MIN_FORGOTTEN = 10
 
 
 def read_log(path: Path) -> tuple[dict[int, set[int]], int, int]:

@@ -12,7 +12,7 @@ import pytest
 
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.files import sha256_file
-from index.dense import live_view, snapshot, view
+from index.dense import snapshot, view
 from index.dense.block import Block
 from index.dense.snapshot import MANIFEST, PARTIAL, Snapshot, State
 from index.dense.view import View
@@ -283,7 +283,7 @@ def test_adding_one_passage_at_a_time_copies_few_vectors(monkeypatch):
 
 
 def test_forgotten_deletions_do_not_bring_passages_back(folder, monkeypatch):
-    monkeypatch.setattr(live_view, "MIN_FORGOTTEN", 3)
+    monkeypatch.setattr(view, "MIN_FORGOTTEN", 3)
     with Index.open(folder) as stale, Index.open(folder) as index:
         stale.search(QUERY)  # its view is older than the deletions that are forgotten
         stale_copy = {path.name: path.read_bytes() for path in (file(folder), folder / MANIFEST)}
@@ -301,3 +301,25 @@ def test_forgotten_deletions_do_not_bring_passages_back(folder, monkeypatch):
     for name, content in stale_copy.items():  # nor does a snapshot that is older than them
         (folder / name).write_bytes(content)
     assert [doc_id for doc_id, _ in found(folder)] == [doc_id for doc_id, _ in expected]
+
+
+def test_a_view_finds_the_same_on_a_snapshot_of_an_earlier_state(folder):
+    """As when documents are added and deleted while the snapshot is made."""
+    with Index.open(folder) as index:
+        index.add(documents(54)[50:], VECTORS[50:54])
+        index.delete(["d1", "d51"])
+        index.search(QUERY)
+        base = index._current()._view.merged().base
+        index.add(documents(60)[54:], VECTORS[54:])
+        index.search(QUERY)
+        index.delete(["d2", "d52", "d57"])
+        index.search(QUERY)
+        before = index._current()._view
+        after = before.rebased(base)
+        assert len(after) == len(before) == 55
+        assert after.deleted.tolist() == [3, 55, 64]
+        (found, scores), (expected, expected_scores) = (
+            v.search(VECTORS[:1], 100)[0] for v in (after, before)
+        )
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
