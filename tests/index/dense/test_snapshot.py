@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import faiss
@@ -19,6 +20,7 @@ from index.dense.view import View
 from index.index import Index
 from index.reading.document import Document
 from index.store.store import FILE as STORE_FILE
+from index.store.store import Store
 
 D = 8
 VECTORS = np.random.default_rng(0).normal(size=(60, D)).astype(np.float32)
@@ -301,6 +303,16 @@ def test_forgotten_deletions_do_not_bring_passages_back(folder, monkeypatch):
     for name, content in stale_copy.items():  # nor does a snapshot that is older than them
         (folder / name).write_bytes(content)
     assert [doc_id for doc_id, _ in found(folder)] == [doc_id for doc_id, _ in expected]
+
+
+def test_a_snapshot_that_is_newer_than_the_transaction_is_not_used(folder):
+    """As when another process commits and saves between the begin of a search and the reading of the snapshot."""
+    with Index.open(folder) as index, closing(Store(folder)) as store, store.read() as tx:
+        index.add(documents(60)[50:], VECTORS[50:])
+        index.delete("d3")
+        index.save_snapshot()
+        (found, _) = view.catch_up(None, store, tx).search(VECTORS[:1], 100)[0]
+    assert sorted(found.tolist()) == list(range(1, 51))
 
 
 def test_a_view_finds_the_same_on_a_snapshot_of_an_earlier_state(folder):
