@@ -91,7 +91,7 @@ class Connections:
         if self._is_writable():
             return "mode=rw"
         # SQLite reads with the help of two files beside the database. In a folder that is read-only it can use those
-        # that are there, but make none. Without them nobody is writing, and all changes are in the database itself.
+        # that are there, but make none. Without them no process is writing, and all changes are in the database.
         wal, shared = (Path(f"{self._path}{end}") for end in ("-wal", "-shm"))
         if shared.exists():
             return "mode=ro"

@@ -15,5 +15,5 @@ def test_a_server_answers_from_an_index_that_was_made_anew(serve, client, index,
     shutil.rmtree(index.folder)
     assert "has no index" in search()["error"]["message"]
     with Index.create(index.folder, encoder) as new:
-        new.add(Document("new", "The new index is about the lock of a door."))
+        new.add(Document("new", "The new index is about the lock of a bicycle."))
     assert [hit["doc_id"] for hit in search()["hits"]] == ["new"]
