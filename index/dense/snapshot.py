@@ -94,7 +94,8 @@ class Snapshot:
                 # FAISS loads a file with a flipped byte, and may allocate any amount of memory for one.
                 if _file_name(hashlib.file_digest(f, "sha256").hexdigest()) == name:
                     f.seek(0)
-                    return cls(faiss.read_index(faiss.PyCallbackIOReader(f.read)), state, is_new=False)
+                    reader = faiss.PyCallbackIOReader(f.read)  # type: ignore[attr-defined]
+                    return cls(faiss.read_index(reader), state, is_new=False)
             (folder / name).unlink()  # so that `save` writes it again
         return None
 
@@ -125,7 +126,8 @@ class Snapshot:
                     digest.update(data)
                     return f.write(data)
 
-                faiss.write_index(self._index, faiss.PyCallbackIOWriter(write))
+                writer = faiss.PyCallbackIOWriter(write)  # type: ignore[attr-defined]
+                faiss.write_index(self._index, writer)
                 f.flush()
                 os.fsync(f.fileno())
             name = _file_name(digest.hexdigest())
