@@ -94,7 +94,15 @@ def _opened(
         return
     encoder = Encoder.from_pretrained(embedder or DEFAULT_MODEL)
     other = Fusion(fusion) if fusion and fusion != encoder.config.fusion.kind else None
-    with Index.create(folder, encoder, fusion=other, **given) as index:
+    try:
+        index = Index.create(folder, encoder, fusion=other, **given)
+    except InputError:
+        if not (folder / FILE).exists():
+            raise
+        raise InputError(
+            f"Another process has created {folder} in the meantime; wait until it has ended, then run this again."
+        ) from None
+    with index:
         try:
             yield index
         except BaseException:

@@ -3,8 +3,7 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, overload
 
@@ -14,8 +13,7 @@ from numpy.typing import ArrayLike
 from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
-from index.dense.snapshot import Snapshot
-from index.dense.view import View, catch_up
+from index.dense.view import LiveView
 from index.reading.document import Document
 from index.search.filters import Filter, allowed
 from index.search.lexical import Matches
@@ -32,14 +30,14 @@ class Index:
     """Searchable documents in a folder. Any number of threads and processes can search; one at a time can write.
 
     Get an index from `create` or `open`; end it with `close` or a `with` block. A search sees everything that any
-    process committed before the search began.
+    process committed before the search began. If the folder is deleted and a new index is made there, the next call
+    works on the new index, or raises InputError if that was built with another embedder.
     """
 
-    def __init__(self, store: Store, encoder: Encoder | None) -> None:
-        self._store, self._encoder = store, encoder
-        self._encoder_lock = threading.Lock()
-        self._view: View | None = None
-        self._view_lock = threading.Lock()
+    def __init__(self, view: LiveView, encoder: Encoder | None) -> None:
+        self._view, self._encoder = view, encoder
+        self._encoder_lock, self._view_lock = threading.Lock(), threading.Lock()
+        self._closed = False
 
     @classmethod
     def create(
@@ -47,7 +45,7 @@ class Index:
         folder: str | Path,
         encoder: Encoder | None = None,
         *,
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
         overlap: int | None = None,
         passages_per_document: int | None = None,
         fusion: Fusion | None = None,
@@ -58,21 +56,18 @@ class Index:
         Args:
             folder: the index's folder; must be empty or not exist.
             encoder: the embedder; None for an index of precomputed vectors.
-            max_tokens: maximum tokens per passage, without the title.
+            max_tokens: maximum tokens per passage, without the title; None for 256.
             overlap: maximum tokens that neighbouring passages share; None for `max_tokens` / 8.
             passages_per_document: index only the first n passages of each document; None for all.
             fusion: how hybrid search combines the dense and lexical scores; None for the embedder's setting.
-            dimension: length of the vectors; used only without an encoder.
+            dimension: length of precomputed vectors, which need it; with an encoder it is the encoder's.
 
         Raises:
-            InputError: if the folder is not empty, or for invalid lengths.
+            InputError: if the folder is not empty, for invalid lengths, or for an argument that has no meaning for this
+                kind of index.
         """
-        overlap = max_tokens // 8 if overlap is None else overlap
-        if encoder:
-            settings = Settings.of(encoder, max_tokens, overlap, passages_per_document, fusion)
-        else:
-            settings = Settings("", "", dimension or 0, fusion=fusion or Fusion())
-        return cls(Store.create(folder, settings), encoder)
+        settings = Settings.of(encoder, max_tokens, overlap, passages_per_document, fusion, dimension)
+        return cls(LiveView(Store.create(folder, settings)), encoder)
 
     @classmethod
     def open(cls, folder: str | Path, encoder: Encoder | str | Path | None = None) -> "Index":
@@ -86,33 +81,21 @@ class Index:
         Raises:
             InputError: if the folder has no index, or the index was built with another embedder.
         """
-        snapshot = Snapshot.state_on_disk(Path(folder))
-        store = Store(folder)
-        if isinstance(encoder, str | Path):
-            encoder = Encoder.from_pretrained(encoder)
-        if encoder:
-            try:
-                _check_encoder(store, encoder)
-            except InputError:
-                store.close()
-                raise
-        with store.read() as tx:
-            # After restoring a backup the snapshot may be newer than the store. This can only be detected while the
-            # store's sequence number is still lower, so it is checked when the index is opened.
-            other = snapshot and snapshot.identity != store.settings.identity
-            if snapshot and (other or snapshot.sequence > store.sequence(tx)):
-                Snapshot.discard(store.folder)
-        return cls(store, encoder)
+
+        def load() -> Encoder | None:
+            return Encoder.from_pretrained(encoder) if isinstance(encoder, str | Path) else encoder
+
+        return cls(*_open(Path(folder), load))
 
     @property
     def folder(self) -> Path:
         """The index's folder."""
-        return self._store.folder
+        return self._view.store.folder
 
     @property
     def settings(self) -> Settings:
         """The settings that were fixed when the index was created."""
-        return self._store.settings
+        return self._view.store.settings
 
     @property
     def encoder(self) -> Encoder | None:
@@ -122,21 +105,38 @@ class Index:
             InputError: if the embedder named in the index is missing or has changed since the index was built.
         """
         with self._encoder_lock:
-            if self._encoder is None and self.settings.embedder:
-                encoder = Encoder.from_pretrained(self.settings.embedder)
-                _check_encoder(self._store, encoder)
+            store = self._view.store
+            if self._encoder is None and store.settings.fingerprint:
+                if not store.settings.embedder:
+                    words = store.settings.embedder_words
+                    raise InputError(
+                        f"{store.folder} was built with {words}; give the encoder to Index.open."
+                    )
+                encoder = Encoder.from_pretrained(store.settings.embedder)
+                store.settings.check_encoder(store.folder, encoder)
                 self._encoder = encoder
             return self._encoder
 
     def close(self) -> None:
-        """Close the store's files."""
-        self._store.close()
+        """Close the store's files, after a snapshot that is being written; the index can then not be used any more."""
+        self._closed = True
+        self._view.close()
 
     def __enter__(self) -> "Index":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _current(self) -> LiveView:
+        """The store and its vectors; opened anew if another index was made in the folder."""
+        with self._view_lock:
+            if self._closed:
+                raise InputError(f"The index {self.folder} is closed; open it again.")
+            if self._view.store.is_replaced():
+                old, self._view = self._view, _open(self.folder, lambda: self._encoder)[0]
+                old.store.close()
+            return self._view
 
     # Writing
 
@@ -165,25 +165,28 @@ class Index:
     def _write(
         self, documents: Document | Iterable[Document], vectors: ArrayLike | None, *, replace: bool
     ) -> Changes:
+        view = self._current()
+        store = view.store
         if isinstance(documents, Document):
             documents = [documents]
         rows = None
         if vectors is not None:
             documents = list(documents)
-            rows = check_vectors(vectors, self.settings.dimension)
+            rows = check_vectors(vectors, store.settings.dimension)
             if len(rows) != len(documents):
                 raise InputError(
                     f"{len(documents)} documents and {len(rows)} vectors; expected one vector per document."
                 )
-        with self._store.lock():
+        with store.lock():
             encoder = self.encoder if rows is None else None
-            changes = write(self._store, encoder, documents, rows, replace=replace)
-            with self._store.read() as tx:
-                fitted, stored = self._store.map_passages(tx), self._store.count(tx, "passages")
+            changes = write(store, encoder, documents, rows, replace=replace)
+            with store.read() as tx:
+                fitted, stored = store.map_passages(tx), store.count(tx, "passages")
             # A map fitted on few passages is poor, so it is fitted again each time the corpus has doubled.
             outdated = fitted < MIN_MAP_PASSAGES and stored >= 2 * max(fitted, 1)
-            if self.settings.corpus_map != "none" and outdated:
-                fit_map(self._store)
+            if store.settings.corpus_map != "none" and outdated:
+                fit_map(store)
+            view.forget_deletions()
         return changes
 
     def delete(self, ids: str | Iterable[str]) -> int:
@@ -193,8 +196,12 @@ class Index:
             The number of documents deleted.
         """
         ids = [ids] if isinstance(ids, str) else list(ids)
-        with self._store.lock(), self._store.write() as tx:
-            return sum(self._store.remove(tx, doc_id) for doc_id in ids)
+        view = self._current()
+        with view.store.lock():
+            with view.store.write() as tx:
+                n_deleted = sum(view.store.remove(tx, doc_id) for doc_id in ids)
+            view.forget_deletions()
+        return n_deleted
 
     def refit_map(self) -> None:
         """Fit the corpus map (whitening) on all stored vectors.
@@ -205,15 +212,15 @@ class Index:
         Raises:
             InputError: if the index's embedder uses no corpus map.
         """
-        if self.settings.corpus_map == "none":
+        store = self._current().store
+        if store.settings.corpus_map == "none":
             raise InputError(f"{self.folder}: the embedder needs no corpus map; leave out the refit.")
-        with self._store.lock():
-            fit_map(self._store)
+        with store.lock():
+            fit_map(store)
 
     def save_snapshot(self) -> None:
         """Save a snapshot of the current vectors, from which the next process opens the index quickly."""
-        with self._current() as (_, view):
-            view.merged().base.save(self.folder)
+        self._current().save_snapshot()
 
     # Reading
 
@@ -261,84 +268,87 @@ class Index:
             raise InputError(f"k is {k!r}; expected a whole number of at least 1.")
         if mode not in get_args(Mode):
             raise InputError(f"mode is {mode!r}; expected {', '.join(get_args(Mode))}.")
+        current = self._current()
         if isinstance(query, str):
-            return self._search_texts([query], k, mode, filter)[0]
+            return self._search_texts(current, [query], k, mode, filter)[0]
         if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
-            return self._search_texts(cast(list[str], list(query)), k, mode, filter)
-        queries = check_vectors(cast(ArrayLike, query), self.settings.dimension)
+            return self._search_texts(current, cast(list[str], list(query)), k, mode, filter)
+        queries = check_vectors(cast(ArrayLike, query), current.store.settings.dimension)
         if mode == "lexical":
             raise InputError(
                 "Lexical search needs a text, not a vector; give a text, or search the vector in mode dense."
             )
-        with self._current() as (tx, view):
+        with current.current() as (tx, view):
             numbers = None if filter is None else allowed(tx, filter)
-            hits = self._hits(tx, rank_dense(view, view.corpus_map.apply(queries), k, numbers))
+            hits = _hits(current.store, tx, rank_dense(view, view.corpus_map.apply(queries), k, numbers))
         return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits
 
-    def _search_texts(self, texts: list[str], k: int, mode: Mode, filter: Filter | None) -> list[list[Hit]]:
+    def _search_texts(
+        self, current: LiveView, texts: list[str], k: int, mode: Mode, filter: Filter | None
+    ) -> list[list[Hit]]:
+        store = current.store
         for text in texts:
             if not text.strip():
                 raise InputError("The query is empty; expected text.")
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
                 raise InputError(f"The query {text!r} has an unpaired surrogate; expected Unicode text.")
         if mode == "lexical":
-            with self._store.read() as tx:
+            with store.read() as tx:
                 numbers = None if filter is None else allowed(tx, filter)
-                return self._hits(
-                    tx, [rank_lexical(Matches.find(self._store, tx, text, numbers), k) for text in texts]
-                )
+                results = [rank_lexical(Matches.find(store, tx, text, numbers), k) for text in texts]
+                return _hits(store, tx, results)
         encoder = self.encoder
         if encoder is None:
             raise InputError(
                 f"{self.folder} was built from precomputed vectors; search texts in mode lexical."
             )
         queries = encoder.encode_query(texts)
-        with self._current() as (tx, view):
+        with current.current() as (tx, view):
             numbers = None if filter is None else allowed(tx, filter)
             queries = view.corpus_map.apply(queries)
             if mode == "dense":
-                return self._hits(tx, rank_dense(view, queries, k, numbers))
-            matches = [Matches.find(self._store, tx, text, numbers) for text in texts]
-            return self._hits(tx, rank_hybrid(view, queries, matches, k, numbers, self.settings.fusion))
-
-    @contextmanager
-    def _current(self) -> Iterator[tuple[sqlite3.Connection, View]]:
-        """A read transaction and the view of the vectors in the state that the transaction sees."""
-        with self._store.read() as tx:
-            # The transaction's first query runs within the lock, so that it never sees an older state than the view's.
-            with self._view_lock:
-                view = self._view = catch_up(self._view, self._store, tx)
-            yield tx, view
-
-    def _hits(self, tx: sqlite3.Connection, results: list[list[Ranked]]) -> list[list[Hit]]:
-        rows = self._store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
-        return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
+                return _hits(store, tx, rank_dense(view, queries, k, numbers))
+            matches = (Matches.find(store, tx, text, numbers) for text in texts)
+            return _hits(store, tx, rank_hybrid(view, queries, matches, k, numbers, store.settings.fusion))
 
     def get(self, doc_id: str) -> Document | None:
         """The document with this id, or None if there is none."""
-        with self._store.read() as tx:
-            return self._store.document(tx, doc_id)
+        store = self._current().store
+        with store.read() as tx:
+            return store.document(tx, doc_id)
 
     def document_ids(self) -> list[str]:
         """The ids of all documents, in insertion order."""
-        with self._store.read() as tx:
-            return self._store.document_ids(tx)
+        store = self._current().store
+        with store.read() as tx:
+            return store.document_ids(tx)
 
     def stats(self) -> dict[str, Any]:
         """Counts and settings, JSON-serialisable."""
-        with self._store.read() as tx:
+        store = self._current().store
+        with store.read() as tx:
             return {
-                "documents": self._store.count(tx, "documents"),
-                "passages": self._store.count(tx, "passages"),
-                "sequence": self._store.sequence(tx),
-                "map_passages": self._store.map_passages(tx),
-                **json.loads(self.settings.to_json()),
+                "documents": store.count(tx, "documents"),
+                "passages": store.count(tx, "passages"),
+                "sequence": store.sequence(tx),
+                "map_passages": store.map_passages(tx),
+                **json.loads(store.settings.to_json()),
             }
 
 
-def _check_encoder(store: Store, encoder: Encoder) -> None:
-    if encoder.fingerprint != store.settings.fingerprint:
-        raise InputError(
-            f"{store.folder} was built with {store.settings.embedder_words}, not with {encoder.name} "
-            f"({encoder.fingerprint[:12]}); open it with the embedder it was built with, or build a new index."
-        )
+def _hits(store: Store, tx: sqlite3.Connection, results: list[list[Ranked]]) -> list[list[Hit]]:
+    rows = store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
+    return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
+
+
+def _open(folder: Path, load: Callable[[], Encoder | None]) -> tuple[LiveView, Encoder | None]:
+    """The index in `folder` and the encoder that `load` gives, if the index was built with it; else an InputError."""
+    view = LiveView.open(folder)
+    try:
+        encoder = load()
+        if encoder:
+            view.store.settings.check_encoder(folder, encoder)
+    except BaseException:
+        view.close()
+        raise
+    return view, encoder

@@ -3,12 +3,13 @@
 The kernel creates all of them with the permissions that the umask of the process allows.
 """
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,11 +65,14 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary folder; rename it to `path` if the block succeeds, delete it if the block fails.
 
     An existing folder `path` is replaced by two renames. A crash between them leaves no `path`, so a folder that must
-    always exist needs a new name for each version.
+    always exist needs a new name for each version. Without `replace`, only an empty folder is replaced.
+
+    Raises:
+        FileExistsError: without `replace`, if `path` has entries when the temporary folder is renamed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for item in sorted(temporary.rglob("*")):
             fsync_path(item)
         fsync_path(temporary)
-        if path.exists():
+        if not replace:
+            _rename_to_new(temporary, path)
+        elif path.exists():
             old = temporary.with_name(f"{temporary.name}.old")
             os.replace(path, old)
             os.replace(temporary, path)
@@ -91,6 +97,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_path(path.parent)
+
+
+def _rename_to_new(folder: Path, path: Path) -> None:
+    try:
+        with suppress(FileNotFoundError):
+            path.rmdir()  # only an empty folder; Windows cannot rename to an existing one
+        os.rename(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(errno.EEXIST, "exists and is not empty", str(path)) from None
+        raise
 
 
 def require_empty_folder(folder: Path) -> None:

@@ -29,5 +29,5 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)
 
-    def __sub__(self, other: "Moments") -> "Moments":
-        return Moments(self.n - other.n, self.total - other.total, self.outer - other.outer)
+    def __neg__(self) -> "Moments":
+        return Moments(-self.n, -self.total, -self.outer)

@@ -9,6 +9,7 @@ import numpy as np
 from embed.data.vectors import Vectors
 from embed.network.config import Fusion
 from embed.network.corpus_map import CorpusMap
+from index.dense.block import Block
 from index.dense.snapshot import Snapshot, State
 from index.dense.view import View
 from index.evaluation.collection import Collection, Run
@@ -34,7 +35,7 @@ class Retrievers:
             with Index.create(folder, dimension=1) as index:
                 index.add(collection.documents.values(), np.ones((len(collection.documents), 1)))
             with closing(Store(folder)) as store, store.read() as tx:
-                self._numbers = store.vectors_after(tx, 0)[0]
+                self._numbers = store.vectors(tx)[0]
                 self._matches = [Matches.find(store, tx, text, None) for text in texts]
         self._names = dict(zip(self._numbers.tolist(), collection.documents, strict=True))
 
@@ -62,8 +63,9 @@ class Retrievers:
 
     def _view(self, documents: Vectors) -> View:
         state = State("", "", int(self._numbers[-1]))
-        snapshot = Snapshot.of(self._numbers, np.ascontiguousarray(documents), state)
-        return View(snapshot, self._numbers[:0], self._numbers[:0], documents[:0], state, CorpusMap())
+        block = Block(self._numbers, np.ascontiguousarray(documents))
+        base = Snapshot.of(0, documents.shape[1], (), State("", "", 0))
+        return View(base, (block,), self._numbers[:0], state, CorpusMap())
 
     def _run(self, results: list[list[Ranked]]) -> Run:
         return {

@@ -1,6 +1,7 @@
 """Dense, lexical and hybrid ranking of the passages in one state of an index: fused scores, best hits."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ def rank_dense(view: View, queries: Vectors, k: int, allowed: Numbers | None) ->
 
 
 def rank_hybrid(
-    view: View, queries: Vectors, matches: list[Matches], k: int, allowed: Numbers | None, fusion: Fusion
+    view: View, queries: Vectors, matches: Iterable[Matches], k: int, allowed: Numbers | None, fusion: Fusion
 ) -> list[list[Ranked]]:
     """The `k` best passages for each query by fused dense and lexical scores.
 
@@ -89,7 +90,7 @@ def rank_hybrid(
     Args:
         view: the vectors.
         queries: (Q, d), mapped.
-        matches: Q lexical results within `allowed`.
+        matches: Q lexical results within `allowed`; only one at a time needs to be in memory.
         k: number of passages per query.
         allowed: ids of the passages to search; None for all.
         fusion: kind and weight of the fusion.

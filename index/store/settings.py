@@ -3,6 +3,7 @@
 import json
 import uuid
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from embed.encoding.encoder import Encoder
@@ -54,13 +55,27 @@ class Settings:
     @classmethod
     def of(
         cls,
-        encoder: Encoder,
-        max_tokens: int,
-        overlap: int,
+        encoder: Encoder | None,
+        max_tokens: int | None,
+        overlap: int | None,
         passages_per_document: int | None,
         fusion: Fusion | None,
+        dimension: int | None,
     ) -> "Settings":
-        """Settings for an index of `encoder`'s vectors; `fusion` None for the embedder's setting."""
+        """The settings of a new index; see `Index.create`."""
+        of_texts = {
+            "max_tokens": max_tokens,
+            "overlap": overlap,
+            "passages_per_document": passages_per_document,
+        }
+        for name, value in ({"dimension": dimension} if encoder else of_texts).items():
+            if value is not None:
+                kind = "of precomputed vectors" if encoder else "with an encoder"
+                raise InputError(f"{name} is {value}; it is for an index {kind}, leave it out.")
+        if not encoder:
+            return cls("", "", dimension or 0, fusion=fusion or Fusion())
+        max_tokens = 256 if max_tokens is None else max_tokens
+        overlap = max_tokens // 8 if overlap is None else overlap
         if max_tokens > encoder.max_tokens:
             raise InputError(
                 f"max_tokens is {max_tokens}; the embedder {encoder.name} takes at most {encoder.max_tokens}."
@@ -89,7 +104,20 @@ class Settings:
     @property
     def embedder_words(self) -> str:
         """The embedder's name and fingerprint, for messages."""
-        return f"{self.embedder} ({self.fingerprint[:12]})" if self.fingerprint else "precomputed vectors"
+        name = self.embedder or "an embedder without a name"
+        return f"{name} ({self.fingerprint[:12]})" if self.fingerprint else "precomputed vectors"
+
+    def check_encoder(self, folder: Path, encoder: Encoder) -> None:
+        """Check that the index in `folder`, whose settings these are, was built with `encoder`.
+
+        Raises:
+            InputError: if it was not.
+        """
+        if encoder.fingerprint != self.fingerprint:
+            raise InputError(
+                f"{folder} was built with {self.embedder_words}, not with {encoder.name} "
+                f"({encoder.fingerprint[:12]}); open it with the embedder it was built with, or build a new index."
+            )
 
     def to_json(self) -> str:
         """The settings as JSON."""

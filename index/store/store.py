@@ -7,11 +7,10 @@ reader that has processed all changes up to a sequence number can therefore quer
 
 import hashlib
 import json
-import os
 import sqlite3
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,8 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder
 from index.reading.document import Document
 from index.reading.passages import Passage
-from index.store.schema import ENVIRONMENT_ERRORS, FORMAT, SCHEMA
+from index.store.connections import Connections, environment_errors_as_os_error, get_meta
+from index.store.schema import FORMAT, SCHEMA
 from index.store.settings import Settings
 
 FILE = "index.sqlite"
@@ -43,99 +43,79 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._path = self.folder / FILE
-        self._idle: deque[sqlite3.Connection] = deque()
-        self._closed = False
-        if not self._path.is_file():
+        if not (self.folder / FILE).is_file():
             raise InputError(f"{folder} has no index (no {FILE}); create one with scripts/build_index.py.")
+        self._connections = Connections(self.folder / FILE)
         try:
             with self.read() as tx:
                 version = tx.execute("PRAGMA user_version").fetchone()[0]
                 if version != FORMAT:
                     raise InputError(
-                        f"{self._path} has format {version}; expected format {FORMAT}. Build the index again in a new "
-                        "folder with scripts/build_index.py, from the same documents."
+                        f"{folder}/{FILE} has format {version}; expected format {FORMAT}. Build the index again in "
+                        "a new folder with scripts/build_index.py, from the same documents."
                     )
-                self.settings = Settings.from_json(_get(tx, "settings"))
+                self._connections.settings_json = get_meta(tx, "settings")
+                self.settings = Settings.from_json(get_meta(tx, "settings"))
         except (sqlite3.DatabaseError, OSError) as error:
-            hint = (
-                "" if os.access(self.folder, os.W_OK) else " (reading needs write access to the folder, too)"
-            )
-            raise InputError(f"{self._path} cannot be read as an index: {error}{hint}.") from None
+            raise InputError(f"{folder}/{FILE} cannot be read as an index: {error}.") from None
 
     @classmethod
     def create(cls, folder: str | Path, settings: Settings) -> "Store":
         """Create an empty store in a new folder, atomically.
 
         Raises:
-            InputError: if the folder exists and is not empty, or is the current folder.
+            InputError: if the folder exists and is not empty, or is the current folder. Of several processes that
+                create the same index at once, one succeeds.
         """
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            what = "has an index" if (folder / FILE).exists() else "exists"
-            raise InputError(f"{folder} {what} already; give a new folder.")
+            raise _exists(folder)
         if folder.resolve() == Path.cwd():  # atomic_folder would replace the current folder
             raise InputError(f"{str(folder)!r} is the current folder; give a new folder for the index.")
-        with (
-            _environment_errors_as_os_error(folder / FILE),
-            atomic_folder(folder) as temporary,
-            closing(sqlite3.connect(temporary / FILE)) as connection,
-        ):
-            connection.execute("PRAGMA page_size = 16384")  # several vectors per page
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
-            with connection:
-                _set(connection, "settings", settings.to_json())
-                _set(connection, "sequence", 0)
-                _set_corpus_map(connection, CorpusMap(), 0)
+        try:
+            with (
+                environment_errors_as_os_error(folder / FILE),
+                atomic_folder(folder, replace=False) as temporary,
+                closing(sqlite3.connect(temporary / FILE)) as connection,
+            ):
+                connection.execute("PRAGMA page_size = 16384")  # several vectors per page
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+                with connection:
+                    _set(connection, "settings", settings.to_json())
+                    _set(connection, "sequence", 0)
+                    _set_corpus_map(connection, CorpusMap(), 0)
+        except FileExistsError:  # another process was faster
+            raise _exists(folder) from None
         return cls(folder)
 
     def close(self) -> None:
         """Close all connections; connections in use are closed when their transaction ends."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        self._connections.close()
+
+    def is_replaced(self) -> bool:
+        """Whether the store was deleted, or another one made in its place, since it was opened."""
+        return self._connections.is_replaced()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A read transaction: from its first query on it sees one state of the store, unaffected by later writes."""
-        with self._transaction("BEGIN") as connection:
+        """A read transaction: it sees one state of the store, unaffected by later writes.
+
+        Raises:
+            InputError: if the store is closed or replaced.
+        """
+        with self._connections.transaction("BEGIN") as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: committed to disk when the block ends, rolled back if it raises."""
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        """A write transaction: committed to disk when the block ends, rolled back if it raises.
+
+        Raises:
+            InputError: if the store is closed or replaced.
+        """
+        with self._connections.transaction("BEGIN IMMEDIATE") as connection:
             yield connection
-
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        # A connection serves one transaction at a time, so concurrent transactions use separate connections.
-        connection = self._idle.pop() if self._idle else self._connect()
-        try:
-            with _environment_errors_as_os_error(self._path):
-                connection.execute(begin)
-                yield connection
-                connection.execute("COMMIT")
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            if self._closed:
-                connection.close()
-            else:
-                self._idle.append(connection)
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=60,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        connection.execute("PRAGMA synchronous = FULL")  # commits survive a power failure
-        connection.execute("PRAGMA foreign_keys = ON")
-        return connection
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -148,8 +128,10 @@ class Store:
         try:
             lock.acquire()
         except Timeout:
-            message = f"Another process is writing to {self.folder}; wait until it has ended, or stop it."
-            raise InputError(message) from None
+            raise InputError(
+                f"Another process, or another thread of this one, is writing to {self.folder}; wait until it has "
+                "ended, or stop it."
+            ) from None
         try:
             yield
         finally:
@@ -195,7 +177,7 @@ class Store:
 
     def sequence(self, tx: sqlite3.Connection) -> int:
         """The sequence number of the last change."""
-        return _get(tx, "sequence")
+        return get_meta(tx, "sequence")
 
     def document_hash(self, tx: sqlite3.Connection, doc_id: str) -> str | None:
         """The content hash of a document, or None if there is no document of this id."""
@@ -219,22 +201,45 @@ class Store:
         """The number of documents or passages."""
         return tx.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
-    def vectors_after(self, tx: sqlite3.Connection, sequence: int) -> tuple[Numbers, Vectors]:
-        """Passages added after `sequence`: ids (n,) int64, sorted, and stored vectors (n, dimension) as float32."""
+    def vector_blocks(self, tx: sqlite3.Connection, sequence: int) -> Iterator[tuple[Numbers, Vectors]]:
+        """Passages added after `sequence`, in blocks: sorted ids (n,) and stored vectors (n, dimension) as float32."""
         query = "SELECT number, vector FROM vectors WHERE number > ? ORDER BY number"
-        numbers, parts, block = [], [], 4096  # in blocks, so that the data are not in memory twice
         cursor = tx.execute(query, (sequence,))
-        while rows := cursor.fetchmany(block):
-            numbers += [number for number, _ in rows]
+        while rows := cursor.fetchmany(4096):
             joined = np.frombuffer(b"".join(blob for _, blob in rows), dtype=self.settings.dtype)
-            parts.append(joined.astype(np.float32).reshape(len(rows), self.settings.dimension))
-        empty = np.empty((0, self.settings.dimension), dtype=np.float32)
-        return np.array(numbers, dtype=np.int64), np.concatenate(parts) if parts else empty
+            vectors = joined.astype(np.float32).reshape(len(rows), self.settings.dimension)
+            yield np.array([number for number, _ in rows], dtype=np.int64), vectors
+
+    def vectors(self, tx: sqlite3.Connection) -> tuple[Numbers, Vectors]:
+        """All passages: sorted ids (n,) and stored vectors (n, dimension) as float32."""
+        n = self.count(tx, "passages")
+        numbers = np.empty(n, dtype=np.int64)
+        vectors = np.empty((n, self.settings.dimension), dtype=np.float32)
+        filled = 0
+        for some_numbers, some_vectors in self.vector_blocks(tx, 0):
+            end = filled + len(some_numbers)
+            numbers[filled:end], vectors[filled:end] = some_numbers, some_vectors
+            filled = end
+        return numbers, vectors
 
     def deleted_after(self, tx: sqlite3.Connection, sequence: int) -> Numbers:
-        """The ids (n,) int64 of the passages deleted after `sequence`."""
+        """The ids (n,) int64 of the passages deleted after `sequence`, at least `first_sequence`."""
         rows = tx.execute("SELECT passage FROM tombstones WHERE sequence > ?", (sequence,))
         return np.array([number for (number,) in rows], dtype=np.int64)
+
+    def first_sequence(self, tx: sqlite3.Connection) -> int:
+        """The sequence number up to which deletions are forgotten: `deleted_after` knows those after it."""
+        return get_meta(tx, "forgotten", 0)
+
+    def forget_deletions(self, sequence: int, at_least: int) -> None:
+        """Delete the records of the deletions up to `sequence`, if they are `at_least` so many."""
+        enough = "SELECT 1 FROM tombstones WHERE sequence <= ? LIMIT 1 OFFSET ?"
+        with self.read() as tx:
+            if sequence > self.sequence(tx) or not tx.execute(enough, (sequence, at_least - 1)).fetchone():
+                return
+        with self.write() as tx:
+            tx.execute("DELETE FROM tombstones WHERE sequence <= ?", (sequence,))
+            _set(tx, "forgotten", sequence)
 
     def lexical_scores(
         self, tx: sqlite3.Connection, expression: str, *, of_stop_words: bool = False
@@ -248,7 +253,8 @@ class Store:
         """
         table = "lexical_stop_words" if of_stop_words else "lexical"
         query = f"SELECT rowid, -bm25({table}) FROM {table} WHERE {table} MATCH ? ORDER BY rowid"
-        rows = np.array(tx.execute(query, (expression,)).fetchall(), dtype=np.float64).reshape(-1, 2)
+        values = chain.from_iterable(tx.execute(query, (expression,)))
+        rows = np.fromiter(values, dtype=np.float64).reshape(-1, 2)
         return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.float32)
 
     def passages(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -263,35 +269,24 @@ class Store:
 
     def corpus_map(self, tx: sqlite3.Connection) -> CorpusMap:
         """The corpus map; the identity map until one was fitted."""
-        return CorpusMap.from_bytes(_get(tx, "corpus_map"))
+        return CorpusMap.from_bytes(get_meta(tx, "corpus_map"))
 
     def map_hash(self, tx: sqlite3.Connection) -> str:
         """sha256 of the corpus map's bytes."""
-        return _get(tx, "map_hash")
+        return get_meta(tx, "map_hash")
 
     def map_passages(self, tx: sqlite3.Connection) -> int:
         """The number of passages that the map was fitted on; 0 if none was fitted."""
-        return _get(tx, "map_passages")
+        return get_meta(tx, "map_passages")
 
     def put_corpus_map(self, tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
         """Store a corpus map that was fitted on `n_passages` passages."""
         _set_corpus_map(tx, corpus_map, n_passages)
 
 
-@contextmanager
-def _environment_errors_as_os_error(path: Path) -> Iterator[None]:
-    """Turn `ENVIRONMENT_ERRORS` into an OSError that names the file."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        # Errors raised by Python's sqlite3 module, such as for a closed connection, have no error code.
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in ENVIRONMENT_ERRORS:
-            raise OSError(f"{path}: {error}") from error
-        raise
-
-
-def _get(tx: sqlite3.Connection, key: str) -> Any:
-    return tx.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0]
+def _exists(folder: Path) -> InputError:
+    what = "has an index" if (folder / FILE).exists() else "exists"
+    return InputError(f"{folder} {what} already; give a new folder.")
 
 
 def _set(tx: sqlite3.Connection, key: str, value: str | int | bytes) -> None:
@@ -300,7 +295,7 @@ def _set(tx: sqlite3.Connection, key: str, value: str | int | bytes) -> None:
 
 def _count_up(tx: sqlite3.Connection, n: int) -> int:
     """Reserve the next `n` sequence numbers; returns the number before the first of them."""
-    last = _get(tx, "sequence")
+    last = get_meta(tx, "sequence")
     _set(tx, "sequence", last + n)
     return last
 

@@ -97,7 +97,7 @@ def write(
 def fit_map(store: Store) -> None:
     """Fit the corpus map on all stored vectors and store it with their number."""
     with store.read() as tx:
-        _, vectors = store.vectors_after(tx, 0)
+        _, vectors = store.vectors(tx)
     settings = store.settings
     corpus_map = CorpusMap.fit(settings.corpus_map, vectors, settings.map_components)
     with store.write() as tx:

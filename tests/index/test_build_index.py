@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from embed.encoding.encoder import Encoder
 from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from index.build_index import build_index
@@ -78,7 +79,7 @@ def test_building_again_adds_updates_and_deletes(built, notes, capsys):
         assert index.document_ids() == ["a.md", "b.txt", "d.txt"]
         assert index.stats()["map_passages"] == index.stats()["passages"]
         assert [hit.doc_id for hit in index.search("学而", mode="lexical")] == ["b.txt"]
-        assert (built / "snapshot.faiss").exists()
+        assert len(list(built.glob("snapshot-*.faiss"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_ctrl_c_stops_the_script_and_keeps_what_was_committed(tmp_path, embedder
         if index.exists():
             with Index.open(index) as reader:  # a second process reads while the first writes
                 n = reader.stats()["documents"]
-    with pytest.raises(InputError, match="Another process is writing to"):
+    with pytest.raises(InputError, match="is writing to"):
         build_index(input=[str(path)], index=str(index))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -239,3 +240,20 @@ def test_ctrl_c_stops_the_script_and_keeps_what_was_committed(tmp_path, embedder
         assert n <= reader.stats()["documents"] < 3000
     search_index("Number 7", index=str(index), k=1)
     assert capsys.readouterr().out.startswith(" 1. ")
+
+
+def test_the_second_of_two_first_builds_says_to_wait(tmp_path, notes, embedder, monkeypatch):
+    folder, load = tmp_path / "index", Encoder.from_pretrained
+
+    def slow_load(name):
+        encoder = load(name)
+        Index.create(folder, encoder, max_tokens=32).close()  # the other build has loaded its embedder faster
+        return encoder
+
+    monkeypatch.setattr(Encoder, "from_pretrained", slow_load)
+    with pytest.raises(InputError, match=r"has created .* in the meantime; wait until it has ended"):
+        build_index(input=[str(notes)], index=str(folder), embedder=str(embedder))
+    monkeypatch.undo()
+    build_index(input=[str(notes)], index=str(folder), embedder=str(embedder))
+    with Index.open(folder) as index:
+        assert len(index.document_ids()) == 3

@@ -1,17 +1,26 @@
 """The snapshot is a cache: missing, damaged or stale, it does not change search results."""
 
 import json
+import resource
 import shutil
+import threading
+from contextlib import closing
+from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 
-from index.dense import snapshot
-from index.dense.snapshot import FILE, MANIFEST
+from embed.network.corpus_map import CorpusMap
+from gpt_core.common.files import sha256_file
+from index.dense import snapshot, view
+from index.dense.block import Block
+from index.dense.snapshot import MANIFEST, PARTIAL, Snapshot, State
+from index.dense.view import View
 from index.index import Index
 from index.reading.document import Document
 from index.store.store import FILE as STORE_FILE
+from index.store.store import Store
 
 D = 8
 VECTORS = np.random.default_rng(0).normal(size=(60, D)).astype(np.float32)
@@ -35,6 +44,12 @@ def folder(tmp_path):
     return tmp_path / "index"
 
 
+def file(folder) -> Path:
+    """The only FAISS file in the folder."""
+    (path,) = folder.glob("*.faiss")
+    return path
+
+
 def is_used(folder, monkeypatch) -> bool:
     """Whether opening and searching reads the snapshot instead of the store's vectors."""
     used = []
@@ -46,7 +61,7 @@ def is_used(folder, monkeypatch) -> bool:
 
 
 def test_the_snapshot_opens_in_faiss_with_passage_numbers_as_ids(folder):
-    index = faiss.read_index(str(folder / FILE))
+    index = faiss.read_index(str(file(folder)))
     assert (index.ntotal, index.d) == (50, D)
     assert faiss.vector_to_array(index.id_map).tolist() == list(range(1, 51))
 
@@ -60,13 +75,13 @@ def flip(path, place):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: (folder / FILE).unlink(),
+        lambda folder: file(folder).unlink(),
         lambda folder: (folder / MANIFEST).unlink(),
-        lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100]),
-        lambda folder: (folder / FILE).write_bytes(b""),
-        lambda folder: flip(folder / FILE, 3),
-        lambda folder: flip(folder / FILE, 700),  # in a vector: FAISS loads it without an error
-        lambda folder: flip(folder / FILE, -20),  # in an id
+        lambda folder: file(folder).write_bytes(file(folder).read_bytes()[:-100]),
+        lambda folder: file(folder).write_bytes(b""),
+        lambda folder: flip(file(folder), 3),
+        lambda folder: flip(file(folder), 700),  # in a vector: FAISS loads it without an error
+        lambda folder: flip(file(folder), -20),  # in an id
         lambda folder: (folder / MANIFEST).write_text("{"),
         lambda folder: (folder / MANIFEST).write_text("[]"),
         lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe"),
@@ -99,8 +114,8 @@ def test_a_snapshot_of_another_index_or_history_is_not_used(folder, tmp_path, mo
     expected = found(folder)
     with Index.create(tmp_path / "other", dimension=D) as other:
         other.add(documents(50), -VECTORS[:50])
-    for name in (FILE, MANIFEST):
-        shutil.copy(folder / name, tmp_path / "other" / name)
+    for path in (file(folder), folder / MANIFEST):
+        shutil.copy(path, tmp_path / "other")
     assert found(tmp_path / "other") != expected
 
     shutil.copy(folder / STORE_FILE, tmp_path / "backup")
@@ -115,7 +130,7 @@ def test_a_snapshot_of_another_index_or_history_is_not_used(folder, tmp_path, mo
     assert with_other_past == [f"d{i}" for i in np.argsort(-cosines)]
 
 
-def test_refitting_the_map_makes_the_snapshot_stale(tmp_path, make_encoder, monkeypatch):
+def test_refitting_the_map_makes_the_snapshot_stale(tmp_path, make_encoder):
     encoder = make_encoder(corpus_map="standardise")
     folder = tmp_path / "index"
     with Index.create(folder, encoder, max_tokens=32) as index:
@@ -123,15 +138,21 @@ def test_refitting_the_map_makes_the_snapshot_stale(tmp_path, make_encoder, monk
         index.save_snapshot()
         index.add(Document(f"d{i}", f"another sort of text {i}") for i in range(20, 40))
         index.refit_map()
-        expected = index.search("number", k=40)
-    with Index.open(folder, encoder) as index:
-        assert [hit.doc_id for hit in index.search("number", k=40)] == [hit.doc_id for hit in expected]
+
+    def scores() -> dict[str, float]:
+        with Index.open(folder, encoder) as index:
+            return {hit.doc_id: hit.score for hit in index.search("number", k=40, mode="dense")}
+
+    with_stale_snapshot = scores()
+    file(folder).unlink()
+    assert with_stale_snapshot == pytest.approx(scores(), abs=1e-5)
 
 
 def test_a_snapshot_that_cannot_be_written_does_not_change_results(folder):
     expected = found(folder)
-    for name in (FILE, MANIFEST):
-        (folder / name).unlink()
+    for path in (file(folder), folder / MANIFEST):
+        path.unlink()
+    for name in (PARTIAL, MANIFEST):
         (folder / name).mkdir()
     assert found(folder) == expected
     with Index.open(folder) as index:
@@ -139,7 +160,183 @@ def test_a_snapshot_that_cannot_be_written_does_not_change_results(folder):
     assert found(folder) == expected
 
 
-def test_the_manifest_records_sequence_and_hashes(folder):
+def test_the_manifest_records_the_state_and_the_file_is_named_by_its_content(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["sequence"] == 50
-    assert len(manifest["sha256"]) == len(manifest["map_hash"]) == 64
+    assert len(manifest["map_hash"]) == 64
+    assert manifest["file"] == file(folder).name == f"snapshot-{sha256_file(file(folder))}.faiss"
+
+
+def test_an_older_snapshot_does_not_replace_a_newer_one(folder):
+    with Index.open(folder) as index:
+        index.search(QUERY)
+        old = index._current()._view.base
+        index.add(documents(60)[50:], VECTORS[50:])
+        index.save_snapshot()
+    new = file(folder).read_bytes()
+    old.save(folder)
+    assert Snapshot.state_on_disk(folder).sequence == 60
+    assert file(folder).read_bytes() == new
+
+
+def test_a_file_with_the_content_of_another_snapshot_is_not_used(folder, monkeypatch):
+    """As when two processes write at once: the manifest of one, the file of the other."""
+    old = file(folder)
+    with Index.open(folder) as index:
+        index.add(documents(60)[50:], VECTORS[50:])
+        expected = [hit.doc_id for hit in index.search(QUERY, k=100)]
+        old_manifest = (folder / MANIFEST).read_bytes()
+        index.save_snapshot()
+    file(folder).rename(old)
+    (folder / MANIFEST).write_bytes(old_manifest)
+    assert not is_used(folder, monkeypatch)
+    assert [doc_id for doc_id, _ in found(folder)] == expected
+
+
+def test_searches_go_on_while_a_snapshot_is_written(folder, monkeypatch):
+    monkeypatch.setattr(view, "MAX_CHANGES", 5)
+    monkeypatch.setattr(view, "MAX_CHANGED_SHARE", 0)
+    writing, go_on = threading.Event(), threading.Event()
+    write = faiss.write_index
+
+    def slow_write(*arguments):
+        writing.set()
+        assert go_on.wait(30)
+        write(*arguments)
+
+    monkeypatch.setattr(snapshot.faiss, "write_index", slow_write)
+    with Index.open(folder) as index:
+        index.add(documents(60)[50:], VECTORS[50:])
+        assert len(index.search(QUERY, k=100)) == 60
+        assert writing.wait(30)
+        index.delete("d3")
+        assert len(index.search(QUERY, k=100)) == 59
+        assert Snapshot.state_on_disk(folder).sequence == 50
+        go_on.set()
+    assert Snapshot.state_on_disk(folder).sequence == 60  # `close` waits for the snapshot
+
+
+def test_a_full_disk_leaves_the_older_snapshot(folder, monkeypatch):
+    before = file(folder)
+    with Index.open(folder) as index:
+        index.add(documents(60)[50:], VECTORS[50:])
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            index.save_snapshot()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (folder / PARTIAL).exists()
+    assert file(folder) == before
+    assert is_used(folder, monkeypatch)
+    assert len(found(folder)) == 60
+
+
+def test_what_a_killed_process_left_is_removed(folder):
+    (folder / PARTIAL).write_bytes(b"half a snapshot")
+    (folder / "snapshot-0123.faiss").write_bytes(b"a snapshot whose manifest was not written")
+    with Index.open(folder) as index:
+        index.add(documents(60)[50:], VECTORS[50:])
+        index.save_snapshot()
+    assert not (folder / PARTIAL).exists()
+    assert file(folder).name == json.loads((folder / MANIFEST).read_text())["file"]
+
+
+def peak_increase(action) -> int:
+    """By how many bytes the process's memory rises at most while `action` runs."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+    before = status("VmRSS")
+    action()
+    return status("VmHWM") - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory with Linux's /proc")
+def test_a_snapshot_takes_the_memory_of_its_vectors_once(tmp_path):
+    n, dimension = 60_000, 256
+    vectors = np.ones((n, dimension), dtype=np.float32)
+    blocks = tuple(Block(np.arange(i, i + 20_000), vectors[i : i + 20_000]) for i in range(0, n, 20_000))
+    state = State("identity", "map", n)
+    empty = Snapshot.of(0, dimension, (), State("identity", "map", 0))
+    before = View(empty, blocks, np.arange(100), state, CorpusMap())
+    merged = []
+    assert peak_increase(lambda: merged.append(before.merged())) < 1.5 * vectors.nbytes
+    base = merged[0].base
+    assert len(base.block) == n - 100
+    assert peak_increase(lambda: base.save(tmp_path)) < 0.2 * vectors.nbytes
+    loaded = []
+    increase = peak_increase(lambda: loaded.append(Snapshot.load(tmp_path, state, 0)))
+    assert increase < 1.5 * vectors.nbytes
+    np.testing.assert_array_equal(loaded[0].block.numbers, base.block.numbers)
+
+
+def test_adding_one_passage_at_a_time_copies_few_vectors(monkeypatch):
+    monkeypatch.setattr(view, "SMALL_BLOCK", 4)
+    blocks: tuple[Block, ...] = ()
+    n, n_copied, most_blocks = 2000, 0, 0
+    for i in range(n):
+        before = blocks
+        blocks = view._appended(blocks, Block(np.array([i]), np.full((1, 2), i, dtype=np.float32)))
+        n_copied += sum(len(block) for block in blocks if all(block is not known for known in before))
+        most_blocks = max(most_blocks, len(blocks))
+    assert n_copied < n * 2 * np.log2(n)
+    assert most_blocks < 2 * np.log2(n)
+    whole = Block.joined(blocks)
+    assert whole.numbers.tolist() == whole.vectors[:, 0].tolist() == list(range(n))
+
+
+def test_forgotten_deletions_do_not_bring_passages_back(folder, monkeypatch):
+    monkeypatch.setattr(view, "MIN_FORGOTTEN", 3)
+    with Index.open(folder) as stale, Index.open(folder) as index:
+        stale.search(QUERY)  # its view is older than the deletions that are forgotten
+        stale_copy = {path.name: path.read_bytes() for path in (file(folder), folder / MANIFEST)}
+        for i in range(20):
+            index.delete(f"d{i}")
+            index.save_snapshot()
+        index.add(documents(60)[50:], VECTORS[50:])
+        with index._current().store.read() as tx:
+            (n_records,) = tx.execute("SELECT count(*) FROM tombstones").fetchone()
+        assert n_records < 3
+        expected = [(hit.doc_id, hit.score) for hit in index.search(QUERY, k=100)]
+        assert [doc_id for doc_id, _ in expected if int(doc_id[1:]) < 20] == []
+        assert [(hit.doc_id, hit.score) for hit in stale.search(QUERY, k=100)] == expected
+    file(folder).unlink()
+    for name, content in stale_copy.items():  # nor does a snapshot that is older than them
+        (folder / name).write_bytes(content)
+    assert [doc_id for doc_id, _ in found(folder)] == [doc_id for doc_id, _ in expected]
+
+
+def test_a_snapshot_that_is_newer_than_the_transaction_is_not_used(folder):
+    """As when another process commits and saves between the begin of a search and the reading of the snapshot."""
+    with Index.open(folder) as index, closing(Store(folder)) as store, store.read() as tx:
+        index.add(documents(60)[50:], VECTORS[50:])
+        index.delete("d3")
+        index.save_snapshot()
+        (found, _) = view.catch_up(None, store, tx).search(VECTORS[:1], 100)[0]
+    assert sorted(found.tolist()) == list(range(1, 51))
+
+
+def test_a_view_finds_the_same_on_a_snapshot_of_an_earlier_state(folder):
+    """As when documents are added and deleted while the snapshot is made."""
+    with Index.open(folder) as index:
+        index.add(documents(54)[50:], VECTORS[50:54])
+        index.delete(["d1", "d51"])
+        index.search(QUERY)
+        base = index._current()._view.merged().base
+        index.add(documents(60)[54:], VECTORS[54:])
+        index.search(QUERY)
+        index.delete(["d2", "d52", "d57"])
+        index.search(QUERY)
+        before = index._current()._view
+        after = before.rebased(base)
+        assert len(after) == len(before) == 55
+        assert after.deleted.tolist() == [3, 53, 60]
+        (found, scores), (expected, expected_scores) = (
+            v.search(VECTORS[:1], 100)[0] for v in (after, before)
+        )
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-6)

@@ -1,12 +1,14 @@
 """Search compared with brute force over the added documents."""
 
 import threading
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion
@@ -15,6 +17,8 @@ from gpt_core.common.errors import InputError
 from index.dense import view as dense
 from index.index import Index
 from index.reading.document import Document
+from index.search import rank
+from index.search.lexical import Matches
 
 # isort: split
 import faiss
@@ -53,47 +57,134 @@ def test_dense_search_equals_brute_force(index, n_queries):
     assert [h.doc_id for h in index.search(queries[0], k=5)] == [h.doc_id for h in results[0]]
 
 
-@settings(max_examples=15, deadline=None)
-@given(data=st.data())
-def test_any_sequence_of_changes_gives_the_expected_contents(tmp_path_factory, data):
-    """A dict has the expected contents. The snapshot is rebuilt every few changes, and the index reopened at times."""
-    folder = tmp_path_factory.mktemp("changes") / "index"
+class Changes(RuleBasedStateMachine):
+    """Any sequence of changes and searches. `expected` has the vectors that the index should have, by document.
+
+    Snapshots are made, blocks joined and deletions forgotten every few changes. A second handle searches at times only,
+    so its view is of any age.
+    """
+
+    folders: ClassVar[Any] = None
     documents, vectors = corpus(60)
-    model: dict[str, np.ndarray] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense, "MAX_CHANGES", 7)
-        index = Index.create(folder, dimension=D)
-        for _ in range(data.draw(st.integers(1, 12))):
-            action = data.draw(st.sampled_from(["add", "upsert", "delete", "reopen", "save", "search"]))
-            chosen = data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=9, unique=True))
-            if action == "add":
-                chosen = [i for i in chosen if f"d{i}" not in model]
-                index.add([documents[i] for i in chosen], vectors[chosen].reshape(-1, D))
-                model |= {f"d{i}": vectors[i] for i in chosen}
-            elif action == "upsert":
-                version = data.draw(st.integers(0, 9))
-                new = [Document(f"d{i}", f"version {version}") for i in chosen]
-                known = [
-                    i for i in chosen if (old := index.get(f"d{i}")) and old.text == f"version {version}"
-                ]
-                assert index.upsert(new, -vectors[chosen]).unchanged == len(known)
-                model |= {f"d{i}": -vectors[i] for i in chosen}
-            elif action == "delete":
-                assert index.delete([f"d{i}" for i in chosen]) == sum(f"d{i}" in model for i in chosen)
-                for i in chosen:
-                    model.pop(f"d{i}", None)
-            elif action == "save":
-                index.save_snapshot()
-            elif action == "reopen":
-                index.close()
-                index = Index.open(folder)
-            ids, matrix = list(model), np.array([*model.values()]).reshape(-1, D)
-            hits = index.search(vectors[0], k=100)
-            assert [h.doc_id for h in hits] == [
-                ids[i] for i in np.argsort(-(matrix @ vectors[0]), kind="stable")
-            ]
-        assert index.stats()["documents"] == index.stats()["passages"] == len(model)
-        index.close()
+    chosen = st.lists(st.integers(0, 59), min_size=1, max_size=20, unique=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = self.folders.mktemp("changes") / "index"
+        self.index = Index.create(self.folder, dimension=D)
+        self.other = Index.open(self.folder)
+        self.expected: dict[str, np.ndarray] = {}
+
+    def teardown(self) -> None:
+        assert self.index.stats()["documents"] == self.index.stats()["passages"] == len(self.expected)
+        self.index.close()
+        self.other.close()
+
+    @rule(chosen=chosen)
+    def add(self, chosen: list[int]) -> None:
+        chosen = [i for i in chosen if f"d{i}" not in self.expected]
+        self.index.add([self.documents[i] for i in chosen], self.vectors[chosen].reshape(-1, D))
+        self.expected |= {f"d{i}": self.vectors[i] for i in chosen}
+
+    @rule(chosen=chosen, version=st.integers(0, 9))
+    def upsert(self, chosen: list[int], version: int) -> None:
+        new = [Document(f"d{i}", f"version {version}") for i in chosen]
+        known = [one for one in new if (old := self.index.get(one.id)) and old.text == one.text]
+        assert self.index.upsert(new, -self.vectors[chosen]).unchanged == len(known)
+        self.expected |= {f"d{i}": -self.vectors[i] for i in chosen}
+
+    @rule(chosen=chosen)
+    def delete(self, chosen: list[int]) -> None:
+        ids = [f"d{i}" for i in chosen]
+        assert self.index.delete(ids) == sum(doc_id in self.expected for doc_id in ids)
+        for doc_id in ids:
+            self.expected.pop(doc_id, None)
+
+    @rule()
+    def delete_the_nearest(self) -> None:
+        """So that the best rows of the blocks are deleted ones."""
+        self.delete([int(doc_id[1:]) for doc_id in self.nearest(self.vectors[0])[:20]])
+
+    @rule()
+    def save(self) -> None:
+        self.index.save_snapshot()
+
+    @rule()
+    def reopen(self) -> None:
+        self.index.close()
+        self.index = Index.open(self.folder)
+
+    @rule(k=st.sampled_from([1, 3, 100]), n_queries=st.sampled_from([1, 9]), other=st.booleans())
+    def search(self, k: int, n_queries: int, other: bool) -> None:
+        queries = self.vectors[:n_queries]
+        for query, hits in zip(
+            queries, (self.other if other else self.index).search(queries, k), strict=True
+        ):
+            assert [hit.doc_id for hit in hits] == self.nearest(query)[:k]
+
+    def nearest(self, query: np.ndarray) -> list[str]:
+        return sorted(self.expected, key=lambda doc_id: -float(self.expected[doc_id] @ query))
+
+
+def test_any_sequence_of_changes_gives_the_expected_contents(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(dense, "MAX_CHANGES", 7)
+    monkeypatch.setattr(dense, "SMALL_BLOCK", 3)
+    monkeypatch.setattr(dense, "ROWS_PER_STEP", 4)
+    monkeypatch.setattr(dense, "MIN_FORGOTTEN", 2)
+    monkeypatch.setattr(Changes, "folders", tmp_path_factory)
+    run_state_machine_as_test(Changes, settings=settings(max_examples=15, stateful_step_count=20))
+
+
+def half_deleted(n: int = 400) -> tuple[list[Document], list[Document], np.ndarray]:
+    """Documents, those of them that are left after half of them is deleted, and the vectors of all.
+
+    Document i has the cosine cos(i / n) with the query (1, 0, …). The deleted ones are the nearest, but every tenth.
+    """
+    angles = np.arange(n) / n
+    vectors = np.zeros((n, D), dtype=np.float32)
+    vectors[:, 0], vectors[:, 1] = np.cos(angles), np.sin(angles)
+    documents = [Document(f"d{i}", f"document number{i} of the corpus") for i in range(n)]
+    left = [document for i, document in enumerate(documents) if i >= n * 5 // 9 or i % 10 == 9]
+    return documents, left, vectors
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("n_queries", [1, 9])
+def test_dense_search_finds_k_passages_behind_deleted_ones(index, saved, n_queries):
+    documents, left, vectors = half_deleted()
+    index.add(documents, vectors)
+    if saved:
+        index.save_snapshot()
+    index.search(vectors[0])
+    index.delete([document.id for document in documents if document not in left])
+    queries = np.eye(1, D, dtype=np.float32).repeat(n_queries, axis=0)
+    for k in (1, 3, 10, 400):
+        for hits in index.search(queries, k):
+            assert [hit.doc_id for hit in hits] == [document.id for document in left[:k]]
+
+
+@pytest.mark.parametrize("kind", ["tm2c2", "z", "rrf"])
+def test_hybrid_search_takes_candidates_from_both_retrievers(tmp_path, make_encoder, kind):
+    """400 documents, of which half are deleted, and k = 3, so that at most 100 of 200 are candidates of each."""
+    encoder = make_encoder(fusion=Fusion(kind, 0.5))
+    documents, left, vectors = half_deleted()
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
+        query = "number399"
+        vectors = np.pad(vectors, ((0, 0), (0, encoder.dimension - D)))
+        # The query is the first of an orthogonal basis, so document i has the cosine cos(i / 400) with it.
+        basis = np.linalg.qr(np.column_stack([encoder.encode_query(query)[0], np.eye(encoder.dimension)]))[0]
+        basis[:, 0] = encoder.encode_query(query)[0]
+        index.add(documents, vectors @ basis[:, : encoder.dimension].T)
+        index.save_snapshot()
+        index.search(query)
+        index.delete([document.id for document in documents if document not in left])
+        hits = index.search(query, k=3)
+        # The only document with the query's word is the last of 200 by cosine; the others have no word of it.
+        assert {hit.doc_id for hit in hits} == {"d399", left[0].id, left[1].id}
+        only = next(hit for hit in hits if hit.doc_id == "d399")
+        assert only.lexical > 0
+        assert only.dense == pytest.approx(np.cos(399 / 400), abs=2e-3)
+        assert [hit.doc_id for hit in index.search(query, k=3, mode="dense")] == [d.id for d in left[:3]]
 
 
 @pytest.mark.parametrize("kind", ["tm2c2", "z", "rrf"])
@@ -130,6 +221,17 @@ def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_e
         assert index.search(query, filter={"doc_id": "none of these"}) == []
 
 
+def test_hybrid_search_keeps_the_matches_of_one_query_at_a_time(tmp_path, encoder, monkeypatch):
+    calls = []
+    find, fuse = Matches.find, rank.fuse
+    monkeypatch.setattr(Matches, "find", lambda *a: calls.append("find") or find(*a))
+    monkeypatch.setattr(rank, "fuse", lambda *a: calls.append("fuse") or fuse(*a))
+    with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
+        index.add(corpus(20)[0])
+        assert len(index.search(["python", "rust", "type"], k=2)) == 3
+    assert calls == ["find", "fuse"] * 3
+
+
 def test_z_spread_is_exact_after_changes(index, monkeypatch):
     monkeypatch.setattr(dense, "MAX_CHANGES", 50)
     documents, vectors = corpus(200)
@@ -138,10 +240,10 @@ def test_z_spread_is_exact_after_changes(index, monkeypatch):
     index.search(vectors[0])
     index.add(documents[100:130], vectors[100:130])
     index.delete([f"d{i}" for i in range(95, 105)])
-    with index._current() as (_, view):
+    with index._current().current() as (_, view):
         alive = [i for i in range(130) if not 95 <= i < 105]
         assert len(view.deleted) == 5
-        assert len(view.numbers) == 25
+        assert sum(map(len, view.newer)) == 25
         scores = vectors[alive].astype(np.float64) @ vectors[199]
         assert view.spread(vectors[199]) == pytest.approx((scores.mean(), scores.std()), rel=1e-5)
 

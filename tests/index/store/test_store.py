@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -280,13 +281,149 @@ def test_one_writer_at_a_time_while_others_read(tmp_path):
         writer.start()
         assert inside.wait(30)
         for write in (lambda: other.add(Document("c", "c"), [0, 1]), lambda: other.delete("a")):
-            with pytest.raises(InputError, match="Another process is writing"):
+            with pytest.raises(InputError, match="is writing to"):
                 write()
         assert [hit.doc_id for hit in other.search([1, 0])] == ["a"]
         go_on.set()
         writer.join()
         other.add(Document("c", "c"), [0, 1])
         assert [hit.doc_id for hit in index.search([0, 1], k=1)] == ["c"]
+
+
+def test_of_several_that_create_an_index_at_once_one_succeeds(tmp_path):
+    for attempt in range(3):
+        folder, start, results = tmp_path / f"index{attempt}", threading.Barrier(6), []
+
+        def create(folder=folder, start=start, results=results):
+            start.wait()
+            try:
+                with Index.create(folder, dimension=2) as index:
+                    index.add(Document("a", "text"), [1, 0])
+                results.append("made")
+            except InputError as error:
+                results.append(str(error))
+
+        threads = [threading.Thread(target=create) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        results.remove("made")
+        assert results == [f"{folder} has an index already; give a new folder."] * 5
+        with Index.open(folder) as index:
+            assert index.document_ids() == ["a"]
+        assert sorted(os.listdir(tmp_path))[-1] == folder.name  # no temporary folder is left
+
+
+def test_a_closed_index_refuses_everything(tmp_path):
+    with Index.create(tmp_path / "index", dimension=2) as index:
+        index.add(Document("a", "text"), [1, 0])
+        index.search([1, 0])
+    for use in (
+        lambda: index.search([1, 0]),
+        lambda: index.search("text", mode="lexical"),
+        lambda: index.get("a"),
+        lambda: index.delete("a"),
+        lambda: index.add(Document("b", "text"), [1, 0]),
+        index.stats,
+        index.save_snapshot,
+    ):
+        with pytest.raises(InputError, match="is closed; open it again"):
+            use()
+    index.close()
+    with Index.open(tmp_path / "index") as index:
+        assert index.document_ids() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_tokens", 64), ("overlap", 0), ("passages_per_document", 3)]
+)
+def test_settings_of_texts_are_refused_for_precomputed_vectors(tmp_path, name, value):
+    with pytest.raises(InputError, match=f"{name} is {value}; it is for an index with an encoder"):
+        Index.create(tmp_path / "index", dimension=4, **{name: value})
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_dimension_is_refused_with_an_encoder(tmp_path, encoder):
+    with pytest.raises(InputError, match="dimension is 999; it is for an index of precomputed vectors"):
+        Index.create(tmp_path / "index", encoder, dimension=999)
+
+
+def test_an_index_of_an_embedder_without_a_name_says_so(tmp_path, make_encoder):
+    encoder = make_encoder(name="")
+    with Index.create(tmp_path / "index", encoder, max_tokens=32) as index:
+        index.add(Document("a", "text"))
+    with Index.open(tmp_path / "index") as index:
+        for use in (lambda: index.search("text"), lambda: index.add(Document("b", "b"))):
+            with pytest.raises(InputError, match=r"embedder without a name \(\w+\); give the encoder to"):
+                use()
+    with Index.open(tmp_path / "index", encoder) as index:
+        assert [hit.doc_id for hit in index.search("text")] == ["a"]
+
+
+# A process that is not root searches each folder that it is given and prints what it finds.
+SEARCH = """
+import os, sys
+from index import Document, Index
+if os.getuid() == 0:
+    os.setuid(65534)
+for folder in sys.argv[1:]:
+    try:
+        with Index.open(folder) as index:
+            print([hit.doc_id for hit in index.search([1, 0])], index.search("two", mode="lexical")[0].doc_id)
+            index.save_snapshot()
+            index.delete("a")
+    except Exception as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="changes the rights of files")
+def test_a_read_only_copy_has_all_commits_or_is_refused(tmp_path):
+    with tempfile.TemporaryDirectory() as name, Index.create(tmp_path / "index", dimension=2) as index:
+        root = Path(name)
+        root.chmod(0o755)  # tmp_path is private
+        index.add([Document("a", "one"), Document("b", "two")], [[1, 0], [0, 1]])
+        shutil.copytree(tmp_path / "index", root / "in_use")
+        shutil.copytree(tmp_path / "index", root / "incomplete")
+        (root / "incomplete" / f"{FILE}-shm").unlink()
+        index.close()
+        shutil.copytree(tmp_path / "index", root / "closed")
+        for path in root.rglob("*"):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        searched = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                SEARCH,
+                *(str(root / name) for name in ("closed", "in_use", "incomplete")),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        )
+        for path in root.iterdir():
+            path.chmod(0o755)
+    assert searched.stderr == ""
+    closed, refused, in_use, refused_too, incomplete = searched.stdout.splitlines()
+    assert closed == in_use == "['a', 'b'] b"
+    for error in (refused, refused_too):
+        assert "Permission denied" in error or "Read-only file system" in error
+    assert "-wal has changes that index.sqlite does not have yet, and the folder is read-only" in incomplete
+
+
+def test_after_an_error_of_the_file_its_connection_is_not_used_again(tmp_path):
+    with Index.create(tmp_path / "index", dimension=2) as index:
+        index.add([Document(f"d{i}", f"text {i} " * 999) for i in range(50)], np.eye(2).repeat(25, axis=0))
+    content = (tmp_path / "index" / FILE).read_bytes()
+    with Index.open(tmp_path / "index") as index:
+        with open(tmp_path / "index" / FILE, "r+b") as f:
+            f.seek(16384 * 2)
+            f.write(os.urandom(len(content) - 16384 * 2))
+        with pytest.raises(OSError, match="malformed"):
+            index.get("d7")
+        (tmp_path / "index" / FILE).write_bytes(content)
+        assert index.get("d7").text == "text 7 " * 999
 
 
 def test_a_moved_index_opens(tmp_path, encoder):
