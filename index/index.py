@@ -20,6 +20,7 @@ from index.reading.document import Document
 from index.search.filters import Filter, allowed
 from index.search.lexical import Matches
 from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.store.files import Files
 from index.store.settings import Settings
 from index.store.store import Store
 from index.store.write import Changes, check_vectors, fit_map, write
@@ -113,6 +114,11 @@ class Index:
     def settings(self) -> Settings:
         """The settings that were fixed when the index was created."""
         return self._store.settings
+
+    @property
+    def files(self) -> Files:
+        """The files that documents were read from."""
+        return Files(self._store)
 
     @property
     def encoder(self) -> Encoder | None:

@@ -9,8 +9,12 @@ from typing import Any
 import yaml
 
 from gpt_core.common.errors import InputError
+from gpt_core.common.list_files import has_ending
 from index.reading.document import Document
+from index.reading.log import ReadingLog
+from index.reading.source_files import SourceFile
 
+MARKDOWN = (".md", ".markdown")
 FRONT_MATTER = re.compile(r"---\r?\n(.*?\r?\n)---\r?\n", re.DOTALL)
 
 
@@ -20,21 +24,25 @@ FENCE = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t]*#*[ \t\r]*$", re.MULTILINE)
 
 
-def read_text_file(path: Path, name: str) -> Iterator[tuple[str, Document]]:
+class NotText(InputError):
+    """The file is not UTF-8 text."""
+
+
+def read_text_file(file: SourceFile, name: str, log: ReadingLog) -> Iterator[tuple[str, Document]]:
     """Yield a Markdown or plain-text file as one document, with the file's path for error messages.
 
     Raises:
-        InputError: if the file is not UTF-8 text.
+        NotText: if the file is not UTF-8 text.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # keeps line ends, so that offsets match the file
+        text = file.path.read_bytes().decode("utf-8-sig")  # keeps line ends, so that offsets match the file
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+        raise NotText(f"{file.path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
     if "\0" in text:
-        raise InputError(f"{path} is not text: it contains a zero byte.")
-    title, metadata = _markdown_head(text) if path.suffix == ".md" else ("", {})
-    title = title or (path.stem if text.strip() else "")  # an empty file has no title either
-    yield str(path), Document(name, text, title, metadata, str(path))
+        raise NotText(f"{file.path} is not text: it contains a zero byte.")
+    title, metadata = _markdown_head(text) if has_ending(file.path, MARKDOWN) else ("", {})
+    title = title or (Path(file.source).stem if text.strip() else "")  # an empty file has no title either
+    yield str(file.path), Document(name, text, title, metadata, file.source)
 
 
 def _markdown_head(text: str) -> tuple[str, dict[str, Any]]:

@@ -7,7 +7,8 @@ import pytest
 
 from gpt_core.common.errors import InputError
 from index.reading.document import Document
-from index.reading.read import iter_documents, list_files
+from index.reading.read import iter_documents
+from index.reading.source_files import find_files
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -31,7 +32,7 @@ def test_jsonl_reads_beir_keys_and_takes_the_others_for_metadata(tmp_path):
         {"year": 1999, "lang": "en"},
     )
     assert (second.id, second.title, second.text, second.metadata) == ("7", "", "知之", {})
-    assert (third.id, third.metadata) == ("c.jsonl:5", {"number": 3})
+    assert (third.id, third.metadata) == (f"c.jsonl:{third.hash[:16]}", {"number": 3})
 
 
 @pytest.mark.parametrize(("ending", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
@@ -76,8 +77,8 @@ def test_a_broken_line_is_named(tmp_path, line, message):
 def test_folders_are_walked_in_order_without_hidden_files(tmp_path):
     for name in ("b.txt", "a/z.md", "a/b/c.jsonl", ".git/x.txt", "a/.hidden.md", "pixel.png"):
         write(tmp_path / name, '{"text": "x"}' if name.endswith("jsonl") else "some text")
-    assert [d.id for d in iter_documents([tmp_path])] == ["b.txt", "a/z.md", "a/b/c.jsonl:1"]
-    assert list_files([tmp_path])[1] == [tmp_path / "pixel.png"]
+    assert [d.id.split(":")[0] for d in iter_documents([tmp_path])] == ["b.txt", "a/z.md", "a/b/c.jsonl"]
+    assert find_files([tmp_path]).listing.skipped == [tmp_path / "pixel.png"]
 
 
 def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path):
@@ -132,13 +133,27 @@ def test_files_that_are_not_text_are_refused(tmp_path, name, content, message):
     assert message in str(error.value)
 
 
-def test_a_missing_path_and_two_files_with_one_id_are_refused(tmp_path):
+def test_a_missing_path_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         list(iter_documents([tmp_path / "nowhere"]))
-    path = write(tmp_path / "a.txt", "x")
-    with pytest.raises(InputError, match=r"another document has the id 'a\.txt'"):
-        list(iter_documents([path, write(tmp_path / "b" / "a.txt", "y")]))
-    assert [document.id for document in iter_documents([path, tmp_path])] == ["a.txt", "b/a.txt"]
+
+
+def test_a_file_is_read_once_and_files_of_one_name_have_different_ids(tmp_path):
+    path = write(tmp_path / "a" / "x.txt", "one")
+    write(tmp_path / "b" / "x.txt", "two")
+    paths = [path, tmp_path / "a", tmp_path / "b"]
+    assert [(d.id, d.text) for d in iter_documents(paths)] == [("x.txt", "one"), ("b/x.txt", "two")]
+
+
+def test_lines_without_ids_are_named_by_their_content(tmp_path, capsys):
+    path = write(tmp_path / "c.jsonl", '{"text": "plums"}\n{"text": "pears"}\n{"text": "plums"}\n')
+    before = [d.id for d in iter_documents([path])]
+    assert len(before) == 2
+    assert "left out 1 lines without an id that repeat a line of their file" in capsys.readouterr().err
+    write(path, '{"text": "figs"}\n' + path.read_text())
+    after = [d.id for d in iter_documents([path])]
+    assert after[1:] == before
+    assert after[0] not in before
 
 
 def test_the_hash_depends_on_the_content_only():
