@@ -89,35 +89,6 @@ def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "title", "metadata"),
-    [
-        ("# A *title* #\n\nbody", "A *title*", {}),
-        ("body\n\n## Second level\n", "Second level", {}),
-        ("```\n# no heading\n```\n# Heading\n", "Heading", {}),
-        (
-            "---\ntitle: From the front\ndate: 2026-01-02\ntags: [a, b]\n---\n# Heading\n",
-            "From the front",
-            {"date": "2026-01-02", "tags": ["a", "b"]},
-        ),
-        (
-            "---\nlog: {2026-01-02: begun, 3: [.inf, yes]}\n---\n# Heading\n",
-            "Heading",
-            {"log": {"2026-01-02": "begun", "3": ["inf", True]}},
-        ),
-        ("---\nno front matter: [\n---\n# Heading\n", "Heading", {}),
-        ("---\nno such day: 2026-13-45\n---\n# Heading\n", "Heading", {}),
-        ("---\nin itself: &a [*a]\n---\n# Heading\n", "Heading", {}),
-        ("no heading at all", "page", {}),
-    ],
-)
-def test_markdown_has_a_title_and_keeps_its_text(tmp_path, text, title, metadata):
-    write(tmp_path / "page.md", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    (document,) = iter_documents([tmp_path / "page.md"])
-    assert (document.title, document.metadata) == (title, metadata)
-    assert document.text == text.replace("\n", "\r\n")
-
-
-@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.txt", b"caf\xe9", "a.txt is not UTF-8 text"),
