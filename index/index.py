@@ -17,7 +17,7 @@ from gpt_core.common.errors import InputError
 from index.dense.snapshot import Snapshot
 from index.dense.view import View, catch_up
 from index.reading.document import Document
-from index.search.filters import Filter, allowed
+from index.search.filters import Filter, allowed, unknown_fields
 from index.search.lexical import Matches
 from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
 from index.store.files import Files
@@ -253,8 +253,8 @@ class Index:
                 as `settings.fusion` says, over the union of the best max(100, 10 k) passages of each.
             filter: conditions on the documents' metadata, all of which must hold. A field must have one value
                 (`{"status": "Final"}`), one of several (`["Final", "Active"]`), or be within bounds
-                (`{"gte": 2000, "lte": 2010}`). A list field matches if any of its values does. `doc_id` is the
-                document's id.
+                (`{"gte": 2000, "lte": 2010}`; a year or month compares with that part of a date). A list field
+                matches if any of its values does. true and false are no numbers. `doc_id` is the document's id.
 
         Returns:
             Hits, best first; for several queries one list per query.
@@ -329,6 +329,11 @@ class Index:
         """The ids of all documents, in insertion order."""
         with self._store.read() as tx:
             return self._store.document_ids(tx)
+
+    def unknown_fields(self, filter: Filter) -> list[str]:
+        """The fields of `filter` that no document has."""
+        with self._store.read() as tx:
+            return unknown_fields(tx, filter)
 
     def stats(self) -> dict[str, Any]:
         """Counts and settings, JSON-serialisable."""

@@ -139,6 +139,8 @@ def test_searching_prints_hits_or_json(built, capsys):
     search_index("nothing like it", index=str(built), mode="lexical")
     out, err = capsys.readouterr()
     assert (out, err) == ("", "nothing found\n")
+    search_index("walrus", index=str(built), mode="lexical", filter=("yaer=2018", "year=2018"))
+    assert capsys.readouterr().err == "no document has the field 'yaer'\nnothing found\n"
     search_index("much too long " * 100, index=str(built), k=1)
     assert "the query was truncated to the embedder's 96 tokens" in capsys.readouterr().err
 
