@@ -70,7 +70,7 @@ class Index:
         """
         overlap = max_tokens // 8 if overlap is None else overlap
         if encoder:
-            settings = Settings.of(encoder, max_tokens, overlap, passages_per_document, fusion)
+            settings = Settings.of(encoder, max_tokens, overlap, passages_per_document, fusion, Path(folder))
         else:
             settings = Settings("", "", dimension or 0, fusion=fusion or Fusion())
         return cls(Store.create(folder, settings), encoder)
@@ -129,7 +129,13 @@ class Index:
         """
         with self._encoder_lock:
             if self._encoder is None and self.settings.embedder:
-                encoder = Encoder.from_pretrained(self.settings.embedder)
+                try:
+                    encoder = Encoder.from_pretrained(self.settings.find_embedder(self.folder))
+                except InputError as error:
+                    raise InputError(
+                        f"{self.folder} was built with {self.settings.embedder_words}, which cannot be loaded; "
+                        f"open the index with the folder in which its embedder is now. {error}"
+                    ) from None
                 _check_encoder(self._store, encoder)
                 self._encoder = encoder
             return self._encoder

@@ -41,7 +41,7 @@ def load(
     if encoder is None:
         raise InputError(f"{index} was built from precomputed vectors; give an index with an embedder.")
     folder = resolve(generator)  # resolved once: a training run may write a better checkpoint meanwhile
-    if dtype == "float32" and folder == resolve(embedder or opened.settings.embedder):
+    if dtype == "float32" and folder.resolve() == encoder.folder:
         model, tokenizer = encoder.model, encoder.tokenizer
     else:
         model, tokenizer = load_for_inference(folder, dtype), Tokenizer.from_pretrained(folder)
