@@ -41,7 +41,7 @@ def build_index(
 
     New documents are added, changed ones replaced, unchanged ones skipped. To continue an interrupted build, run it
     again. The input is read once before anything is written, so that a malformed line is reported at the start. Files
-    in folders that cannot be read are named on stderr and left out; their documents are kept.
+    in folders that cannot be read are named on stderr and left out; their documents are kept, and the exit status is 0.
 
     A file is recognised by its real path, however it is given, so that files of the same name in several folders are
     different documents. A document's id is the file's path below the folder that was given, or longer if another file

@@ -1,9 +1,10 @@
 """Front matter: the block of YAML fields at the beginning of a Markdown file."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.events import AliasEvent
@@ -43,7 +44,7 @@ def read_front_matter(text: str) -> FrontMatter | None:
         return None
     block = text[begin.end() : end.start()]
     try:
-        loaded = _as_json(yaml.load(block, _Loader))
+        loaded = _load(block)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 2}: " if error.problem_mark else ""
         problem = f"{line}{error.problem}"[:100]
@@ -60,13 +61,6 @@ def read_front_matter(text: str) -> FrontMatter | None:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema without aliases and unusual numbers; PyYAML's own loaders read YAML 1.1."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-    yaml_constructors: ClassVar[dict[Any, Any]] = {
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
-    }
-
     def fetch_flow_collection_start(self, token: Any) -> None:
         if self.flow_level == MAX_NESTED:
             raise yaml.MarkedYAMLError(
@@ -81,6 +75,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+_Loader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+}
+_Loader.yaml_implicit_resolvers = {}
 for kind, pattern, first in [
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -93,16 +93,27 @@ for kind, pattern, first in [
 def _value(text: str) -> Any:
     """The value of a single line: a scalar or a list of YAML, else the text as it is."""
     try:
-        value = _as_json(yaml.load(text, _Loader))
+        value = _load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
     return text if isinstance(value, dict) else value
 
 
+def _load(text: str) -> Any:
+    """YAML as data that JSON can represent.
+
+    Raises:
+        ValueError: for half of a surrogate pair, or a number that a tag asks for and the text is not.
+    """
+    value = _as_json(yaml.load(text, _Loader))
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def _as_json(value: Any) -> Any:
-    """YAML data with keys that are strings and without infinite numbers."""
+    """YAML data with keys that are strings and without infinite numbers, which the tag !!float can make."""
     if isinstance(value, dict):
         return {key if isinstance(key, str) else json.dumps(key): _as_json(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_as_json(one) for one in value]
-    return value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,7 @@ import pytest
 
 from embed import Encoder
 from gpt_core.common.errors import InputError
-from index.build_index import build_index
+from index.build_index import _check, build_index
 from index.index import Index
 from index.reading.document import Document
 
@@ -228,3 +228,17 @@ def test_input_of_which_nothing_can_be_read_is_an_error(tmp_path, build):
     with pytest.raises(InputError, match="is not UTF-8 text"):
         build("a/latin.txt")
     assert not (tmp_path / "index").exists()
+
+
+def test_a_file_that_changes_during_a_build_loses_nothing_that_is_written(tmp_path, build, monkeypatch):
+    path = write(tmp_path / "a.jsonl", '{"_id": "x", "text": "x"}\n{"_id": "y", "text": "y"}\n')
+    build("a.jsonl")
+
+    def check_and_change(*arguments: object) -> object:
+        checked = _check(*arguments)
+        path.write_text('{"_id": "y", "text": "y"}\n{"_id": "z", "text": "z"}\n')
+        return checked
+
+    monkeypatch.setattr("index.build_index._check", check_and_change)
+    assert "1 documents added, 0 updated, 1 unchanged, 1 deleted" in build("a.jsonl", delete_missing=True)
+    assert set(texts(tmp_path)) == {"y", "z"}

@@ -109,6 +109,7 @@ def test_the_heading_is_the_first_one_of_a_whole_parse(lines):
             {"big": "1234567890" * 2, "small": "0.1234567890123456789"},
         ),
         ("log: {2026-01-02: begun, 3: [.inf, on]}", {"log": {"2026-01-02": "begun", "3": [".inf", "on"]}}),
+        ("infinite: !!float .inf", {"infinite": "inf"}),
         ("no such day: 2026-13-45", {"no such day": "2026-13-45"}),
         ("# a comment\nkey: |\n  two\n  lines\n", {"key": "two\nlines\n"}),
     ],
@@ -157,6 +158,8 @@ def test_a_title_that_is_a_list_stays_a_field(tmp_path):
         ("\tkey: 1\nother: 2", "Heading", {"other": 2}),
         ("in itself: &a [*a]", "Heading", {"in itself": "&a [*a]"}),
         ("date: !!timestamp 2026-01-02", "Heading", {"date": "!!timestamp 2026-01-02"}),
+        ('half: "\\ud83d"\nkey: 1', "Heading", {"half": '"\\ud83d"', "key": 1}),
+        ("number: !!int x", "Heading", {"number": "!!int x"}),
         ("deep: " + "[" * 5000, "Heading", {"deep": "[" * 5000}),
     ],
 )
