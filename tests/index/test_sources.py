@@ -175,6 +175,16 @@ def test_only_documents_below_the_input_are_missing(tmp_path, build):
         build(delete=("b",))
 
 
+def test_a_link_out_of_a_folder_counts_as_a_file_of_that_folder(tmp_path, build):
+    write(tmp_path / "a" / "b.txt", "b")
+    target = write(tmp_path / "elsewhere.txt", "linked")
+    (tmp_path / "a" / "link.txt").symlink_to(target)
+    build("a")
+    assert "0 documents added, 0 updated, 1 unchanged" in build("elsewhere.txt")
+    (tmp_path / "a" / "link.txt").unlink()
+    assert "1 documents of the index are not in the input, such as link.txt" in build("a")
+
+
 def test_a_moved_folder_keeps_its_unchanged_documents(tmp_path, build):
     write(tmp_path / "old" / "a.md", "same")
     write(tmp_path / "old" / "b.md", "before")
