@@ -1,9 +1,10 @@
 """The command that builds or updates an index."""
 
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,15 +15,19 @@ from embed.network.config import Fusion, FusionKind
 from gpt_core.common.errors import InputError
 from gpt_core.hub.locate import DEFAULT_MODEL
 from index.index import Index
-from index.reading.read import iter_documents, list_files
+from index.reading.document import Document
+from index.reading.log import ReadingLog
+from index.reading.read import read_files
+from index.reading.source_files import FoundFiles, find_files
+from index.store.files import FileDocument, is_gone
 from index.store.store import FILE
 from index.store.write import Changes
 
 
 def build_index(
     *,
-    input: list[str],
     index: str,
+    input: tuple[str, ...] = (),
     embedder: str | None = None,
     max_tokens: int | None = None,
     overlap: int | None = None,
@@ -30,16 +35,22 @@ def build_index(
     fusion: FusionKind | None = None,
     refit_map: bool = False,
     delete_missing: bool = False,
+    delete: tuple[str, ...] = (),
 ) -> None:
     """Build an index of documents, or update an existing one.
 
     New documents are added, changed ones replaced, unchanged ones skipped. To continue an interrupted build, run it
-    again. The input is read once before anything is written, so that a malformed line is reported at the start.
+    again. The input is read once before anything is written, so that a malformed line is reported at the start. Files
+    in folders that cannot be read are named on stderr and left out; their documents are kept, and the exit status is 0.
+
+    A file is recognised by its real path, however it is given, so that files of the same name in several folders are
+    different documents. A document's id is the file's path below the folder that was given, or longer if another file
+    has that id already.
 
     Args:
-        input: files and folders: .jsonl (also .gz, .xz; "text", optionally "_id", "title"; other keys are metadata),
-            .txt, .md; folders are searched recursively.
         index: folder of the index.
+        input: files and folders: .jsonl (also .gz, .xz; "text", optionally "_id", "title"; other keys are metadata),
+            .txt, .md, .markdown; folders are searched recursively.
         embedder: model folder or known name; default: the existing index's embedder, or smollm2-135m-instruct.
         max_tokens: maximum tokens per passage, without the title; fixed when the index is created, 256 by default.
         overlap: maximum tokens that neighbouring passages share; fixed when the index is created, max_tokens / 8 by
@@ -48,32 +59,100 @@ def build_index(
         fusion: how hybrid search combines the dense and lexical scores; fixed when the index is created; default: the
             embedder's.
         refit_map: fit the corpus map (whitening) again at the end; in a new index it is always fitted.
-        delete_missing: delete documents that are in the index but not in the input.
+        delete_missing: delete the documents of files and lines that are below the input no longer. Documents from
+            elsewhere are kept.
+        delete: files and folders whose documents are deleted first; they need not exist any more.
     """
     started = time.perf_counter()
-    if not input:
+    if not input and not delete:
         raise InputError("--input is empty; give at least one file or folder.")
-    skipped = list_files(input)[1]
-    if skipped:
-        print(f"skipped {len(skipped)} files of unsupported types, such as {skipped[0]}", file=sys.stderr)
-    ids, any_text = [], False
-    for document in iter_documents(input):
-        ids.append(document.id)
-        any_text = any_text or bool(document.text.strip() or document.title.strip())
-    if not any_text:
-        raise InputError(f"{', '.join(input)}: no text found; expected at least one document with text.")
+    if delete and not (Path(index) / FILE).exists():
+        raise InputError(f"{index} has no index, so --delete has nothing to delete.")
+    found = find_files(input)
+    found.listing.report()
+    n_documents, row_ids, hashes = _check(input, found)
 
     fixed = {"max_tokens": max_tokens, "overlap": overlap, "passages_per_document": passages_per_document}
     given = {name: value for name, value in fixed.items() if value is not None}
     with _opened(Path(index), embedder, given, fusion) as built:
+        n_deleted = _delete(built, delete)
+        names, longer = built.files.name(found, row_ids, hashes)
+        # The same reading decides what is written and what is missing: a file may change after it was checked.
+        log, ids = ReadingLog(), set[str]()
         quiet = not sys.stderr.isatty()
-        with tqdm(iter_documents(input), "indexing", len(ids), unit=" documents", disable=quiet) as documents:
-            changes = built.upsert(documents)
-        n_deleted = built.delete(set(built.document_ids()) - set(ids)) if delete_missing else 0
+        documents = tqdm(
+            _noting_ids(read_files(found.files, names, log), ids),
+            "indexing",
+            n_documents,
+            unit=" documents",
+            disable=quiet,
+        )
+        with documents:
+            changes = built.upsert(documents) if input else Changes()
+        missing = _missing(built.files.documents(), input, ids, log)
+        if delete_missing:
+            n_deleted += built.delete(missing)
         if refit_map:
             built.refit_map()
         built.save_snapshot()
         _report(built, changes, n_deleted, time.perf_counter() - started)
+        _report_files(built, changes.other_source, longer, [] if delete_missing else missing, input)
+
+
+def _check(input: Sequence[str], found: FoundFiles) -> tuple[int, set[str], dict[str, str]]:
+    """Read the input and report what is left out; the number of documents, the ids of rows, the hashes of text files.
+
+    Raises:
+        InputError: for malformed input, or input without text.
+    """
+    log, n_documents, any_text = ReadingLog(), 0, False
+    row_ids: set[str] = set()
+    hashes: dict[str, str] = {}
+    with_rows = {file.source for file in found.files if file.has_rows}
+    # Files have no names yet, and a row's id may be equal to the name that a file gets: paths stand in for names.
+    for document in read_files(found.files, {file.source: file.source for file in found.files}, log):
+        n_documents += 1
+        any_text = any_text or bool(document.text.strip() or document.title.strip())
+        if document.source in with_rows:
+            row_ids.add(document.id)
+        else:
+            hashes[document.source] = document.hash
+    log.report()
+    if input and not any_text:
+        raise InputError(f"{', '.join(input)}: no text found; expected at least one document with text.")
+    return n_documents, row_ids, hashes
+
+
+def _noting_ids(documents: Iterable[Document], ids: set[str]) -> Iterator[Document]:
+    for document in documents:
+        ids.add(document.id)
+        yield document
+
+
+def _delete(built: Index, paths: Sequence[str]) -> int:
+    """Delete the documents of the files and folders `paths`; returns their number."""
+    for path in paths:
+        if not built.files.documents_below([path]):
+            raise InputError(f"--delete {path}: the index has no document of such a file or folder.")
+    return built.delete(built.files.documents_below(paths)) if paths else 0
+
+
+def _missing(
+    documents: Iterable[FileDocument], input: Sequence[str], ids: set[str], log: ReadingLog
+) -> list[str]:
+    """The ids of documents whose file is below the input, and which are not in `ids`, the documents that were read.
+
+    A file that is there and could not be read keeps its documents.
+    """
+    below = [os.path.realpath(path) for path in input]
+    return [
+        one.id
+        for one in documents
+        if one.id not in ids
+        and any(one.is_below(path) for path in below)
+        and one.source not in log.unread
+        and (is_gone(one.place) or os.access(one.place, os.R_OK))
+    ]
 
 
 @contextmanager
@@ -134,3 +213,33 @@ def _report(index: Index, changes: Changes, n_deleted: int, seconds: float) -> N
     fitted = stats["map_passages"]
     if stats["corpus_map"] != "none" and stats["passages"] > 2 * max(fitted, 1):
         print(f"the corpus map was fitted on {fitted} passages only; --refit_map fits it on all")
+
+
+def _report_files(
+    index: Index, replaced: Sequence[str], longer: Sequence[str], missing: Sequence[str], input: Sequence[str]
+) -> None:
+    """Print which documents are not those of the files that the user may take them for."""
+    if replaced:
+        print(
+            f"{len(replaced)} documents replaced one of the same id from elsewhere, such as {replaced[0]}; "
+            "give the rows other ids to keep both"
+        )
+    if longer:
+        print(
+            f"{len(longer)} files have longer ids, since another document has the path below the input as its id, "
+            f"such as {longer[0]}"
+        )
+    if missing:
+        print(
+            f"{len(missing)} documents of the index are not in the input, such as {missing[0]}; "
+            "--delete_missing deletes them"
+        )
+    below = [os.path.realpath(path) for path in input]
+    elsewhere = [one for one in index.files.documents() if not any(one.is_below(path) for path in below)]
+    places = {place for place in {one.place for one in elsewhere} if is_gone(place)}
+    gone = [one for one in elsewhere if one.place in places]
+    if gone:
+        print(
+            f"{len(gone)} documents are of files elsewhere that no longer exist, such as {gone[0].place}; "
+            "--delete PATH deletes the documents of a file or folder"
+        )

@@ -15,9 +15,10 @@ from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView
 from index.reading.document import Document
-from index.search.filters import Filter, allowed
+from index.search.filters import Filter, allowed, unknown_fields
 from index.search.lexical import Matches
 from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.store.files import Files
 from index.store.settings import Settings
 from index.store.store import Store
 from index.store.write import Changes, check_vectors, fit_map, write
@@ -66,7 +67,9 @@ class Index:
             InputError: if the folder is not empty, for invalid lengths, or for an argument that has no meaning for this
                 kind of index.
         """
-        settings = Settings.of(encoder, max_tokens, overlap, passages_per_document, fusion, dimension)
+        settings = Settings.of(
+            encoder, max_tokens, overlap, passages_per_document, fusion, dimension, Path(folder)
+        )
         return cls(LiveView(Store.create(folder, settings)), encoder)
 
     @classmethod
@@ -98,6 +101,11 @@ class Index:
         return self._view.store.settings
 
     @property
+    def files(self) -> Files:
+        """The files that documents were read from."""
+        return Files(self._current().store)
+
+    @property
     def encoder(self) -> Encoder | None:
         """The embedder, loaded on first use; None for an index of precomputed vectors.
 
@@ -112,7 +120,13 @@ class Index:
                     raise InputError(
                         f"{store.folder} was built with {words}; give the encoder to Index.open."
                     )
-                encoder = Encoder.from_pretrained(store.settings.embedder)
+                try:
+                    encoder = Encoder.from_pretrained(store.settings.find_embedder(store.folder))
+                except InputError as error:
+                    raise InputError(
+                        f"{store.folder} was built with {store.settings.embedder_words}, which cannot be loaded; "
+                        f"open the index with the folder in which its embedder is now. {error}"
+                    ) from None
                 store.settings.check_encoder(store.folder, encoder)
                 self._encoder = encoder
             return self._encoder
@@ -254,8 +268,8 @@ class Index:
                 as `settings.fusion` says, over the union of the best max(100, 10 k) passages of each.
             filter: conditions on the documents' metadata, all of which must hold. A field must have one value
                 (`{"status": "Final"}`), one of several (`["Final", "Active"]`), or be within bounds
-                (`{"gte": 2000, "lte": 2010}`). A list field matches if any of its values does. `doc_id` is the
-                document's id.
+                (`{"gte": 2000, "lte": 2010}`; a year or month compares with that part of a date). A list field
+                matches if any of its values does. true and false are no numbers. `doc_id` is the document's id.
 
         Returns:
             Hits, best first; for several queries one list per query.
@@ -322,6 +336,11 @@ class Index:
         store = self._current().store
         with store.read() as tx:
             return store.document_ids(tx)
+
+    def unknown_fields(self, filter: Filter) -> list[str]:
+        """The fields of `filter` that no document has."""
+        with self._current().store.read() as tx:
+            return unknown_fields(tx, filter)
 
     def stats(self) -> dict[str, Any]:
         """Counts and settings, JSON-serialisable."""

@@ -34,13 +34,17 @@ def search_index(
         k: number of passages to return.
         mode: hybrid (BM25 and vectors), dense (vectors only) or lexical (BM25 only; needs no model).
         filter: field=value, field>=value or field<=value on the documents' metadata or doc_id. Repeat the option for
-            several conditions: all fields must match; several values of one field are alternatives.
+            several conditions: all fields must match; several values of one field are alternatives. Texts compare
+            character by character, numbers as numbers; a year, month or day compares with ISO dates (date>=2024,
+            date<=2024-05, which includes all of May).
         embedder: model folder, if it has moved since the index was built.
         json: print one JSON object instead of text.
     """
     wanted = parse_filter(list(filter)) if filter else None
     with Index.open(index, embedder) as found:
         hits = found.search(query, k, mode, wanted)
+        if wanted and not hits and (unknown := found.unknown_fields(wanted)):
+            print(f"no document has the field {', '.join(map(repr, unknown))}", file=sys.stderr)
         if mode != "lexical" and found.encoder and found.encoder.n_truncated:
             limit = found.encoder.max_tokens
             print(f"the query was truncated to the embedder's {limit} tokens", file=sys.stderr)

@@ -46,6 +46,7 @@ class Encoder:
         network: the GPT with its pooling and dense layers.
         model: the GPT.
         n_truncated: number of texts truncated since the encoder was created.
+        folder: absolute path of the folder that the embedder was loaded from; None if it was made in memory.
         onednn: whether matrix products on a CPU use oneDNN; None (default): chosen by `capability`.
     """
 
@@ -86,6 +87,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.name = name
         self.n_truncated = 0
+        self.folder: Path | None = None
         self.onednn: bool | None = None
         self.truncate_dim = self._check_dimension(truncate_dim)
         self.dtype = dtype
@@ -118,7 +120,7 @@ class Encoder:
         config = load_settings(folder)
         network = load_network(folder, config).to(pick_device(device))
         place = model_folder(folder)
-        return cls(
+        encoder = cls(
             network.gpt,
             Tokenizer.from_pretrained(place),
             config,
@@ -128,6 +130,8 @@ class Encoder:
             truncate_dim=truncate_dim,
             dtype=dtype,
         )
+        encoder.folder = folder.resolve()
+        return encoder
 
     @property
     def dimension(self) -> int:

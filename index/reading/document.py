@@ -18,7 +18,7 @@ class Document:
         text: the extracted text; passage offsets count its Unicode code points.
         title: put before each passage for embedding and lexical search.
         metadata: fields for filters; any JSON-serialisable values.
-        source: path of the file; not part of the content hash.
+        source: real path of the file that the document was read from, "" if none; not part of the content hash.
 
     Raises:
         InputError: for an empty id, metadata that JSON cannot represent, or text that is not valid Unicode.

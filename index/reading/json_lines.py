@@ -1,18 +1,37 @@
 """Documents from JSON lines."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import read_rows
 from index.reading.document import Document
+from index.reading.log import ReadingLog
+from index.reading.source_files import SourceFile
+
+HASH_DIGITS = (
+    16  # of the content hash in an id; two of a million lines have the same with a probability of 3e-8
+)
 
 
-def read_jsonl(path: Path, name: str) -> Iterator[tuple[str, Document]]:
-    """Yield the documents of a JSON lines file, each with its file and line number for error messages."""
-    for place, row in read_rows(path):
-        yield place, _document(row, place, f"{name}:{place.rpartition(' ')[2]}", str(path))
+def read_jsonl(file: SourceFile, name: str, log: ReadingLog) -> Iterator[tuple[str, Document]]:
+    """Yield the documents of a JSON lines file, each with its file and line number for error messages.
+
+    A line without an id is named by its content, `<name>:<hash>`, so that its id does not depend on the lines before
+    it. Equal lines without ids are one document; the others are counted in `log`.
+    """
+    hashes: set[str] = set()
+    for place, row in read_rows(file.path):
+        has_id = "_id" in row or "id" in row
+        document = _document(row, place, name, file.source)
+        if not has_id:
+            if document.hash in hashes:
+                log.repeated += 1
+                continue
+            hashes.add(document.hash)
+            document = replace(document, id=f"{name}:{document.hash[:HASH_DIGITS]}")
+        yield place, document
 
 
 def _document(row: dict[str, Any], place: str, default_id: str, source: str) -> Document:

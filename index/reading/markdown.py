@@ -1,64 +1,96 @@
 """Documents from Markdown and plain text."""
 
-import math
+import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
+from markdown_it import MarkdownIt
 
 from gpt_core.common.errors import InputError
+from gpt_core.common.list_files import has_ending
 from index.reading.document import Document
+from index.reading.front_matter import read_front_matter
+from index.reading.log import ReadingLog
+from index.reading.source_files import SourceFile
 
-FRONT_MATTER = re.compile(r"---\r?\n(.*?\r?\n)---\r?\n", re.DOTALL)
+MARKDOWN = (".md", ".markdown")
+MOST_BEFORE_HEADING = (
+    1 << 16
+)  # characters in which a heading is looked for; parsing them takes up to half a second
+# What may be a heading, or the line below one, if it is not in a code block or a comment.
+HEADING = re.compile(r"^ {0,3}(?:#{1,6}(?:[ \t]|\r?$)|=+[ \t]*\r?$|-+[ \t]*\r?$).*\n?", re.MULTILINE)
+
+BLOCKS = MarkdownIt("commonmark")
+BLOCKS.core.ruler.enableOnly(["normalize", "block"])  # headings keep the marks of emphasis, links and code
 
 
-FENCE = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
+class NotText(InputError):
+    """The file is not UTF-8 text."""
 
 
-HEADING = re.compile(r"^#{1,6}[ \t]+(.+?)[ \t]*#*[ \t\r]*$", re.MULTILINE)
-
-
-def read_text_file(path: Path, name: str) -> Iterator[tuple[str, Document]]:
+def read_text_file(file: SourceFile, name: str, log: ReadingLog) -> Iterator[tuple[str, Document]]:
     """Yield a Markdown or plain-text file as one document, with the file's path for error messages.
 
+    The text of a Markdown file begins behind its front matter, unless the front matter is broken, which `log` notes.
+
     Raises:
-        InputError: if the file is not UTF-8 text.
+        NotText: if the file is not UTF-8 text.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # keeps line ends, so that offsets match the file
+        text = file.path.read_bytes().decode("utf-8-sig")  # keeps line ends
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+        raise NotText(f"{file.path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
     if "\0" in text:
-        raise InputError(f"{path} is not text: it contains a zero byte.")
-    title, metadata = _markdown_head(text) if path.suffix == ".md" else ("", {})
-    title = title or (path.stem if text.strip() else "")  # an empty file has no title either
-    yield str(path), Document(name, text, title, metadata, str(path))
+        raise NotText(f"{file.path} is not text: it contains a zero byte.")
+    title, metadata = "", {}
+    if has_ending(file.path, MARKDOWN):
+        front = read_front_matter(text)
+        body = text[front.end :] if front else text
+        if front:
+            metadata = front.fields
+        title = _own_title(metadata) or first_heading(body)
+        if front and front.problem:
+            log.broken.append(f"{file.path} ({front.problem})")
+        else:
+            text = body
+    title = title or (Path(file.source).stem if text.strip() else "")  # an empty file has no title either
+    yield str(file.path), Document(name, text, title, metadata, file.source)
 
 
-def _markdown_head(text: str) -> tuple[str, dict[str, Any]]:
-    """Title and front matter fields; neither is removed from the document's text."""
-    metadata: dict[str, Any] = {}
-    if front := FRONT_MATTER.match(text):
-        try:
-            loaded = _as_json(yaml.safe_load(front[1]))
-        # The text begins with a horizontal rule instead of front matter; an invalid date; a recursive alias.
-        except (yaml.YAMLError, ValueError, RecursionError):
-            loaded = None
-        if isinstance(loaded, dict):
-            metadata = loaded
-    heading = HEADING.search(FENCE.sub("", text[front.end() if front else 0 :]))
-    return str(metadata.pop("title", None) or (heading[1] if heading else "")), metadata
+def _own_title(metadata: dict[str, Any]) -> str:
+    """Take the title out of the front matter's fields; "" if it has none, or one that is a list or an object."""
+    title = metadata.get("title")
+    if isinstance(title, list | dict):
+        return ""
+    metadata.pop("title", None)
+    return title.strip() if isinstance(title, str) else "" if title is None else json.dumps(title)
 
 
-def _as_json(value: Any) -> Any:
-    """YAML data with keys and values that JSON lacks, such as dates, converted to strings."""
-    if isinstance(value, dict):
-        return {str(key): _as_json(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_as_json(one) for one in value]
-    known = (
-        value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-    )
-    return value if known else str(value)
+def first_heading(text: str) -> str:
+    """The text of the first heading that is not empty; "" if there is none in the first 65,536 characters.
+
+    Headings are those of CommonMark, with `#` or underlined, outside lists and quotations.
+    """
+    end = len(text)
+    if end > MOST_BEFORE_HEADING:
+        end = text.rfind("\n", 0, MOST_BEFORE_HEADING) + 1
+    parsed = last = 0
+    for match in HEADING.finditer(text, 0, end):
+        # Blocks are decided from left to right, so the text up to a candidate decides whether it is a heading. Each
+        # parse is twice as long as the one before, so that many candidates take no quadratic time.
+        last = match.end()
+        if last >= 2 * parsed:
+            parsed = last
+            if heading := _heading_in(text[:parsed]):
+                return heading
+    return _heading_in(text[:last]) if last > parsed else ""
+
+
+def _heading_in(text: str) -> str:
+    for opening, content in pairwise(BLOCKS.parse(text)):
+        if opening.type == "heading_open" and opening.level == 0 and content.content.strip():
+            return " ".join(content.content.split())
+    return ""

@@ -1,6 +1,7 @@
 """Settings that are fixed when an index is created."""
 
 import json
+import os
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ class Settings:
     Attributes:
         embedder, fingerprint: the embedder's name, and its digest, which is checked when the index is opened; empty for
             an index of precomputed vectors.
+        embedder_folder: absolute path of the folder that the embedder was loaded from; of a training run, which may go
+            on, that of its checkpoint; empty for an embedder that was made in memory.
+        embedder_beside: the same relative to the index's folder, for an index that moves together with its embedder.
         dimension: length of a vector.
         dtype: number format of the stored vectors.
         max_tokens, overlap: arguments of `passages.split`.
@@ -41,6 +45,8 @@ class Settings:
     corpus_map: MapKind = "none"
     map_components: int | None = None
     fusion: Fusion = field(default_factory=Fusion)
+    embedder_folder: str = ""
+    embedder_beside: str = ""
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -61,8 +67,9 @@ class Settings:
         passages_per_document: int | None,
         fusion: Fusion | None,
         dimension: int | None,
+        folder: Path,
     ) -> "Settings":
-        """The settings of a new index; see `Index.create`."""
+        """The settings of a new index in `folder`; see `Index.create`."""
         of_texts = {
             "max_tokens": max_tokens,
             "overlap": overlap,
@@ -93,6 +100,8 @@ class Settings:
             corpus_map=encoder.config.corpus_map,
             map_components=encoder.config.map_components,
             fusion=fusion or encoder.config.fusion,
+            embedder_folder=str(encoder.folder or ""),
+            embedder_beside=os.path.relpath(encoder.folder, folder.resolve()) if encoder.folder else "",
         )
 
     @classmethod
@@ -118,6 +127,14 @@ class Settings:
                 f"{folder} was built with {self.embedder_words}, not with {encoder.name} "
                 f"({encoder.fingerprint[:12]}); open it with the embedder it was built with, or build a new index."
             )
+
+    def find_embedder(self, folder: Path) -> str:
+        """The folder of the embedder of the index in `folder`, if it is where it was or beside the index as it was.
+
+        Else the embedder's name.
+        """
+        places = [Path(self.embedder_folder), folder / self.embedder_beside] if self.embedder_folder else []
+        return next((str(place) for place in places if place.is_dir()), self.embedder)
 
     def to_json(self) -> str:
         """The settings as JSON."""

@@ -179,10 +179,13 @@ class Store:
         """The sequence number of the last change."""
         return get_meta(tx, "sequence")
 
-    def document_hash(self, tx: sqlite3.Connection, doc_id: str) -> str | None:
-        """The content hash of a document, or None if there is no document of this id."""
-        found = tx.execute("SELECT hash FROM documents WHERE id = ?", (doc_id,)).fetchone()
-        return found[0] if found else None
+    def document_state(self, tx: sqlite3.Connection, doc_id: str) -> tuple[str, str] | None:
+        """The content hash and the source of a document, or None if there is no document of this id."""
+        return tx.execute("SELECT hash, source FROM documents WHERE id = ?", (doc_id,)).fetchone()
+
+    def set_source(self, tx: sqlite3.Connection, doc_id: str, source: str) -> None:
+        """Record another source of a document whose content is the same."""
+        tx.execute("UPDATE documents SET source = ? WHERE id = ?", (source, doc_id))
 
     def document(self, tx: sqlite3.Connection, doc_id: str) -> Document | None:
         """The document with this id, or None if there is none."""

@@ -1,7 +1,7 @@
 """Write documents to the store: detect changes, split, encode, and commit in batches."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -31,6 +31,7 @@ class Changes:
         shortened: documents added or updated of which only the first `passages_per_document` passages were indexed.
         passages: passages written.
         truncated: passages written that the embedder truncated to its context, title included.
+        other_source: ids of documents of files that replaced a document which was not from the same file.
     """
 
     added: int = 0
@@ -40,6 +41,7 @@ class Changes:
     shortened: int = 0
     passages: int = 0
     truncated: int = 0
+    other_source: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,23 +76,32 @@ def write(
     """
     changes = Changes()
     pending: dict[str, _Prepared] = {}
+    moved: dict[str, str] = {}  # sources of documents that came from another file before
     rows = iter(vectors) if vectors is not None else None
     for document in documents:
         row = next(rows)[None] if rows is not None else None
         if document.id in pending:  # a duplicate id: the first must be in the store before
             _commit(store, encoder, pending, changes)
         with store.read() as tx:
-            known = store.document_hash(tx, document.id)
+            known, source = store.document_state(tx, document.id) or (None, "")
         if known == document.hash:
             changes.unchanged += 1
+            if document.source not in ("", source):
+                moved[document.id] = document.source
             continue
         if known and not replace:
             message = f"Document {document.id!r} exists with other content; use upsert to replace it."
             raise InputError(message)
+        if known and document.source not in ("", source):
+            changes.other_source.append(document.id)
         pending[document.id] = _prepare(store, encoder, document, row)
         if sum(len(one.passages) for one in pending.values()) >= PASSAGES_PER_COMMIT:
             _commit(store, encoder, pending, changes)
     _commit(store, encoder, pending, changes)
+    if moved:
+        with store.write() as tx:
+            for doc_id, source in moved.items():
+                store.set_source(tx, doc_id, source)
     return changes
 
 

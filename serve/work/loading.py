@@ -41,7 +41,7 @@ def load(
     opened = Index.open(index, embedder)
     encoder = encoder_of(opened)
     folder = resolve(generator)  # resolved once: a training run may write a better checkpoint meanwhile
-    if dtype == "float32" and folder == resolve(embedder or opened.settings.embedder):
+    if dtype == "float32" and folder.resolve() == encoder.folder:
         model, tokenizer = encoder.model, encoder.tokenizer
     else:
         model, tokenizer = load_for_inference(folder, dtype), Tokenizer.from_pretrained(folder)

@@ -1,6 +1,7 @@
 """A small embedder: a random GPT with GPT-2's tokenizer."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,3 +39,22 @@ def make_encoder(tokenizer: Tokenizer) -> Callable[..., Encoder]:
 @pytest.fixture
 def encoder(make_encoder: Callable[..., Encoder]) -> Encoder:
     return make_encoder()
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory, make_encoder: Callable[..., Encoder]) -> Path:
+    """A model folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    encoder = make_encoder(corpus_map="standardise")
+    encoder.model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(gpt2_tokenizer_json())
+    (folder / "embedder.json").write_text(encoder.config.to_json())
+    return folder
+
+
+def gpt2_tokenizer_json() -> str:
+    from tokenizers import ByteLevelBPETokenizer
+
+    from gpt_core.tokenizer.builtin import ASSETS
+
+    return ByteLevelBPETokenizer(str(ASSETS / "encoder.json"), str(ASSETS / "vocab.bpe")).to_str()

@@ -23,25 +23,6 @@ from index.search_index import search_index
 from index.store.store import Store
 
 
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory, make_encoder):
-    """A model folder."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    encoder = make_encoder(corpus_map="standardise")
-    encoder.model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(gpt2_tokenizer_json())
-    (folder / "embedder.json").write_text(encoder.config.to_json())
-    return folder
-
-
-def gpt2_tokenizer_json() -> str:
-    from tokenizers import ByteLevelBPETokenizer
-
-    from gpt_core.tokenizer.builtin import ASSETS
-
-    return ByteLevelBPETokenizer(str(ASSETS / "encoder.json"), str(ASSETS / "vocab.bpe")).to_str()
-
-
 @pytest.fixture
 def notes(tmp_path):
     folder = tmp_path / "notes"
@@ -60,7 +41,7 @@ def built(tmp_path, notes, embedder, capsys):
     build_index(input=[str(notes)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32)
     out, err = capsys.readouterr()
     assert "3 documents added, 0 updated, 0 unchanged" in out
-    assert "skipped 1 files of unsupported types, such as" in err
+    assert "skipped 1 files of other types: " in err
     return tmp_path / "index"
 
 
@@ -159,6 +140,8 @@ def test_searching_prints_hits_or_json(built, capsys):
     search_index("nothing like it", index=str(built), mode="lexical")
     out, err = capsys.readouterr()
     assert (out, err) == ("", "nothing found\n")
+    search_index("walrus", index=str(built), mode="lexical", filter=("yaer=2018", "year=2018"))
+    assert capsys.readouterr().err == "no document has the field 'yaer'\nnothing found\n"
     search_index("much too long " * 100, index=str(built), k=1)
     assert "the query was truncated to the embedder's 96 tokens" in capsys.readouterr().err
 

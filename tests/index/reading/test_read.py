@@ -7,7 +7,8 @@ import pytest
 
 from gpt_core.common.errors import InputError
 from index.reading.document import Document
-from index.reading.read import iter_documents, list_files
+from index.reading.read import iter_documents
+from index.reading.source_files import find_files
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -31,7 +32,7 @@ def test_jsonl_reads_beir_keys_and_takes_the_others_for_metadata(tmp_path):
         {"year": 1999, "lang": "en"},
     )
     assert (second.id, second.title, second.text, second.metadata) == ("7", "", "知之", {})
-    assert (third.id, third.metadata) == ("c.jsonl:5", {"number": 3})
+    assert (third.id, third.metadata) == (f"c.jsonl:{third.hash[:16]}", {"number": 3})
 
 
 @pytest.mark.parametrize(("ending", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
@@ -76,8 +77,8 @@ def test_a_broken_line_is_named(tmp_path, line, message):
 def test_folders_are_walked_in_order_without_hidden_files(tmp_path):
     for name in ("b.txt", "a/z.md", "a/b/c.jsonl", ".git/x.txt", "a/.hidden.md", "pixel.png"):
         write(tmp_path / name, '{"text": "x"}' if name.endswith("jsonl") else "some text")
-    assert [d.id for d in iter_documents([tmp_path])] == ["b.txt", "a/z.md", "a/b/c.jsonl:1"]
-    assert list_files([tmp_path])[1] == [tmp_path / "pixel.png"]
+    assert [d.id.split(":")[0] for d in iter_documents([tmp_path])] == ["b.txt", "a/z.md", "a/b/c.jsonl"]
+    assert find_files([tmp_path]).listing.skipped == [tmp_path / "pixel.png"]
 
 
 def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path):
@@ -85,35 +86,6 @@ def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path):
         with (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wt") as stream:
             stream.write(json.dumps({"_id": name, "text": "x"}))
     assert [d.id for d in iter_documents([tmp_path])] == ["corpus.jsonl.gz"]
-
-
-@pytest.mark.parametrize(
-    ("text", "title", "metadata"),
-    [
-        ("# A *title* #\n\nbody", "A *title*", {}),
-        ("body\n\n## Second level\n", "Second level", {}),
-        ("```\n# no heading\n```\n# Heading\n", "Heading", {}),
-        (
-            "---\ntitle: From the front\ndate: 2026-01-02\ntags: [a, b]\n---\n# Heading\n",
-            "From the front",
-            {"date": "2026-01-02", "tags": ["a", "b"]},
-        ),
-        (
-            "---\nlog: {2026-01-02: begun, 3: [.inf, yes]}\n---\n# Heading\n",
-            "Heading",
-            {"log": {"2026-01-02": "begun", "3": ["inf", True]}},
-        ),
-        ("---\nno front matter: [\n---\n# Heading\n", "Heading", {}),
-        ("---\nno such day: 2026-13-45\n---\n# Heading\n", "Heading", {}),
-        ("---\nin itself: &a [*a]\n---\n# Heading\n", "Heading", {}),
-        ("no heading at all", "page", {}),
-    ],
-)
-def test_markdown_has_a_title_and_keeps_its_text(tmp_path, text, title, metadata):
-    write(tmp_path / "page.md", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    (document,) = iter_documents([tmp_path / "page.md"])
-    assert (document.title, document.metadata) == (title, metadata)
-    assert document.text == text.replace("\n", "\r\n")
 
 
 @pytest.mark.parametrize(
@@ -132,13 +104,27 @@ def test_files_that_are_not_text_are_refused(tmp_path, name, content, message):
     assert message in str(error.value)
 
 
-def test_a_missing_path_and_two_files_with_one_id_are_refused(tmp_path):
+def test_a_missing_path_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         list(iter_documents([tmp_path / "nowhere"]))
-    path = write(tmp_path / "a.txt", "x")
-    with pytest.raises(InputError, match=r"another document has the id 'a\.txt'"):
-        list(iter_documents([path, write(tmp_path / "b" / "a.txt", "y")]))
-    assert [document.id for document in iter_documents([path, tmp_path])] == ["a.txt", "b/a.txt"]
+
+
+def test_a_file_is_read_once_and_files_of_one_name_have_different_ids(tmp_path):
+    path = write(tmp_path / "a" / "x.txt", "one")
+    write(tmp_path / "b" / "x.txt", "two")
+    paths = [path, tmp_path / "a", tmp_path / "b"]
+    assert [(d.id, d.text) for d in iter_documents(paths)] == [("x.txt", "one"), ("b/x.txt", "two")]
+
+
+def test_lines_without_ids_are_named_by_their_content(tmp_path, capsys):
+    path = write(tmp_path / "c.jsonl", '{"text": "plums"}\n{"text": "pears"}\n{"text": "plums"}\n')
+    before = [d.id for d in iter_documents([path])]
+    assert len(before) == 2
+    assert "left out 1 lines without an id that repeat a line of their file" in capsys.readouterr().err
+    write(path, '{"text": "figs"}\n' + path.read_text())
+    after = [d.id for d in iter_documents([path])]
+    assert after[1:] == before
+    assert after[0] not in before
 
 
 def test_the_hash_depends_on_the_content_only():

@@ -7,10 +7,10 @@ from index.reading.document import Document
 from index.search.filters import parse_filter
 
 METADATA = [
-    {"status": "Final", "year": 2001, "tags": ["a", "b"], "draft": False},
-    {"status": "Active", "year": 2010.5, "tags": [], "draft": True},
-    {"status": "Final", "year": "2010", "tags": "b"},
-    {"status": None, "year": 9, 'odd "name".$[0]': 1, "nested": {"status": "Final"}},
+    {"status": "Final", "year": 2001, "tags": ["a", "b"], "draft": False, "date": "2024-05-17T10:00"},
+    {"status": "Active", "year": 2010.5, "tags": [], "draft": True, "date": "2025-01-02"},
+    {"status": "Final", "year": "2010", "tags": "b", "date": "unknown"},
+    {"status": None, "year": 9, 'odd "name".$[0]': 1, "nested": {"status": "Final"}, "date": "2023-12-31"},
     {},
 ]
 
@@ -47,6 +47,18 @@ def index(tmp_path_factory):
         ({"doc_id": "d3"}, "3"),
         ({"doc_id": ["d0", "d4", "d9"], "status": "Final"}, "0"),
         ({"doc_id": {"gte": "d2", "lte": "d3"}}, "23"),
+        ({"draft": 1}, ""),
+        ({"draft": 0}, ""),
+        ({"draft": {"gte": 0}}, ""),
+        ({'odd "name".$[0]': True}, ""),
+        ({"draft": [1, True]}, "1"),
+        ({"doc_id": True}, ""),
+        ({"date": {"gte": 2025}}, "1"),
+        ({"date": {"lte": 2024}}, "03"),
+        ({"date": {"gte": "2024-05", "lte": "2024-05"}}, "0"),
+        ({"date": {"gte": "2024-05-18"}}, "1"),
+        ({"date": {"lte": "2024-05-17"}}, "03"),
+        ({"date": {"lte": "V"}}, "013"),
         ({"status": "'; DROP TABLE documents; --"}, ""),
     ],
 )
@@ -62,6 +74,7 @@ def test_a_filter_selects_documents(index, wanted, found):
         {},
         {"gt": 3},
         {"gte": [1]},
+        {"gte": True},
         {"gte": 1, "most": 2},
         [None],
         [["a"]],
@@ -81,6 +94,14 @@ def test_parses_filters_of_the_command_line():
     assert parse_filter(["year>=2001", "year<=2010.5"]) == {"year": {"gte": 2001, "lte": 2010.5}}
     assert parse_filter(["year=2010", "draft=true"]) == {"year": ["2010", 2010], "draft": ["true", True]}
     assert parse_filter(["url=https://a.b/?x=1", "empty="]) == {"url": ["https://a.b/?x=1"], "empty": [""]}
-    for wrong in (["year"], ["=2"], ["year=1", "year>=2"], ["year>=1", "year=2"]):
+    assert parse_filter([" status = Final ", "year >= 2001"]) == {"status": ["Final"], "year": {"gte": 2001}}
+    assert parse_filter(["a=NaN", "b=1e999", "c=99999999999999999999"]) == {
+        "a": ["NaN"], "b": ["1e999"], "c": ["99999999999999999999"]
+    }  # fmt: skip
+    for wrong in (
+        *(["year"], ["=2"], ["year=1", "year>=2"], ["year>=1", "year=2"], ["year>=1", "year>=2"]),
+        *(["status!=final"], ["status != final"], ["year==2020"], ["year=>2020"], ["year=<2020"]),
+        *(["year>2020"], ["year<2020"], ["year<>2020"], [" =2"], ["year>==2"]),
+    ):
         with pytest.raises(InputError, match="filter"):
             parse_filter(wrong)

@@ -1,0 +1,129 @@
+"""Find the files that documents are read from, and name their documents."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path, PurePath
+
+from gpt_core.common.jsonl import JSONL
+from gpt_core.common.list_files import Listing, has_ending, list_files
+
+TEXT_SUFFIXES = (".txt", ".md", ".markdown")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read.
+
+    Attributes:
+        path: the file as it was found, in the spelling of the input.
+        source: its real path, by which the file is recognised however it is spelled.
+        place: the real path of the folder that was given, and the path below that folder; it differs from `source`
+            where the path below the folder has a link.
+        given: whether the file itself was given, not a folder that has it.
+    """
+
+    path: Path
+    source: str
+    place: str
+    given: bool
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether each line of the file is a document; otherwise the file is one."""
+        return has_ending(self.path, JSONL)
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files to read.
+
+    Attributes:
+        files: the files, in reading order, each once.
+        roots: real paths of the folders that were given.
+        listing: names what was passed over.
+    """
+
+    files: list[SourceFile]
+    roots: set[str]
+    listing: Listing
+
+
+def find_files(paths: Sequence[str | Path]) -> FoundFiles:
+    """Find the files to read in files and folders.
+
+    Folders are searched recursively in sorted order, without hidden entries; files of unsupported types are skipped. Of
+    a BEIR folder (one with a corpus and queries) only the corpus is read. A file to which several paths lead is read
+    once.
+
+    Raises:
+        InputError: for a path that is missing, not supported or unreadable, or a folder without readable files.
+    """
+    listing = list_files(paths, (*JSONL, *TEXT_SUFFIXES), _without_queries)
+    given = {Path(path) for path in paths}
+    files = []
+    for path, name in listing.files:
+        folder = path.parents[len(PurePath(name).parts) - 1]
+        place = os.path.join(os.path.realpath(folder), name)
+        file = SourceFile(path, os.path.realpath(path), place, path in given)
+        try:
+            (file.source + file.place).encode()
+            files.append(file)
+        except UnicodeEncodeError:
+            listing.unreadable.append(f"{path} (its path is not UTF-8)")
+    return FoundFiles(files, {os.path.realpath(path) for path in given if path.is_dir()}, listing)
+
+
+def _without_queries(names: list[str]) -> list[str]:
+    stems = {name.split(".")[0] for name in names if has_ending(Path(name), JSONL)}
+    return [name for name in names if name.startswith("corpus.")] if {"corpus", "queries"} <= stems else names
+
+
+def name_files(
+    files: Iterable[SourceFile],
+    roots: Iterable[str],
+    known: Mapping[str, str],
+    is_free: Callable[[SourceFile, str], bool],
+) -> tuple[dict[str, str], list[str]]:
+    """Choose a name for each file: the id of its document, or the beginning of its rows' ids.
+
+    A known file keeps its name if that is free. A new one is named by its path relative to the outermost of `roots`
+    that it is below, or by its file name if it is below none of them. If the name is not free, parts of the root's
+    path are put in front until it is.
+
+    Args:
+        files: the files.
+        roots: real paths of folders.
+        known: names by source.
+        is_free: whether a file may take a name; called with names that no file before has taken.
+
+    Returns:
+        The names by source, and those new names that are longer because the first one was not free.
+    """
+    names: dict[str, str] = {}
+    longer = []
+    taken: set[str] = set()
+    outermost = sorted(roots, key=len)
+    for file in files:
+        first, *others = _candidates(file.place, outermost)
+        old = known.get(file.source)
+        for name in chain([old] if old else [], [first], others):
+            if name not in taken and is_free(file, name):
+                break
+        if name not in (old, first):
+            longer.append(name)
+        names[file.source] = name
+        taken.add(name)
+    return names, longer
+
+
+def _candidates(place: str, roots: Iterable[str]) -> Iterator[str]:
+    """The path relative to the root, then with more and more of the root's path in front, at last the whole path."""
+    path = PurePath(place)
+    root = next((PurePath(root) for root in roots if path.is_relative_to(root)), path.parent)
+    below = path.relative_to(root).as_posix()
+    yield below
+    for n in range(1, len(root.parts)):
+        yield "/".join((*root.parts[-n:], below))
+    yield path.as_posix()

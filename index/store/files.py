@@ -1,0 +1,126 @@
+"""The files that documents were read from: their names, and which of their documents are left behind."""
+
+import os
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from index.reading.source_files import FoundFiles, SourceFile, name_files
+from index.store.store import Store
+
+
+class FileDocument(NamedTuple):
+    """A document that was read from a file.
+
+    Attributes:
+        id: the document's id.
+        source: real path of the file.
+        place: where the file was found; it differs from `source` where links lead to the file.
+    """
+
+    id: str
+    source: str
+    place: str
+
+    def is_below(self, path: str) -> bool:
+        """Whether the file is `path`, a real path, or in that folder."""
+        return any(one == path or one.startswith(os.path.join(path, "")) for one in (self.source, self.place))
+
+
+class Files:
+    """The files that an index's documents were read from.
+
+    A document belongs to its file, however the file is spelled: the store keeps the real path of each file with the
+    name that the file has in this index, and the folders that were given.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def name(
+        self, found: FoundFiles, row_ids: Collection[str] = (), hashes: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, str], list[str]]:
+        """Give each file its name in this index, and remember the names and the folders; see `name_files`.
+
+        A file has the name that it was given when it was first read. A new one is named relative to the outermost
+        folder that was ever given and that it is below. A name is free unless it is the id of a document of another
+        file. A file that was moved and is otherwise the same takes over the name that it had, and its document.
+
+        Args:
+            found: the files.
+            row_ids: ids of the documents that are read from files of rows at the same time.
+            hashes: content hashes of the text files' documents, by source.
+
+        Returns:
+            The names by source, and those new ones that are longer because another document had the shorter name.
+
+        Raises:
+            InputError: if another process is writing.
+        """
+        hashes = hashes or {}
+        with self._store.lock(), self._store.write() as tx:
+            known = dict(tx.execute("SELECT source, name FROM files"))
+            roots = {path for (path,) in tx.execute("SELECT path FROM roots")} | found.roots
+
+            def is_free(file: SourceFile, name: str) -> bool:
+                if name in row_ids and not file.has_rows:
+                    return False
+                owner, content = _owner(tx, file, name)
+                if owner is None or owner == file.source:
+                    return True
+                moved = owner != "" and is_gone(owner)
+                return moved and (file.has_rows or content == hashes.get(file.source))
+
+            names, longer = name_files(found.files, roots, known, is_free)
+            for file in found.files:
+                _remember(tx, file, names[file.source], hashes.get(file.source))
+            tx.executemany("INSERT OR IGNORE INTO roots VALUES (?)", [(root,) for root in sorted(roots)])
+        return names, longer
+
+    def documents(self) -> list[FileDocument]:
+        """The documents of files that `name` has named, in insertion order; not those that a caller added."""
+        with self._store.read() as tx:
+            rows = tx.execute("""
+                SELECT d.id, d.source, f.place FROM documents AS d JOIN files AS f ON f.source = d.source
+                ORDER BY d.number""")
+            return [FileDocument(*row) for row in rows]
+
+    def documents_below(self, paths: Sequence[str | Path]) -> list[str]:
+        """The ids of the documents of the files and folders `paths`, which need not exist."""
+        real = [os.path.realpath(path) for path in paths]
+        return [one.id for one in self.documents() if any(one.is_below(path) for path in real)]
+
+
+def is_gone(place: str) -> bool:
+    """Whether there is no such file; False if a missing permission hides it."""
+    try:
+        os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _owner(tx: sqlite3.Connection, file: SourceFile, name: str) -> tuple[str | None, str]:
+    """The file whose documents would be confused with those of `file` under this name, and their content hash."""
+    if file.has_rows:
+        query = (
+            "SELECT source, '' FROM files AS f WHERE name = ? AND source IN (SELECT source FROM documents)"
+        )
+        # A file that has moved may be known by the same name as its successor, which then owns it.
+        rows = tx.execute(query, (name,)).fetchall()
+        return next((row for row in rows if row[0] == file.source), rows[0] if rows else (None, ""))
+    return tx.execute("SELECT source, hash FROM documents WHERE id = ?", (name,)).fetchone() or (None, "")
+
+
+def _remember(tx: sqlite3.Connection, file: SourceFile, name: str, content: str | None) -> None:
+    # A file that is given by itself keeps the place at which a folder has it.
+    tx.execute(
+        """INSERT INTO files VALUES (?1, ?2, ?3) ON CONFLICT (source) DO UPDATE SET
+           name = ?3, place = CASE ?4 WHEN 1 THEN place ELSE ?2 END""",
+        (file.source, file.place, name, int(file.given)),
+    )
+    # The document of the same content is this file's before it was moved. (Rows are moved when they are written.)
+    tx.execute("UPDATE documents SET source = ? WHERE id = ? AND hash = ?", (file.source, name, content))
