@@ -21,7 +21,21 @@ AUXILIARY = re.compile(
 NEGATION = re.compile(
     r" (?:not|never|no longer|by no means|hardly)\b(?! (?:only|just|merely))|n['’]t\b|(?<=can)not\b"
 )
-INSERTED = (" not", " not", " never", " no longer", " hardly", " by no means", " in no way")
+INSERTED = (
+    *(
+        " not",
+        " not",
+        " not",
+        " not",
+        " never",
+        " never",
+        " no longer",
+        " no longer",
+        " hardly",
+        " by no means",
+    ),
+    *(" in no way", " under no circumstances", " on no account", " at no time", " anything but", " far from"),
+)
 CONTRACTED = re.compile("(?:is|are|was|were|has|have|had|could|would|should|did|does|do)")
 
 _NAME = r"[A-Z][\w’'-]*[a-z][\w-]*(?: [A-Z][\w’'-]*[a-z][\w-]*)*"
