@@ -184,8 +184,11 @@ def _opposed(answer: Statement, source: Statement) -> bool:
     """Whether the answer has a word more often than the source, which has one of its opposites more often."""
     more, fewer = answer.keys - source.keys, source.keys - answer.keys
     opposites = _opposites()
-    if any(not fewer.keys().isdisjoint(opposites.get(key, ())) for key in more):
-        return True
+    for against in (opposites.get(key, frozenset()) for key in more):
+        if (
+            against & fewer.keys() and not against & more.keys()
+        ):  # both "east" and "west" for "eastern and western"
+            return True
     ours, theirs = _long_words(answer, more), _long_words(source, fewer)
     return any(p + w in theirs for w in ours for p in PREFIXES) or any(
         p + w in ours for w in theirs for p in PREFIXES

@@ -35,8 +35,9 @@ BOUNDS = {"over": ">", "above": ">", "exceeding": ">", "under": "<", "below": "<
     "after": "a",
 }
 SKIPPED = frozenset(("the", "a", "an", "about", *CURRENCIES))  # between a bound and its number
-TWO_WORD_BOUNDS = {("more", "than"): ">", ("at", "least"): ">"} | {
-    ("less", "than"): "<", ("fewer", "than"): "<", ("at", "most"): "<", ("up", "to"): "<"
+TWO_WORD_BOUNDS: dict[tuple[str, ...], str] = {
+    ("more", "than"): ">", ("at", "least"): ">", ("less", "than"): "<", ("fewer", "than"): "<",
+    ("at", "most"): "<", ("up", "to"): "<",
 }  # fmt: skip
 WORDS_OF = {
     bound: {w for w, b in BOUNDS.items() if b == bound}
