@@ -1,66 +1,75 @@
-"""Content words of a text, normalised for comparing an answer with its sources."""
+"""The words of a text, normalised for comparing an answer with its sources."""
 
 import re
-import sqlite3
-import unicodedata
 from collections.abc import Sequence
-from contextlib import closing
 from typing import NamedTuple
 
-from embed.text.terms import CJK, FTS5_TOKENIZER
+from embed.text.analysis import FUNCTION_WORDS, Atom, bigrams, stems, tokens
 
-_TERM = re.compile(
-    rf"(?P<run>[{CJK}]+)|(?P<number>\d+(?:[.,]\d+)*)(?:st|nd|rd|th|s)?|(?P<word>[^\W\d_{CJK}][^\W_{CJK}]*)"
-)
-_FUNCTION_WORDS = (
-    "a about above after again against all also am an and any are as at be because been before being below between "
-    "both but by can could d did do does doing down during each either etc few for from further had has have having "
-    "he her here hers him his how however i if in into is it its just ll m me more most my neither no nor not now of "
-    "off on once only or other our out over own re s same she should since so some such t than that the their them "
-    "then there these they this those through thus to too under until up upon ve very was we were what when where "
-    "whether which while who whom whose why will with within without would you your "
-    "answer answers passage passages question questions text"
-)
-_STOP = frozenset(_FUNCTION_WORDS.split())
+_SYMBOLS = {
+    "%": "percent",
+    "‰": "permille",
+    "$": "dollar",
+    "€": "euro",
+    "£": "pound",
+    "¥": "yen",
+    "°": "degree",
+}
+_SYMBOL = re.compile(f"([{''.join(_SYMBOLS)}])")
+_PER_CENT = re.compile(r"\bper cent\b", re.IGNORECASE)
+_NUMBER_WITH_UNIT = re.compile(r"(?<![\w.])(\d[\d.,]*)(?!st\b|nd\b|rd\b|th\b|s\b)(?=[^\W\d_])")
 
 
 class Term(NamedTuple):
-    """A content word: a Porter stem, a number, or a bigram of Chinese characters."""
+    """A word, number, unit's symbol, or bigram of a run of characters written without spaces.
+
+    Attributes:
+        key: what is compared: a Porter stem, a number without thousands separators, or a bigram.
+        word: the word as it stands in the text (normalised, contractions written out).
+        is_number: whether it is written in digits.
+        is_name: whether it is capitalised and not the first word of the text.
+        is_function: whether it is a function word, which says little about the topic of a text.
+    """
 
     key: str
+    word: str
     is_number: bool = False
-    is_name: bool = False  # capitalised and not the first word of the sentence
+    is_name: bool = False
+    is_function: bool = False
 
 
 def content_terms(texts: Sequence[str]) -> list[list[Term]]:
-    """The terms of each text in order, with repetitions, without English stop words.
+    """The terms of each text in order, with repetitions; function words are marked.
 
-    Words are reduced to their Porter stems, thousands separators are removed from numbers, and runs of Chinese
-    characters are split into overlapping bigrams.
+    Words are those of `embed.text.analysis`, reduced to their Porter stems. A number with a decimal point and a
+    version are one term; units' symbols are terms; runs are split into overlapping bigrams.
     """
-    raw = [_raw_terms(unicodedata.normalize("NFKC", text)) for text in texts]
-    stems = _porter({t.key for terms in raw for t in terms if not t.is_number})
-    return [[t._replace(key=stems.get(t.key, t.key)) for t in terms] for terms in raw]
+    raw = [_raw_terms(text) for text in texts]
+    stem = stems({t.key for terms in raw for t in terms if not t.is_number})
+    return [[t._replace(key=stem.get(t.key, t.key)) for t in terms] for terms in raw]
 
 
 def _raw_terms(text: str) -> list[Term]:
+    text = _NUMBER_WITH_UNIT.sub(r"\1 ", _PER_CENT.sub("percent", text))  # 5km → 5 km
     terms: list[Term] = []
-    for place, match in enumerate(_TERM.finditer(text)):
-        run = match[match.lastgroup or 0]
-        if match.lastgroup == "run":
-            terms += [Term(run[i : i + 2]) for i in range(max(1, len(run) - 1))]
-        elif match.lastgroup == "number":
-            terms.append(Term(run.replace(",", ""), is_number=True))
-        elif run.lower() not in _STOP:
-            terms.append(Term(run.lower(), is_name=place > 0 and not run.islower()))
+    for part in _SYMBOL.split(text):
+        if part in _SYMBOLS:
+            terms.append(Term(_SYMBOLS[part], part))
+            continue
+        for joined in tokens(part):
+            if all(atom.is_number for atom in joined):
+                number = ".".join(atom.term for atom in joined)
+                terms.append(Term(number, number, is_number=True))
+            else:
+                for atom in joined:
+                    terms += _terms(atom, is_first=not terms)
     return terms
 
 
-def _porter(words: set[str]) -> dict[str, str]:
-    """Word → stem, by the stemmer of SQLite's FTS5, which the index's lexical retriever uses, too."""
-    with closing(sqlite3.connect(":memory:")) as db:
-        db.execute(f"CREATE VIRTUAL TABLE words USING fts5(word, tokenize='{FTS5_TOKENIZER}')")
-        db.execute("CREATE VIRTUAL TABLE stems USING fts5vocab(words, instance)")
-        ordered = sorted(words)
-        db.executemany("INSERT INTO words(rowid, word) VALUES (?, ?)", enumerate(ordered))
-        return {ordered[row]: stem for row, stem in db.execute("SELECT doc, term FROM stems")}
+def _terms(atom: Atom, *, is_first: bool) -> list[Term]:
+    if atom.is_run:
+        return [Term(pair, pair) for pair in bigrams(atom.term) or [atom.term]]
+    if atom.is_number:
+        return [Term(atom.term, atom.raw, is_number=True)]
+    is_name = not is_first and not atom.raw.islower()
+    return [Term(atom.term, atom.raw, is_name=is_name, is_function=atom.term in FUNCTION_WORDS)]

@@ -1,10 +1,12 @@
-"""Sentence boundaries in English and Chinese prose, Markdown and reStructuredText."""
+"""Sentence boundaries in prose of many scripts, Markdown and reStructuredText."""
 
 import re
 
 # Candidate sentence ends. A Western mark is confirmed or rejected by its context (`_is_boundary`).
 _END = re.compile(
-    r"[。！？]+[”’」』）》】]*"  # a Chinese mark always ends a sentence, without a space
+    # A mark of these scripts always ends a sentence, without a space: Chinese, Arabic and Urdu, Devanagari and other
+    # scripts of India, Burmese, Khmer, Ethiopic, Armenian, Tibetan
+    r"[。！？؟۔।॥။៕។።፧፨։།༎]+[”’」』）》】»\"]*"
     r"|[.!?…]+[\"'”’)\]`*]*(?=\s|$)"  # a Western mark only before white space: not inside 3.14, sys.path or v1.2
     r"|\n[ \t]*\n"  # a blank line
     r"|\n(?=[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t])"  # the next item of a list

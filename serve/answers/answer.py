@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from embed.text.terms import CJK
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
@@ -28,6 +27,11 @@ REQUEST = "According to the text: {question} Answer in a complete sentence."
 
 NOT_FOUND = "The corpus does not say."
 NOT_FOUND_ZH = "资料里没有答案。"
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+# Japanese and Korean are written with Han characters, too
+KANA_OR_HANGUL = re.compile(
+    "[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]"
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Answer:
     """The result of a question.
 
     Attributes:
-        text: the answer, or a sentence that the corpus does not say.
+        text: the supported sentences with the white space of the draft between them, or a sentence that the corpus
+            does not say. Unsupported sentences are only in `draft` and `sentences`.
         found: whether at least one sentence of the draft is supported.
         draft: the generated text without surrounding white space; "" if nothing was retrieved.
         sentences: the draft's sentences, each with its citation or marked as unsupported. The first repeated sentence
@@ -163,15 +168,21 @@ def build_prompt(
     `max_new_tokens`. A first hit that is too long is truncated.
 
     Raises:
-        InputError: if the question leaves no tokens for a passage.
+        InputError: if the question, or `max_new_tokens`, leaves no tokens for a passage.
     """
     ids = _render(question, [], tokenizer)
     n_around = len(ids)
     limit = min(n_around + MAX_PASSAGE_TOKENS, context - max_new_tokens)
     if limit <= n_around:
+        largest = context - n_around - 1
+        if largest > 0:
+            raise InputError(
+                f"max_tokens is {max_new_tokens}, but a context of {context} tokens has {largest} for the answer "
+                f"beside the question ({n_around} tokens with its prompt) and a passage; use at most {largest}."
+            )
         raise InputError(
-            f"The question ({n_around} tokens with its prompt) and the answer ({max_new_tokens} tokens) leave no "
-            f"tokens for passages in a context of {context}; ask a shorter question or lower max_tokens."
+            f"The question has {n_around} tokens with its prompt, which leaves none for a passage and an answer in a "
+            f"context of {context}; ask a shorter question."
         )
     texts: list[str] = []
     n_cut = 0
@@ -208,10 +219,24 @@ def ground(prepared: Prepared, draft: str, finish_reason: str | None) -> Answer:
     draft, hits, prompt = draft.strip(), prepared.hits, prepared.prompt
     sentences = _kept(attribute(draft, prepared.question, hits), finish_reason)
     found = any(s.supported for s in sentences)
-    not_found = NOT_FOUND_ZH if re.search(f"[{CJK}]", prepared.question) else NOT_FOUND
-    text = draft[: sentences[-1].end] if found else not_found
+    text = _supported_text(draft, sentences) if found else not_found(prepared.question)
     read = (prompt.n_hits, prompt.n_cut) if prompt else (0, 0)
     return Answer(text, found, draft, sentences, hits, *read, finish_reason)
+
+
+def _supported_text(draft: str, sentences: Sequence[AnswerSentence]) -> str:
+    """The supported sentences, each after the draft's own separator: a space, a line break, nothing in Chinese."""
+    text, end = "", 0
+    for sentence in sentences:
+        if sentence.supported:
+            text += (draft[end : sentence.start] if text else "") + sentence.text
+        end = sentence.end
+    return text
+
+
+def not_found(question: str) -> str:
+    """The sentence that the corpus does not say: in Chinese for a Chinese question, else in English."""
+    return NOT_FOUND_ZH if HAN.search(question) and not KANA_OR_HANGUL.search(question) else NOT_FOUND
 
 
 def _kept(sentences: list[AnswerSentence], finish_reason: str | None) -> list[AnswerSentence]:

@@ -19,12 +19,14 @@ passage. Word order is ignored: "A defeated B" supports "B defeated A".
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from embed.text.content_terms import Term, content_terms
 from embed.text.sentences import split_sentences
 from index import Hit
+from serve.answers import contradiction, contradiction_zh
+from serve.answers.contradiction import OPENERS, Statement
 
 # Tuned on SQuAD's training questions, like the formula: docs/log.md, 2026-11-22.
 SUPPORT_THRESHOLD = 0.65
@@ -70,6 +72,8 @@ class _Source:
 
     citation: Citation
     factor: float
+    sentences: Sequence[Statement]
+    title_statement: Statement
     own: frozenset[str]
     title: frozenset[str]
     stems: frozenset[str]  # own and title stems
@@ -88,17 +92,39 @@ def attribute(
         threshold: minimum support for a citation.
     """
     spans = split_sentences(answer)
-    question_terms, *sentences = content_terms([question, *(answer[a:b] for a, b in spans)])
-    asked = {t.key for t in question_terms}
+    asking, *statements = _statements([question, *(answer[a:b] for a, b in spans)])
+    asked = _stems(asking.terms)
     sources, weight = _sources(hits)
     attributed = []
-    for (start, end), terms in zip(spans, sentences, strict=True):
-        scored = ((_support(terms, asked, source, weight), source) for source in sources)
-        score, best = max(scored, key=lambda pair: pair[0], default=(0.0, None))
+    for (start, end), statement in zip(spans, statements, strict=True):
+        scored = [(_support(statement.terms, asked, source, weight), source) for source in sources]
+        scored.sort(key=lambda pair: pair[0], reverse=True)
+        agreeing = (
+            (score, source) for score, source in scored if not score or _agrees(statement, asking, source)
+        )
+        score, best = next(agreeing, (0.0, None))
         supported = best is not None and score >= threshold
         citation = best.citation if best is not None and supported else None
         attributed.append(AnswerSentence(answer[start:end], start, end, supported, score, citation))
     return attributed
+
+
+def _statements(texts: Sequence[str]) -> list[Statement]:
+    return [Statement(text, terms) for text, terms in zip(texts, content_terms(texts), strict=True)]
+
+
+def _agrees(statement: Statement, question: Statement, source: _Source) -> bool:
+    """Whether a source contains the statement's numbers and negations, and contradicts none of its words."""
+    held = [*source.sentences, source.title_statement]
+    return not any(
+        check.missing(statement, question, held)
+        or any(check.conflicts(statement, s) for s in source.sentences)
+        for check in (contradiction, contradiction_zh)
+    )
+
+
+def _stems(terms: Sequence[Term]) -> frozenset[str]:
+    return frozenset(t.key for t in terms if not t.is_function)
 
 
 class _Weights(dict[str, float]):
@@ -117,16 +143,14 @@ class _Weights(dict[str, float]):
         return math.log(1 + (self._n - df + 0.5) / (df + 0.5))
 
 
-def _support(terms: Sequence[Term], asked: set[str], source: _Source, weight: _Weights) -> float:
-    stems = {t.key for t in terms}
+def _support(terms: Sequence[Term], asked: Set[str], source: _Source, weight: _Weights) -> float:
+    stems = _stems(terms)
     new = stems - asked
     if not new & source.own:
         return 0.0
     if len(new) > MAX_FRAGMENT_WORDS and stems <= source.title:  # small models repeat titles from the prompt
         return 0.0
-    if any(t.is_number and t.key not in source.stems for t in terms):
-        return 0.0
-    if any(t.is_name and t.key in new and t.key not in source.passage for t in terms):
+    if any(_is_name(terms, i) and t.key in new and t.key not in source.passage for i, t in enumerate(terms)):
         return 0.0
     if repeated := stems & asked:
         echo = _share(repeated, source.stems, weight)
@@ -135,7 +159,14 @@ def _support(terms: Sequence[Term], asked: set[str], source: _Source, weight: _W
     return source.factor * _share(new, source.stems, weight) * (1 + echo) / 2
 
 
-def _share(stems: set[str], held: frozenset[str], weight: _Weights) -> float:
+def _is_name(terms: Sequence[Term], place: int) -> bool:
+    term = terms[place]
+    if place == 0:
+        return term.word[:1].isupper() and not term.is_function and term.word.lower() not in OPENERS
+    return term.is_name
+
+
+def _share(stems: Set[str], held: Set[str], weight: _Weights) -> float:
     """The share of the weight of `stems` that is in `held`; 0 if `stems` is empty."""
     total = sum(weight[s] for s in stems)
     return sum(weight[s] for s in stems & held) / total if total else 0.0
@@ -144,24 +175,27 @@ def _share(stems: set[str], held: frozenset[str], weight: _Weights) -> float:
 def _sources(hits: Sequence[Hit]) -> tuple[list[_Source], _Weights]:
     sources: list[_Source] = []
     sentences: list[frozenset[str]] = []
-    for hit in hits:
-        spans = split_sentences(hit.text)
-        analysed = content_terms([hit.title, *(hit.text[a:b] for a, b in spans)])
-        title, *stems = (frozenset(t.key for t in terms) for terms in analysed)
+    spans = [split_sentences(hit.text) for hit in hits]
+    texts = [[hit.title, *(hit.text[a:b] for a, b in ends)] for hit, ends in zip(hits, spans, strict=True)]
+    statements = iter(_statements([text for texts_of_hit in texts for text in texts_of_hit]))
+    for hit, ends in zip(hits, spans, strict=True):
+        title_statement, *own = [next(statements) for _ in range(1 + len(ends))]
+        title, stems = _stems(title_statement.terms), [_stems(s.terms) for s in own]
         sentences += stems
         passage = title.union(*stems)
-        for start, end, factor, held in _windows(spans, stems):
+        for first, last in _windows(len(ends)):
+            start, end = ends[first][0], ends[last][1]
             where = (hit.start + start, hit.start + end, hit.text[start:end])
             citation = Citation(hit.passage_id, hit.doc_id, hit.title, *where)
-            sources.append(_Source(citation, factor, held, title, held | title, passage))
+            factor = 1.0 if first == last else PAIR_FACTOR
+            held, window = stems[first] | stems[last], own[first : last + 1]
+            sources.append(
+                _Source(citation, factor, window, title_statement, held, title, held | title, passage)
+            )
     return sources, _Weights(sentences)
 
 
-def _windows(
-    spans: Sequence[tuple[int, int]], stems: Sequence[frozenset[str]]
-) -> Iterator[tuple[int, int, float, frozenset[str]]]:
-    """Every sentence and every pair of neighbouring sentences as (start, end, factor, stems)."""
-    for (start, end), held in zip(spans, stems, strict=True):
-        yield start, end, 1.0, held
-    for i in range(len(spans) - 1):
-        yield spans[i][0], spans[i + 1][1], PAIR_FACTOR, stems[i] | stems[i + 1]
+def _windows(n: int) -> Iterator[tuple[int, int]]:
+    """The first and the last of every sentence, and of every pair of neighbouring sentences."""
+    yield from ((i, i) for i in range(n))
+    yield from ((i, i + 1) for i in range(n - 1))

@@ -55,8 +55,12 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
 async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> Answer | Response:
     """An answer with a citation for each supported sentence, or a sentence that the corpus does not say.
 
+    `text` has the supported sentences only; `draft` has all that the model wrote, and `sentences` say which of its
+    sentences are supported.
+
     With `"stream": true` the response is server-sent events: one `sources` (`hits`, `n_prompt_hits`), any number of
-    `token` (`text`, a piece of the draft), then `done` (the fields of the plain response) or `error`.
+    `token` (`text`, a piece of the draft, not checked yet), then `done` (the fields of the plain response) or `error`.
+    After `done`, a client replaces the pieces that it has shown by `text`, or by `sentences` with marks.
     """
     finding = service.search.run(
         prepare, body.question, service.index, service.engine,

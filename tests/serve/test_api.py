@@ -1,5 +1,6 @@
 import asyncio
 import json
+import re
 
 import httpx
 import pytest
@@ -126,6 +127,7 @@ def test_stream_gives_sources_then_tokens_then_the_plain_answer(serve, client):
     assert events[-1][1] == plain
     assert [s["supported"] for s in plain["sentences"]] == [True, False]
     assert plain["sentences"][1]["citation"] is None
+    assert plain["text"] == plain["sentences"][0]["text"] == "The lock became optional in October 2024!"
 
 
 def test_an_unsupported_draft_is_not_the_answer(serve, client):
@@ -137,6 +139,17 @@ def test_an_unsupported_draft_is_not_the_answer(serve, client):
     assert len(answer["hits"]) == 4
     chinese = client.post(f"{url}/v1/answer", json={"question": "谁赢了世界杯？"}).json()
     assert chinese["text"] == "资料里没有答案。"
+
+
+def test_max_tokens_is_named_with_the_largest_value_that_fits(serve, client):
+    url, _ = serve(TRUE)
+    body = {"question": QUESTION, "max_tokens": 5000}
+    message = check_envelope(client.post(f"{url}/v1/answer", json=body), 422)["message"]
+    assert message.startswith("max_tokens is 5000,")
+    largest = int(re.search(r"use at most (\d+)\.$", message)[1])
+    refused = client.post(f"{url}/v1/answer", json=body | {"max_tokens": largest + 1})
+    assert f"use at most {largest}." in check_envelope(refused, 422)["message"]
+    assert client.post(f"{url}/v1/answer", json=body | {"max_tokens": largest}).status_code == 200
 
 
 def test_an_answer_without_hits_is_not_generated(serve, client):

@@ -14,6 +14,7 @@ from serve.answers.answer import (
     GREEDY,
     MAX_PASSAGE_TOKENS,
     NOT_FOUND,
+    NOT_FOUND_ZH,
     Prepared,
     answer_question,
     build_prompt,
@@ -143,6 +144,42 @@ def test_repeated_and_incomplete_sentences_are_left_out():
         "sleep all"
     )
     assert ground(Prepared(question, hits, None), "They hunt mi", "length").draft == "They hunt mi"
+
+
+def test_the_text_has_the_supported_sentences_only():
+    hits = [hit("Cats sleep all day. Cats hunt mice. 上海是最大的城市。北京是中国的首都。")]
+
+    def text(draft, question="What about cats?"):
+        return ground(Prepared(question, hits, None), draft, "stop").text
+
+    assert text("Dogs bark at night. Cats sleep all day. Cows graze.\n\nCats hunt mice.") == (
+        "Cats sleep all day.\n\nCats hunt mice."
+    )
+    assert (
+        text("Cats sleep all day.\n- Cats hunt mice.\n- Cows graze.")
+        == "Cats sleep all day.\n- Cats hunt mice."
+    )
+    chinese = text("上海是最大的城市。广州盛产荔枝。北京是中国的首都。", "哪个城市最大，首都是哪个？")
+    assert chinese == "上海是最大的城市。北京是中国的首都。"
+    assert text("Cows graze.") == NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("谁赢了世界杯？", NOT_FOUND_ZH),
+        ("zhizhi 是什么？", NOT_FOUND_ZH),
+        ("Who won?", NOT_FOUND),
+        ("프랑스의 수도는 무엇입니까?", NOT_FOUND),
+        ("日本の首都はどこですか？", NOT_FOUND),
+        ("フランスの首都は？", NOT_FOUND),
+        ("大韓民國의 首都?", NOT_FOUND),
+        ("ﾌﾗﾝｽ 首都?", NOT_FOUND),
+        ("ประเทศไทย?", NOT_FOUND),
+    ],
+)
+def test_the_answer_that_nothing_was_found_is_chinese_for_chinese_questions_only(question, expected):
+    assert ground(Prepared(question, [], None), "", None).text == expected
 
 
 def test_an_index_of_precomputed_vectors_cannot_be_served(tmp_path, engine):

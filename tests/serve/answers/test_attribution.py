@@ -38,6 +38,7 @@ def test_two_neighbouring_sentences_can_support_together():
     )
     assert sentence.citation.text.startswith("Critics praised")
     assert sentence.citation.text.endswith("singer herself.")
+    assert sentence.score == pytest.approx(0.85)  # a pair counts less than one sentence
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,44 @@ def test_numbers_and_names_must_match(question, right, wrong):
     assert one(right, question).supported
     assert not one(wrong, question).supported
     assert one(wrong, question).citation is None
+
+
+def test_a_long_sentence_that_differs_in_a_number_or_name_alone_is_not_supported():
+    source = "The group from Houston sold 1,250,000 copies of its debut album in the shops of Paris and Rome that June."
+    question = "What did the group sell?"
+
+    def supported(answer):
+        return one(answer, question, [hit(f"{source} Critics praised it. They danced. It rained.")]).supported
+
+    assert supported(source)
+    for old, new in (("1,250,000", "1,250,001"), ("Houston", "Dallas"), ("Rome", "Oslo"), ("June", "July")):
+        assert not supported(source.replace(old, new)), new
+
+
+def test_the_first_word_can_be_a_name():
+    hits = [
+        hit(
+            "Knowles managed the group of singers for twelve years in Houston. Critics praised it. They danced."
+        )
+    ]
+    question = "Who managed the group?"
+    assert one("Knowles managed the group of singers for twelve years in Houston.", question, hits).supported
+    assert not one(
+        "Cowell managed the group of singers for twelve years in Houston.", question, hits
+    ).supported
+    assert one(
+        "Overall Knowles managed the group of singers for twelve years in Houston.", question, hits
+    ).supported
+
+
+def test_two_thirds_of_the_words_are_enough_and_seven_elevenths_are_not():
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda"]
+    hits = [hit(f"Red {' '.join(words[:7])}. Cats sleep. Dogs bark. Cows graze.")]
+    assert one(f"red {' '.join(words[:7])} {' '.join(words[7:11])}", "red?", hits).score == pytest.approx(
+        7 / 11
+    )
+    assert not one(f"red {' '.join(words)}", "red?", hits).supported
+    assert one(f"red {' '.join([*words[:6], 'lambda', 'kappa', 'iota'])}", "red?", hits).supported
 
 
 def test_a_repeated_question_is_no_evidence():
