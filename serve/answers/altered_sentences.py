@@ -83,7 +83,8 @@ QUANTITY = rf"(?:\d|\b(?:{'|'.join([*SCALES, *NUMBER_WORDS])}))"  # what a unit 
 OPPOSITES = (
     "more/less more/fewer most/least above/below increased/decreased increase/decrease increases/decreases "
     "increasing/decreasing higher/lower highest/lowest high/low larger/smaller largest/smallest large/small "
-    "greater/lesser greatest/smallest longer/shorter longest/shortest long/short rose/fell rising/falling "
+    "greater/lesser greatest/smallest longer/shorter longest/shortest long/short rose/fell "
+    "rising/falling "  # codespell:ignore rising
     "grew/shrank growing/shrinking growth/decline majority/minority maximum/minimum stronger/weaker strong/weak "
     "faster/slower fast/slow better/worse best/worst older/younger oldest/youngest expanded/contracted "
     "gained/lost many/few wider/narrower heavy/light rich/poor hot/cold warm/cool warmer/cooler deep/shallow "

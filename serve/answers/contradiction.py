@@ -16,9 +16,21 @@ from serve.answers.quantities import UNITS, WORDS_OF, Quantity, quantities
 
 NEGATORS = frozenset(
     (
-        *("not", "no", "never", "nor", "neither", "none", "nothing", "nobody", "nowhere", "without", "non"),
-        *("hardly", "scarcely", "barely", "rarely", "seldom", "fail", "fails", "failed", "refuse", "refuses"),
-        *("refused", "lack", "lacks", "lacked"),
+        *("not", "no", "never", "nor", "neither", "none", "nothing", "nowhere", "without", "non", "hardly"),
+        *(
+            "scarcely",
+            "barely",
+            "rarely",
+            "seldom",
+            "fail",
+            "fails",
+            "failed",
+            "refuse",
+            "refuses",
+            "refused",
+        ),
+        *("lack", "lacks", "lacked"),
+        "nobody",  # codespell:ignore nobody
     )
 )
 NEGATING_PHRASES = frozenset((("far", "from"), ("anything", "but")))
@@ -105,8 +117,8 @@ def missing(answer: Statement, question: Statement, source: Sequence[Statement])
             continue
         units = {q.unit for q in same}
         if quantity.unit and quantity.unit not in units:
-            unasked = all(UNITS.get(word) != quantity.unit for word in asked_words)
-            if "" not in units or (unasked and all(q.unit != quantity.unit for q in held)):
+            is_new = all(UNITS.get(word) != quantity.unit for word in asked_words)
+            if "" not in units or (is_new and all(q.unit != quantity.unit for q in held)):
                 return True
         bound = quantity.bound
         if bound and all(q.bound != bound for q in same) and (is_asked or not asked_words & WORDS_OF[bound]):
