@@ -25,7 +25,7 @@ from serve.answers.altered_sentences import CHINESE, ENGLISH, NAME, NAME_AT_STAR
 from serve.answers.attribution import SUPPORT_THRESHOLD, attribute
 
 FILE = "squad_train.jsonl.xz"
-THRESHOLDS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
+THRESHOLDS = (0.5, 0.55, 0.6, 0.63, 0.65, 0.7, 0.75)
 AUXILIARIES = frozenset(
     ("is", "are", "was", "were", "did", "does", "do", "has", "have", "had", "can", "could", "will")
 )
