@@ -35,11 +35,15 @@ from mutants import Mutant, all_mutants  # beside this file
 TESTS = {
     "gpt_core/data/batches.py": ["tests/gpt_core/data/test_batches.py"],
     "gpt_core/generation/sampling.py": ["tests/gpt_core/generation/test_sampling.py"],
+    "index/dense/block.py": ["tests/index/dense", "tests/index/search"],
     "index/dense/snapshot.py": ["tests/index/dense", "tests/index/search"],
     "index/dense/view.py": ["tests/index/dense", "tests/index/search"],
     "index/search/filters.py": ["tests/index/search/test_filters.py", "tests/index/search/test_search.py"],
     "index/search/rank.py": ["tests/index/search"],
-    "serve/answers/attribution.py": ["tests/serve/answers/test_attribution.py"],
+    "serve/answers/attribution.py": [
+        "tests/serve/answers/test_attribution.py",
+        "tests/serve/answers/test_contradiction.py",
+    ],
 }
 IGNORED = shutil.ignore_patterns(".git", ".venv", "__pycache__", "build", "demo", "runs", "*.egg-info")
 
