@@ -26,9 +26,10 @@ class Mutant:
 
 
 def all_mutants(file: str, source: str) -> list[Mutant]:
-    """All mutants of the functions and classes in `source` that compile, in the order of the source."""
+    """All mutants of the functions and classes in `source` that compile and differ, in the order of the source."""
     encoded = source.encode()  # ast counts columns in bytes
     starts = [0, *accumulate(map(len, encoded.splitlines(keepends=True)))]
+    original = ast.dump(ast.parse(source))
     found = {}
     for function, node, replacement in _changes(ast.parse(source)):
         begin = starts[node.lineno - 1] + node.col_offset
@@ -36,6 +37,8 @@ def all_mutants(file: str, source: str) -> list[Mutant]:
         changed = (encoded[:begin] + replacement.encode() + encoded[end:]).decode()
         with suppress(SyntaxError):
             compile(changed, file, "exec")
+            if ast.dump(ast.parse(changed)) == original:  # such as f(0, 0) with its arguments exchanged
+                continue
             lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), n=0, lineterm="")
             diff = "\n".join(line for line in list(lines)[2:] if not line.startswith("@@"))
             found[changed] = Mutant(file, function, node.lineno, diff, changed)
