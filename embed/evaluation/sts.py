@@ -22,6 +22,7 @@ from embed.evaluation.published import check_published, content_sha256
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import JSONL, read_rows
+from gpt_core.common.list_files import has_ending
 from gpt_core.evaluation.report import print_report
 from gpt_core.hardware.device import DeviceName
 from gpt_core.hub.locate import DEFAULT_MODEL
@@ -241,17 +242,17 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a file of any supported format, each with its location for messages."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a file of sentence1, sentence2 and score.")
-    if path.name.endswith(JSONL):
+    if has_ending(path, JSONL):
         yield from read_rows(path)
         return
-    endings = [ending for ending in path.suffixes if ending in (".csv", ".tsv")]
+    endings = [ending.lower() for ending in path.suffixes if ending.lower() in (".csv", ".tsv")]
     if not endings:
         raise InputError(
             f"{path} has an unknown file type; expected .csv, .tsv or .jsonl, optionally with .gz or .xz."
         )
     # In tab-separated files, quotation marks belong to the sentence and do not quote a field.
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if endings[-1] == ".tsv" else {}
-    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, **dialect)

@@ -16,6 +16,7 @@ from gpt_core.data.batches import Batches, Windows
 from gpt_core.data.shards import check_tokenizer, open_split
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.pretraining.data import verify
 
 
 def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskData]]:
@@ -108,16 +109,25 @@ def attach_vectors(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks:
     return dimension
 
 
-def open_lm(config: TrainEmbedderConfig, tokenizer: Tokenizer, ranks: Ranks) -> tuple[Batches, Windows]:
+def open_lm(
+    config: TrainEmbedderConfig, tokenizer: Tokenizer, n_rows: int, ranks: Ranks
+) -> tuple[Batches, Windows]:
     """Open the token shards of the language model's loss: the training stream, and the validation windows.
 
+    Args:
+        config: names the shards.
+        tokenizer: the embedder's tokenizer.
+        n_rows: number of token embeddings of the GPT.
+        ranks: this process; rank 0 reads all shards once to check them.
+
     Raises:
-        InputError: for shards that are missing, damaged, or of another tokenizer.
+        InputError: for shards that are missing, damaged, of another tokenizer, or with ids that the GPT does not have.
     """
     assert config.lm_data_dir is not None
     splits = {name: open_split(config.lm_data_dir, name) for name in ("train", "val")}
     for shards in splits.values():
         check_tokenizer(shards, tokenizer.fingerprint, config.init_from)
+    ranks.on_main(lambda: verify(splits, min(tokenizer.vocab_size, n_rows)))
     training, validation = (Windows(shards, config.lm_block_size) for shards in splits.values())
     stream = Batches(
         training, config.lm_batch_size, None, config.seed, ranks.rank, ranks.world_size, ranks.device

@@ -83,7 +83,8 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
         return Collator(tokenize, prompts, config.n_negatives, ranks.rank, ranks.world_size)
 
     sets, dev_sets = open_data(config)
-    lm = open_lm(config, tokenizer, ranks) if config.lm_data_dir is not None else None
+    n_rows = network.gpt.config.vocab_size
+    lm = open_lm(config, tokenizer, n_rows, ranks) if config.lm_data_dir is not None else None
     weights = list(config.weights) or [float(len(data.examples)) for data in sets]
     batches = mix(config, sets, weights, collator(ranks), None if lm is None else lm[0])
     teacher_dimension = attach_vectors(config, [*sets, *dev_sets], ranks)

@@ -130,6 +130,7 @@ def test_intervals_equal_spearman_percentiles_over_the_same_resamples():
     [
         ("x.csv", 'sentence1,sentence2,score\n"one, ""two""",three,4.5\nfour,five,1\n'),
         ("x.tsv", 'index\tsentence1\tsentence2\tscore\n0\tone, "two"\tthree\t4.5\n1\tfour\tfive\t1\n'),
+        ("x.TSV", 'sentence1\tsentence2\tscore\none, "two"\tthree\t4.5\nfour\tfive\t1\n'),
         (
             "x.jsonl",
             '{"sentence1": "one, \\"two\\"", "sentence2": "three", "score": 4.5}\n'

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -319,6 +320,17 @@ def test_bad_configurations_are_refused_before_anything_is_written(config, name)
     keys, reason = BAD[name]
     with pytest.raises(InputError, match=reason):
         train_embedder(replace(config, **keys))
+    assert not Path(config.out_dir).exists() or not list(Path(config.out_dir).iterdir())
+
+
+def test_a_damaged_shard_is_refused_before_anything_is_written(config, shards, tmp_path):
+    copy = shutil.copytree(shards, tmp_path / "damaged")
+    shard = next(copy.glob("train-*.bin"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match=r"train-.*\.bin"):
+        train_embedder(replace(config, lm_weight=1.0, lm_data_dir=str(copy)))
     assert not Path(config.out_dir).exists() or not list(Path(config.out_dir).iterdir())
 
 
