@@ -94,6 +94,7 @@ def test_parses_filters_of_the_command_line():
     assert parse_filter(["year>=2001", "year<=2010.5"]) == {"year": {"gte": 2001, "lte": 2010.5}}
     assert parse_filter(["year=2010", "draft=true"]) == {"year": ["2010", 2010], "draft": ["true", True]}
     assert parse_filter(["url=https://a.b/?x=1", "empty="]) == {"url": ["https://a.b/?x=1"], "empty": [""]}
+    assert parse_filter([f"n>={2**63 - 1}", f"n<={2**63}"]) == {"n": {"gte": 2**63 - 1, "lte": str(2**63)}}
     assert parse_filter([" status = Final ", "year >= 2001"]) == {"status": ["Final"], "year": {"gte": 2001}}
     assert parse_filter(["a=NaN", "b=1e999", "c=99999999999999999999"]) == {
         "a": ["NaN"], "b": ["1e999"], "c": ["99999999999999999999"]
