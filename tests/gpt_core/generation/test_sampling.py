@@ -163,9 +163,10 @@ def test_greedy_obeys_bias_and_penalty():
     logits = torch.tensor([1.0, 3.0, 2.9, -1.0])
     assert sample(logits, SamplingParams(temperature=0, logit_bias={1: -0.2})) == 2
     assert sample(logits, SamplingParams(temperature=0, logit_bias={3: 100})) == 3
-    penalised = SamplingParams(temperature=0, repetition_penalty=1.5)
-    assert sample(logits, penalised) == 1
-    assert sample(logits, penalised, history=[0, 1, 1, 1]) == 2  # however often the token occurs
+    for penalty in (1.5, 2):
+        penalised = SamplingParams(temperature=0, repetition_penalty=penalty)
+        assert sample(logits, penalised) == 1
+        assert sample(logits, penalised, history=[0, 1, 1, 1]) == 2  # however often the token occurs
 
 
 def test_logprobs_are_those_of_the_raw_logits():

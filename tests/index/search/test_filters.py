@@ -89,6 +89,12 @@ def test_invalid_conditions_are_refused(index, value):
         index.search(np.ones(4), filter={"year": value})
 
 
+def test_a_filter_has_at_most_100_fields(index):
+    assert index.search(np.ones(4), filter={f"field {i}": 1 for i in range(100)}) == []
+    with pytest.raises(InputError, match="conditions on 101 fields; expected at most 100"):
+        index.search(np.ones(4), filter={f"field {i}": 1 for i in range(101)})
+
+
 def test_parses_filters_of_the_command_line():
     assert parse_filter(["status=Final", "status=Active"]) == {"status": ["Final", "Active"]}
     assert parse_filter(["year>=2001", "year<=2010.5"]) == {"year": {"gte": 2001, "lte": 2010.5}}
