@@ -119,9 +119,5 @@ def _unit(words: Sequence[str], start: int, after: int) -> str:
 
 
 def _bound(words: Sequence[str], start: int) -> str:
-    before = [
-        w
-        for w in words[max(0, start - 4) : start]
-        if w not in ("the", "a", "an", "about", "$", "€", "£", "¥")
-    ]
+    before = [word for word in words[max(0, start - 4) : start] if word not in SKIPPED]
     return TWO_WORD_BOUNDS.get(tuple(before[-2:]), "") or BOUNDS.get(before[-1] if before else "", "")
