@@ -40,11 +40,6 @@ class Block:
         return len(self.numbers)
 
     @classmethod
-    def empty(cls, dimension: int) -> "Block":
-        """A block without passages."""
-        return cls(np.empty(0, dtype=np.int64), np.empty((0, dimension), dtype=np.float32))
-
-    @classmethod
     def joined(cls, blocks: Sequence["Block"]) -> "Block":
         """One block of several, whose ids ascend from block to block."""
         numbers = np.concatenate([block.numbers for block in blocks])
