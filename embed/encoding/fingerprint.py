@@ -12,6 +12,7 @@ from torch import nn
 from embed.network.config import EmbedderConfig
 from embed.network.network import Network
 from gpt_core.common.files import sha256_file
+from gpt_core.hub.locate import ADAPTER_CONFIG
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 # GPTConfig fields added after the first fingerprints, with the values that all models had before. A field enters the
@@ -55,7 +56,7 @@ def fingerprint(
 
 def files_sha256(folder: Path) -> str | None:
     """Hex digest of a model folder's weight files; None if the folder has none of a known name, or an adapter."""
-    if (folder / "adapter_config.json").exists():  # its base model may be elsewhere
+    if (folder / ADAPTER_CONFIG).exists():  # its base model may be elsewhere
         return None
     # Only model*.safetensors: a checkpoint also has safetensors of its optimizer.
     files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.gguf")])

@@ -14,13 +14,13 @@ from gpt_core.common.json_files import read_json
 from gpt_core.formats.card import Card, with_command, write_card
 from gpt_core.formats.gguf.container import GGUF
 from gpt_core.formats.gguf.read import read_gguf, read_gguf_config
-from gpt_core.formats.huggingface.adapter import ADAPTER_CONFIG, base_of, with_adapter
+from gpt_core.formats.huggingface.adapter import base_of, with_adapter
 from gpt_core.formats.huggingface.config import from_hf, generation_eos_ids, generation_settings, to_hf
 from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names, unwrapped, with_head
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
 from gpt_core.formats.pickles import read_bin
 from gpt_core.formats.tensor_file import save_tensors
-from gpt_core.hub.locate import gguf_in, resolve
+from gpt_core.hub.locate import ADAPTER_CONFIG, gguf_in, resolve
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.model.masks import Alibi

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from gpt_core.common.errors import InputError
 
+ADAPTER_CONFIG = "adapter_config.json"  # of an adapter of peft
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -94,7 +96,7 @@ def _refuse_trainers_output(folder: Path) -> None:
     """Refuse the output folder of transformers' Trainer that has checkpoints, but no model of its own."""
     steps = {p.name.removeprefix("checkpoint-"): p for p in folder.glob("checkpoint-*") if p.is_dir()}
     numbers = [int(step) for step in steps if step.isdecimal()]
-    if numbers and not any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+    if numbers and not any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG)):
         raise InputError(
             f"{folder} holds checkpoints of transformers' Trainer and no model of its own; give one of them, such as "
             f"{steps[str(max(numbers))]}, the newest."

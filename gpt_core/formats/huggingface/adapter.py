@@ -9,10 +9,8 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.json_files import read_json
 from gpt_core.formats.huggingface.config import to_hf
 from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names, unwrapped, with_head
-from gpt_core.hub.locate import resolve
+from gpt_core.hub.locate import ADAPTER_CONFIG, resolve
 from gpt_core.model.gpt import GPT
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def base_of(folder: Path) -> Path:
