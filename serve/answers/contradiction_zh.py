@@ -1,7 +1,7 @@
 """Contradictions in Chinese: the negators, numbers with scale and unit, and opposites of `serve.answers.contradiction`.
 
-Chinese is written without spaces, so these checks look at the characters of a sentence, not at its words. In other
-languages' sentences they find nothing.
+Chinese is written without spaces, so these checks look at the characters of a sentence, not at its words. They are for
+sentences in which `HAS_HAN` finds a Chinese character.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from serve.answers.contradiction import Statement, opposite
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff"
-IS_HAN = re.compile(f"[{HAN}]")
+HAS_HAN = re.compile(f"[{HAN}]").search
 # A negator with the one or two characters that it negates
 NEGATED = re.compile(rf"(?:[不沒没未非无無]有?)+([{HAN}]{{1,2}})")
 # Words with these characters that negate nothing
@@ -70,8 +70,6 @@ def missing(answer: Statement, question: Statement, source: Sequence[Statement])
 
     The numbers of the question need not be in the source.
     """
-    if not IS_HAN.search(answer.text):
-        return False
     held = [q for sentence in source for q in quantities(sentence.text)]
     asked = {q.value for q in quantities(question.text)}
     for value, unit in quantities(answer.text):
@@ -85,8 +83,6 @@ def missing(answer: Statement, question: Statement, source: Sequence[Statement])
 
 def conflicts(answer: Statement, source: Statement) -> bool:
     """Whether a sentence says the opposite of a word of the answer."""
-    if not IS_HAN.search(answer.text):
-        return False
     answer_text, source_text = _normal(answer.text), _normal(source.text)
     ours, theirs = _negated(answer_text), _negated(source_text)
     for word in ours | theirs:
