@@ -4,9 +4,10 @@
 `answer_question` does all of it synchronously.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import regex
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
@@ -16,6 +17,7 @@ from index import Hit, Index
 from index.index import Mode
 from index.search.filters import Filter
 from serve.answers.attribution import AnswerSentence, attribute
+from serve.answers.contradiction_zh import HAN
 
 ANSWER_TOKENS = 96
 GREEDY = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop=("\nQuestion:",))
@@ -27,11 +29,8 @@ REQUEST = "According to the text: {question} Answer in a complete sentence."
 
 NOT_FOUND = "The corpus does not say."
 NOT_FOUND_ZH = "资料里没有答案。"
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 # Japanese and Korean are written with Han characters, too
-KANA_OR_HANGUL = re.compile(
-    "[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]"
-)
+KANA_OR_HANGUL = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}]")
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,9 @@ def _statements(texts: Sequence[str]) -> list[Statement]:
 def _agrees(statement: Statement, question: Statement, source: _Source) -> bool:
     """Whether a source contains the statement's numbers and negations, and contradicts none of its words."""
     held = [*source.sentences, source.title_statement]
-    checks = [contradiction, contradiction_zh] if contradiction_zh.HAS_HAN(statement.text) else [contradiction]
+    checks = (
+        [contradiction, contradiction_zh] if contradiction_zh.HAN.search(statement.text) else [contradiction]
+    )
     return not any(
         check.missing(statement, question, held)
         or any(check.conflicts(statement, s) for s in source.sentences)

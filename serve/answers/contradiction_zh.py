@@ -1,7 +1,7 @@
 """Contradictions in Chinese: the negators, numbers with scale and unit, and opposites of `serve.answers.contradiction`.
 
 Chinese is written without spaces, so these checks look at the characters of a sentence, not at its words. They are for
-sentences in which `HAS_HAN` finds a Chinese character.
+sentences in which `HAN` finds a Chinese character.
 """
 
 import re
@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import regex
+
 from serve.answers.contradiction import Statement, opposite
 
-HAN = "\u3400-\u4dbf\u4e00-\u9fff"
-HAS_HAN = re.compile(f"[{HAN}]").search
+HAN = regex.compile(r"\p{Han}")
 # A negator with the one or two characters that it negates
-NEGATED = re.compile(rf"(?:[不沒没未非无無]有?)+([{HAN}]{{1,2}})")
+NEGATED = regex.compile(r"(?:[不沒没未非无無]有?)+(\p{Han}{1,2})")
 # Words with these characters that negate nothing
 NOT_NEGATORS = re.compile(
     "不得不|不仅|不僅|不但|不只|不过|不過|不断|不斷|不少|不久|不同|不论|不論|不管|不如|不列颠|不列顛|不丹|"
