@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt_core.data.shards import check_tokenizer, open_split
+from gpt_core.data.check_tokenizer import check_tokenizer
+from gpt_core.data.shards import open_split
 from gpt_core.data.sources import Files
 from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
 from gpt_core.hardware.device import DeviceName
@@ -32,7 +33,7 @@ def read_ids(data: str, name: str, tokenizer: Tokenizer, n: int) -> list[int]:
     ids: list[int] = []
     if any(Path(data).glob("*.bin")):
         shards = open_split(data, "val")
-        check_tokenizer(shards, tokenizer.fingerprint, name)
+        check_tokenizer(shards, tokenizer, name)
         for shard in shards:
             ids += shard.tokens[: n - len(ids)].tolist()
         return ids

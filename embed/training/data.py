@@ -13,7 +13,8 @@ from embed.training.batches import TaskData
 from embed.training.config import TrainEmbedderConfig
 from gpt_core.common.errors import InputError
 from gpt_core.data.batches import Batches, Windows
-from gpt_core.data.shards import check_tokenizer, open_split
+from gpt_core.data.check_tokenizer import check_tokenizer
+from gpt_core.data.shards import open_split
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.pretraining.data import verify
@@ -126,7 +127,7 @@ def open_lm(
     assert config.lm_data_dir is not None
     splits = {name: open_split(config.lm_data_dir, name) for name in ("train", "val")}
     for shards in splits.values():
-        check_tokenizer(shards, tokenizer.fingerprint, config.init_from)
+        check_tokenizer(shards, tokenizer, config.init_from)
     ranks.on_main(lambda: verify(splits, min(tokenizer.vocab_size, n_rows)))
     training, validation = (Windows(shards, config.lm_block_size) for shards in splits.values())
     stream = Batches(

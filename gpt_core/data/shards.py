@@ -8,7 +8,7 @@ nanoGPT's format: uint16 ids without a header.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -285,20 +285,6 @@ def open_split(folder: str | Path, split: str) -> list[Shard]:
             f"make them with scripts/prepare_data.py --out {folder}."
         )
     return [_open_nanogpt(p) if p == plain else _open_shard(p) for p in paths]
-
-
-def check_tokenizer(shards: Iterable[Shard], fingerprint: str, name: str) -> None:
-    """Check that the shards were made by the tokenizer with this fingerprint, called `name` in the message.
-
-    Raises:
-        InputError: naming both fingerprints.
-    """
-    for shard in shards:
-        if shard.tokenizer not in (None, fingerprint):
-            raise InputError(
-                f"{shard.path} was made with the tokenizer {shard.tokenizer}, but {name} is {fingerprint}. "
-                "Use the tokenizer in the folder of the shards, or prepare the data again."
-            )
 
 
 def _open_shard(path: Path) -> Shard:

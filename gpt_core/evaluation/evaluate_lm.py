@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from gpt_core.common.errors import InputError
 from gpt_core.data.batches import EVAL_TOKENS, IGNORED, Windows
-from gpt_core.data.shards import check_tokenizer, open_split
+from gpt_core.data.check_tokenizer import check_tokenizer
+from gpt_core.data.shards import open_split
 from gpt_core.evaluation.report import print_report
 from gpt_core.generation.fast_model import prepare
 from gpt_core.hardware.device import DeviceName, Numerics, pick_device
@@ -53,7 +54,7 @@ def evaluate_lm(
     place = pick_device(device)
     tokenizers = [Tokenizer.from_pretrained(name) for name in model]
     for name, tokenizer in zip(model, tokenizers, strict=True):
-        check_tokenizer(shards, tokenizer.fingerprint, name)
+        check_tokenizer(shards, tokenizer, name)
     results = []
     for name, tokenizer in zip(model, tokenizers, strict=True):
         gpt = GPT.from_pretrained(name).to(place)

@@ -5,7 +5,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
-from gpt_core.data.shards import Shard, check_tokenizer, open_split
+from gpt_core.data.check_tokenizer import check_tokenizer
+from gpt_core.data.shards import Shard, open_split
 from gpt_core.formats.nanogpt import nanogpt_characters
 from gpt_core.tokenizer.builtin import character_backend
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -30,27 +31,8 @@ def open_data(config: PretrainConfig) -> tuple[Tokenizer, dict[str, list[Shard]]
             "GPT-2's BPE)."
         )
     for shards in splits.values():
-        check_tokenizer(shards, tokenizer.fingerprint, config.tokenizer or config.data_dir)
-        if config.tokenizer is not None and meta.exists() and any(shard.header is None for shard in shards):
-            check_characters(meta, tokenizer, config.tokenizer)
+        check_tokenizer(shards, tokenizer, config.tokenizer or config.data_dir)
     return tokenizer, splits
-
-
-def check_characters(meta: Path, tokenizer: Tokenizer, name: str) -> None:
-    """Check that the tokenizer, called `name` in the message, has the characters in nanoGPT's `meta.pkl`, if any.
-
-    Raises:
-        InputError: naming both, if not.
-    """
-    try:
-        characters = nanogpt_characters(meta)
-    except InputError:  # without characters, or unreadable: the user has named the tokenizer
-        return
-    if Tokenizer(character_backend(characters)).fingerprint != tokenizer.fingerprint:
-        raise InputError(
-            f"{meta} is a vocabulary of {len(characters)} characters, but tokenizer is {name}, with "
-            f"{tokenizer.vocab_size} tokens; leave out --tokenizer, or remove meta.pkl if it is not that of the data."
-        )
 
 
 def verify(splits: dict[str, list[Shard]], vocab_size: int) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core.common.errors import InputError
-from gpt_core.data.shards import HEADER, ShardWriter, check_tokenizer, open_split, token_dtype
+from gpt_core.data.shards import HEADER, ShardWriter, open_split, token_dtype
 
-MINE, OTHER = "a" * 64, "b" * 64
+MINE = "a" * 64
 
 
 def write(folder: Path, documents: list[list[int]], vocab_size: int = 300, **options: int) -> None:
@@ -129,21 +129,12 @@ def test_a_truncated_shard_is_refused_when_it_is_opened(tmp_path: Path, size: in
         open_split(tmp_path, "train")
 
 
-def test_shards_of_another_tokenizer_are_refused_with_both_fingerprints(tmp_path: Path) -> None:
-    write(tmp_path, [[1, 2, 3]])
-    shards = open_split(tmp_path, "train")
-    check_tokenizer(shards, MINE, "mine")
-    with pytest.raises(InputError, match=f"{MINE}.*{OTHER}"):
-        check_tokenizer(shards, OTHER, "the other")
-
-
 def test_nanogpts_files_are_read(tmp_path: Path) -> None:
     ids = np.array([50_256, 0, 1, 40_000], dtype=np.uint16)
     ids.tofile(tmp_path / "train.bin")
     (shard,) = open_split(tmp_path, "train")
     assert shard.tokens.tolist() == ids.tolist()
     assert shard.tokenizer is None
-    check_tokenizer([shard], MINE, "any")
     shard.verify(50_257)
     with pytest.raises(InputError, match=r"train\.bin holds token id 50256; the vocabulary has only 65"):
         shard.verify(65)

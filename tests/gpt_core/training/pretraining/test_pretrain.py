@@ -233,7 +233,7 @@ def test_nanogpts_characters_are_read_from_its_meta_pkl(data_dir: Path, tmp_path
     assert Tokenizer.from_pretrained(tmp_path / "run").fingerprint == tokenizer.fingerprint
     pretrain(replace(settings, max_iters=2, tokenizer=str(data_dir)))  # the same characters
     with pytest.raises(
-        InputError, match=rf"of {len(stoi)} characters, but tokenizer is gpt2, with 50257 tokens"
+        InputError, match=rf"of {len(stoi)} characters, but the tokenizer of gpt2 has 50257 tokens"
     ):
         pretrain(replace(settings, tokenizer="gpt2"))
 
