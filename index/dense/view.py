@@ -25,7 +25,9 @@ from index.store.store import Numbers, Store
 MAX_CHANGES, MAX_CHANGED_SHARE = 1000, 0.25
 # Deletions are forgotten in portions, so that not every deletion costs a second transaction.
 MIN_FORGOTTEN = 1000
-SMALL_BLOCK = 1024  # passages; blocks up to this size are joined at each addition
+# Passages. Blocks up to the first size are joined at each addition. From the second size on they are never joined: the
+# copy would need as much memory again (docs/log.md, 2026-11-29, "Snapshots of an index").
+SMALL_BLOCK, LARGE_BLOCK = 1024, 16_384
 ROWS_PER_STEP = 8192  # rows copied at once
 
 
@@ -182,12 +184,12 @@ def _first_view(store: Store, tx: sqlite3.Connection, state: State, oldest: int)
 
 
 def _appended(blocks: tuple[Block, ...], block: Block) -> tuple[Block, ...]:
-    """`blocks` with one more, which is joined with those before that are not larger.
+    """`blocks` with one more, which is joined with those before that are neither larger nor large.
 
     So a passage is copied a logarithmic number of times, however few are added at a time, and there are few blocks.
     """
     joined = [block]
-    while blocks and len(blocks[-1]) <= max(SMALL_BLOCK, sum(map(len, joined))):
+    while blocks and len(blocks[-1]) <= min(max(SMALL_BLOCK, sum(map(len, joined))), LARGE_BLOCK - 1):
         *rest, last = blocks
         blocks, joined = tuple(rest), [last, *joined]
     return (*blocks, Block.joined(joined) if len(joined) > 1 else block)

@@ -289,6 +289,18 @@ def test_adding_one_passage_at_a_time_copies_few_vectors(monkeypatch):
     assert whole.numbers.tolist() == whole.vectors[:, 0].tolist() == list(range(n))
 
 
+def test_large_blocks_are_not_copied_when_passages_are_added(monkeypatch):
+    monkeypatch.setattr(view, "SMALL_BLOCK", 4)
+    monkeypatch.setattr(view, "LARGE_BLOCK", 32)
+    blocks: tuple[Block, ...] = ()
+    for i in range(200):
+        large = [block for block in blocks if len(block) >= 32]
+        blocks = view._appended(blocks, Block(np.array([i]), np.full((1, 2), i, dtype=np.float32)))
+        assert all(known is block for known, block in zip(large, blocks, strict=False))
+        assert all(len(block) < 64 for block in blocks)
+    assert Block.joined(blocks).numbers.tolist() == list(range(200))
+
+
 def test_forgotten_deletions_do_not_bring_passages_back(folder, monkeypatch):
     monkeypatch.setattr(view, "MIN_FORGOTTEN", 3)
     with Index.open(folder) as stale, Index.open(folder) as index:
