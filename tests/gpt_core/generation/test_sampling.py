@@ -255,6 +255,7 @@ def test_logits_that_are_not_finite_raise(bad, temperature):
         ("repetition_penalty", 0),
         ("repetition_penalty", -1.0),
         ("repetition_penalty", float("inf")),
+        ("repetition_penalty", 100.01),
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", {"a": 1.0}),
         ("logit_bias", {1: float("nan")}),
@@ -268,6 +269,14 @@ def test_logits_that_are_not_finite_raise(bad, temperature):
 def test_a_bad_parameter_is_named(name, value):
     with pytest.raises(InputError, match=f"^{name} is "):
         SamplingParams(**{name: value})
+
+
+def test_the_defaults_change_no_logit_and_the_bounds_are_allowed():
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    ids = list(range(50))
+    assert sample(logits, SamplingParams(temperature=0), history=ids) == int(logits.argmax())
+    assert SamplingParams().repetition_penalty == 1
+    assert [SamplingParams(repetition_penalty=p).repetition_penalty for p in (0.01, 100)] == [0.01, 100]
 
 
 def test_overflow_slide_needs_max_new_tokens():

@@ -167,6 +167,15 @@ def test_the_manifest_records_the_state_and_the_file_is_named_by_its_content(fol
     assert manifest["file"] == file(folder).name == f"snapshot-{sha256_file(file(folder))}.faiss"
 
 
+def test_searches_use_a_snapshot_that_was_saved(folder):
+    """So that what was added before it does not take memory twice."""
+    with Index.open(folder) as index:
+        index.add(documents(60)[50:], VECTORS[50:])
+        index.save_snapshot()
+        view = index._current()._view
+        assert (view.base.state.sequence, view.newer) == (60, ())
+
+
 def test_an_older_snapshot_does_not_replace_a_newer_one(folder):
     with Index.open(folder) as index:
         index.search(QUERY)

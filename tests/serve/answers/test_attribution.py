@@ -176,6 +176,15 @@ def test_score_is_the_formula():
     assert far.score == pytest.approx(1 / 2 * (1 + (red + weight) / (red + 2 * weight)) / 2)
 
 
+def test_a_fragment_has_three_new_words_at_most():
+    # The question's words are in another sentence of the passage, which is enough for a longer answer only.
+    hits = [hit("Alpha beta gamma delta. Rain fell. The ship sank.")]
+    fragment, sentence = (
+        one(text, "Which ship sank?", hits) for text in ("Alpha beta gamma.", "Alpha beta gamma delta.")
+    )
+    assert (fragment.score, sentence.score) == (0.5, 1.0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(
