@@ -1,6 +1,7 @@
 """The public class `Index`: create, open, add, upsert, delete, search."""
 
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -330,6 +331,17 @@ class Index:
         store = self._current().store
         with store.read() as tx:
             return store.document(tx, doc_id)
+
+    def idf(self, terms: Iterable[str]) -> dict[str, float]:
+        """Inverse document frequency of terms over the passages, Lucene's BM25's: ln(1 + (N - n + 1/2) / (n + 1/2)).
+
+        Args:
+            terms: Porter stems and bigrams, as the keys of `embed.text.content_terms`.
+        """
+        store = self._current().store
+        with store.read() as tx:
+            n_passages, n_with = store.count(tx, "passages"), store.n_passages_with(tx, terms)
+        return {term: math.log(1 + (n_passages - n + 0.5) / (n + 0.5)) for term, n in n_with.items()}
 
     def document_ids(self) -> list[str]:
         """The ids of all documents, in insertion order."""

@@ -7,6 +7,7 @@ from gpt_core.common.cli import run_command
 from gpt_core.evaluation.evaluate_lm import evaluate_lm
 from index.evaluation.retrieval import evaluate_retrieval
 from serve.answers.evaluate_attribution import evaluate_attribution
+from serve.evaluation.evaluate_qa import evaluate_qa
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
             "lm": evaluate_lm,
             "sts": evaluate_sts,
             "retrieval": evaluate_retrieval,
+            "qa": evaluate_qa,
             "attribution": evaluate_attribution,
         }
     )

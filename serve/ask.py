@@ -1,71 +1,137 @@
-"""The command that prints cited answers."""
+"""The command that prints answers."""
 
+import json as json_format
 import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.terminal import printable
+from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
+from index import Index
 from serve.answers.answer import ANSWER_TOKENS, GREEDY, Answer, answer_question
+from serve.answers.quotes import Quote
 from serve.work.loading import load
+
+QUOTE_FIELDS = ("text", "doc_id", "title", "headings", "start", "end", "probability")
 
 
 def ask(
-    questions: Annotated[list[str], tyro.conf.Positional],
+    question: Annotated[list[str], tyro.conf.Positional],
     /,
     *,
     index: str,
+    questions: Path | None = None,
+    json: bool = False,
+    answer: Literal["quote", "generate"] = "quote",
     embedder: str | None = None,
     generator: str = DEFAULT_MODEL,
     dtype: InferenceDtype = "auto",
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5,
+    k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None,
+    answered: float | None = None,
+    perhaps: float | None = None,
     max_tokens: int = ANSWER_TOKENS,
 ) -> None:
-    """Answer questions from an index, citing the supporting sentence of each answer sentence.
+    """Answer questions from an index, by quoting the sentences that answer them.
+
+    An answer is one to three sentences of a document; or the nearest sentences, said to be only perhaps an answer; or
+    that the corpus does not say.
 
     Args:
-        questions: one or more, each in quotes.
+        question: one or more questions, each in quotes.
         index: the index's folder.
+        questions: a file with a question per line, which are answered after those of the command line.
+        json: print a line of JSON per question: question, kind (quote, perhaps, generated or not_found), text,
+            probability, and quotes with text, doc_id, title, headings, start, end (in code points) and probability.
+        answer: quote, or generate: a text of the generator, of which only sentences are kept that a passage supports.
         embedder: model folder or known name; default: the embedder that the index was built with.
-        generator: model folder or known name.
+        generator: model folder or known name, for --answer generate.
         dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
-        k: number of passages to retrieve per question.
-        max_tokens: maximum length of an answer in tokens.
+        k: number of passages to retrieve per question; by default as many as the ranker was fitted with.
+        answered: least probability that a quote is right for an answer, 0 to 1; by default the ranker's.
+        perhaps: least probability that the corpus answers for showing the nearest quotes, 0 to 1; by default the
+            ranker's.
+        max_tokens: maximum length of a generated answer in tokens.
 
     Raises:
-        InputError: for a missing or empty question, and as `load` and `answer_question` raise it.
+        InputError: for a missing or empty question, a probability out of range, and as `load` and `answer_question`
+            raise it.
     """
-    if not questions or not all(question.strip() for question in questions):
-        raise InputError("A question is missing or empty; give one or more, each in quotes.")
-    opened, engine = load(index, embedder, generator, max_running=1, dtype=dtype)
+    for name, value in (("answered", answered), ("perhaps", perhaps)):
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{name} is {value}; expected a probability, 0 to 1.")
+    if k is not None and k < 1:
+        raise InputError(f"k is {k}; expected at least 1.")
+    if not all(text.strip() for text in question):
+        raise InputError("A question is empty; give one or more, each in quotes.")
+    asked = [*question, *(_read(questions) if questions else [])]
+    if not asked:
+        raise InputError(
+            "There is no question; give one or more, each in quotes, or a file with --questions."
+        )
+    engine: Engine | None = None
+    if answer == "generate":
+        opened, engine = load(index, embedder, generator, max_running=1, dtype=dtype)
+    else:
+        opened = Index.open(index, embedder)
+    params = replace(GREEDY, max_new_tokens=max_tokens)
     with opened:
-        for question in questions:
-            print(f"\n? {question}", flush=True)
-            params = replace(GREEDY, max_new_tokens=max_tokens)
-            print(render(answer_question(question, opened, engine, k=k, params=params)), flush=True)
+        for text in asked:
+            if not json:
+                print(f"\n? {printable(text)}", flush=True)
+            found = answer_question(
+                text, opened, engine, k=k, answered=answered, perhaps=perhaps, params=params
+            )
+            print(as_json(text, found) if json else render(found), flush=True)
+
+
+def _read(path: Path) -> Iterator[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as questions ({error}); expected UTF-8 text.") from None
+    return (line.strip() for line in lines if line.strip())
+
+
+def as_json(question: str, found: Answer) -> str:
+    """An answer as a line of JSON."""
+    quotes = [{name: getattr(quote, name) for name in QUOTE_FIELDS} for quote in found.quotes]
+    fields = {"question": question, "kind": found.kind, "text": found.text, "probability": found.probability}
+    return json_format.dumps({**fields, "quotes": quotes}, ensure_ascii=False)
 
 
 def render(found: Answer, width: int = 100) -> str:
-    """An answer as text: [1] refers to a source below it, [?] marks a sentence that no passage supports."""
-    sources = list(dict.fromkeys(s.citation for s in found.sentences if s.citation))
-    if found.found:
+    """An answer as text.
+
+    In a generated one [1] refers to a source below it, and [?] marks a sentence that no passage supports.
+    """
+    lines: list[str] = []
+    if found.kind == "generated":
+        sources = list(dict.fromkeys(s.citation for s in found.sentences if s.citation))
         marks = (f"[{sources.index(s.citation) + 1}]" if s.citation else "[?]" for s in found.sentences)
-        words = " ".join(f"{s.text} {mark}" for s, mark in zip(found.sentences, marks, strict=True))
-    else:
-        words = found.text
-        if found.draft:
-            words += f" (Unsupported text of the model: {found.draft})"
-    lines = [words]
-    for number, source in enumerate(sources, 1):
-        where = f"{source.title or source.doc_id} ({source.doc_id}, {source.start}–{source.end})"
-        lines.append(f"[{number}] {where}: {source.text}")
-    if not found.found:
+        lines.append(" ".join(f"{s.text} {mark}" for s, mark in zip(found.sentences, marks, strict=True)))
+        for number, source in enumerate(sources, 1):
+            where = f"{source.title or source.doc_id} ({source.doc_id}, {source.start}–{source.end})"
+            lines.append(f"[{number}] {where}: {source.text}")
+    elif found.kind != "quote":
+        lines.append(found.text.partition("\n")[0])
+    for quote in found.quotes:
+        lines += [f"“{quote.text}”", f"— {_place(quote)}, {quote.probability:.0%}"]
+    if found.kind == "not_found":
         lines += [f"nearest: {hit.title or hit.doc_id} ({hit.passage_id})" for hit in found.hits]
     return "\n".join(
         textwrap.fill(printable(" ".join(line.split())), width, initial_indent="  ", subsequent_indent="  ")
         for line in lines
     )
+
+
+def _place(quote: Quote) -> str:
+    """Where a quote stands: the document's title, the headings above the quote, the document's id, the offsets."""
+    path = dict.fromkeys([quote.title or quote.doc_id, *quote.headings])
+    return f"{' › '.join(path)} ({quote.doc_id}, {quote.start}–{quote.end})"

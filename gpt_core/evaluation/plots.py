@@ -82,7 +82,7 @@ def plot_positions(weight: Tensor, path: Path) -> None:
     """Plot learned positions (block_size, C): pairwise cosines, norms, and projections on the principal components."""
     unit = torch.nn.functional.normalize(weight.float(), dim=1)
     _, strengths, directions = torch.linalg.svd(weight.float() - weight.float().mean(0), full_matrices=False)
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6)
     left, upper, lower = figure.subplot_mosaic(
         [["left", "upper"], ["left", "lower"]], width_ratios=[1, 1.15]
     ).values()
@@ -100,8 +100,8 @@ def plot_positions(weight: Tensor, path: Path) -> None:
     lower.margins(y=0.25)  # for the legend
     lower.legend(frameon=False, fontsize=8, loc="upper center", ncols=n)
     for axes in (upper, lower):
-        _style(axes)
-    _save(figure, path)
+        style_axes(axes)
+    save_figure(figure, path)
 
 
 def plot_attention(maps: Tensor, labels: Sequence[str], layer: int, folder: Path) -> None:
@@ -115,13 +115,13 @@ def plot_attention(maps: Tensor, labels: Sequence[str], layer: int, folder: Path
     """
     n_head, n_tokens = maps.shape[1:3]
     maps = maps.masked_fill(torch.ones(n_tokens, n_tokens, dtype=torch.bool).triu(1), torch.nan)
-    _save(_overview(maps), folder / "attention.png")
+    save_figure(_overview(maps), folder / "attention.png")
 
     columns = next(n for n in (1, 2, 3, 4) if n * n >= n_head or n == 4)
     rows = -(-n_head // columns)
     named = n_tokens <= MAX_LABELLED_TOKENS
     side = max(2.6, 0.16 * n_tokens) + 0.8 if named else 3.4
-    figure = _figure(side * columns, side * rows + 0.4)
+    figure = new_figure(side * columns, side * rows + 0.4)
     figure.suptitle(f"layer {layer}: how much each token (row) attends to each earlier token (column)")
     names, font = drawable(labels)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -137,7 +137,7 @@ def plot_attention(maps: Tensor, labels: Sequence[str], layer: int, folder: Path
     for axes in grid[n_head:]:
         axes.set_visible(False)
     figure.colorbar(image, ax=grid.tolist(), shrink=0.5, aspect=40)
-    _save(figure, folder / f"attention_layer_{layer}.png")
+    save_figure(figure, folder / f"attention_layer_{layer}.png")
 
 
 def _overview(maps: Tensor) -> "Figure":
@@ -149,7 +149,7 @@ def _overview(maps: Tensor) -> "Figure":
     tile = torch.nn.functional.pad(tile, (0, gap, 0, gap), value=torch.nan)
     size = tile.shape[2]
     mosaic = tile.permute(0, 2, 1, 3).reshape(n_layer * size, n_head * size)[:-gap, :-gap]
-    figure = _figure(0.9 * n_head + 1.4, 0.9 * n_layer + 0.8)
+    figure = new_figure(0.9 * n_head + 1.4, 0.9 * n_layer + 0.8)
     axes = figure.add_subplot()
     image = _draw_weights(axes, mosaic)
     middle = (size - gap) / 2
@@ -175,7 +175,7 @@ def plot_next(
         path: the PNG file to write.
     """
     bars, font = drawable(names)
-    figure = _figure(7, 1.2 + 0.32 * len(names))
+    figure = new_figure(7, 1.2 + 0.32 * len(names))
     axes = figure.add_subplot()
     places = range(len(names))
     axes.barh(places, shares, color="#1f4e8c", height=0.7)
@@ -187,8 +187,8 @@ def plot_next(
     axes.set_xlabel(f"probability; entropy {entropy:.2f} bits")
     before, font = drawable(prompt[-6:])
     axes.set_title("after " + " ".join(before), fontsize=9, fontfamily=font, parse_math=False)
-    _style(axes)
-    _save(figure, path)
+    style_axes(axes)
+    save_figure(figure, path)
 
 
 def drawable(labels: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -214,7 +214,7 @@ def drawable(labels: Sequence[str]) -> tuple[list[str], list[str]]:
     return ["".join(c if ord(c) in glyphs else ascii(c)[1:-1] for c in label) for label in short], fonts
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of a size in inches, which needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -238,13 +238,15 @@ def _draw_weights(axes: "Axes", weights: Tensor) -> Any:
     )
 
 
-def _style(axes: "Axes") -> None:
+def style_axes(axes: "Axes") -> None:
+    """Give axes a light grid behind what is drawn, and no frame."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG, atomically."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     atomic_write(path, picture.getvalue())

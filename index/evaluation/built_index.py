@@ -37,13 +37,13 @@ class CachingEncoder(Encoder):
 
 
 @contextmanager
-def built_index(collection: Collection, encoder: Encoder, max_tokens: int) -> Iterator[Index]:
+def built_index(collection: Collection, encoder: Encoder, max_tokens: int | None = None) -> Iterator[Index]:
     """An index of the collection's documents in a temporary folder, built by `Index.create` and `Index.add`.
 
     Args:
         collection: the collection.
         encoder: the embedder; its settings decide number format, corpus map and fusion.
-        max_tokens: longest passage in tokens, at most the embedder's own limit.
+        max_tokens: longest passage in tokens, at most the embedder's own limit; None: the default of `Index.create`.
 
     Raises:
         InputError: for a max_tokens that `Index.create` refuses.
@@ -51,7 +51,9 @@ def built_index(collection: Collection, encoder: Encoder, max_tokens: int) -> It
     with (
         tempfile.TemporaryDirectory() as scratch,
         Index.create(
-            Path(scratch, "index"), encoder, max_tokens=min(max_tokens, encoder.max_tokens)
+            Path(scratch, "index"),
+            encoder,
+            max_tokens=None if max_tokens is None else min(max_tokens, encoder.max_tokens),
         ) as index,
     ):
         documents = collection.documents.values()

@@ -8,7 +8,7 @@ reader that has processed all changes up to a sequence number can therefore quer
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -259,6 +259,13 @@ class Store:
         values = chain.from_iterable(tx.execute(query, (expression,)))
         rows = np.fromiter(values, dtype=np.float64).reshape(-1, 2)
         return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.float32)
+
+    def n_passages_with(self, tx: sqlite3.Connection, terms: Iterable[str]) -> dict[str, int]:
+        """For each stemmed term or bigram of `terms`, the number of passages that have it."""
+        tx.execute("CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab('main', 'lexical', 'row')")
+        query = "SELECT doc FROM temp.terms WHERE term = ?"
+        found = {term: tx.execute(query, (term,)).fetchone() for term in terms}
+        return {term: row[0] if row else 0 for term, row in found.items()}
 
     def passages(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
         """The fields of a `Hit` for each of the passage ids `numbers`, by id."""

@@ -1,13 +1,13 @@
-"""A grounded answer: retrieve passages, build the prompt, generate, attribute. Independent of HTTP.
+"""An answer: retrieve passages, quote the sentences that answer; or generate a text and attribute it. Knows no HTTP.
 
-`prepare` comes before the generation and `ground` after it. The server generates on its worker's thread between them;
-`answer_question` does all of it synchronously.
+`prepare` retrieves and quotes. To generate, it also builds the prompt, and `ground` attributes the generated text; the
+server generates on its worker's thread between them. `answer_question` does all of it synchronously.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import regex
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
@@ -17,8 +17,11 @@ from index import Hit, Index
 from index.index import Mode
 from index.search.filters import Filter
 from serve.answers.attribution import AnswerSentence, attribute
-from serve.answers.contradiction_zh import HAN
+from serve.answers.language import language_of
+from serve.answers.quotes import Quote, Quoted, quote
+from serve.answers.ranker import Thresholds, ranker_for
 
+Kind = Literal["quote", "perhaps", "generated", "not_found"]
 ANSWER_TOKENS = 96
 GREEDY = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop=("\nQuestion:",))
 # Two passages of the default 256 tokens with their titles. With more passages a small model answers worse, even if the
@@ -27,10 +30,8 @@ MAX_PASSAGE_TOKENS = 560
 SYSTEM = "You are a helpful assistant that answers questions about a text."
 REQUEST = "According to the text: {question} Answer in a complete sentence."
 
-NOT_FOUND = "The corpus does not say."
-NOT_FOUND_ZH = "资料里没有答案。"
-# Japanese and Korean are written with Han characters, too
-KANA_OR_HANGUL = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}]")
+NOT_FOUND = {"en": "The corpus does not say.", "zh": "资料里没有答案。"}
+PERHAPS = {"en": "The corpus may say:", "zh": "资料里也许有："}
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A question with the retrieved passages, best first, and the generator's prompt; None without passages."""
+    """A question with the retrieved passages and quotes, best first, and the generator's prompt, if it is to write."""
 
     question: str
     hits: list[Hit]
-    prompt: Prompt | None
+    quoted: Quoted
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -62,48 +64,62 @@ class Answer:
     """The result of a question.
 
     Attributes:
-        text: the supported sentences with the white space of the draft between them, or a sentence that the corpus
-            does not say. Unsupported sentences are only in `draft` and `sentences`.
-        found: whether at least one sentence of the draft is supported.
-        draft: the generated text without surrounding white space; "" if nothing was retrieved.
+        kind: "quote": the text is that of the quotes. "generated": a model wrote it, and a passage supports each of its
+            sentences. "perhaps": the quotes are the nearest text, but not probably an answer. "not_found": the corpus
+            does not say.
+        text: the answer, in words; unsupported sentences of a model are only in `draft` and `sentences`.
+        probability: that the first quote, or the best sentence that is not quoted, is right.
+        present: the probability that the corpus answers the question.
+        quotes: verbatim text of the documents, best first.
+        span: a short answer inside the first quote; None without a model that finds one.
+        hits: the retrieved passages, best first.
+        draft: the generated text without surrounding white space; "" if nothing was generated.
         sentences: the draft's sentences, each with its citation or marked as unsupported. The first repeated sentence
             and all after it are dropped, and so is a last sentence that was truncated by the token limit.
-        hits: the retrieved passages, best first.
         n_prompt_hits: number of hits in the generator's prompt.
         n_prompt_cut: number of tokens truncated from a first hit that is too long for the prompt.
         finish_reason: why generation ended; None if nothing was generated.
     """
 
+    kind: Kind
     text: str
-    found: bool
-    draft: str
-    sentences: list[AnswerSentence]
+    probability: float
+    present: float
+    quotes: list[Quote]
+    span: str | None
     hits: list[Hit]
-    n_prompt_hits: int
-    n_prompt_cut: int
-    finish_reason: str | None
+    draft: str = ""
+    sentences: list[AnswerSentence] = field(default_factory=list)
+    n_prompt_hits: int = 0
+    n_prompt_cut: int = 0
+    finish_reason: str | None = None
 
 
 def answer_question(
     question: str,
     index: Index,
-    engine: Engine,
+    engine: Engine | None = None,
     *,
-    k: int = 5,
+    k: int | None = None,
     mode: Mode = "hybrid",
     filter: Filter | None = None,
+    answered: float | None = None,
+    perhaps: float | None = None,
     params: SamplingParams = GREEDY,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
-    """Answer `question` from the passages of `index`, stepping `engine` until generation is done.
+    """Answer `question` from the passages of `index`: in quotes, or in the words of a generator.
 
     Args:
         question: the question, in any language that the models support.
         index: the index to search.
-        engine: the generator; no other thread may step it meanwhile.
-        k: number of passages to retrieve; those that fit the token budget go into the prompt, all can be cited.
+        engine: the generator, which is stepped until it is done, and which no other thread may step meanwhile; None:
+            the answer consists of quotes.
+        k: number of passages to retrieve; None: as many as the ranker was fitted with.
         mode: "hybrid", "dense" or "lexical", as in `Index.search`.
         filter: as in `Index.search`.
+        answered: least probability that a quote is right for an answer; None: the ranker's.
+        perhaps: least probability that the corpus answers for the kind "perhaps"; None: the ranker's.
         params: generation parameters; greedy, 96 tokens by default.
         on_text: called with each new piece of the draft.
 
@@ -111,9 +127,19 @@ def answer_question(
         InputError: for an empty question, or one that does not fit the context.
     """
     n_kept = params.max_new_tokens or ANSWER_TOKENS
-    prepared = prepare(question, index, engine, k=k, mode=mode, filter=filter, max_new_tokens=n_kept)
-    if prepared.prompt is None:
-        return ground(prepared, "", None)
+    prepared = prepare(
+        question,
+        index,
+        engine,
+        k=k,
+        mode=mode,
+        filter=filter,
+        answered=answered,
+        perhaps=perhaps,
+        max_new_tokens=n_kept,
+    )
+    if prepared.prompt is None or engine is None:
+        return ground(prepared)
     request = engine.submit(prepared.prompt.token_ids, params, on_text)
     engine.run()
     if request.error is not None:
@@ -124,19 +150,35 @@ def answer_question(
 def prepare(
     question: str,
     index: Index,
-    engine: Engine,
+    engine: Engine | None = None,
     *,
-    k: int,
-    mode: Mode,
-    filter: Filter | None,
-    max_new_tokens: int,
+    k: int | None = None,
+    mode: Mode = "hybrid",
+    filter: Filter | None = None,
+    answered: float | None = None,
+    perhaps: float | None = None,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> Prepared:
-    """Retrieve the passages for `question` and build the prompt; arguments and errors as for `answer_question`."""
-    hits = retrieve(question, index, k=k, mode=mode, filter=filter)
-    if not hits:
-        return Prepared(question, [], None)
+    """Retrieve and quote; with an engine, also build its prompt. Arguments and errors as for `answer_question`."""
+    if not question.strip():
+        raise InputError("The question is empty; expected text.")
+    ranker = ranker_for(language_of(question), index.settings.fingerprint)
+    hits = retrieve(question, index, k=k or ranker.n_passages, mode=mode, filter=filter)
+
+    @cache
+    def document(doc_id: str) -> str:
+        found = index.get(doc_id)
+        return found.text if found else ""  # deleted since the search
+
+    thresholds = Thresholds(
+        ranker.thresholds.answered if answered is None else answered,
+        ranker.thresholds.perhaps if perhaps is None else perhaps,
+    )
+    quoted = quote(question, hits, document, index.idf, ranker, thresholds)
+    if engine is None or not hits:
+        return Prepared(question, hits, quoted)
     prompt = build_prompt(question, hits, engine.tokenizer, engine.context, max_new_tokens)
-    return Prepared(question, hits, prompt)
+    return Prepared(question, hits, quoted, prompt)
 
 
 def retrieve(
@@ -207,20 +249,36 @@ def _render(question: str, texts: Sequence[str], tokenizer: Tokenizer) -> list[i
     return tokenizer.chat([{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}])
 
 
-def ground(prepared: Prepared, draft: str, finish_reason: str | None) -> Answer:
-    """Attribute the draft to the hits. If no sentence is supported, the answer says that the corpus does not say.
+def ground(prepared: Prepared, draft: str = "", finish_reason: str | None = None) -> Answer:
+    """The answer: the supported sentences of a draft; without one, the quotes, or that the corpus does not say.
 
     Args:
-        prepared: the question and its passages.
-        draft: the generated text; "" without hits.
-        finish_reason: why generation ended; None without hits.
+        prepared: the question with its passages and quotes.
+        draft: the generated text; "" if nothing was generated.
+        finish_reason: why generation ended; None if nothing was generated.
     """
-    draft, hits, prompt = draft.strip(), prepared.hits, prepared.prompt
-    sentences = _kept(attribute(draft, prepared.question, hits), finish_reason)
-    found = any(s.supported for s in sentences)
-    text = _supported_text(draft, sentences) if found else not_found(prepared.question)
-    read = (prompt.n_hits, prompt.n_cut) if prompt else (0, 0)
-    return Answer(text, found, draft, sentences, hits, *read, finish_reason)
+    draft, hits, quoted = draft.strip(), prepared.hits, prepared.quoted
+    language = language_of(prepared.question)
+    sentences = _kept(attribute(draft, prepared.question, hits), finish_reason) if draft else []
+    kind: Kind
+    if any(s.supported for s in sentences):
+        kind, text = "generated", _supported_text(draft, sentences)
+    elif quoted.verdict == "answered":
+        kind, text = "quote", _words(quoted.quotes)
+    elif quoted.verdict == "perhaps":
+        kind, text = "perhaps", f"{PERHAPS[language]}\n{_words(quoted.quotes)}"
+    else:
+        kind, text = "not_found", NOT_FOUND[language]
+    read = (prepared.prompt.n_hits, prepared.prompt.n_cut) if prepared.prompt else (0, 0)
+    return Answer(
+        *(kind, text, quoted.probability, quoted.present, quoted.quotes, None, hits),
+        *(draft, sentences, *read, finish_reason),
+    )
+
+
+def _words(quotes: Sequence[Quote]) -> str:
+    """The quotes' texts, each on a line."""
+    return "\n".join(" ".join(quote.text.split()) for quote in quotes)
 
 
 def _supported_text(draft: str, sentences: Sequence[AnswerSentence]) -> str:
@@ -231,11 +289,6 @@ def _supported_text(draft: str, sentences: Sequence[AnswerSentence]) -> str:
             text += (draft[end : sentence.start] if text else "") + sentence.text
         end = sentence.end
     return text
-
-
-def not_found(question: str) -> str:
-    """The sentence that the corpus does not say: in Chinese for a Chinese question, else in English."""
-    return NOT_FOUND_ZH if HAN.search(question) and not KANA_OR_HANGUL.search(question) else NOT_FOUND
 
 
 def _kept(sentences: list[AnswerSentence], finish_reason: str | None) -> list[AnswerSentence]:

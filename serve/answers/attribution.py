@@ -27,6 +27,7 @@ from embed.text.sentences import split_sentences
 from index import Hit
 from serve.answers import contradiction, contradiction_zh
 from serve.answers.contradiction import OPENERS, Statement
+from serve.answers.language import HAN
 
 # Tuned on SQuAD's training questions: docs/log.md, 2026-11-29, "Sentences that contradict their source"; the formula
 # and the other constants: 2026-11-22.
@@ -117,9 +118,7 @@ def _statements(texts: Sequence[str]) -> list[Statement]:
 def _agrees(statement: Statement, question: Statement, source: _Source) -> bool:
     """Whether a source contains the statement's numbers and negations, and contradicts none of its words."""
     held = [*source.sentences, source.title_statement]
-    checks = (
-        [contradiction, contradiction_zh] if contradiction_zh.HAN.search(statement.text) else [contradiction]
-    )
+    checks = [contradiction, contradiction_zh] if HAN.search(statement.text) else [contradiction]
     return not any(
         check.missing(statement, question, held)
         or any(check.conflicts(statement, s) for s in source.sentences)

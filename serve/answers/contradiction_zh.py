@@ -1,7 +1,7 @@
 """Contradictions in Chinese: the negators, numbers with scale and unit, and opposites of `serve.answers.contradiction`.
 
 Chinese is written without spaces, so these checks look at the characters of a sentence, not at its words. They are for
-sentences in which `HAN` finds a Chinese character.
+sentences with Chinese characters.
 """
 
 import re
@@ -14,7 +14,6 @@ import regex
 
 from serve.answers.contradiction import Statement, opposite
 
-HAN = regex.compile(r"\p{Han}")
 # A negator with the one or two characters that it negates
 NEGATED = regex.compile(r"(?:[不沒没未非无無]有?)+(\p{Han}{1,2})")
 # Words with these characters that negate nothing

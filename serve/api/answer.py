@@ -53,18 +53,21 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
 
 @router.post("/answer", response_model=Answer, responses=STREAM)
 async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> Answer | Response:
-    """An answer with a citation for each supported sentence, or a sentence that the corpus does not say.
+    """Sentences of the documents that answer a question, or a sentence that the corpus does not say.
 
-    `text` has the supported sentences only; `draft` has all that the model wrote, and `sentences` say which of its
-    sentences are supported.
+    `kind` says which: `quote`, `perhaps` (the nearest quotes, which are probably no answer), `not_found`, or, for a
+    request with `"answer": "generate"`, `generated`: `text` then has the sentences of the model that a passage
+    supports, `draft` all that the model wrote, and `sentences` say which of its sentences are supported. Without a
+    supported sentence the answer consists of quotes.
 
     With `"stream": true` the response is server-sent events: one `sources` (`hits`, `n_prompt_hits`), any number of
     `token` (`text`, a piece of the draft, not checked yet), then `done` (the fields of the plain response) or `error`.
     After `done`, a client replaces the pieces that it has shown by `text`, or by `sentences` with marks.
     """
     finding = service.search.run(
-        prepare, body.question, service.index, service.engine,
+        prepare, body.question, service.index, service.engine if body.answer == "generate" else None,
         k=body.k, mode=body.mode, filter=body.filter, max_new_tokens=body.max_tokens,
+        answered=body.answered, perhaps=body.perhaps,
     )  # fmt: skip
     prepared = await until_disconnect(request, finding)
     params = SamplingParams(body.max_tokens, body.temperature, seed=body.seed, stop=GREEDY.stop)
@@ -82,7 +85,7 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
 
 @dataclass(frozen=True)
 class AnswerInProgress:
-    """An answer that is being generated; `stream` is None without passages."""
+    """An answer that is being made; `stream` is None if nothing is generated."""
 
     prepared: Prepared
     stream: TokenStream | None

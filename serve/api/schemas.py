@@ -35,12 +35,20 @@ class SearchRequest(_Request):
 
 
 class AnswerRequest(_Request):
-    """A question; `k` passages are retrieved, those that fit go into the prompt, all can be cited."""
+    """A question.
+
+    `answer`: "quote" for sentences of the documents; "generate" for a text of the generator, of which only sentences
+    that a passage supports are kept. `k` passages are retrieved; those that fit go into the generator's prompt, all can
+    be quoted and cited. `answered` and `perhaps` are the least probabilities of an answer, and of "the corpus may say".
+    """
 
     question: Text
-    k: int = Field(5, ge=1, le=20)
+    answer: Literal["quote", "generate"] = "quote"
+    k: int | None = Field(None, ge=1, le=20)
     mode: Mode = "hybrid"
     filter: dict[str, Any] | None = None
+    answered: float | None = Field(None, ge=0, le=1)
+    perhaps: float | None = Field(None, ge=0, le=1)
     max_tokens: int = Field(ANSWER_TOKENS, ge=1)
     temperature: float = Field(0.0, ge=0)
     seed: int | None = None

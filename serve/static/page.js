@@ -4,6 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const form = byId("ask"), question = byId("question"), go = byId("go"), stop = byId("stop");
 const statusLine = byId("status"), text = byId("text"), draft = byId("draft"), list = byId("hits");
+const quotes = byId("quotes"), write = byId("write");
 const unlock = byId("unlock"), key = byId("key");
 
 let running = null; // the AbortController of the current request
@@ -42,7 +43,7 @@ async function ask(asked) {
     const response = await fetch("/v1/answer", {
       method: "POST",
       headers: { "Content-Type": "application/json", ...(known && { Authorization: `Bearer ${known}` }) },
-      body: JSON.stringify({ question: asked, stream: true }),
+      body: JSON.stringify({ question: asked, answer: write.checked ? "generate" : "quote", stream: true }),
       signal: mine.signal,
     });
     if (response.status === 401) {
@@ -110,6 +111,7 @@ function clear() {
   hits = [];
   text.replaceChildren();
   text.classList.add("draft");
+  quotes.replaceChildren();
   list.replaceChildren();
   draft.hidden = true;
   byId("answer").hidden = byId("passages").hidden = true;
@@ -122,14 +124,14 @@ function say(message, isError = false) {
 
 function showHits(sources) {
   hits = sources.hits;
-  say(hits.length ? "Writing…" : "");
+  if (sources.n_prompt_hits) say("Writing…");
   hits.forEach((hit, i) => {
     const item = byId("hit").content.cloneNode(true).firstElementChild;
     item.querySelector("h3").textContent = hit.title || hit.doc_id;
     const scores = [["score", hit.score], ["dense", hit.dense], ["lexical", hit.lexical]]
       .filter(([, value]) => value !== null)
       .map(([name, value]) => `${name} ${value.toFixed(3)}`);
-    scores.push(i < sources.n_prompt_hits ? "read by the model" : "not read by the model");
+    if (sources.n_prompt_hits) scores.push(i < sources.n_prompt_hits ? "read by the model" : "not read by the model");
     item.querySelector(".scores").textContent = scores.join(" · ");
     list.append(item);
     showPassage(i, []);
@@ -142,53 +144,67 @@ function showHits(sources) {
 function showAnswer(answer) {
   text.classList.remove("draft");
   text.replaceChildren();
-  if (answer.found) {
+  if (answer.kind === "generated") {
     const characters = Array.from(answer.draft); // offsets count code points
     let end = 0;
     for (const sentence of answer.sentences) {
       text.append(characters.slice(end, sentence.start).join(""), sentenceNode(sentence));
       end = sentence.end;
     }
-  } else {
-    text.append(answer.text);
+  } else if (answer.kind !== "quote") {
+    text.append(answer.text.split("\n")[0]); // "The corpus may say:", or that it does not say
     draft.hidden = !answer.draft;
     draft.querySelector("p").textContent = answer.draft;
   }
+  answer.quotes.forEach((quote) => quotes.append(quoteNode(quote)));
   text.removeAttribute("aria-busy");
   hits.forEach((hit, i) => showPassage(i, citationsOf(answer, hit)));
 }
 
 const citationsOf = (answer, hit) =>
-  answer.sentences.map((sentence) => sentence.citation).filter((c) => c?.passage_id === hit.passage_id);
+  [...answer.sentences.map((sentence) => sentence.citation), ...answer.quotes].filter((c) => c?.passage_id === hit.passage_id);
+
+function quoteNode(quote) {
+  const node = byId("quote").content.cloneNode(true).firstElementChild;
+  node.querySelector("blockquote").append(quote.text, sourceButton(quote));
+  const path = [...new Set([quote.title || quote.doc_id, ...quote.headings])].join(" › ");
+  node.querySelector("figcaption").textContent = `${path} · ${Math.round(100 * quote.probability)} %`;
+  return node;
+}
 
 function sentenceNode(sentence) {
   const node = document.createElement("span");
   node.append(sentence.text);
-  if (!sentence.supported) {
-    node.className = "unsupported";
-    const badge = document.createElement("span");
-    badge.className = "badge";
-    badge.textContent = "no source found";
-    node.append(badge);
+  if (sentence.supported) {
+    node.append(sourceButton(sentence.citation));
     return node;
   }
-  const number = hits.findIndex((hit) => hit.passage_id === sentence.citation.passage_id);
+  node.className = "unsupported";
+  const badge = document.createElement("span");
+  badge.className = "badge";
+  badge.textContent = "no source found";
+  node.append(badge);
+  return node;
+}
+
+// A button with the number of the passage that a citation or quote is from; it marks the source there.
+function sourceButton(source) {
+  const number = hits.findIndex((hit) => hit.passage_id === source.passage_id);
   const button = document.createElement("button");
   button.type = "button";
   button.className = "cite";
   button.textContent = number + 1;
-  button.title = sentence.citation.text;
-  button.setAttribute("aria-label", `Source ${number + 1}: ${sentence.citation.text}`);
+  button.title = source.text;
+  button.setAttribute("aria-label", `Source ${number + 1}: ${source.text}`);
   button.setAttribute("aria-pressed", "false");
   button.addEventListener("click", () => {
     document.querySelectorAll(".cite").forEach((b) => b.setAttribute("aria-pressed", b === button));
-    hits.forEach((_, i) => showPassage(i, i === number ? [sentence.citation] : [], "strong"));
+    hits.forEach((_, i) => showPassage(i, i === number ? [source] : [], "strong"));
     const mark = list.children[number].querySelector("mark");
     list.children[number].focus({ preventScroll: true });
     mark.scrollIntoView({ block: "center" });
   });
-  node.append(button);
-  return node;
+  return button;
 }
 
 // Shows a passage's text with the cited spans, which may overlap, marked.

@@ -1,0 +1,98 @@
+"""A question: its content words with their weights, and the type of answer that it asks for."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import regex
+
+from embed.text.analysis import normalise
+from embed.text.content_terms import Term, content_terms
+from serve.answers.language import Language, language_of
+
+AnswerType = Literal["number", "time", "name", "place", "reason", "list", "any"]
+Idf = Callable[[Iterable[str]], dict[str, float]]
+
+# Question words and function words, which would make bigrams with the words beside them
+_CHINESE_FUNCTION_WORDS = regex.compile(
+    "为什么|為什麼|什么|什麼|甚么|哪些|哪个|哪個|哪里|哪裡|哪儿|哪|多少|几|幾|谁|誰|怎么|怎麼|怎样|怎樣|如何|为何|為何|是否|何时|何時|"
+    "何地|请问|請問|[的是了在有吗嗎呢和与與及于於被由从從到为為之其而以也都就]"
+)
+_ENGLISH_TYPES: list[tuple[AnswerType, str]] = [
+    (
+        "number",
+        r"\bhow (?:many|much|long|old|tall|far|large|big|high|fast|deep|wide|often)\b|\bhow .*\bpercent"
+        r"|\bwhat (?:percent|percentage|number|amount|population|age|size|proportion|fraction|temperature)\b",
+    ),
+    ("time", r"\bwhen\b|\b(?:what|which) (?:\w+ )?(?:year|date|day|month|decade|century|time|season)\b"),
+    ("name", r"\bwho\b|\bwhose\b|\bwhom\b"),
+    (
+        "place",
+        r"\bwhere\b|\b(?:what|which) (?:\w+ )?(?:city|country|state|place|location|region|area|continent|county|town"
+        r"|river|island)\b",
+    ),
+    ("reason", r"\bwhy\b|\bhow\b"),
+    (
+        "name",
+        r"\bwhich\b|\bname of\b|\bwhat (?:company|team|person|man|woman|group|organization|university|school|book"
+        r"|film|song|album|name)\b",
+    ),
+]
+_CHINESE_TYPES: list[tuple[AnswerType, str]] = [
+    ("name", "谁|誰|哪位|哪个人|人物是|叫什么|姓名"),
+    ("time", "什么时候|何时|哪年|哪一年|几年|年份|日期|几月|时间|哪天"),
+    ("number", "多少|几|多大|多长|多高|多久|多远"),
+    ("place", "哪里|哪儿|哪国|在哪|何地|哪个国家|哪个城市|哪省|位于"),
+    ("reason", "为什么|为何|原因|怎么|如何|怎样"),
+    ("list", "哪些|包括"),
+]
+_TYPES = {
+    language: [(kind, regex.compile(pattern, regex.IGNORECASE)) for kind, pattern in types]
+    for language, types in (("en", _ENGLISH_TYPES), ("zh", _CHINESE_TYPES))
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question.
+
+    Attributes:
+        text: the question.
+        language: "zh", or "en" for all other languages.
+        kind: the type of answer that it asks for.
+        terms: its content words or bigrams in order; its function words if it has no others.
+        weights: key of a term → its inverse document frequency in the corpus.
+    """
+
+    text: str
+    language: Language
+    kind: AnswerType
+    terms: Sequence[Term]
+    weights: dict[str, float]
+
+    @classmethod
+    def of(cls, text: str, idf: Idf) -> "Question":
+        """Analyse a question; `idf` is `Index.idf`."""
+        language = language_of(text)
+        content = normalise(text)
+        if language == "zh":
+            content = _CHINESE_FUNCTION_WORDS.sub(" ", content)
+        (all_terms,) = content_terms([content])
+        terms = [t for t in all_terms if not t.is_function] or content_terms([text])[0]
+        kind: AnswerType = next((kind for kind, words in _TYPES[language] if words.search(text)), "any")
+        return cls(text, language, kind, terms, idf({t.key for t in terms}))
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """The keys of the content words."""
+        return frozenset(self.weights)
+
+    def weight(self, keys: Iterable[str]) -> float:
+        """The sum of the weights of keys, all of which must be the question's."""
+        return sum(self.weights[key] for key in keys)
+
+    def share(self, keys: Iterable[str]) -> float:
+        """The weight of keys, all of which must be the question's, as a share of the weight of all of them."""
+        total = self.weight(self.keys)
+        return self.weight(keys) / total if total else 0.0

@@ -1,0 +1,159 @@
+"""The ranker: which candidate answers a question best, and how probably it is right.
+
+A log-linear model over `serve.answers.features`; `scripts/fit_answers.py` fits its weights and those of two logistic
+models: that the corpus answers the question at all, and that the best candidate is right. A softmax over the candidates
+tells which of them is best, and the words that they share with the question whether any is; both numbers need both.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_core.common.errors import InputError
+from serve.answers.candidates import Candidate
+from serve.answers.features import NAMES, features
+from serve.answers.language import Language
+from serve.answers.question import Question
+
+SHIPPED = Path(__file__).with_name("ranker.json")
+# What the two logistic models know of a ranking
+CONFIDENCE_NAMES = (
+    "bias",
+    "log_probability", "log_gap",  # softmax over the candidates: the best one's, and how far the second is below it
+    "score", "score_gap",  # without softmax
+    *NAMES[:8], "lacks_type",  # of the best candidate
+    "bm25_of_question",  # the best passage's BM25, relative to the total weight of the question's words
+    "log_question_words", "log_question_weight",
+    "dense_of_passage",  # cosine; it depends on the embedder
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Least probabilities: that a quote is right for an answer, and that the corpus answers for "perhaps"."""
+
+    answered: float
+    perhaps: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates, best first, with the probability of each among them, and those of the two logistic models."""
+
+    candidates: list[Candidate]
+    probabilities: list[float]
+    right: float
+    present: float
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Weights for one language, by name; a feature without a weight does not count.
+
+    Attributes:
+        embedder: fingerprint of the embedder that they were fitted with; None: they do not depend on the embedder.
+        n_passages: number of passages whose sentences are ranked.
+    """
+
+    embedder: str | None
+    language: Language
+    n_passages: int
+    weights: Mapping[str, float]
+    right: Mapping[str, float]
+    present: Mapping[str, float]
+    thresholds: Thresholds
+
+    def rank(self, question: Question, candidates: Sequence[Candidate]) -> Ranking:
+        """Order candidates by their probability of being the answer; there must be one at least."""
+        return self.rank_features(question, candidates, features(question, candidates))
+
+    def rank_features(
+        self, question: Question, candidates: Sequence[Candidate], matrix: NDArray[np.float64]
+    ) -> Ranking:
+        """Like `rank`, with the features (n, F) of the candidates."""
+        scores = matrix @ vector(self.weights, NAMES)
+        order = np.argsort(-scores, kind="stable")
+        probabilities = softmax(scores[order])
+        numbers = confidence_numbers(question, [candidates[i] for i in order], matrix[order], scores[order])
+        right, present = (
+            sigmoid(float(numbers @ vector(w, CONFIDENCE_NAMES))) for w in (self.right, self.present)
+        )
+        return Ranking([candidates[i] for i in order], probabilities.tolist(), right, present)
+
+
+def confidence_numbers(
+    question: Question,
+    candidates: Sequence[Candidate],
+    matrix: NDArray[np.float64],
+    scores: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The numbers of `CONFIDENCE_NAMES`, from candidates in the order of their descending scores (n,), and features."""
+    log_p = np.log(softmax(scores))
+    second = min(1, len(scores) - 1)
+    total = question.weight(question.keys)
+    best = dict(zip(NAMES, matrix[0], strict=True))
+    bm25 = max(c.hit.lexical or 0.0 for c in candidates)
+    numbers = [
+        1.0,
+        log_p[0],
+        max(log_p[0] - log_p[second], 0.0),
+        scores[0],
+        scores[0] - scores[second],
+        *matrix[0, :8],
+        best["lacks_type"],
+        bm25 / total if total else 0.0,
+        math.log1p(len(question.keys)),
+        math.log1p(total),
+        max(c.hit.dense or 0.0 for c in candidates),
+    ]
+    return np.array(numbers)
+
+
+def vector(weights: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
+    """The weights in the order of `names`; 0 for those that are not there."""
+    return np.array([weights.get(name, 0.0) for name in names])
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities (n,) from scores (n,)."""
+    powers = np.exp(scores - scores.max())
+    return powers / powers.sum()
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x)."""
+    return 0.5 * (1 + math.tanh(x / 2))
+
+
+def ranker_for(language: Language, embedder: str | None, path: Path = SHIPPED) -> Ranker:
+    """The weights for a language and the embedder with this fingerprint, else those that need no embedder.
+
+    Raises:
+        InputError: if the file is not one of `scripts/fit_answers.py`.
+    """
+    rankers = _read(path, path.stat().st_mtime_ns)
+    of_language = [r for r in rankers if r.language == language]
+    return next((r for r in of_language if r.embedder == embedder), None) or next(
+        r for r in of_language if r.embedder is None
+    )
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, changed: int) -> list[Ranker]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Ranker(**{**fields, "thresholds": Thresholds(**fields["thresholds"])})
+            for fields in content["rankers"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read as weights of answers ({error}); make it with scripts/fit_answers.py."
+        ) from None

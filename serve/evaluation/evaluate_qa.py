@@ -1,0 +1,232 @@
+"""Evaluation of answers: the right sentence, and how well the probabilities tell it from a wrong one."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_core.common.errors import InputError
+from gpt_core.evaluation.plots import require_matplotlib
+from gpt_core.evaluation.report import print_report
+from index import Index
+from index.evaluation.built_index import CachingEncoder, built_index
+from serve.answers.answer import answer_question
+from serve.answers.features import NAMES
+from serve.answers.language import language_of
+from serve.answers.quotes import Verdict, best_quote, choose
+from serve.answers.ranker import SHIPPED, Ranker, ranker_for
+from serve.evaluation.metrics import auroc, coverage, exact_match, f1
+from serve.evaluation.plot_confidence import plot_confidence
+from serve.evaluation.qa_cases import Absent, Case, holds_answer, make_cases
+from serve.evaluation.qa_data import QaData, read_qa
+
+System = Literal["quote", "overlap", "random"]
+TIMED = 200  # questions whose time is measured, one at a time
+COLUMNS = (
+    "dataset", "system", "model", "absent", "questions", "sentence_accuracy", "answered", "answered_right",
+    "AUROC_present", "AUROC_right", "coverage@90", "not_found_rate", "EM", "F1", "milliseconds",
+)  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """What a system says of a case.
+
+    `right`, `present`: its probabilities, or scores; `is_right`: whether its quote has an answer, or how probably.
+    """
+
+    right: float
+    present: float
+    is_right: float
+    verdict: Verdict
+    em: float
+    f1: float
+
+
+def evaluate_qa(
+    *,
+    data: list[str],
+    embedder: list[str] | None = None,
+    split: str = "test",
+    index_as: Literal["corpus", "paragraph"] = "corpus",
+    questions: int | None = None,
+    seed: int = 0,
+    weights: Path = SHIPPED,
+    plots: Path | None = None,
+) -> None:
+    """Evaluate answers in quotes over a corpus: find the passages, then the sentence, and know whether it is there.
+
+    The paragraphs of a data set are indexed and searched as for a user. A quote is right if it holds one of the answers
+    literally, in whatever passage. Each question is asked three times: as it is; without its paragraph among the
+    passages; and without its article. Rows:
+
+    - quote: the product. overlap: the sentence with the largest share of the question's words, by their weight in the
+      corpus. random: any sentence of the passages; its expected figures.
+    - absent: what is left out for AUROC_present (questions as they are against those without it) and not_found_rate.
+      adversarial: SQuAD 2.0's questions that their paragraph does not answer, against its others.
+    - answered: share of the answerable questions with an answer; answered_right: share of these that is right, at the
+      thresholds that were fitted with the weights. coverage@90: the largest share that could be answered with 90 %
+      right. AUROC_right: of the probability that the quote is right, over both kinds of questions.
+    - EM, F1: SQuAD's, of the whole quote, which is a sentence where the answers are a few words.
+    - milliseconds: median over 200 questions, one at a time, search included.
+
+    Args:
+        data: SQuAD's JSON, 1.1 or 2.0 (may be .gz), or BEIR folders whose queries have answers in their metadata.
+        embedder: model folders or known names, each with rows of its own; default: smollm2-135m-instruct. One that the
+            weights were not fitted with gets those that need no embedder.
+        split: split of the BEIR folders.
+        index_as: corpus: all paragraphs are searched. paragraph: each question is answered from its own paragraph.
+        questions: number of questions of each data set, drawn at random; default: all.
+        seed: seed of the draw.
+        weights: file of scripts/fit_answers.py; default: the one that is shipped.
+        plots: folder for diagrams of reliability and of risk against coverage.
+    """
+    if not data:
+        raise InputError("--data names nothing; expected SQuAD's JSON or BEIR folders.")
+    if plots:
+        require_matplotlib()
+        plots.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    for name in embedder or ["smollm2-135m-instruct"]:
+        encoder = CachingEncoder.from_pretrained(name)
+        for path in data:
+            read = read_qa(path, split).sample(questions, seed)
+            with built_index(read.collection, encoder) as index:
+                results += _rows(read, index, name, index_as == "paragraph", weights, plots)
+    print_report(results, COLUMNS, _ratios(results))
+
+
+def _rows(
+    data: QaData, index: Index, model: str, own_paragraph: bool, weights: Path, plots: Path | None
+) -> list[dict[str, Any]]:
+    ranker = ranker_for(language_of(data.questions[0].text), index.settings.fingerprint, weights)
+    left_out: list[Absent] = [] if own_paragraph else ["paragraph"]
+    if left_out and len(set(data.articles.values())) < len(data.documents):
+        left_out.append("article")
+    outcomes: dict[System, dict[str, list[Outcome]]] = {"quote": {}, "overlap": {}, "random": {}}
+    for case in make_cases(
+        data, index, ranker.n_passages, ["nothing", *left_out], own_paragraph=own_paragraph
+    ):
+        absent = case.absent if case.asked.answers else "adversarial"
+        if absent == "adversarial" and case.absent != "nothing":
+            continue
+        found = _quote(case, ranker, data), _overlap(case), _random(case)
+        for by_absent, outcome in zip(outcomes.values(), found, strict=True):
+            by_absent.setdefault(absent, []).append(outcome)
+    milliseconds = _latency(data, index)
+    rows: list[dict[str, Any]] = []
+    for system, by_absent in outcomes.items():
+        present = by_absent.pop("nothing")
+        for left, others in (by_absent or {"nothing": []}).items():
+            row: dict[str, Any] = {"dataset": data.name, "system": system, "model": model, "absent": left}
+            row |= _figures(present, others)
+            if system == "quote":
+                row["milliseconds"] = milliseconds
+                if plots:
+                    plot_confidence(plots / f"{data.name}.{Path(model).name}.{left}.png", present, others)
+            rows.append(row)
+    return rows
+
+
+def _quote(case: Case, ranker: Ranker, data: QaData) -> Outcome:
+    if not case.candidates or not case.question.keys:
+        return Outcome(0, 0, 0, "not_found", 0, 0)
+
+    def document(doc_id: str) -> str:
+        return data.documents[doc_id].text
+
+    ranking = ranker.rank_features(case.question, case.candidates, case.matrix)
+    text, answers = best_quote(ranking, document).text, case.asked.answers
+    verdict = choose(ranking, document, ranker.thresholds).verdict
+    is_right = holds_answer(text, case.asked)
+    return Outcome(
+        ranking.right, ranking.present, is_right, verdict, exact_match(text, answers), f1(text, answers)
+    )
+
+
+def _overlap(case: Case) -> Outcome:
+    if not case.candidates:
+        return Outcome(0, 0, 0, "not_found", 0, 0)
+    covers = case.matrix[:, NAMES.index("cover")]
+    best = int(np.argmax(covers))
+    text, answers, cover = case.candidates[best].text, case.asked.answers, float(covers[best])
+    is_right = holds_answer(text, case.asked)
+    return Outcome(cover, cover, is_right, "answered", exact_match(text, answers), f1(text, answers))
+
+
+def _random(case: Case) -> Outcome:
+    texts = [candidate.text for candidate in case.candidates] or [""]
+    is_right, em, f = (
+        float(np.mean([score(text) for text in texts]))
+        for score in (
+            lambda text: holds_answer(text, case.asked),
+            lambda text: exact_match(text, case.asked.answers),
+            lambda text: f1(text, case.asked.answers),
+        )
+    )
+    return Outcome(0, 0, is_right, "answered", em, f)
+
+
+def _figures(present: Sequence[Outcome], others: Sequence[Outcome]) -> dict[str, Any]:
+    """The figures of a system; a rate of questions that are not there is None."""
+    right = np.array([o.right for o in (*present, *others)])
+    is_right = np.array([o.is_right for o in (*present, *others)]) > 0.5
+    is_present = np.arange(len(right)) < len(present)
+    answered = [o.is_right for o in present if o.verdict == "answered"]
+    refused = [o.verdict == "not_found" for o in others]
+    wrongly = [o.verdict == "answered" for o in others]
+    return {
+        "questions": len(present),
+        "sentence_accuracy": _mean([o.is_right for o in present]),
+        "answered": len(answered) / max(1, len(present)),
+        "answered_right": _mean(answered),
+        "citation_precision": _mean(answered),
+        "citation_recall": sum(answered) / max(1, len(present)),
+        "AUROC_present": auroc(np.array([o.present for o in (*present, *others)]), is_present),
+        "AUROC_right": auroc(right, is_right),
+        "coverage@90": coverage(right[is_present], is_right[is_present], 0.9)[0],
+        "not_found_rate": _mean(refused),
+        "answered_though_absent": _mean(wrongly),
+        "EM": _mean([o.em for o in present]),
+        "F1": _mean([o.f1 for o in present]),
+        "risk_coverage": _risk_coverage(right[is_present], is_right[is_present]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _risk_coverage(scores: NDArray[np.float64], is_right: NDArray[np.bool_]) -> list[list[float]]:
+    """[coverage, share of wrong ones] for the best tenth, two tenths … of the questions."""
+    order = np.argsort(-scores, kind="stable")
+    ends = [max(1, len(order) * tenths // 10) for tenths in range(1, 11)]
+    return [[end / len(order), float(1 - is_right[order[:end]].mean())] for end in ends]
+
+
+def _latency(data: QaData, index: Index) -> float:
+    """The median time of a question in milliseconds, after one that opens the index."""
+    answer_question(data.questions[0].text, index)
+    seconds = []
+    for asked in data.questions[:TIMED]:
+        start = time.perf_counter()
+        answer_question(asked.text, index)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * median(seconds)
+
+
+def _ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The accuracy of each system relative to the other systems and models on the same data."""
+    accuracy = {(r["dataset"], r["system"], r["model"]): r["sentence_accuracy"] for r in results}
+    return {
+        f"{system} {model}/{other_system} {other_model} sentence_accuracy {dataset}": value / other
+        for (dataset, system, model), value in accuracy.items()
+        for (other_dataset, other_system, other_model), other in accuracy.items()
+        if dataset == other_dataset
+        and system == "quote"
+        and (system, model) != (other_system, other_model)
+        and other
+    }
