@@ -1,6 +1,7 @@
 """The command that prints answers."""
 
 import json as json_format
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
 from index import Index
-from serve.answers.answer import ANSWER_TOKENS, GREEDY, Answer, answer_question
+from serve.answers.answer import ANSWER_TOKENS, GREEDY, LEXICAL_ONLY, Answer, answer_question, lexical_only
 from serve.answers.quotes import Quote
 from serve.work.loading import load
 
@@ -82,6 +83,8 @@ def ask(
         opened = Index.open(index, embedder)
     params = replace(GREEDY, max_new_tokens=max_tokens)
     with opened:
+        if lexical_only(opened):
+            print(LEXICAL_ONLY, file=sys.stderr)
         for text in asked:
             if not json:
                 print(f"\n? {printable(text)}", flush=True)

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from gpt_core.common.errors import InputError
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
+from serve.answers.answer import LEXICAL_ONLY, lexical_only
 from serve.app import create_loading_app
 from serve.http.access import ANY_HOST, LOOPBACK_HOSTS
 from serve.work.call_thread import CallThread
@@ -75,6 +76,8 @@ def run_server(
 
         def load_service() -> Service:
             opened, engine = load(index, embedder, generator, max_running, context, dtype)
+            if lexical_only(opened):
+                print(LEXICAL_ONLY, file=sys.stderr, flush=True)
             names = served_name(generator), served_name(embedder or opened.settings.embedder)
             return Service(opened, engine, search, *names, max_requests)
 

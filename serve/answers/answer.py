@@ -31,6 +31,10 @@ SYSTEM = "You are a helpful assistant that answers questions about a text."
 REQUEST = "According to the text: {question} Answer in a complete sentence."
 
 NOT_FOUND = {"en": "The corpus does not say.", "zh": "资料里没有答案。"}
+LEXICAL_ONLY = (
+    "The weights of answers were not fitted with this index's embedder, so sentences are ranked by their words alone; "
+    "scripts/fit_answers.py fits them."
+)
 PERHAPS = {"en": "The corpus may say:", "zh": "资料里也许有："}
 
 
@@ -274,6 +278,11 @@ def ground(prepared: Prepared, draft: str = "", finish_reason: str | None = None
         *(kind, text, quoted.probability, quoted.present, quoted.quotes, None, hits),
         *(draft, sentences, *read, finish_reason),
     )
+
+
+def lexical_only(index: Index) -> bool:
+    """Whether the shipped weights were not fitted with the index's embedder."""
+    return ranker_for("en", index.settings.fingerprint).embedder is None
 
 
 def _words(quotes: Sequence[Quote]) -> str:

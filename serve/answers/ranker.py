@@ -60,6 +60,8 @@ class Ranker:
     Attributes:
         embedder: fingerprint of the embedder that they were fitted with; None: they do not depend on the embedder.
         n_passages: number of passages whose sentences are ranked.
+        weights: of the features. right, present: of the two logistic models.
+        provenance: the command, the data and the date of the fit.
     """
 
     embedder: str | None
@@ -69,6 +71,7 @@ class Ranker:
     right: Mapping[str, float]
     present: Mapping[str, float]
     thresholds: Thresholds
+    provenance: Mapping[str, Any]
 
     def rank(self, question: Question, candidates: Sequence[Candidate]) -> Ranking:
         """Order candidates by their probability of being the answer; there must be one at least."""
@@ -138,15 +141,16 @@ def ranker_for(language: Language, embedder: str | None, path: Path = SHIPPED) -
     Raises:
         InputError: if the file is not one of `scripts/fit_answers.py`.
     """
-    rankers = _read(path, path.stat().st_mtime_ns)
-    of_language = [r for r in rankers if r.language == language]
-    return next((r for r in of_language if r.embedder == embedder), None) or next(
-        r for r in of_language if r.embedder is None
-    )
+    found = {r.embedder: r for r in _read(path) if r.language == language}
+    if None not in found:
+        raise InputError(
+            f"{path} has no weights for the language {language}; fit them with scripts/fit_answers.py."
+        )
+    return found.get(embedder, found[None])
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, changed: int) -> list[Ranker]:
+def _read(path: Path) -> list[Ranker]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         return [

@@ -21,6 +21,7 @@ _ITEM = re.compile(
 )
 _CODE_DIRECTIVE = re.compile(r"[ \t]*\.\. (?:code|code-block|sourcecode|math|parsed-literal)::")
 _DIRECTIVE = re.compile(r"[ \t]*(?:\.\.(?: |$)|:[\w -]+:)")
+_OPTION = re.compile(r"[ \t]*:[\w-]+:")  # of a directive
 _PROMPT = re.compile(r"[ \t]*(?:>>>|\$) ")
 _CODE_SIGNS = re.compile(r"[{};=<>\\|]|\w\(|^\s*(?:#|--?\w)")
 _STARTS = (_HASHES, _FENCE, _ROW, _BORDER, _ITEM, _DIRECTIVE, _PROMPT)
@@ -104,7 +105,7 @@ def _is_underline(below: str, line: _Line) -> bool:
 
 
 def _code(line: _Line) -> Iterator[Block]:
-    if line.text:
+    if line.text and not _OPTION.match(line.text):
         yield line.block("code")
 
 

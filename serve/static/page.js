@@ -7,6 +7,9 @@ const statusLine = byId("status"), text = byId("text"), draft = byId("draft"), l
 const quotes = byId("quotes"), write = byId("write");
 const unlock = byId("unlock"), key = byId("key");
 
+const parameters = new URLSearchParams(location.search);
+write.checked = parameters.get("answer") === "generate";
+
 let running = null; // the AbortController of the current request
 let hits = [];
 
@@ -34,7 +37,8 @@ async function ask(asked) {
   running?.abort();
   const mine = (running = new AbortController());
   const began = performance.now();
-  history.replaceState(null, "", "?" + new URLSearchParams({ q: asked }));
+  const how = write.checked ? "generate" : "quote";
+  history.replaceState(null, "", "?" + new URLSearchParams({ q: asked, ...(write.checked && { answer: how }) }));
   clear();
   say("Searching…");
   stop.hidden = false;
@@ -43,7 +47,7 @@ async function ask(asked) {
     const response = await fetch("/v1/answer", {
       method: "POST",
       headers: { "Content-Type": "application/json", ...(known && { Authorization: `Bearer ${known}` }) },
-      body: JSON.stringify({ question: asked, answer: write.checked ? "generate" : "quote", stream: true }),
+      body: JSON.stringify({ question: asked, answer: how, stream: true }),
       signal: mine.signal,
     });
     if (response.status === 401) {
@@ -236,7 +240,7 @@ async function waitUntilReady() {
 
 waitUntilReady().then(() => {
   if (!running) say("");
-  const asked = new URLSearchParams(location.search).get("q");
+  const asked = parameters.get("q");
   if (asked) {
     question.value = asked;
     ask(asked);

@@ -56,10 +56,15 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
         ("/v1/search", {"query": "x", "odd-key[": 3}, 422, "odd-key["),
         ("/v1/answer", {}, 422, "question"),
         ("/v1/answer", {"question": "  "}, 422, "question"),
-        ("/v1/answer", {"question": "x", "stream": "perhaps"}, 422, "stream"),
-        ("/v1/answer", {"question": "why " * 5000}, 422, "shorten it"),
-        ("/v1/answer", {"question": "lock " * 5000, "mode": "lexical"}, 422, "shorter question"),
-        ("/v1/answer", {"question": "x", "temperature": -1}, 422, "temperature"),
+        ("/v1/answer", {"answer": "generate", "question": "x", "stream": "perhaps"}, 422, "stream"),
+        ("/v1/answer", {"answer": "generate", "question": "why " * 5000}, 422, "shorten it"),
+        (
+            "/v1/answer",
+            {"answer": "generate", "question": "lock " * 5000, "mode": "lexical"},
+            422,
+            "shorter question",
+        ),
+        ("/v1/answer", {"answer": "generate", "question": "x", "temperature": -1}, 422, "temperature"),
         ("/v1/chat/completions", {"model": "tiny-gpt", "messages": []}, 400, "messages"),
         ("/v1/embeddings", {"model": "tiny-embedder", "input": []}, 400, "input"),
         ("/v1/embeddings", {"model": "tiny-embedder", "input": ["x"] * 2049}, 400, "at most 2048 items"),
@@ -102,8 +107,8 @@ def test_a_huge_body_is_refused_before_it_is_read(serve, client):
 
 def test_plain_answer_cites_the_sentence_that_supports_it(serve, client):
     url, _ = serve(TRUE)
-    answer = client.post(f"{url}/v1/answer", json={"question": QUESTION}).json()
-    assert answer["found"]
+    answer = client.post(f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION}).json()
+    assert answer["kind"] == "generated"
     assert answer["text"] == answer["draft"] == TRUE.strip()
     assert answer["finish_reason"] == "stop"
     (sentence,) = answer["sentences"]
@@ -115,8 +120,10 @@ def test_plain_answer_cites_the_sentence_that_supports_it(serve, client):
 
 def test_stream_gives_sources_then_tokens_then_the_plain_answer(serve, client):
     url, _ = serve(MIXED)
-    plain = client.post(f"{url}/v1/answer", json={"question": QUESTION}).json()
-    with client.stream("POST", f"{url}/v1/answer", json={"question": QUESTION, "stream": True}) as response:
+    plain = client.post(f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION}).json()
+    with client.stream(
+        "POST", f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION, "stream": True}
+    ) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         events = [(name, json.loads(data)) for name, data in sse(response)]
     names = [name for name, _ in events]
@@ -132,18 +139,22 @@ def test_stream_gives_sources_then_tokens_then_the_plain_answer(serve, client):
 
 def test_an_unsupported_draft_is_not_the_answer(serve, client):
     url, _ = serve(" Spain won against France.")
-    answer = client.post(f"{url}/v1/answer", json={"question": "Who won the 2010 World Cup?"}).json()
-    assert not answer["found"]
+    answer = client.post(
+        f"{url}/v1/answer", json={"answer": "generate", "question": "Who won the 2010 World Cup?"}
+    ).json()
+    assert answer["kind"] == "not_found"
     assert answer["text"] == "The corpus does not say."
     assert answer["draft"] == "Spain won against France."
     assert len(answer["hits"]) == 4
-    chinese = client.post(f"{url}/v1/answer", json={"question": "谁赢了世界杯？"}).json()
+    chinese = client.post(
+        f"{url}/v1/answer", json={"answer": "generate", "question": "谁赢了世界杯？"}
+    ).json()
     assert chinese["text"] == "资料里没有答案。"
 
 
 def test_max_tokens_is_named_with_the_largest_value_that_fits(serve, client):
     url, _ = serve(TRUE)
-    body = {"question": QUESTION, "max_tokens": 5000}
+    body = {"answer": "generate", "question": QUESTION, "max_tokens": 5000}
     message = check_envelope(client.post(f"{url}/v1/answer", json=body), 422)["message"]
     assert message.startswith("max_tokens is 5000,")
     largest = int(re.search(r"use at most (\d+)\.$", message)[1])
@@ -154,9 +165,9 @@ def test_max_tokens_is_named_with_the_largest_value_that_fits(serve, client):
 
 def test_an_answer_without_hits_is_not_generated(serve, client):
     url, _ = serve(TRUE)
-    body = {"question": "Zyzzyva?", "mode": "lexical"}
+    body = {"answer": "generate", "question": "Zyzzyva?", "mode": "lexical"}
     answer = client.post(f"{url}/v1/answer", json=body).json()
-    assert (answer["found"], answer["draft"], answer["hits"]) == (False, "", [])
+    assert (answer["kind"], answer["draft"], answer["hits"]) == ("not_found", "", [])
     with client.stream("POST", f"{url}/v1/answer", json=body | {"stream": True}) as response:
         assert [name for name, _ in sse(response)] == ["sources", "done"]
 
@@ -165,12 +176,12 @@ def test_an_engine_that_fails_ends_the_stream_with_an_error(serve, client, token
     model = random_gpt()
     model.wte.weight.data.fill_(float("nan"))
     url, _ = serve(model)
-    body = {"question": QUESTION, "stream": True}
+    body = {"answer": "generate", "question": QUESTION, "stream": True}
     with client.stream("POST", f"{url}/v1/answer", json=body) as response:
         *_, (name, data) = sse(response)
     assert name == "error"
     assert json.loads(data)["error"]["code"] == "generation_failed"
-    response = client.post(f"{url}/v1/answer", json={"question": QUESTION})
+    response = client.post(f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION})
     check_envelope(response, 500, "generation_failed")
     assert client.get(f"{url}/readyz").status_code == 200  # one request failed, not the server
 
@@ -190,16 +201,21 @@ def test_the_generator_goes_on_after_a_failed_step(serve, client, monkeypatch, c
         step()  # the request has a slot with cached tokens
         raise RuntimeError("the engine's own bug")
 
-    expected = client.post(f"{url}/v1/answer", json={"question": QUESTION}).json()
+    expected = client.post(f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION}).json()
     for stream in (False, True):
         monkeypatch.setattr(engine, "step", broken)
-        failed = client.post(f"{url}/v1/answer", json={"question": QUESTION, "stream": stream})
+        failed = client.post(
+            f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION, "stream": stream}
+        )
         assert "The generation failed: the engine's own bug" in failed.text
         if not stream:
             check_envelope(failed, 500, "generation_failed")
         assert "RuntimeError: the engine's own bug" in caplog.text
         assert client.get(f"{url}/readyz").status_code == 200
-        assert client.post(f"{url}/v1/answer", json={"question": QUESTION}).json() == expected
+        assert (
+            client.post(f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION}).json()
+            == expected
+        )
 
 
 def test_search_works_without_the_generator(serve, client, monkeypatch):
@@ -212,9 +228,11 @@ def test_search_works_without_the_generator(serve, client, monkeypatch):
     monkeypatch.setattr(engine, "step", broken)
     for _ in range(MAX_FAILURES):
         assert client.get(f"{url}/readyz").status_code == 200
-        response = client.post(f"{url}/v1/answer", json={"question": QUESTION})
+        response = client.post(f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION})
         check_envelope(response, 500, "generation_failed")
-    error = check_envelope(client.post(f"{url}/v1/answer", json={"question": QUESTION}), 503, "unavailable")
+    error = check_envelope(
+        client.post(f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION}), 503, "unavailable"
+    )
     assert "Restart the server" in error["message"]
     assert check_envelope(client.get(f"{url}/readyz"), 503, "unavailable") == error
     assert client.get(f"{url}/livez").status_code == 200
@@ -244,7 +262,7 @@ def test_concurrent_clients_get_the_same_answers_as_alone(serve):
     questions = [QUESTION, "What does a cat hunt at dusk and in the dark?"]
 
     def body(question):
-        return {"question": question, "temperature": 1.0, "seed": 7, "max_tokens": 40}
+        return {"answer": "generate", "question": question, "temperature": 1.0, "seed": 7, "max_tokens": 40}
 
     with httpx.Client(timeout=60) as client:
         alone = [client.post(f"{url}/v1/answer", json=body(q)).json() for q in questions]

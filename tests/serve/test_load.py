@@ -24,7 +24,7 @@ from tests.serve.conftest import QUESTION, serving, speaker, stop, wait_until
 
 CHAT = {"model": "tiny-gpt", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
 COMPLETION = {"model": "tiny-gpt", "prompt": ["assistant:", "x assistant:"], "temperature": 0, "n": 2}
-ANSWER = {"question": QUESTION, "max_tokens": 30_000}
+ANSWER = {"answer": "generate", "question": QUESTION, "max_tokens": 30_000}
 
 
 @pytest.fixture

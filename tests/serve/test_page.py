@@ -47,6 +47,8 @@ def test_an_answer_streams_in_and_its_citation_shows_the_sentence(page, serve):
     url, _ = serve(MIXED)
     page.goto(url)
     page.get_by_role("heading", level=1).click()  # away from the search box
+    page.get_by_label("let the model write").check()
+    page.get_by_role("heading", level=1).click()
     page.keyboard.press("/")
     page.keyboard.type(QUESTION)
     page.keyboard.press("Enter")
@@ -67,7 +69,7 @@ def test_an_answer_streams_in_and_its_citation_shows_the_sentence(page, serve):
 
 def test_markup_in_documents_titles_and_answers_stays_text(page, serve):
     url, _ = serve(" Scripts like <script> stay text!")
-    page.goto(f"{url}/?q=What do scripts do on <img src=x onerror=alert(3)> pages?")
+    page.goto(f"{url}/?answer=generate&q=What do scripts do on <img src=x onerror=alert(3)> pages?")
     expect(page.locator("#status")).to_have_text(ANSWERED)
     expect(page.locator("#text")).to_contain_text("Scripts like <script> stay text!")
     evil = page.locator(".hit", has_text="onerror")
@@ -78,7 +80,7 @@ def test_markup_in_documents_titles_and_answers_stays_text(page, serve):
 
 def test_an_unsupported_draft_is_not_shown_as_the_answer(page, serve):
     url, _ = serve(" Spain won against France.")
-    page.goto(f"{url}/?q=Who won the 2010 World Cup?")
+    page.goto(f"{url}/?answer=generate&q=Who won the 2010 World Cup?")
     expect(page.locator("#text")).to_have_text("The corpus does not say.")
     draft = page.locator("#draft")
     expect(draft.locator("p")).not_to_be_visible()
@@ -91,7 +93,7 @@ def test_chinese_offsets_and_characters_beyond_utf16(page, serve, index):
     text = "🐈‍⬛🐈 猫在白天睡觉。黄昏时猫捉老鼠。🐁"
     index.add(Document("mao", text, "猫"))
     url, _ = serve(" 猫捉老鼠。")
-    page.goto(f"{url}/?q=猫捉什么？")
+    page.goto(f"{url}/?answer=generate&q=猫捉什么？")
     expect(page.locator("#status")).to_have_text(ANSWERED)
     page.locator(".cite").click()
     expect(page.locator("mark.strong")).to_have_text("黄昏时猫捉老鼠。")
@@ -102,9 +104,11 @@ def test_stop_ends_the_request_and_says_that_nothing_was_checked(page, serve, to
     url, _ = serve(speaker(tokenizer, " on and", for_ever=True, block_size=2**15), draft=0)
     page.route(
         "**/v1/answer",
-        lambda route: route.continue_(post_data={"question": "Why?", "stream": True, "max_tokens": 30_000}),
+        lambda route: route.continue_(
+            post_data={"answer": "generate", "question": "Why?", "stream": True, "max_tokens": 30_000}
+        ),
     )
-    page.goto(f"{url}/?q=Why?")
+    page.goto(f"{url}/?answer=generate&q=Why?")
     expect(page.locator("#text")).to_contain_text("on and on and")
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#status")).to_contain_text("has not been checked")
@@ -113,7 +117,7 @@ def test_stop_ends_the_request_and_says_that_nothing_was_checked(page, serve, to
 
 def test_a_server_with_a_key_is_usable_from_the_page(page, serve):
     url, _ = serve(MIXED, access={"api_key": "s3cret"})
-    page.goto(f"{url}/?q={QUESTION}")
+    page.goto(f"{url}/?answer=generate&q={QUESTION}")
     expect(page.locator("#status.error")).to_have_text("This server needs an API key.")
     for key, says in (("wrong", "The API key is wrong."), ("s3cret", ANSWERED)):
         page.get_by_label("API key").fill(key)
@@ -129,7 +133,7 @@ def test_a_server_with_a_key_is_usable_from_the_page(page, serve):
 def test_a_reply_that_is_not_the_servers_is_one_sentence(page, serve):
     url, _ = serve(MIXED)
     page.route("**/v1/answer", lambda route: route.fulfill(status=502, body="<h1>Bad gateway</h1>"))
-    page.goto(f"{url}/?q=Why?")
+    page.goto(f"{url}/?answer=generate&q=Why?")
     expect(page.locator("#status.error")).to_have_text(
         "The server did not answer properly (status 502); try again."
     )

@@ -69,8 +69,8 @@ def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, st
             ("/v1/chat/completions", chat | {"stream": True, "n": 2}),
             ("/v1/completions", {"model": "model", "prompt": ["x", "y"]}),
             ("/v1/completions", {"model": "model", "prompt": "x", "stream": True}),
-            ("/v1/answer", {"question": QUESTION, "max_tokens": 900}),
-            ("/v1/answer", {"question": QUESTION, "max_tokens": 900, "stream": True}),
+            ("/v1/answer", {"answer": "generate", "question": QUESTION, "max_tokens": 900}),
+            ("/v1/answer", {"answer": "generate", "question": QUESTION, "max_tokens": 900, "stream": True}),
             ("/v1/search", {"query": QUESTION}),
             ("/v1/embeddings", {"model": "model", "input": ["x"] * 200}),
         ):

@@ -14,18 +14,19 @@ from serve.answers.answer import (
     GREEDY,
     MAX_PASSAGE_TOKENS,
     NOT_FOUND,
-    NOT_FOUND_ZH,
     Prepared,
     answer_question,
     build_prompt,
     ground,
     retrieve,
 )
+from serve.answers.quotes import Quoted
 from serve.ask import ask, render
 from serve.work.loading import load
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker
 from tests.tiny_models import save_model
 
+NOTHING = Quoted("not_found", [], 0.0, 0.0)
 TRUE = " It became optional in October 2024."
 
 
@@ -41,7 +42,7 @@ def engine(tokenizer):
 def test_an_answer_equals_its_streamed_text_and_cites(index, engine):
     pieces = []
     found = answer_question(QUESTION, index, engine, on_text=pieces.append)
-    assert found.found
+    assert found.kind == "generated"
     assert "".join(pieces) == TRUE
     assert found.text == found.draft == TRUE.strip()
     assert found.sentences[0].citation.doc_id == "gil"
@@ -52,13 +53,13 @@ def test_an_answer_equals_its_streamed_text_and_cites(index, engine):
 def test_a_filter_restricts_an_answer_to_its_documents(index, engine):
     found = answer_question(QUESTION, index, engine, filter={"doc_id": ["cats", "beijing"]})
     assert {h.doc_id for h in found.hits} == {"cats", "beijing"}
-    assert not found.found
+    assert found.kind != "generated"
 
 
 def test_an_empty_index_says_so_without_generating(tmp_path, encoder, engine):
     with Index.create(tmp_path / "empty", encoder) as empty:
         found = answer_question("Anything?", empty, engine)
-    assert (found.found, found.text, found.draft, found.hits) == (False, NOT_FOUND, "", [])
+    assert (found.kind, found.text, found.draft, found.hits) == ("not_found", NOT_FOUND["en"], "", [])
     assert found.finish_reason is None
 
 
@@ -85,7 +86,7 @@ def test_a_single_hit_that_is_too_long_is_cut_and_counted(tokenizer):
     assert 0 <= n_around + MAX_PASSAGE_TOKENS - len(prompt.token_ids) <= 2
     n_words = 3000 - tokenizer.decode(prompt.token_ids).count("word")
     assert n_words <= prompt.n_cut <= n_words + 2  # and trailing white space
-    assert ground(Prepared("Why?", [long], prompt), "Words.", "stop").n_prompt_cut == prompt.n_cut
+    assert ground(Prepared("Why?", [long], NOTHING, prompt), "Words.", "stop").n_prompt_cut == prompt.n_cut
 
 
 @pytest.mark.parametrize("context", range(300, 340))
@@ -132,25 +133,25 @@ def test_repeated_and_incomplete_sentences_are_left_out():
     hits = [hit("Cats sleep all day. Cats hunt mice.")]
     question = "What about cats?"
     draft = "They sleep all day. They hunt mice. They sleep all day. They hunt"
-    looped = ground(Prepared(question, hits, None), draft, "length")
+    looped = ground(Prepared(question, hits, NOTHING), draft, "length")
     assert looped.draft == draft
     assert looped.text == "They sleep all day. They hunt mice."
     assert len(looped.sentences) == 2
     assert (
-        ground(Prepared(question, hits, None), "They hunt mice. They sleep all", "length").text
+        ground(Prepared(question, hits, NOTHING), "They hunt mice. They sleep all", "length").text
         == "They hunt mice."
     )
-    assert ground(Prepared(question, hits, None), "They hunt mice. They sleep all", "stop").text.endswith(
+    assert ground(Prepared(question, hits, NOTHING), "They hunt mice. They sleep all", "stop").text.endswith(
         "sleep all"
     )
-    assert ground(Prepared(question, hits, None), "They hunt mi", "length").draft == "They hunt mi"
+    assert ground(Prepared(question, hits, NOTHING), "They hunt mi", "length").draft == "They hunt mi"
 
 
 def test_the_text_has_the_supported_sentences_only():
     hits = [hit("Cats sleep all day. Cats hunt mice. 上海是最大的城市。北京是中国的首都。")]
 
     def text(draft, question="What about cats?"):
-        return ground(Prepared(question, hits, None), draft, "stop").text
+        return ground(Prepared(question, hits, NOTHING), draft, "stop").text
 
     assert text("Dogs bark at night. Cats sleep all day. Cows graze.\n\nCats hunt mice.") == (
         "Cats sleep all day.\n\nCats hunt mice."
@@ -161,25 +162,25 @@ def test_the_text_has_the_supported_sentences_only():
     )
     chinese = text("上海是最大的城市。广州盛产荔枝。北京是中国的首都。", "哪个城市最大，首都是哪个？")
     assert chinese == "上海是最大的城市。北京是中国的首都。"
-    assert text("Cows graze.") == NOT_FOUND
+    assert text("Cows graze.") == NOT_FOUND["en"]
 
 
 @pytest.mark.parametrize(
-    ("question", "expected"),
+    ("question", "language"),
     [
-        ("谁赢了世界杯？", NOT_FOUND_ZH),
-        ("zhizhi 是什么？", NOT_FOUND_ZH),
-        ("Who won?", NOT_FOUND),
-        ("프랑스의 수도는 무엇입니까?", NOT_FOUND),
-        ("日本の首都はどこですか？", NOT_FOUND),
-        ("フランスの首都は？", NOT_FOUND),
-        ("大韓民國의 首都?", NOT_FOUND),
-        ("ﾌﾗﾝｽ 首都?", NOT_FOUND),
-        ("ประเทศไทย?", NOT_FOUND),
+        ("谁赢了世界杯？", "zh"),
+        ("zhizhi 是什么？", "zh"),
+        ("Who won?", "en"),
+        ("프랑스의 수도는 무엇입니까?", "en"),
+        ("日本の首都はどこですか？", "en"),
+        ("フランスの首都は？", "en"),
+        ("大韓民國의 首都?", "en"),
+        ("ﾌﾗﾝｽ 首都?", "en"),
+        ("ประเทศไทย?", "en"),
     ],
 )
-def test_the_answer_that_nothing_was_found_is_chinese_for_chinese_questions_only(question, expected):
-    assert ground(Prepared(question, [], None), "", None).text == expected
+def test_the_answer_that_nothing_was_found_is_chinese_for_chinese_questions_only(question, language):
+    assert ground(Prepared(question, [], NOTHING), "", None).text == NOT_FOUND[language]
 
 
 def test_an_index_of_precomputed_vectors_cannot_be_served(tmp_path, engine):
@@ -206,9 +207,9 @@ def folders(tmp_path, tokenizer):
 
 def test_ask_answers_each_question(folders, capsys):
     index, model = folders
-    ask(["First?", "Second?"], index=index, generator=model, max_tokens=4)
+    ask(["First?", "Second?"], index=index, answer="generate", generator=model, max_tokens=4)
     out = capsys.readouterr().out
-    assert out.index("? First?") < out.index(NOT_FOUND) < out.index("? Second?")
+    assert out.index("? First?") < out.index(NOT_FOUND["en"]) < out.index("? Second?")
 
 
 @pytest.mark.parametrize(
@@ -217,13 +218,13 @@ def test_ask_answers_each_question(folders, capsys):
 )
 def test_ask_names_what_is_missing(folders, index, generator, message):
     with pytest.raises(InputError, match=message):
-        ask(["Why?"], index=index or folders[0], generator=generator or folders[1])
+        ask(["Why?"], index=index or folders[0], answer="generate", generator=generator or folders[1])
 
 
 def test_ask_needs_a_question_and_an_index_that_has_an_embedder(folders, tmp_path):
     index, model = folders
     for questions in ([], ["Why?", " "]):
-        with pytest.raises(InputError, match="A question is missing or empty"):
+        with pytest.raises(InputError, match=r"There is no question|A question is empty"):
             ask(questions, index=index, generator=model)
     Index.create(tmp_path / "vectors", dimension=4).close()
     with pytest.raises(InputError, match="precomputed vectors"):
@@ -240,13 +241,13 @@ def test_ask_with_another_embedder_names_both(folders, tmp_path, tokenizer):
 
 def test_render_numbers_sources_and_marks_unsupported_sentences():
     hits = [hit("Cats sleep all day.", "Cats", "a"), hit("Mice fear cats.", "Mice\x1b[2J", "b")]
-    prepared = Prepared("What do cats do?", hits, None)
+    prepared = Prepared("What do cats do?", hits, NOTHING)
     found = ground(prepared, "Cats sleep all day. Dogs bark. They sleep all day long.", "stop")
     text = render(found)
     assert text.startswith("  Cats sleep all day. [1] Dogs bark. [?]")
     assert "[1] Cats (d, 0–19): Cats sleep all day." in text
-    lost = render(ground(Prepared("Who won?", hits, None), "Spain won.", "stop"))
-    assert NOT_FOUND in lost
+    lost = render(ground(Prepared("Who won?", hits, NOTHING), "Spain won.", "stop"))
+    assert NOT_FOUND["en"] in lost
     assert "Spain won." in lost
     assert "nearest: Mice\ufffd[2J (b)" in lost
 
@@ -284,9 +285,11 @@ def test_smollm2_answers_and_declines(tmp_path, smollm2):
         index.add([Document("bridge", text, "Zorblatt bridge"), *DOCUMENTS])
         engine = Engine(encoder.model, encoder.tokenizer, max_running=1, context=1024)
         found = answer_question("When was the Zorblatt bridge built?", index, engine, k=2)
-        assert found.found
+        assert found.kind == "generated"
         assert "1887" in found.text
         citation = found.sentences[0].citation
         assert "1887" in citation.text
         assert text[citation.start : citation.end] == citation.text
-        assert not answer_question("Who won the football World Cup in 2010?", index, engine, k=2).found
+        assert (
+            answer_question("Who won the football World Cup in 2010?", index, engine, k=2).kind == "not_found"
+        )
