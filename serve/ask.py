@@ -126,6 +126,8 @@ def render(found: Answer, width: int = 100) -> str:
         lines.append(found.text.partition("\n")[0])
     for quote in found.quotes:
         lines += [f"“{quote.text}”", f"— {_place(quote)}, {quote.probability:.0%}"]
+    if found.draft and found.kind != "generated":
+        lines.append(f"(Unsupported text of the model: {found.draft})")
     if found.kind == "not_found":
         lines += [f"nearest: {hit.title or hit.doc_id} ({hit.passage_id})" for hit in found.hits]
     return "\n".join(

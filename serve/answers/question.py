@@ -62,7 +62,8 @@ class Question:
         language: "zh", or "en" for all other languages.
         kind: the type of answer that it asks for.
         terms: its content words or bigrams in order; its function words if it has no others.
-        weights: key of a term → its inverse document frequency in the corpus.
+        weights: key of a term → its inverse document frequency, relative to `largest_idf`, that of a word in no
+            passage, so that probabilities do not depend on the size of the corpus.
     """
 
     text: str
@@ -70,6 +71,7 @@ class Question:
     kind: AnswerType
     terms: Sequence[Term]
     weights: dict[str, float]
+    largest_idf: float
 
     @classmethod
     def of(cls, text: str, idf: Idf) -> "Question":
@@ -81,7 +83,9 @@ class Question:
         (all_terms,) = content_terms([content])
         terms = [t for t in all_terms if not t.is_function] or content_terms([text])[0]
         kind: AnswerType = next((kind for kind, words in _TYPES[language] if words.search(text)), "any")
-        return cls(text, language, kind, terms, idf({t.key for t in terms}))
+        weights = idf({"", *(t.key for t in terms)})
+        largest = weights.pop("")  # no passage has it
+        return cls(text, language, kind, terms, {key: w / largest for key, w in weights.items()}, largest)
 
     @cached_property
     def keys(self) -> frozenset[str]:

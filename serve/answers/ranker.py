@@ -24,14 +24,17 @@ from serve.answers.question import Question
 
 SHIPPED = Path(__file__).with_name("ranker.json")
 # What the two logistic models know of a ranking
+CONFIDENCE_OF_EMBEDDER = 2  # the last ones depend on the embedder
 CONFIDENCE_NAMES = (
     "bias",
     "log_probability", "log_gap",  # softmax over the candidates: the best one's, and how far the second is below it
     "score", "score_gap",  # without softmax
     *NAMES[:8], "lacks_type",  # of the best candidate
+    "entropy",  # of the softmax, in nats
     "bm25_of_question",  # the best passage's BM25, relative to the total weight of the question's words
+    "bm25_gap",  # how far the second passage's is below it
     "log_question_words", "log_question_weight",
-    "dense_of_passage",  # cosine; it depends on the embedder
+    "dense_of_passage", "dense_gap",  # the best passage's cosine; they depend on the embedder
 )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ class Ranker:
         """Like `rank`, with the features (n, F) of the candidates."""
         scores = matrix @ vector(self.weights, NAMES)
         order = np.argsort(-scores, kind="stable")
-        probabilities = softmax(scores[order])
+        probabilities = np.exp(log_softmax(scores[order]))
         numbers = confidence_numbers(question, [candidates[i] for i in order], matrix[order], scores[order])
         right, present = (
             sigmoid(float(numbers @ vector(w, CONFIDENCE_NAMES))) for w in (self.right, self.present)
@@ -98,11 +101,13 @@ def confidence_numbers(
     scores: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The numbers of `CONFIDENCE_NAMES`, from candidates in the order of their descending scores (n,), and features."""
-    log_p = np.log(softmax(scores))
+    log_p = log_softmax(scores)
     second = min(1, len(scores) - 1)
     total = question.weight(question.keys)
     best = dict(zip(NAMES, matrix[0], strict=True))
-    bm25 = max(c.hit.lexical or 0.0 for c in candidates)
+    hits = {c.hit.passage_id: c.hit for c in candidates}.values()
+    bm25 = [*sorted(((hit.lexical or 0.0) / question.largest_idf for hit in hits), reverse=True), 0.0]
+    dense = [*sorted((hit.dense or 0.0 for hit in hits), reverse=True), 0.0]
     numbers = [
         1.0,
         log_p[0],
@@ -111,10 +116,13 @@ def confidence_numbers(
         scores[0] - scores[second],
         *matrix[0, :8],
         best["lacks_type"],
-        bm25 / total if total else 0.0,
+        -float(np.exp(log_p) @ log_p),
+        bm25[0] / total if total else 0.0,
+        (bm25[0] - bm25[1]) / total if total else 0.0,
         math.log1p(len(question.keys)),
         math.log1p(total),
-        max(c.hit.dense or 0.0 for c in candidates),
+        dense[0],
+        dense[0] - dense[1],
     ]
     return np.array(numbers)
 
@@ -124,10 +132,10 @@ def vector(weights: Mapping[str, float], names: Sequence[str]) -> NDArray[np.flo
     return np.array([weights.get(name, 0.0) for name in names])
 
 
-def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities (n,) from scores (n,)."""
-    powers = np.exp(scores - scores.max())
-    return powers / powers.sum()
+def log_softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithms of the probabilities (n,) from scores (n,)."""
+    below = scores - scores.max()
+    return below - np.log(np.exp(below).sum())
 
 
 def sigmoid(x: float) -> float:
