@@ -84,8 +84,9 @@ def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, st
         server.kill()
         server.wait()
     assert server.returncode == status
-    # "loading", the embedder's note, "ready", and "stopped" after Ctrl-C; no traceback of clients that left
-    assert error.count("\n") == 3 + (number == signal.SIGINT), error
+    # "loading", the notes about embedder and weights, "ready", and "stopped" after Ctrl-C; no traceback of clients
+    # that left
+    assert error.count("\n") == 4 + (number == signal.SIGINT), error
 
 
 def test_an_ipv6_address_is_printed_as_a_valid_url(folders):
