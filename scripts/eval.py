@@ -6,7 +6,7 @@ from embed.evaluation.sts import evaluate_sts
 from gpt_core.common.cli import run_command
 from gpt_core.evaluation.evaluate_lm import evaluate_lm
 from index.evaluation.retrieval import evaluate_retrieval
-from serve.answers.evaluate_attribution import evaluate_attribution
+from serve.evaluation.evaluate_attribution import evaluate_attribution
 from serve.evaluation.evaluate_qa import evaluate_qa
 
 

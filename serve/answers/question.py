@@ -61,7 +61,7 @@ class Question:
         text: the question.
         language: "zh", or "en" for all other languages.
         kind: the type of answer that it asks for.
-        terms: its content words or bigrams in order; its function words if it has no others.
+        terms: its content words or bigrams in order; none if it has function words only.
         weights: key of a term → its inverse document frequency, relative to `largest_idf`, that of a word in no
             passage, so that probabilities do not depend on the size of the corpus.
     """
@@ -80,8 +80,7 @@ class Question:
         content = normalise(text)
         if language == "zh":
             content = _CHINESE_FUNCTION_WORDS.sub(" ", content)
-        (all_terms,) = content_terms([content])
-        terms = [t for t in all_terms if not t.is_function] or content_terms([text])[0]
+        terms = [t for t in content_terms([content])[0] if not t.is_function]
         kind: AnswerType = next((kind for kind, words in _TYPES[language] if words.search(text)), "any")
         weights = idf({"", *(t.key for t in terms)})
         largest = weights.pop("")  # no passage has it

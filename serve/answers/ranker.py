@@ -23,17 +23,16 @@ from serve.answers.language import Language
 from serve.answers.question import Question
 
 SHIPPED = Path(__file__).with_name("ranker.json")
-# What the two logistic models know of a ranking
+# What the two logistic models know of a ranking. The number and the weight of the question's words are left out: in
+# questions of crowds, short ones are rarely answered, but those of users are short (docs/log.md, 2026-11-29).
 CONFIDENCE_OF_EMBEDDER = 2  # the last ones depend on the embedder
 CONFIDENCE_NAMES = (
     "bias",
     "log_probability", "log_gap",  # softmax over the candidates: the best one's, and how far the second is below it
-    "score", "score_gap",  # without softmax
     *NAMES[:8], "lacks_type",  # of the best candidate
     "entropy",  # of the softmax, in nats
     "bm25_of_question",  # the best passage's BM25, relative to the total weight of the question's words
     "bm25_gap",  # how far the second passage's is below it
-    "log_question_words", "log_question_weight",
     "dense_of_passage", "dense_gap",  # the best passage's cosine; they depend on the embedder
 )  # fmt: skip
 
@@ -112,15 +111,11 @@ def confidence_numbers(
         1.0,
         log_p[0],
         max(log_p[0] - log_p[second], 0.0),
-        scores[0],
-        scores[0] - scores[second],
         *matrix[0, :8],
         best["lacks_type"],
         -float(np.exp(log_p) @ log_p),
         bm25[0] / total if total else 0.0,
         (bm25[0] - bm25[1]) / total if total else 0.0,
-        math.log1p(len(question.keys)),
-        math.log1p(total),
         dense[0],
         dense[0] - dense[1],
     ]

@@ -30,14 +30,14 @@ THINGS = ["bridge", "mill", "tower", "school"]
 
 
 def squad(articles, impossible=False):
-    """Articles about towns, each with paragraphs about things that were built in a year by somebody."""
+    """Articles about towns, each with paragraphs about things that were built in a year, and who paid for them."""
     data = []
     for a, town in enumerate(articles):
         paragraphs = []
         for t, thing in enumerate(THINGS):
             year, name = str(1800 + 7 * a + t), f"{town}son {thing.title()}er"
             built = f"The {thing} of {town} was built in {year}."
-            context = f"{town} is a place. {built} {name} paid for it. Nobody sleeps there."
+            context = f"{town} is a place. {built} {name} paid for it. It rains there."
             qas = [
                 {
                     "id": f"{a}-{t}-0",

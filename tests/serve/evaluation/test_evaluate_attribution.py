@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from serve.answers.altered_sentences import CHINESE, ENGLISH
-from serve.answers.evaluate_attribution import CHINESE_KINDS, KINDS, evaluate_attribution
+from serve.evaluation.altered_sentences import CHINESE, ENGLISH
+from serve.evaluation.evaluate_attribution import CHINESE_KINDS, KINDS, evaluate_attribution
 
 ENGLISH_SENTENCE = (
     "Alba sold more than 5 million copies before 1990, and the firm of Bert Brecht paid $30 for 2 km of road "

@@ -3,7 +3,7 @@
 The data are SQuAD's training questions with their answers. A question and an answer are joined into a sentence ("When
 was X built?" and "1845" give "X built was 1845."); attribution hardly looks at the order of words. The retrieved
 passages are the question's paragraph and its neighbours in the same article. Other wrong sentences are copied sentences
-with one thing changed (`serve.answers.altered_sentences`). The Chinese part uses CMRC 2018's trial questions.
+with one thing changed (`serve.evaluation.altered_sentences`). The Chinese part uses CMRC 2018's trial questions.
 """
 
 import json
@@ -21,8 +21,8 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import read_rows
 from gpt_core.evaluation.report import print_report
 from index import Hit
-from serve.answers.altered_sentences import CHINESE, ENGLISH, NAME, NAME_AT_START, Rule
 from serve.answers.attribution import SUPPORT_THRESHOLD, attribute
+from serve.evaluation.altered_sentences import CHINESE, ENGLISH, NAME, NAME_AT_START, Rule
 
 FILE = "squad_train.jsonl.xz"
 THRESHOLDS = (0.5, 0.55, 0.6, 0.63, 0.65, 0.7, 0.75)
