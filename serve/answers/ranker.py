@@ -36,6 +36,9 @@ CONFIDENCE_NAMES = (
     "dense_of_passage", "dense_gap",  # the best passage's cosine; they depend on the embedder
 )  # fmt: skip
 
+# Whether the corpus answers does not depend on how the candidates compare: it may say the same in many places.
+NOT_OF_PRESENCE = frozenset(("log_probability", "log_gap", "entropy"))
+
 
 @dataclass(frozen=True)
 class Thresholds:

@@ -21,7 +21,13 @@ from gpt_core.evaluation.report import machine, print_report
 from index.evaluation.built_index import CachingEncoder, built_index
 from serve.answers.features import NAMES, OF_EMBEDDER
 from serve.answers.language import Language, language_of
-from serve.answers.ranker import CONFIDENCE_NAMES, CONFIDENCE_OF_EMBEDDER, confidence_numbers, sigmoid
+from serve.answers.ranker import (
+    CONFIDENCE_NAMES,
+    CONFIDENCE_OF_EMBEDDER,
+    NOT_OF_PRESENCE,
+    confidence_numbers,
+    sigmoid,
+)
 from serve.evaluation.metrics import auroc, coverage
 from serve.evaluation.qa_cases import Absent, Case, make_cases
 from serve.evaluation.qa_data import QaData, read_qa
@@ -118,15 +124,14 @@ def _provenance(data: QaData, embedder: str) -> dict[str, Any]:
 
 def _fit_set(cases: Sequence[Case], *, with_embedder: bool) -> tuple[dict[str, Any], dict[str, float]]:
     """The fields of a `Ranker`, and figures of the cross-validation."""
-    used = slice(None) if with_embedder else slice(-OF_EMBEDDER)
-    used_confidence = slice(None) if with_embedder else slice(-CONFIDENCE_OF_EMBEDDER)
+    names = Names.chosen(with_embedder)
     cases = [case for case in cases if len(case.candidates)]
     articles = sorted({case.asked.article for case in cases})
     random.Random(0).shuffle(articles)
     judged: list[Judged] = []
     for fold in range(FOLDS):
         held_out = set(articles[fold::FOLDS])
-        fitted = _fit([c for c in cases if c.asked.article not in held_out], used, used_confidence)
+        fitted = _fit([c for c in cases if c.asked.article not in held_out], names)
         judged += [_judge(c, fitted) for c in cases if c.asked.article in held_out]
     right, present = np.array([j.right for j in judged]), np.array([j.present for j in judged])
     is_right = np.array([j.is_right for j in judged])
@@ -142,7 +147,7 @@ def _fit_set(cases: Sequence[Case], *, with_embedder: bool) -> tuple[dict[str, A
         "answered": answered,
         "perhaps": perhaps,
     }
-    final = _fit(cases, used, used_confidence)
+    final = _fit(cases, names)
     fields = {
         "weights": _named(NAMES, final.weights),
         "right": _named(CONFIDENCE_NAMES, final.right),
@@ -150,6 +155,22 @@ def _fit_set(cases: Sequence[Case], *, with_embedder: bool) -> tuple[dict[str, A
         "thresholds": {"answered": round(answered, 4), "perhaps": round(perhaps, 4)},
     }
     return fields, figures
+
+
+class Names(NamedTuple):
+    """The places of the features of each model, in `NAMES` and, for the two logistic models, in `CONFIDENCE_NAMES`."""
+
+    ranking: list[int]
+    right: list[int]
+    present: list[int]
+
+    @classmethod
+    def chosen(cls, with_embedder: bool) -> "Names":
+        """The names that are used with or without an embedder's scores."""
+        n_features = len(NAMES) - (0 if with_embedder else OF_EMBEDDER)
+        right = list(range(len(CONFIDENCE_NAMES) - (0 if with_embedder else CONFIDENCE_OF_EMBEDDER)))
+        present = [i for i in right if CONFIDENCE_NAMES[i] not in NOT_OF_PRESENCE]
+        return cls(list(range(n_features)), right, present)
 
 
 class Judged(NamedTuple):
@@ -175,17 +196,18 @@ def _confidence(case: Case, weights: Vector) -> tuple[Vector, int]:
     return confidence_numbers(case.question, candidates, case.matrix[order], scores[order]), int(order[0])
 
 
-def _fit(cases: Sequence[Case], used: slice, used_confidence: slice) -> Fitted:
-    weights = _fit_ranking([c for c in cases if c.absent == "nothing"], used)
+def _fit(cases: Sequence[Case], names: Names) -> Fitted:
+    weights = _fit_ranking([c for c in cases if c.absent == "nothing"], names.ranking)
     confidence = [_confidence(case, weights) for case in cases]
     numbers = np.array([row for row, _ in confidence])
     is_right = np.array([case.is_right[best] for case, (_, best) in zip(cases, confidence, strict=True)])
     is_present = np.array([case.absent == "nothing" for case in cases])
-    right, present = (_fit_logistic(numbers, labels, used_confidence) for labels in (is_right, is_present))
+    right = _fit_logistic(numbers, is_right, names.right)
+    present = _fit_logistic(numbers, is_present, names.present)
     return Fitted(weights, right, present)
 
 
-def _fit_ranking(cases: Sequence[Case], used: slice) -> Vector:
+def _fit_ranking(cases: Sequence[Case], used: list[int]) -> Vector:
     """Maximise the mean log of the probability, by a softmax over a case's candidates, of all that are right."""
     cases = [case for case in cases if case.is_right.any() and not case.is_right.all()]
     scale = np.concatenate([case.matrix for case in cases]).std(axis=0) + 1e-9
@@ -206,7 +228,7 @@ def _fit_ranking(cases: Sequence[Case], used: slice) -> Vector:
     return _minimise(loss, len(NAMES)) / scale
 
 
-def _fit_logistic(numbers: Vector, labels: NDArray[np.bool_], used: slice) -> Vector:
+def _fit_logistic(numbers: Vector, labels: NDArray[np.bool_], used: list[int]) -> Vector:
     """Logistic regression of labels (n,) on numbers (n, F), the first of which is 1 for the bias."""
     mean, scale = numbers.mean(axis=0), numbers.std(axis=0) + 1e-9
     mean[0], scale[0] = 0, 1
