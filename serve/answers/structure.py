@@ -20,8 +20,8 @@ _ITEM = re.compile(
     r"|[（(]?(?:\d{1,3}|[一二三四五六七八九十]{1,3})[、）)][ \t]*)(?=\S)"
 )
 _CODE_DIRECTIVE = re.compile(r"[ \t]*\.\. (?:code|code-block|sourcecode|math|parsed-literal)::")
-_DIRECTIVE = re.compile(r"[ \t]*(?:\.\.(?: |$)|:[\w -]+:)")
-_OPTION = re.compile(r"[ \t]*:[\w-]+:")  # of a directive
+_DIRECTIVE = re.compile(r"[ \t]*(?:\.\.(?: |$)|:[\w -]+:(?:[ \t]|$))")
+_OPTION = re.compile(r"[ \t]*:[\w-]+:(?:[ \t]|$)")  # of a directive
 _PROMPT = re.compile(r"[ \t]*(?:>>>|\$) ")
 _CODE_SIGNS = re.compile(r"[{};=<>\\|]|\w\(|^\s*(?:#|--?\w)")
 _STARTS = (_HASHES, _FENCE, _ROW, _BORDER, _ITEM, _DIRECTIVE, _PROMPT)

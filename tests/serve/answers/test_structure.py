@@ -35,7 +35,8 @@ Title
 Section
 ~~~~~~~
 
-An example::
+Text that goes on
+:pep:`8`, with an example::
 
     x = {
         1: 2}
@@ -86,7 +87,7 @@ def test_restructuredtext() -> None:
     assert read(RST) == [
         ("heading", 1, "Title"),
         ("heading", 2, "Section"),
-        ("prose", 0, "An example::"),
+        ("prose", 0, "Text that goes on\n:pep:`8`, with an example::"),
         ("code", 0, "x = {"),
         ("code", 0, "1: 2}"),
         ("code", 0, 'print("hi")'),
