@@ -10,13 +10,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo install test check bench clean
 
-demo: .venv/.runtime  ## an index over the sample corpus, three questions, then the page on 127.0.0.1:8000
+demo: .venv/.runtime  ## an index over the sample corpus, four questions, then the page on 127.0.0.1:8000
 	$(BIN)/python scripts/fetch_model.py smollm2-135m-instruct
 	$(BIN)/python scripts/build_index.py --input examples/peps.jsonl.xz --index demo/peps --passages_per_document 1
 	$(BIN)/python scripts/ask.py --index demo/peps \
-		"What does PEP stand for?" \
-		"What is the Steering Council?" \
-		"What is the purpose of PEP 572?"
+		"What is the End Of Life date for Python 2.7?" \
+		"What did the operator of PEP 572 become informally known as?" \
+		"Which coding conventions does the style guide give?" \
+		"Who wrote War and Peace?"
 	$(BIN)/python scripts/run_server.py --index demo/peps
 
 install: .venv/.dev  ## everything that tests and benchmarks need
