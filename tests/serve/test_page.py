@@ -17,6 +17,8 @@ MIXED = " The lock became optional in October 2024! Cats purr on Tuesdays."
 SUPPORT = "The interpreter lock became optional in October 2024."
 ANSWERED = re.compile(r"^Answered in \d+\.\d s$")
 
+expect.set_options(timeout=30_000)  # milliseconds; a busy machine takes its time
+
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 
 
@@ -57,14 +59,34 @@ def test_an_answer_streams_in_and_its_citation_shows_the_sentence(page, serve):
     expect(page.locator(".unsupported")).to_have_text("Cats purr on Tuesdays.no source found")
     expect(page.locator("mark")).to_have_text(SUPPORT)
 
-    page.get_by_role("button", name=f": {SUPPORT}").press("Enter")  # the citation, by keyboard
+    page.locator("#text").get_by_role("button", name=f": {SUPPORT}").press(
+        "Enter"
+    )  # the citation, by keyboard
     expect(page.locator("mark.strong")).to_have_text(SUPPORT)
     cited = page.locator(".hit", has=page.locator("mark"))
     expect(cited).to_be_focused()
     expect(cited.locator("h3")).to_have_text("The interpreter lock")
     expect(cited.locator(".passage")).to_have_text(DOCUMENTS[0].text)  # marking does not change the text
-    expect(page.locator(".cite")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#text .cite")).to_have_attribute("aria-pressed", "true")
     assert "q=When" in page.url
+
+
+def test_a_quote_is_shown_with_its_place_and_marked_in_its_passage(page, serve, index):
+    text = "# Notes\n\n## Kills\n\nKill it and run it again: it resumes from its last checkpoint.\n\n## Other\n\nNo."
+    index.add(Document("notes", text, "Notes"))
+    url, _ = serve(MIXED)
+    page.goto(f"{url}/?q=How do I resume after I kill it and run it again?")
+    expect(page.locator("#status")).to_have_text(ANSWERED)
+    quote = page.locator("figure").first
+    expect(quote.locator("blockquote")).to_contain_text(
+        "Kill it and run it again: it resumes from its last checkpoint."
+    )
+    expect(quote.locator("figcaption")).to_have_text(re.compile(r"^Notes › Kills · \d+ %$"))
+    expect(page.locator("#draft")).not_to_be_visible()
+    quote.locator(".cite").click()
+    expect(page.locator("mark.strong")).to_have_text(
+        "Kill it and run it again: it resumes from its last checkpoint."
+    )
 
 
 def test_markup_in_documents_titles_and_answers_stays_text(page, serve):
@@ -95,7 +117,7 @@ def test_chinese_offsets_and_characters_beyond_utf16(page, serve, index):
     url, _ = serve(" 猫捉老鼠。")
     page.goto(f"{url}/?answer=generate&q=猫捉什么？")
     expect(page.locator("#status")).to_have_text(ANSWERED)
-    page.locator(".cite").click()
+    page.locator("#text .cite").click()
     expect(page.locator("mark.strong")).to_have_text("黄昏时猫捉老鼠。")
     expect(page.locator(".hit", has=page.locator("mark")).locator(".passage")).to_have_text(text)
 
