@@ -1,7 +1,6 @@
 """Figures of answers: SQuAD's exact match and F1, AUROC, coverage at a precision."""
 
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,13 +9,13 @@ import regex
 from numpy.typing import NDArray
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = regex.compile(r"[\p{P}$+<=>^`|~]")  # Python's `string.punctuation`, and that of other scripts
 _CHARACTER_OR_WORD = regex.compile(r"\p{Han}|[^\s\p{Han}]+")
 
 
 def normal_words(text: str) -> list[str]:
     """The words of an answer as SQuAD 1.1 compares them; Chinese characters are a word each, as in CMRC 2018."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation and not regex.match(r"\p{P}", c))
-    return _CHARACTER_OR_WORD.findall(_ARTICLES.sub(" ", text))
+    return _CHARACTER_OR_WORD.findall(_ARTICLES.sub(" ", _PUNCTUATION.sub("", text.lower())))
 
 
 def exact_match(text: str, answers: Sequence[str]) -> float:
