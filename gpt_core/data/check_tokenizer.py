@@ -32,9 +32,7 @@ def _check_characters(shard: Shard, tokenizer: Tokenizer, name: str) -> None:
     meta = shard.path.with_name("meta.pkl")
     try:
         characters = nanogpt_characters(meta) if meta.exists() else {}
-    except (
-        InputError
-    ):  # unreadable, or of a tokenizer that has no characters: the user has named the tokenizer
+    except InputError:  # unreadable, or without characters: the user has named the tokenizer
         return
     if characters and Tokenizer(character_backend(characters)).fingerprint != tokenizer.fingerprint:
         raise InputError(

@@ -164,8 +164,6 @@ def prepare(
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> Prepared:
     """Retrieve and quote; with an engine, also build its prompt. Arguments and errors as for `answer_question`."""
-    if not question.strip():
-        raise InputError("The question is empty; expected text.")
     ranker = ranker_for(language_of(question), index.settings.fingerprint)
     hits = retrieve(question, index, k=k or ranker.n_passages, mode=mode, filter=filter)
 

@@ -23,9 +23,9 @@ from serve.answers.language import Language
 from serve.answers.question import Question
 
 SHIPPED = Path(__file__).with_name("ranker.json")
-# What the two logistic models know of a ranking. The number and the weight of the question's words are left out: in
-# questions of crowds, short ones are rarely answered, but those of users are short (docs/log.md, 2026-11-29).
-CONFIDENCE_OF_EMBEDDER = 2  # the last ones depend on the embedder
+CONFIDENCE_OF_EMBEDDER = 2  # the last of `CONFIDENCE_NAMES` depend on the embedder
+# What the two logistic models know of a ranking. The number and the weight of the question's words are left out: short
+# questions are rare in the data of the fit, but usual in use (docs/log.md, 2026-11-29, "Answers that quote").
 CONFIDENCE_NAMES = (
     "bias",
     "log_probability", "log_gap",  # softmax over the candidates: the best one's, and how far the second is below it

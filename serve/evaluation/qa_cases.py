@@ -28,7 +28,6 @@ class Case:
         asked: the question with its answers.
         absent: what was left out.
         question: the question as analysed.
-        hits: the passages, best first.
         candidates: their candidates.
         matrix: (n, F) the candidates' features.
         is_right: (n,) whether a candidate has an answer, or the first sentence of a longer one.
@@ -37,7 +36,6 @@ class Case:
     asked: QaQuestion
     absent: Absent
     question: Question
-    hits: list[Hit]
     candidates: list[Candidate]
     matrix: NDArray[np.float64]
     is_right: NDArray[np.bool_]
@@ -66,7 +64,7 @@ def make_cases(
                 candidates = find_candidates(asked.text, kept, lambda doc_id: data.documents[doc_id].text)
                 matrix = features(question, candidates)
                 is_right = np.array([begins_answer(c.text, asked) for c in candidates], dtype=bool)
-                yield Case(asked, left_out, question, kept, candidates, matrix, is_right)
+                yield Case(asked, left_out, question, candidates, matrix, is_right)
 
 
 def holds_answer(text: str, asked: QaQuestion) -> bool:
