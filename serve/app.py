@@ -21,6 +21,7 @@ from serve.http.body import BodyLimit
 from serve.http.envelope import add_error_handlers
 from serve.work.call_thread import CallThread
 from serve.work.loading import served_name
+from serve.work.remote import RemoteGenerator
 from serve.work.service import Service, ServiceDep, encoder_of
 
 STATIC = Path(__file__).parent / "static"
@@ -36,7 +37,7 @@ PAGE_HEADERS = {
 
 def create_app(
     index: Index,
-    engine: Engine,
+    generator: Engine | RemoteGenerator,
     *,
     generator_name: str = "generator",
     embedder_name: str | None = None,
@@ -48,8 +49,8 @@ def create_app(
 
     Args:
         index: an index with an encoder.
-        engine: the generator; no other thread may step it.
-        generator_name: name of the generator in /v1/completions and /v1/chat/completions.
+        generator: a local generator, which no other thread may step, or a remote one.
+        generator_name: name of a local generator in /v1/completions and /v1/chat/completions.
         embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name, or its folder's.
         max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.
         api_key, allowed_hosts: as for `create_loading_app`.
@@ -60,7 +61,8 @@ def create_app(
     embedder_name = embedder_name or served_name(encoder_of(index).name or "embedder")
     app = create_loading_app(api_key, allowed_hosts)
     search = CallThread("search", max_requests)
-    app.state.service = Service(index, engine, search, generator_name, embedder_name, max_requests)
+    name = generator_name if isinstance(generator, Engine) else None
+    app.state.service = Service(index, generator, search, name, embedder_name, max_requests)
     return app
 
 
@@ -111,8 +113,9 @@ def create_loading_app(api_key: str | None = None, allowed_hosts: Sequence[str] 
 
     @app.get("/readyz", tags=["health"])
     async def readyz(service: ServiceDep) -> dict[str, str]:
-        """Readiness: models and index are loaded and the generator runs; otherwise 503."""
-        service.worker.check_alive()
+        """Readiness: models and index are loaded and a local generator runs; otherwise 503."""
+        if service.worker:
+            service.worker.check_alive()
         return {"status": "ready"}
 
     @app.get("/", include_in_schema=False)

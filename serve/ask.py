@@ -19,6 +19,7 @@ from index import Index
 from serve.answers.answer import ANSWER_TOKENS, GREEDY, LEXICAL_ONLY, Answer, answer_question, lexical_only
 from serve.answers.quotes import Quote
 from serve.work.loading import load
+from serve.work.remote import TOTAL_SECONDS, RemoteGenerator, remote_generator
 
 QUOTE_FIELDS = ("text", "doc_id", "title", "headings", "start", "end", "probability")
 
@@ -33,6 +34,8 @@ def ask(
     answer: Literal["quote", "generate"] = "quote",
     embedder: str | None = None,
     generator: str = DEFAULT_MODEL,
+    generator_model: str | None = None,
+    generator_seconds: float = TOTAL_SECONDS,
     dtype: InferenceDtype = "auto",
     k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None,
     answered: float | None = None,
@@ -49,10 +52,14 @@ def ask(
         index: the index's folder.
         questions: a file with a question per line, which are answered after those of the command line.
         json: print a line of JSON per question: question, kind (quote, perhaps, generated or not_found), text,
-            probability, and quotes with text, doc_id, title, headings, start, end (in code points) and probability.
+            probability, failure (of the generator's server, or null), and quotes with text, doc_id, title, headings,
+            start, end (in code points) and probability.
         answer: quote, or generate: a text of the generator, of which only sentences are kept that a passage supports.
         embedder: model folder or known name; default: the embedder that the index was built with.
-        generator: model folder or known name, for --answer generate.
+        generator: model folder or known name, for --answer generate; or the URL of a server with OpenAI's API (vLLM,
+            Ollama, llama.cpp), http://HOST/v1. Its API key, if it needs one, is the environment's ZHIZHI_GENERATOR_KEY.
+        generator_model: name of the model of the generator's server; default: the first one that the server lists.
+        generator_seconds: maximum time that the generator's server may take for an answer.
         dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
         k: number of passages to retrieve per question; by default as many as the ranker was fitted with.
         answered: least probability that a quote is right for an answer, 0 to 1; by default the ranker's.
@@ -76,9 +83,11 @@ def ask(
         raise InputError(
             "There is no question; give one or more, each in quotes, or a file with --questions."
         )
-    engine: Engine | None = None
+    writer: Engine | RemoteGenerator | None = None
     if answer == "generate":
-        opened, engine = load(index, embedder, generator, max_running=1, dtype=dtype)
+        writer = remote_generator(generator, generator_model, generator_seconds)
+    if answer == "generate" and writer is None:
+        opened, writer = load(index, embedder, generator, max_running=1, dtype=dtype)
     else:
         opened = Index.open(index, embedder)
     params = replace(GREEDY, max_new_tokens=max_tokens)
@@ -89,8 +98,10 @@ def ask(
             if not json:
                 print(f"\n? {printable(text)}", flush=True)
             found = answer_question(
-                text, opened, engine, k=k, answered=answered, perhaps=perhaps, params=params
+                text, opened, writer, k=k, answered=answered, perhaps=perhaps, params=params
             )
+            if found.failure:
+                print(printable(found.failure), file=sys.stderr, flush=True)
             print(as_json(text, found) if json else render(found), flush=True)
 
 
@@ -105,8 +116,8 @@ def _read(path: Path) -> Iterator[str]:
 def as_json(question: str, found: Answer) -> str:
     """An answer as a line of JSON."""
     quotes = [{name: getattr(quote, name) for name in QUOTE_FIELDS} for quote in found.quotes]
-    fields = {"question": question, "kind": found.kind, "text": found.text, "probability": found.probability}
-    return json_format.dumps({**fields, "quotes": quotes}, ensure_ascii=False)
+    fields = {name: getattr(found, name) for name in ("kind", "text", "probability", "failure")}
+    return json_format.dumps({"question": question, **fields, "quotes": quotes}, ensure_ascii=False)
 
 
 def render(found: Answer, width: int = 100) -> str:

@@ -12,13 +12,16 @@ import uvicorn
 from fastapi import FastAPI
 
 from gpt_core.common.errors import InputError
+from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
+from index import Index
 from serve.answers.answer import LEXICAL_ONLY, lexical_only
 from serve.app import create_loading_app
 from serve.http.access import ANY_HOST, LOOPBACK_HOSTS
 from serve.work.call_thread import CallThread
 from serve.work.loading import MAX_CONTEXT, load, served_name
+from serve.work.remote import TOTAL_SECONDS, RemoteGenerator, remote_generator
 from serve.work.service import Service
 
 GRACE_SECONDS = 3  # time for running answers to finish when the server is told to stop
@@ -29,6 +32,8 @@ def run_server(
     index: str,
     embedder: str | None = None,
     generator: str = DEFAULT_MODEL,
+    generator_model: str | None = None,
+    generator_seconds: float = TOTAL_SECONDS,
     dtype: InferenceDtype = "auto",
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -46,7 +51,11 @@ def run_server(
     Args:
         index: the index's folder.
         embedder: model folder or known name; default: the embedder that the index was built with.
-        generator: model folder or known name.
+        generator: model folder or known name; or the URL of a server with OpenAI's API (vLLM, Ollama, llama.cpp) that
+            writes the answers, http://HOST/v1. Its API key, if it needs one, is the environment's ZHIZHI_GENERATOR_KEY.
+            With a URL no generator is loaded, and there are no completions and chats without retrieval.
+        generator_model: name of the model of the generator's server; default: the first one that the server lists.
+        generator_seconds: maximum time that the generator's server may take for an answer.
         dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
         host: address to listen on; 0.0.0.0 for all, which needs an API key.
         port: port to listen on; 0 for any free port.
@@ -63,6 +72,7 @@ def run_server(
             `create_loading_app` and `load`.
     """
     api_key = api_key if api_key is not None else os.environ.get("ZHIZHI_API_KEY") or None
+    remote = remote_generator(generator, generator_model, generator_seconds, max_requests)
     with _bind(host, port, api_key is not None) as listener:
         bound = listener.getsockname()[0].partition("%")[0]  # without an IPv6 zone
         names = {f"[{bound}]" if ":" in bound else bound, *LOOPBACK_HOSTS, *allowed_hosts}
@@ -75,11 +85,18 @@ def run_server(
         search = CallThread("search", max_requests)
 
         def load_service() -> Service:
-            opened, engine = load(index, embedder, generator, max_running, context, dtype)
+            writer: Engine | RemoteGenerator
+            if remote:
+                opened, writer = Index.open(index, embedder), remote
+            else:
+                opened, writer = load(index, embedder, generator, max_running, context, dtype)
             if lexical_only(opened):
                 print(LEXICAL_ONLY, file=sys.stderr, flush=True)
-            names = served_name(generator), served_name(embedder or opened.settings.embedder)
-            return Service(opened, engine, search, *names, max_requests)
+            names = (
+                None if remote else served_name(generator),
+                served_name(embedder or opened.settings.embedder),
+            )
+            return Service(opened, writer, search, *names, max_requests)
 
         # uvicorn raises SIGTERM again after its shutdown; ignored here, so that the exit status is 0.
         signal.signal(signal.SIGTERM, lambda *_: None)

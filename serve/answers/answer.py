@@ -4,6 +4,7 @@
 server generates on its worker's thread between them. `answer_question` does all of it synchronously.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,23 +13,19 @@ from typing import Literal
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
-from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Hit, Index
 from index.index import Mode
 from index.search.filters import Filter
 from serve.answers.attribution import AnswerSentence, attribute
 from serve.answers.language import language_of
+from serve.answers.prompt import ChatPrompt, Prompt, build_chat, build_prompt
 from serve.answers.quotes import Quote, Quoted, quote
 from serve.answers.ranker import Thresholds, ranker_for
+from serve.work.remote import Draft, RemoteGenerator
 
 Kind = Literal["quote", "perhaps", "generated", "not_found"]
 ANSWER_TOKENS = 96
 GREEDY = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop=("\nQuestion:",))
-# Two passages of the default 256 tokens with their titles. With more passages a small model answers worse, even if the
-# right passage is among them (docs/log.md, 2026-11-22), and the time to the first token grows.
-MAX_PASSAGE_TOKENS = 560
-SYSTEM = "You are a helpful assistant that answers questions about a text."
-REQUEST = "According to the text: {question} Answer in a complete sentence."
 
 NOT_FOUND = {"en": "The corpus does not say.", "zh": "资料里没有答案。"}
 LEXICAL_ONLY = (
@@ -39,28 +36,13 @@ PERHAPS = {"en": "The corpus may say:", "zh": "资料里也许有："}
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """The generator's prompt.
-
-    Attributes:
-        token_ids: the whole prompt.
-        n_hits: number of hits in the prompt.
-        n_cut: number of tokens truncated from a first hit that is too long.
-    """
-
-    token_ids: list[int]
-    n_hits: int
-    n_cut: int
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A question with the retrieved passages and quotes, best first, and the generator's prompt, if it is to write."""
 
     question: str
     hits: list[Hit]
     quoted: Quoted
-    prompt: Prompt | None = None
+    prompt: Prompt | ChatPrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +63,10 @@ class Answer:
         sentences: the draft's sentences, each with its citation or marked as unsupported. The first repeated sentence
             and all after it are dropped, and so is a last sentence that was truncated by the token limit.
         n_prompt_hits: number of hits in the generator's prompt.
-        n_prompt_cut: number of tokens truncated from a first hit that is too long for the prompt.
+        n_prompt_cut: number of tokens truncated from a first hit that is too long for the prompt; of characters for a
+            remote generator.
         finish_reason: why generation ended; None if nothing was generated.
+        failure: why a remote generator gave no text, in a sentence; None if there was no failure.
     """
 
     kind: Kind
@@ -97,12 +81,13 @@ class Answer:
     n_prompt_hits: int = 0
     n_prompt_cut: int = 0
     finish_reason: str | None = None
+    failure: str | None = None
 
 
 def answer_question(
     question: str,
     index: Index,
-    engine: Engine | None = None,
+    generator: Engine | RemoteGenerator | None = None,
     *,
     k: int | None = None,
     mode: Mode = "hybrid",
@@ -117,15 +102,15 @@ def answer_question(
     Args:
         question: the question, in any language that the models support.
         index: the index to search.
-        engine: the generator, which is stepped until it is done, and which no other thread may step meanwhile; None:
-            the answer consists of quotes.
+        generator: a local one is stepped until it is done, and no other thread may step it meanwhile; a remote one is
+            called in an event loop of its own, and its failure is in the answer; None: the answer consists of quotes.
         k: number of passages to retrieve; None: as many as the ranker was fitted with.
         mode: "hybrid", "dense" or "lexical", as in `Index.search`.
         filter: as in `Index.search`.
         answered: least probability that a quote is right for an answer; None: the ranker's.
         perhaps: least probability that the corpus answers for the kind "perhaps"; None: the ranker's.
         params: generation parameters; greedy, 96 tokens by default.
-        on_text: called with each new piece of the draft.
+        on_text: called with each new piece of a local generator's draft.
 
     Raises:
         InputError: for an empty question, or one that does not fit the context.
@@ -134,7 +119,7 @@ def answer_question(
     prepared = prepare(
         question,
         index,
-        engine,
+        generator,
         k=k,
         mode=mode,
         filter=filter,
@@ -142,19 +127,22 @@ def answer_question(
         perhaps=perhaps,
         max_new_tokens=n_kept,
     )
-    if prepared.prompt is None or engine is None:
-        return ground(prepared)
-    request = engine.submit(prepared.prompt.token_ids, params, on_text)
-    engine.run()
-    if request.error is not None:
-        raise request.error
-    return ground(prepared, request.text, request.finish_reason)
+    draft = Draft()
+    if isinstance(generator, Engine) and isinstance(prepared.prompt, Prompt):
+        request = generator.submit(prepared.prompt.token_ids, params, on_text)
+        generator.run()
+        if request.error is not None:
+            raise request.error
+        draft = Draft(request.text, request.finish_reason)
+    elif isinstance(generator, RemoteGenerator) and isinstance(prepared.prompt, ChatPrompt):
+        draft = asyncio.run(generator.write(prepared.prompt.messages, params))
+    return ground(prepared, draft.text, draft.finish_reason, draft.failure)
 
 
 def prepare(
     question: str,
     index: Index,
-    engine: Engine | None = None,
+    generator: Engine | RemoteGenerator | None = None,
     *,
     k: int | None = None,
     mode: Mode = "hybrid",
@@ -163,7 +151,7 @@ def prepare(
     perhaps: float | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> Prepared:
-    """Retrieve and quote; with an engine, also build its prompt. Arguments and errors as for `answer_question`."""
+    """Retrieve and quote; with a generator, also build its prompt. Arguments and errors as for `answer_question`."""
     ranker = ranker_for(language_of(question), index.settings.fingerprint)
     hits = retrieve(question, index, k=k or ranker.n_passages, mode=mode, filter=filter)
 
@@ -177,9 +165,11 @@ def prepare(
         ranker.thresholds.perhaps if perhaps is None else perhaps,
     )
     quoted = quote(question, hits, document, index.idf, ranker, thresholds)
-    if engine is None or not hits:
-        return Prepared(question, hits, quoted)
-    prompt = build_prompt(question, hits, engine.tokenizer, engine.context, max_new_tokens)
+    prompt: Prompt | ChatPrompt | None = None
+    if hits and isinstance(generator, RemoteGenerator):
+        prompt = build_chat(question, hits)
+    elif hits and generator:
+        prompt = build_prompt(question, hits, generator.tokenizer, generator.context, max_new_tokens)
     return Prepared(question, hits, quoted, prompt)
 
 
@@ -202,62 +192,16 @@ def retrieve(
     return index.search(query, k=k, mode=mode, filter=filter)
 
 
-def build_prompt(
-    question: str, hits: Sequence[Hit], tokenizer: Tokenizer, context: int, max_new_tokens: int
-) -> Prompt:
-    """Passages followed by the question; as a chat if the tokenizer has a chat template, else as plain text.
-
-    The best hits are included in order as long as they fit in `MAX_PASSAGE_TOKENS` and in the context together with
-    `max_new_tokens`. A first hit that is too long is truncated.
-
-    Raises:
-        InputError: if the question, or `max_new_tokens`, leaves no tokens for a passage.
-    """
-    ids = _render(question, [], tokenizer)
-    n_around = len(ids)
-    limit = min(n_around + MAX_PASSAGE_TOKENS, context - max_new_tokens)
-    if limit <= n_around:
-        largest = context - n_around - 1
-        if largest > 0:
-            raise InputError(
-                f"max_tokens is {max_new_tokens}, but a context of {context} tokens has {largest} for the answer "
-                f"beside the question ({n_around} tokens with its prompt) and a passage; use at most {largest}."
-            )
-        raise InputError(
-            f"The question has {n_around} tokens with its prompt, which leaves none for a passage and an answer in a "
-            f"context of {context}; ask a shorter question."
-        )
-    texts: list[str] = []
-    n_cut = 0
-    for hit in hits:
-        text = f"{hit.title}\n{hit.text}\n\n"
-        longer = _render(question, [*texts, text], tokenizer)
-        if len(longer) > limit and texts:
-            break
-        starts = [start for start, _ in tokenizer.encode_with_offsets(text)[1]]
-        while len(longer) > limit:  # repeated, since the truncated text may be tokenised differently
-            n_cut += len(longer) - limit
-            text = text[: starts[max(0, len(starts) - n_cut)]]
-            longer = _render(question, [text], tokenizer)
-        texts, ids = [*texts, text], longer
-    return Prompt(ids, len(texts), n_cut)
-
-
-def _render(question: str, texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    if tokenizer.chat_template is None:
-        content = f"{''.join(texts)}Question: {question.strip()}\nAnswer:"
-        return tokenizer.encode(content, add_special_tokens=True)
-    content = "".join(texts) + REQUEST.format(question=question.strip())
-    return tokenizer.chat([{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}])
-
-
-def ground(prepared: Prepared, draft: str = "", finish_reason: str | None = None) -> Answer:
+def ground(
+    prepared: Prepared, draft: str = "", finish_reason: str | None = None, failure: str | None = None
+) -> Answer:
     """The answer: the supported sentences of a draft; without one, the quotes, or that the corpus does not say.
 
     Args:
         prepared: the question with its passages and quotes.
         draft: the generated text; "" if nothing was generated.
         finish_reason: why generation ended; None if nothing was generated.
+        failure: why a remote generator gave no text.
     """
     draft, hits, quoted = draft.strip(), prepared.hits, prepared.quoted
     language = language_of(prepared.question)
@@ -274,7 +218,7 @@ def ground(prepared: Prepared, draft: str = "", finish_reason: str | None = None
     read = (prepared.prompt.n_hits, prepared.prompt.n_cut) if prepared.prompt else (0, 0)
     return Answer(
         *(kind, text, quoted.probability, quoted.present, quoted.quotes, None, hits),
-        *(draft, sentences, *read, finish_reason),
+        *(draft, sentences, *read, finish_reason, failure),
     )
 
 

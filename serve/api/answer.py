@@ -1,8 +1,9 @@
 """The endpoints for search and cited answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -11,9 +12,11 @@ from pydantic import TypeAdapter
 from gpt_core.generation.sampling import SamplingParams
 from index import Hit
 from serve.answers.answer import GREEDY, Answer, Prepared, ground, prepare, retrieve
+from serve.answers.prompt import ChatPrompt, Prompt
 from serve.api.schemas import STREAM, AnswerRequest, SearchRequest
 from serve.http.body import JsonRoute
 from serve.http.streams import EventStream, event, until_disconnect
+from serve.work.remote import Draft, RemoteGenerator
 from serve.work.service import ServiceDep
 from serve.work.threads import TokenStream
 
@@ -58,23 +61,26 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
     `kind` says which: `quote`, `perhaps` (the nearest quotes, which are probably no answer), `not_found`, or, for a
     request with `"answer": "generate"`, `generated`: `text` then has the sentences of the model that a passage
     supports, `draft` all that the model wrote, and `sentences` say which of its sentences are supported. Without a
-    supported sentence the answer consists of quotes.
+    supported sentence the answer consists of quotes. `failure` says why a remote generator wrote nothing.
 
     With `"stream": true` the response is server-sent events: one `sources` (`hits`, `n_prompt_hits`), any number of
-    `token` (`text`, a piece of the draft, not checked yet), then `done` (the fields of the plain response) or `error`.
-    After `done`, a client replaces the pieces that it has shown by `text`, or by `sentences` with marks.
+    `token` (`text`, a piece of a local generator's draft, not checked yet), then `done` (the fields of the plain
+    response) or `error`. After `done`, a client replaces the pieces that it has shown by `text`, or by `sentences` with
+    marks.
     """
     finding = service.search.run(
-        prepare, body.question, service.index, service.engine if body.answer == "generate" else None,
+        prepare, body.question, service.index, service.generator if body.answer == "generate" else None,
         k=body.k, mode=body.mode, filter=body.filter, max_new_tokens=body.max_tokens,
         answered=body.answered, perhaps=body.perhaps,
     )  # fmt: skip
     prepared = await until_disconnect(request, finding)
     params = SamplingParams(body.max_tokens, body.temperature, seed=body.seed, stop=GREEDY.stop)
-    stream = None
-    if prepared.prompt:
-        stream = TokenStream(service.worker, prepared.prompt.token_ids, params)
-    in_progress = AnswerInProgress(prepared, stream)
+    prompt, generator = prepared.prompt, service.generator
+    in_progress = AnswerInProgress(prepared)
+    if isinstance(prompt, Prompt) and service.worker:
+        in_progress = AnswerInProgress(prepared, TokenStream(service.worker, prompt.token_ids, params))
+    elif isinstance(prompt, ChatPrompt) and isinstance(generator, RemoteGenerator):
+        in_progress = AnswerInProgress(prepared, write=partial(generator.write, prompt.messages, params))
     if body.stream:
         return EventStream(in_progress.events(), in_progress.close, error_name="error")
     try:
@@ -85,10 +91,17 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
 
 @dataclass(frozen=True)
 class AnswerInProgress:
-    """An answer that is being made; `stream` is None if nothing is generated."""
+    """An answer that is being made.
+
+    Attributes:
+        prepared: the question with its passages and quotes.
+        stream: the text of a local generator.
+        write: a call of a remote generator.
+    """
 
     prepared: Prepared
-    stream: TokenStream | None
+    stream: TokenStream | None = None
+    write: Callable[[], Awaitable[Draft]] | None = None
 
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events."""
@@ -107,10 +120,13 @@ class AnswerInProgress:
         return await self._ground()
 
     async def _ground(self) -> Answer:
-        draft = self.stream.request.text if self.stream else ""
-        reason = self.stream.request.finish_reason if self.stream else None
+        draft = Draft()
+        if self.stream:
+            draft = Draft(self.stream.request.text, self.stream.request.finish_reason)
+        elif self.write:
+            draft = await self.write()
         # Attribution takes milliseconds. In the search thread it could wait behind searches or be refused.
-        return await asyncio.to_thread(ground, self.prepared, draft, reason)
+        return await asyncio.to_thread(ground, self.prepared, draft.text, draft.finish_reason, draft.failure)
 
     def close(self) -> None:
         """Cancel the generation if it is not done."""

@@ -16,7 +16,7 @@ from serve.api.schemas import OPENAI_ERRORS, STREAM, ChatRequest, CompletionRequ
 from serve.http.body import JsonRoute
 from serve.http.streams import EventStream, event, until_disconnect
 from serve.work.service import Service, ServiceDep
-from serve.work.threads import TokenStream, merged
+from serve.work.threads import TokenStream, Worker, merged
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"], route_class=JsonRoute, responses=OPENAI_ERRORS)
 
@@ -24,26 +24,26 @@ router = APIRouter(prefix="/v1", tags=["OpenAI's"], route_class=JsonRoute, respo
 @router.post("/completions", responses=STREAM)
 async def completions(body: CompletionRequest, request: Request, service: ServiceDep) -> Any:
     """Continue one or more prompts; with `"stream": true` as OpenAI's chunks."""
-    service.check_model(body.model, service.generator_name)
+    worker = service.local_worker(body.model)
     prompts = _prompts(body)
     service.check_number(len(prompts) * (body.n or 1))
     if isinstance(prompts[0], str):
         for text in prompts:
-            refuse_long(text, service.engine.context)
-        tokenizing = service.tokenize(service.engine.tokenizer, prompts)
+            refuse_long(text, worker.engine.context)
+        tokenizing = service.tokenize(worker.engine.tokenizer, prompts)
         prompts = await until_disconnect(request, tokenizing)
-    return await _respond(body, request, service, prompts)
+    return await _respond(body, request, service, worker, prompts)
 
 
 @router.post("/chat/completions", responses=STREAM)
 async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Any:
     """Generate the assistant's next message; with `"stream": true` as OpenAI's chunks."""
-    service.check_model(body.model, service.generator_name)
+    worker = service.local_worker(body.model)
     service.check_number(body.n or 1)
     messages = _messages(body)
-    refuse_long("".join(message["content"] for message in messages), service.engine.context, "conversation")
-    tokenizing = service.reader.run(service.engine.tokenizer.chat, messages)
-    return await _respond(body, request, service, [await until_disconnect(request, tokenizing)])
+    refuse_long("".join(message["content"] for message in messages), worker.engine.context, "conversation")
+    tokenizing = service.reader.run(worker.engine.tokenizer.chat, messages)
+    return await _respond(body, request, service, worker, [await until_disconnect(request, tokenizing)])
 
 
 def _prompts(body: CompletionRequest) -> list[Any]:
@@ -63,7 +63,11 @@ def _messages(body: ChatRequest) -> list[dict[str, str]]:
 
 
 async def _respond(
-    body: CompletionRequest | ChatRequest, request: Request, service: Service, prompts: list[list[int]]
+    body: CompletionRequest | ChatRequest,
+    request: Request,
+    service: Service,
+    worker: Worker,
+    prompts: list[list[int]],
 ) -> Any:
     """Continue each prompt n times; choice i is sampled with seed + i."""
     params = body.params()
@@ -72,8 +76,8 @@ async def _respond(
         for _ in range(body.n or 1):
             seed = None if params.seed is None else params.seed + len(jobs)
             jobs.append((prompt, replace(params, seed=seed)))
-    streams = service.generate_all(jobs)
-    logprobs = [LogprobsOf(service.engine, stream.request) for stream in streams]
+    streams = service.generate_all(worker, jobs)
+    logprobs = [LogprobsOf(worker.engine, stream.request) for stream in streams]
     in_progress = ChoicesInProgress(body, streams, logprobs)
     if body.stream:
         return EventStream(in_progress.chunks(), in_progress.close)

@@ -21,15 +21,14 @@ TEXTS_PER_CALL = 32  # between two calls the search thread can run other searche
 
 @router.get("/models")
 async def models(service: ServiceDep) -> dict[str, Any]:
-    """List the generator and the embedder."""
-    names = dict.fromkeys([service.generator_name, service.embedder_name])
-    return {"object": "list", "data": [_model(name, service) for name in names]}
+    """List the generator, the embedder, and the name under which chats are answered from the index."""
+    return {"object": "list", "data": [_model(name, service) for name in service.model_names]}
 
 
 @router.get("/models/{name:path}")  # names of Hugging Face's hub have a slash
 async def model(name: str, service: ServiceDep) -> dict[str, Any]:
-    """The generator or the embedder, whichever has this name."""
-    if name != service.generator_name:
+    """The model with this name."""
+    if name not in service.model_names:
         service.check_model(name, service.embedder_name)
     return _model(name, service)
 

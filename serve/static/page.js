@@ -56,7 +56,7 @@ async function ask(asked) {
       throw new Error(known ? "The API key is wrong." : "This server needs an API key.");
     }
     if (!response.ok) throw new Error(await messageOf(response));
-    let answered = false;
+    let answered = false, failure = null; // of a remote generator; the quotes are shown anyway
     for await (const { name, data } of events(response.body)) {
       if (name === "sources") showHits(data);
       if (name === "token") text.append(data.text);
@@ -64,10 +64,11 @@ async function ask(asked) {
       if (name === "done") {
         showAnswer(data);
         answered = true;
+        failure = data.failure;
       }
     }
     if (!answered) throw new Error("The connection was lost. What is written so far has not been checked.");
-    say(`Answered in ${((performance.now() - began) / 1000).toFixed(1)} s`);
+    say(failure ?? `Answered in ${((performance.now() - began) / 1000).toFixed(1)} s`, failure !== null);
   } catch (error) {
     if (running !== mine) return; // a newer request has replaced this one
     if (error.name === "AbortError") say("Stopped. What is written so far has not been checked.");

@@ -17,11 +17,13 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Index
 from serve.work.call_thread import CallThread
 from serve.work.errors import NotFoundError, UnavailableError
+from serve.work.remote import RemoteGenerator
 from serve.work.threads import TokenStream, Worker
 
 CLOSE_SECONDS = 1.0  # time for a running call to end when the server stops
 CHARACTERS_PER_CALL = 100_000  # between two calls the reader can tokenise other requests' texts
 MAX_CHARACTERS = 2_000_000  # of one request; tokenising them takes seconds
+RETRIEVAL_MODEL = "zhizhi-rag"  # the name under which chats are answered from the index
 
 
 @dataclass
@@ -30,20 +32,20 @@ class Service:
 
     Attributes:
         index: the open index, used in the thread `search` only.
-        engine: the generator, stepped by `worker` only.
+        generator: a local one, stepped by `worker` only, or a remote one.
         search: the only thread that uses `index` and its encoder.
-        generator_name, embedder_name: names of the models in the HTTP API.
+        generator_name, embedder_name: names of the models in the HTTP API; a remote generator has none there.
         max_requests: maximum number of running and waiting generations, and also of searches; more are refused.
         started: start time, in seconds since the epoch.
         encoder: the index's embedder.
         reader: the thread that tokenises texts.
-        worker: the generation thread.
+        worker: the generation thread; None for a remote generator.
     """
 
     index: Index
-    engine: Engine
+    generator: Engine | RemoteGenerator
     search: CallThread
-    generator_name: str
+    generator_name: str | None
     embedder_name: str
     max_requests: int = 64
     started: int = field(default_factory=lambda: int(time.time()))
@@ -51,8 +53,10 @@ class Service:
     def __post_init__(self) -> None:
         self.encoder = encoder_of(self.index)
         self.reader = CallThread("reader", self.max_requests)
-        self.worker = Worker(self.engine, self.max_requests)
-        self.worker.start()
+        self.worker: Worker | None = None
+        if isinstance(self.generator, Engine):
+            self.worker = Worker(self.generator, self.max_requests)
+            self.worker.start()
 
     async def tokenize(self, tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
         """Token ids of each text with the tokenizer's special tokens, computed in `reader`.
@@ -71,12 +75,14 @@ class Service:
         rows = await self.reader.run_each(partial(encode, group) for group in _groups(texts))
         return list(chain.from_iterable(rows))
 
-    def generate_all(self, jobs: Sequence[tuple[list[int], SamplingParams]]) -> list[TokenStream]:
+    def generate_all(
+        self, worker: Worker, jobs: Sequence[tuple[list[int], SamplingParams]]
+    ) -> list[TokenStream]:
         """Queue several generations; if one is refused, all are cancelled. Raises as `TokenStream` does."""
         streams: list[TokenStream] = []
         try:
             for prompt, params in jobs:
-                streams.append(TokenStream(self.worker, prompt, params))
+                streams.append(TokenStream(worker, prompt, params))
         except BaseException:
             for stream in streams:
                 stream.close()
@@ -90,14 +96,33 @@ class Service:
                 f"The request asks for {n_texts} texts; this server generates up to {self.max_requests} at a time."
             )
 
-    def check_model(self, asked: str, served: str) -> None:
+    @property
+    def model_names(self) -> list[str]:
+        """The names of the models in the HTTP API, each once."""
+        names = dict.fromkeys([self.generator_name, self.embedder_name, RETRIEVAL_MODEL])
+        return [name for name in names if name is not None]
+
+    def check_model(self, asked: str, served: str | None) -> None:
         """Raise NotFoundError unless the requested model is the one served at this endpoint."""
         if asked != served:
             raise NotFoundError(f"The model {asked!r} is not served here; use {served!r}.")
 
+    def local_worker(self, asked: str) -> Worker:
+        """The thread of the local generator; NotFoundError if there is none, or the requested model is another one."""
+        if self.worker is None:
+            raise NotFoundError(
+                "This server has no generator of its own, since it was started with the URL of another server, which "
+                f"writes the answers of /v1/answer; ask that server, or chat with the model {RETRIEVAL_MODEL!r}."
+            )
+        self.check_model(asked, self.generator_name)
+        return self.worker
+
     def cancel_all(self) -> None:
         """Cancel all generations, and drop all calls that wait for a thread."""
-        self.worker.cancel_all()
+        if self.worker:
+            self.worker.cancel_all()
+        if isinstance(self.generator, RemoteGenerator):
+            self.generator.stop()
         self.reader.drop_waiting()
         self.search.drop_waiting()
 
@@ -106,7 +131,8 @@ class Service:
 
         A call that runs for more than `seconds` goes on, and the index is closed after it.
         """
-        self.worker.close()
+        if self.worker:
+            self.worker.close()
         self.reader.close(lambda: None, seconds)
         self.search.close(self.index.close, seconds)
 

@@ -193,7 +193,7 @@ def test_the_generator_goes_on_after_a_failed_step(serve, client, monkeypatch, c
     url, app = serve(TRUE)
     assert client.get(f"{url}/livez").json() == {"status": "alive"}
     assert client.get(f"{url}/readyz").json() == {"status": "ready"}
-    engine = app.state.service.engine
+    engine = app.state.service.worker.engine
     step = engine.step
 
     def broken():
@@ -220,7 +220,7 @@ def test_the_generator_goes_on_after_a_failed_step(serve, client, monkeypatch, c
 
 def test_search_works_without_the_generator(serve, client, monkeypatch):
     url, app = serve(TRUE)
-    engine = app.state.service.engine
+    engine = app.state.service.worker.engine
 
     def broken():
         raise RuntimeError("the engine's own bug")

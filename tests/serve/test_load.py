@@ -57,8 +57,8 @@ def test_a_disconnected_client_cancels_its_request(serve, client, endless, path,
     url, app = serve(endless, draft=0, max_running=1)
     service = app.state.service
     seen = []
-    submit = service.engine.submit
-    service.engine.submit = lambda *args: seen.append(submit(*args)) or seen[-1]
+    submit = service.worker.engine.submit
+    service.worker.engine.submit = lambda *args: seen.append(submit(*args)) or seen[-1]
     connection = post(url, path, body | {"stream": stream})
     wait_until(lambda: seen and len(seen[0].token_ids) > 5)
     connection.close()

@@ -12,14 +12,13 @@ from index import Document, Hit, Index
 from serve import create_app
 from serve.answers.answer import (
     GREEDY,
-    MAX_PASSAGE_TOKENS,
     NOT_FOUND,
     Prepared,
     answer_question,
-    build_prompt,
     ground,
     retrieve,
 )
+from serve.answers.prompt import MAX_PASSAGE_TOKENS, build_prompt
 from serve.answers.quotes import Quoted
 from serve.ask import ask, render
 from serve.work.loading import load
