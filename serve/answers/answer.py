@@ -150,10 +150,14 @@ def prepare(
     answered: float | None = None,
     perhaps: float | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
+    before: str = "",
 ) -> Prepared:
-    """Retrieve and quote; with a generator, also build its prompt. Arguments and errors as for `answer_question`."""
+    """Retrieve and quote; with a generator, also build its prompt. Arguments and errors as for `answer_question`.
+
+    `before`: earlier questions that the question refers to; they are searched with it.
+    """
     ranker = ranker_for(language_of(question), index.settings.fingerprint)
-    hits = retrieve(question, index, k=k or ranker.n_passages, mode=mode, filter=filter)
+    hits = retrieve(question, index, k=k or ranker.n_passages, mode=mode, filter=filter, before=before)
 
     @cache
     def document(doc_id: str) -> str:
@@ -164,7 +168,7 @@ def prepare(
         ranker.thresholds.answered if answered is None else answered,
         ranker.thresholds.perhaps if perhaps is None else perhaps,
     )
-    quoted = quote(question, hits, document, index.idf, ranker, thresholds)
+    quoted = quote(question, hits, document, index.idf, ranker, thresholds, before)
     prompt: Prompt | ChatPrompt | None = None
     if hits and isinstance(generator, RemoteGenerator):
         prompt = build_chat(question, hits)
@@ -174,15 +178,22 @@ def prepare(
 
 
 def retrieve(
-    query: str, index: Index, *, k: int = 5, mode: Mode = "hybrid", filter: Filter | None = None
+    question: str,
+    index: Index,
+    *,
+    k: int = 5,
+    mode: Mode = "hybrid",
+    filter: Filter | None = None,
+    before: str = "",
 ) -> list[Hit]:
-    """The k best passages for `query`, best first; an empty list if none matches.
+    """The k best passages for `question`, after `before`, best first; an empty list if none matches.
 
     Raises:
-        InputError: if the query is empty, or longer than the embedder's context.
+        InputError: if the question is empty, or longer than the embedder's context.
     """
-    if not query.strip():
+    if not question.strip():
         raise InputError("The question is empty; expected text.")
+    query = f"{before} {question}" if before else question
     if mode != "lexical" and (encoder := index.encoder):
         (n_tokens,) = encoder.count_tokens([query], encoder.config.query_prompt)
         if n_tokens > encoder.max_tokens:

@@ -51,6 +51,19 @@ _TYPES = {
     language: [(kind, regex.compile(pattern, regex.IGNORECASE)) for kind, pattern in types]
     for language, types in (("en", _ENGLISH_TYPES), ("zh", _CHINESE_TYPES))
 }
+# Of the words of earlier questions, relative to the question's own: the answer should have what is asked now.
+WEIGHT_BEFORE = 1 / 3
+
+
+def without_function_words(question: str) -> str:
+    """A question with a space for each Chinese function word; one in another language as it is."""
+    text = normalise(question)
+    return _CHINESE_FUNCTION_WORDS.sub(" ", text) if language_of(question) == "zh" else text
+
+
+def content_of(question: str) -> list[Term]:
+    """The content words of a question in order, in Chinese the bigrams of the text between its function words."""
+    return [t for t in content_terms([without_function_words(question)])[0] if not t.is_function]
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class Question:
         kind: the type of answer that it asks for.
         terms: its content words or bigrams in order; none if it has function words only.
         weights: key of a term → its inverse document frequency, relative to `largest_idf`, that of a word in no
-            passage, so that probabilities do not depend on the size of the corpus.
+            passage, so that probabilities do not depend on the size of the corpus; times `WEIGHT_BEFORE` for a word
+            that is only in the questions before this one.
     """
 
     text: str
@@ -74,17 +88,25 @@ class Question:
     largest_idf: float
 
     @classmethod
-    def of(cls, text: str, idf: Idf) -> "Question":
-        """Analyse a question; `idf` is `Index.idf`."""
+    def of(cls, text: str, idf: Idf, before: str = "") -> "Question":
+        """Analyse a question.
+
+        Args:
+            text: the question.
+            idf: `Index.idf`.
+            before: earlier questions that it refers to, of which only the content words count.
+        """
         language = language_of(text)
-        content = normalise(text)
-        if language == "zh":
-            content = _CHINESE_FUNCTION_WORDS.sub(" ", content)
-        terms = [t for t in content_terms([content])[0] if not t.is_function]
         kind: AnswerType = next((kind for kind, words in _TYPES[language] if words.search(text)), "any")
+        earlier, own = content_of(before), content_of(text)
+        terms = earlier + own
         weights = idf({"", *(t.key for t in terms)})
         largest = weights.pop("")  # no passage has it
-        return cls(text, language, kind, terms, {key: w / largest for key, w in weights.items()}, largest)
+        weights = {key: weight / largest for key, weight in weights.items()}
+        if own:
+            for key in {t.key for t in earlier} - {t.key for t in own}:
+                weights[key] *= WEIGHT_BEFORE
+        return cls(text, language, kind, terms, weights, largest)
 
     @cached_property
     def keys(self) -> frozenset[str]:

@@ -59,6 +59,7 @@ def quote(
     idf: Idf,
     ranker: Ranker,
     thresholds: Thresholds,
+    before: str = "",
 ) -> Quoted:
     """Quote what answers a question best.
 
@@ -69,8 +70,9 @@ def quote(
         idf: `Index.idf`.
         ranker: weights for the question's language.
         thresholds: least probabilities of the verdicts.
+        before: earlier questions that it refers to.
     """
-    analysed = Question.of(question, idf)
+    analysed = Question.of(question, idf, before)
     candidates = find_candidates(question, hits, document)
     if not candidates or not analysed.keys:
         return Quoted("not_found", [], 0.0, 0.0)

@@ -1,8 +1,6 @@
-"""OpenAI's completions and chat endpoints: generation without retrieval."""
+"""OpenAI's completions and chat endpoints: generation without retrieval, or an answer from the index."""
 
 import asyncio
-import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +9,12 @@ from fastapi import APIRouter, Request
 
 from gpt_core.generation.prompts import refuse_long
 from gpt_core.generation.sampling import SamplingParams
+from serve.api.conversation import answer_chat, head
 from serve.api.logprobs import LogprobsOf
 from serve.api.schemas import OPENAI_ERRORS, STREAM, ChatRequest, CompletionRequest
 from serve.http.body import JsonRoute
 from serve.http.streams import EventStream, event, until_disconnect
-from serve.work.service import Service, ServiceDep
+from serve.work.service import RETRIEVAL_MODEL, Service, ServiceDep
 from serve.work.threads import TokenStream, Worker, merged
 
 router = APIRouter(prefix="/v1", tags=["OpenAI's"], route_class=JsonRoute, responses=OPENAI_ERRORS)
@@ -37,10 +36,17 @@ async def completions(body: CompletionRequest, request: Request, service: Servic
 
 @router.post("/chat/completions", responses=STREAM)
 async def chat(body: ChatRequest, request: Request, service: ServiceDep) -> Any:
-    """Generate the assistant's next message; with `"stream": true` as OpenAI's chunks."""
+    """Generate the assistant's next message; with `"stream": true` as OpenAI's chunks.
+
+    With `"retrieval": true`, or the model `zhizhi-rag`, the user's last message is answered from the index instead: the
+    content is that of `text` in `/v1/answer`, and `citations` beside it (in a stream in the last chunk's delta) are
+    the quotes. Parameters of generation are ignored then.
+    """
+    messages = _messages(body)
+    if body.retrieval or body.model == RETRIEVAL_MODEL:
+        return await answer_chat(body, messages, request, service)
     worker = service.local_worker(body.model)
     service.check_number(body.n or 1)
-    messages = _messages(body)
     refuse_long("".join(message["content"] for message in messages), worker.engine.context, "conversation")
     tokenizing = service.reader.run(worker.engine.tokenizer.chat, messages)
     return await _respond(body, request, service, worker, [await until_disconnect(request, tokenizing)])
@@ -104,27 +110,27 @@ class ChoicesInProgress:
             content = {"message": {"role": "assistant", "content": text}} if self._is_chat else {"text": text}
             choices.append(self._choice(i, content, stream.request.finish_reason))
         kind = "chat.completion" if self._is_chat else "text_completion"
-        return {**self._head(kind), "choices": choices, "usage": self._usage()}
+        return {**head(kind, self.body.model), "choices": choices, "usage": self._usage()}
 
     async def chunks(self) -> AsyncIterator[str]:
         """The response as server-sent events: new text of each choice as it is generated."""
-        head = self._head("chat.completion.chunk" if self._is_chat else "text_completion")
+        start = head("chat.completion.chunk" if self._is_chat else "text_completion", self.body.model)
         options = self.body.stream_options
         with_usage = options is not None and options.include_usage
         extra = {"usage": None} if with_usage else {}
         if self._is_chat:
             for i in range(len(self.streams)):
                 first = {"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
-                yield event({**head, "choices": [{**first, "finish_reason": None}], **extra})
+                yield event({**start, "choices": [{**first, "finish_reason": None}], **extra})
         async for i, piece in merged(self.streams):
             if self._is_chat:
                 content: dict[str, Any] = {"delta": {} if piece is None else {"content": piece}}
             else:
                 content = {"text": piece or ""}
             finish_reason = self.streams[i].request.finish_reason if piece is None else None
-            yield event({**head, "choices": [self._choice(i, content, finish_reason)], **extra})
+            yield event({**start, "choices": [self._choice(i, content, finish_reason)], **extra})
         if with_usage:
-            yield event({**head, "choices": [], "usage": self._usage()})
+            yield event({**start, "choices": [], "usage": self._usage()})
         yield event("[DONE]")
 
     def close(self) -> None:
@@ -135,10 +141,6 @@ class ChoicesInProgress:
     @property
     def _is_chat(self) -> bool:
         return isinstance(self.body, ChatRequest)
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        name = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
-        return {"id": name, "object": kind, "created": int(time.time()), "model": self.body.model}
 
     def _choice(self, i: int, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
         logprobs = self.logprobs[i].chat() if self._is_chat else self.logprobs[i].completion()

@@ -97,6 +97,7 @@ class Message(_Request):
     audio: None = None
     function_call: None = None
     tool_calls: Empty | None = None
+    citations: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None  # ignored
 
 
 class StreamOptions(_Request):
@@ -172,9 +173,10 @@ class CompletionRequest(_GenerationRequest):
 
 
 class ChatRequest(_GenerationRequest):
-    """OpenAI's chat completion request."""
+    """OpenAI's chat completion request; `retrieval`: answer the user's last message from the index."""
 
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=2048)
+    retrieval: bool | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

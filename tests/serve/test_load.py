@@ -82,6 +82,7 @@ def test_a_disconnected_client_cancels_its_request(serve, client, endless, path,
         ("reader", "/v1/embeddings", {"model": "tiny-embedder", "input": "x"}),
         ("reader", "/v1/completions", COMPLETION | {"prompt": "x"}),
         ("reader", "/v1/chat/completions", CHAT),
+        ("search", "/v1/chat/completions", CHAT | {"retrieval": True}),
     ],
 )
 def test_a_client_that_leaves_while_it_waits_for_a_thread_frees_its_place(

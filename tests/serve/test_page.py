@@ -2,12 +2,15 @@
 
 import re
 import shutil
+import socket
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from index import Document
-from tests.serve.conftest import DOCUMENTS, QUESTION, speaker
+from serve import create_app
+from serve.work.remote import RemoteGenerator
+from tests.serve.conftest import DOCUMENTS, QUESTION, serving, speaker
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
@@ -160,6 +163,16 @@ def test_a_reply_that_is_not_the_servers_is_one_sentence(page, serve):
         "The server did not answer properly (status 502); try again."
     )
     page.complaints.clear()
+
+
+def test_the_failure_of_a_remote_generator_is_said_above_the_quotes(page, index):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        generator = RemoteGenerator(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    with serving(create_app(index, generator)) as url:
+        page.goto(f"{url}/?answer=generate&q={QUESTION}")
+        expect(page.locator("#status.error")).to_contain_text("cannot be reached")
+        expect(page.locator(".hit")).to_have_count(4)
+        expect(page.locator("#text")).to_contain_text("The corpus")
 
 
 def test_an_error_event_ends_the_page_s_connection(page, serve):

@@ -62,7 +62,8 @@ def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, st
         assert set(seen[:-1]) <= {503}
         url = f"http://127.0.0.1:{port}"
         models = httpx.get(f"{url}/v1/models").json()["data"]
-        assert [one["id"] for one in models] == ["model"]  # generator and embedder, without their path
+        # generator and embedder, without their path, and the name for answers from the index
+        assert [one["id"] for one in models] == ["model", "zhizhi-rag"]
         chat = {"model": "model", "messages": [{"role": "user", "content": "x"}]}
         for path, body in (
             ("/v1/chat/completions", chat),
@@ -87,6 +88,28 @@ def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, st
     # "loading", the notes about embedder and weights, "ready", and "stopped" after Ctrl-C; no traceback of clients
     # that left
     assert error.count("\n") == 4 + (number == signal.SIGINT), error
+
+
+def test_a_server_with_a_remote_generator_loads_none(folders):
+    generator = f"http://127.0.0.1:{free_port()}/v1"  # where nothing listens
+    server = run_server(folders, "--generator", generator, "--port", "0", ZHIZHI_GENERATOR_KEY="s3cret")
+    try:
+        url = server.stderr.readline().split()[-1]
+        wait_until(lambda: httpx.get(f"{url}/readyz", timeout=20).status_code == 200, 120)
+        body = {"answer": "generate", "question": QUESTION}
+        found = httpx.post(f"{url}/v1/answer", json=body, timeout=30).json()
+        assert found["failure"].startswith(f"The generator at {generator} cannot be reached")
+        assert found["hits"]
+        chat = {"model": "model", "messages": [{"role": "user", "content": QUESTION}]}
+        response = httpx.post(f"{url}/v1/chat/completions", json=chat)
+        assert response.status_code == 404
+        assert "no generator of its own" in response.json()["error"]["message"]
+        server.terminate()
+        assert server.wait(30) == 0
+        assert "s3cret" not in server.stderr.read()
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_an_ipv6_address_is_printed_as_a_valid_url(folders):
