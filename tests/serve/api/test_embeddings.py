@@ -18,7 +18,7 @@ def test_models(serve):
     url, _ = serve(SAYS, access={"generator_name": "owner/tiny-gpt"})
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as api:
         listed = list(api.models.list())
-        assert [model.id for model in listed] == ["owner/tiny-gpt", "tiny-embedder"]
+        assert [model.id for model in listed] == ["owner/tiny-gpt", "tiny-embedder", "zhizhi-rag"]
         assert [api.models.retrieve(model.id) for model in listed] == listed
         with pytest.raises(openai.NotFoundError, match="gpt-5"):
             api.models.retrieve("gpt-5")
