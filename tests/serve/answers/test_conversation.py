@@ -62,15 +62,9 @@ def test_words_of_earlier_questions_count_less_than_the_questions_own():
 
     asked = Question.of("How many arches does the bridge have?", idf, "When was the Zorblatt bridge built?")
     assert asked.kind == "number"  # not time
-    weights = {
-        "mani": 6.0,
-        "arch": 6.0,
-        "bridg": 6.0,
-        "zorblatt": 6 * WEIGHT_BEFORE,
-        "built": 6 * WEIGHT_BEFORE,
-    }
-    assert asked.weights == weights
-    assert Question.of("Why?", idf, "Who built it?").weights == {"built": 6.0}
+    own, earlier_ones = ["mani", "arch", "bridg"], ["zorblatt", "built"]
+    assert asked.weights == dict.fromkeys(own, 1.0) | dict.fromkeys(earlier_ones, WEIGHT_BEFORE)
+    assert Question.of("Why?", idf, "Who built it?").weights == {"built": 1.0}
 
 
 def test_a_follow_up_question_finds_what_the_earlier_one_names(tmp_path, encoder):
