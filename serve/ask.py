@@ -16,7 +16,15 @@ from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_MODEL
 from index import Index
-from serve.answers.answer import ANSWER_TOKENS, GREEDY, LEXICAL_ONLY, Answer, answer_question, lexical_only
+from serve.answers.answer import (
+    ANSWER_TOKENS,
+    GREEDY,
+    LEXICAL_ONLY,
+    Answer,
+    answer_question,
+    lexical_only,
+    not_answered,
+)
 from serve.answers.quotes import Quote
 from serve.work.loading import load
 from serve.work.remote import TOTAL_SECONDS, RemoteGenerator, remote_generator
@@ -52,8 +60,8 @@ def ask(
         index: the index's folder.
         questions: a file with a question per line, which are answered after those of the command line.
         json: print a line of JSON per question: question, kind (quote, perhaps, generated or not_found), text,
-            probability, failure (of the generator's server, or null), and quotes with text, doc_id, title, headings,
-            start, end (in code points) and probability.
+            probability, unanswered (of several questions in a line), failure (of the generator's server, or null), and
+            quotes with text, doc_id, title, headings, start, end (in code points) and probability.
         answer: quote, or generate: a text of the generator, of which only sentences are kept that a passage supports.
         embedder: model folder or known name; default: the embedder that the index was built with.
         generator: model folder or known name, for --answer generate; or the URL of a server with OpenAI's API (vLLM,
@@ -116,7 +124,7 @@ def _read(path: Path) -> Iterator[str]:
 def as_json(question: str, found: Answer) -> str:
     """An answer as a line of JSON."""
     quotes = [{name: getattr(quote, name) for name in QUOTE_FIELDS} for quote in found.quotes]
-    fields = {name: getattr(found, name) for name in ("kind", "text", "probability", "failure")}
+    fields = {name: getattr(found, name) for name in ("kind", "text", "probability", "unanswered", "failure")}
     return json_format.dumps({"question": question, **fields, "quotes": quotes}, ensure_ascii=False)
 
 
@@ -137,6 +145,8 @@ def render(found: Answer, width: int = 100) -> str:
         lines.append(found.text.partition("\n")[0])
     for quote in found.quotes:
         lines += [f"“{quote.text}”", f"— {_place(quote)}, {quote.probability:.0%}"]
+    if found.kind != "generated":
+        lines += map(not_answered, found.unanswered)
     if found.draft and found.kind != "generated":
         lines.append(f"(Unsupported text of the model: {found.draft})")
     if found.kind == "not_found":

@@ -7,8 +7,9 @@ server generates on its worker's thread between them. `answer_question` does all
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Literal
+from functools import cache, partial
+from itertools import chain, zip_longest
+from typing import Literal, NamedTuple, get_args
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
@@ -17,13 +18,15 @@ from index import Hit, Index
 from index.index import Mode
 from index.search.filters import Filter
 from serve.answers.attribution import AnswerSentence, attribute
+from serve.answers.conversation import earlier, questions_in
 from serve.answers.language import language_of
 from serve.answers.prompt import ChatPrompt, Prompt, build_chat, build_prompt
-from serve.answers.quotes import Quote, Quoted, quote
+from serve.answers.quotes import Quote, Quoted, Verdict, quote
 from serve.answers.ranker import Thresholds, ranker_for
 from serve.work.remote import Draft, RemoteGenerator
 
 Kind = Literal["quote", "perhaps", "generated", "not_found"]
+VERDICTS = get_args(Verdict)  # the best first
 ANSWER_TOKENS = 96
 GREEDY = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop=("\nQuestion:",))
 
@@ -33,16 +36,28 @@ LEXICAL_ONLY = (
     "scripts/fit_answers.py fits them."
 )
 PERHAPS = {"en": "The corpus may say:", "zh": "资料里也许有："}
+UNANSWERED = {"en": "Not answered: {}", "zh": "没有回答：{}"}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A question with the retrieved passages and quotes, best first, and the generator's prompt, if it is to write."""
+    """A question with what was found.
+
+    Attributes:
+        question: the question, or several in one text.
+        hits: the retrieved passages, best first.
+        quoted: the quotes.
+        prompt: the generator's, if it is to write.
+        unanswered: of several questions, those to which the quotes do not belong.
+        queries: the texts that were searched for: each question after the earlier ones that it refers to.
+    """
 
     question: str
     hits: list[Hit]
     quoted: Quoted
     prompt: Prompt | ChatPrompt | None = None
+    unanswered: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class Answer:
         quotes: verbatim text of the documents, best first.
         span: a short answer inside the first quote; None without a model that finds one.
         hits: the retrieved passages, best first.
+        unanswered: of several questions in one text, those to which the quotes do not belong.
         draft: the generated text without surrounding white space; "" if nothing was generated.
         sentences: the draft's sentences, each with its citation or marked as unsupported. The first repeated sentence
             and all after it are dropped, and so is a last sentence that was truncated by the token limit.
@@ -76,6 +92,7 @@ class Answer:
     quotes: list[Quote]
     span: str | None
     hits: list[Hit]
+    unanswered: list[str] = field(default_factory=list)
     draft: str = ""
     sentences: list[AnswerSentence] = field(default_factory=list)
     n_prompt_hits: int = 0
@@ -100,7 +117,7 @@ def answer_question(
     """Answer `question` from the passages of `index`: in quotes, or in the words of a generator.
 
     Args:
-        question: the question, in any language that the models support.
+        question: the question, in any language that the models support; of several in one text, each is answered.
         index: the index to search.
         generator: a local one is stepped until it is done, and no other thread may step it meanwhile; a remote one is
             called in an event loop of its own, and its failure is in the answer; None: the answer consists of quotes.
@@ -150,31 +167,72 @@ def prepare(
     answered: float | None = None,
     perhaps: float | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
-    before: str = "",
+    history: Sequence[str] = (),
 ) -> Prepared:
     """Retrieve and quote; with a generator, also build its prompt. Arguments and errors as for `answer_question`.
 
-    `before`: earlier questions that the question refers to; they are searched with it.
+    `history`: the earlier questions of a conversation, oldest first; those that the question refers to are searched
+    with it (`serve.answers.conversation`).
     """
-    ranker = ranker_for(language_of(question), index.settings.fingerprint)
-    hits = retrieve(question, index, k=k or ranker.n_passages, mode=mode, filter=filter, before=before)
-
-    @cache
-    def document(doc_id: str) -> str:
-        found = index.get(doc_id)
-        return found.text if found else ""  # deleted since the search
-
-    thresholds = Thresholds(
-        ranker.thresholds.answered if answered is None else answered,
-        ranker.thresholds.perhaps if perhaps is None else perhaps,
-    )
-    quoted = quote(question, hits, document, index.idf, ranker, thresholds, before)
+    asked = [*history, *questions_in(question)]
+    document = cache(partial(_text, index))
+    found: list[_Found] = []
+    for end in range(len(history) + 1, len(asked) + 1):
+        before = earlier(asked[:end], partial(_fits, index))
+        ranker = ranker_for(language_of(asked[end - 1]), index.settings.fingerprint)
+        hits = retrieve(
+            asked[end - 1], index, k=k or ranker.n_passages, mode=mode, filter=filter, before=before
+        )
+        thresholds = Thresholds(
+            ranker.thresholds.answered if answered is None else answered,
+            ranker.thresholds.perhaps if perhaps is None else perhaps,
+        )
+        quoted = quote(asked[end - 1], hits, document, index.idf, ranker, thresholds, before)
+        found.append(_Found(asked[end - 1], f"{before} {asked[end - 1]}".strip(), hits, quoted))
+    merged, unanswered = _merged(found)
+    by_rank = chain.from_iterable(zip_longest(*(one.hits for one in found)))
+    hits = list({hit.passage_id: hit for hit in by_rank if hit}.values())
     prompt: Prompt | ChatPrompt | None = None
     if hits and isinstance(generator, RemoteGenerator):
         prompt = build_chat(question, hits)
-    elif hits and generator:
+    elif hits and isinstance(generator, Engine):
         prompt = build_prompt(question, hits, generator.tokenizer, generator.context, max_new_tokens)
-    return Prepared(question, hits, quoted, prompt)
+    return Prepared(question, hits, merged, prompt, unanswered, [one.query for one in found])
+
+
+class _Found(NamedTuple):
+    """What was found for one question; `query` is the text that was searched for."""
+
+    question: str
+    query: str
+    hits: list[Hit]
+    quoted: Quoted
+
+
+def _merged(found: Sequence[_Found]) -> tuple[Quoted, list[str]]:
+    """The quotes of the questions with the best verdict, with their least probability, and the other questions."""
+    verdict = min((one.quoted.verdict for one in found), key=VERDICTS.index)
+    best = [one for one in found if one.quoted.verdict == verdict]
+    merged = Quoted(
+        verdict,
+        list(dict.fromkeys(chain.from_iterable(one.quoted.quotes for one in best))),
+        min(one.quoted.probability for one in best),
+        min(one.quoted.present for one in best),
+    )
+    return merged, [one.question for one in found if one.quoted.verdict != verdict]
+
+
+def _fits(index: Index, query: str) -> bool:
+    """Whether a query fits the context of the index's embedder, if it has one."""
+    encoder = index.encoder
+    return (
+        encoder is None or encoder.count_tokens([query], encoder.config.query_prompt)[0] <= encoder.max_tokens
+    )
+
+
+def _text(index: Index, doc_id: str) -> str:
+    document = index.get(doc_id)
+    return document.text if document else ""  # deleted since the search
 
 
 def retrieve(
@@ -217,20 +275,26 @@ def ground(
     draft, hits, quoted = draft.strip(), prepared.hits, prepared.quoted
     language = language_of(prepared.question)
     sentences = _kept(attribute(draft, prepared.question, hits), finish_reason) if draft else []
+    unanswered = [not_answered(question) for question in prepared.unanswered]
     kind: Kind
     if any(s.supported for s in sentences):
         kind, text = "generated", _supported_text(draft, sentences)
     elif quoted.verdict == "answered":
-        kind, text = "quote", _words(quoted.quotes)
+        kind, text = "quote", "\n".join([_words(quoted.quotes), *unanswered])
     elif quoted.verdict == "perhaps":
-        kind, text = "perhaps", f"{PERHAPS[language]}\n{_words(quoted.quotes)}"
+        kind, text = "perhaps", "\n".join([PERHAPS[language], _words(quoted.quotes), *unanswered])
     else:
         kind, text = "not_found", NOT_FOUND[language]
     read = (prepared.prompt.n_hits, prepared.prompt.n_cut) if prepared.prompt else (0, 0)
     return Answer(
-        *(kind, text, quoted.probability, quoted.present, quoted.quotes, None, hits),
+        *(kind, text, quoted.probability, quoted.present, quoted.quotes, None, hits, prepared.unanswered),
         *(draft, sentences, *read, finish_reason, failure),
     )
+
+
+def not_answered(question: str) -> str:
+    """The line of an answer for one of several questions to which the quotes do not belong."""
+    return UNANSWERED[language_of(question)].format(question)
 
 
 def lexical_only(index: Index) -> bool:

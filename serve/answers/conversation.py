@@ -1,4 +1,4 @@
-"""Conversations: which earlier questions a question refers to, by its words alone.
+"""Conversations: the questions of a text, and which earlier ones a question refers to, by their words alone.
 
 A question refers to the one before it if one of these holds:
 
@@ -16,8 +16,9 @@ import regex
 
 from embed.text.analysis import normalise
 from serve.answers.language import HAN, language_of
-from serve.answers.question import content_of, without_function_words
+from serve.answers.question import answer_type, content_of, without_function_words
 
+MOST_QUESTIONS = 4  # of a text; one with more is more likely a document than a question
 MIN_WORDS = 2
 MIN_CHARACTERS = 3
 # Words of questions that say nothing about their topic: how many, how long, what else
@@ -32,7 +33,25 @@ _CHINESE = regex.compile(
     r"(?<![其吉排])[他她它牠](?!人)|[这這]|那|(?<![尤极極])其(?![他她它余餘次实實])|(?<![因如从從由至彼])此(?![外后後])"
     r"|(?<![应應活])[该該]|^\W*(?:还有|還有|然后|然後|另外)|呢\W*$"
 )
+# After a question mark and closing quotation marks; not within an address, as in http://host?key=value
+_END = regex.compile(r"""(?<=[?？]["'”’」』）)]*)(?:\s+|(?=\p{Han}))""")
 _CHINESE_ASKING = regex.compile("时候|時候|[一二三四五六七八九十]*年")
+
+
+def questions_in(text: str) -> list[str]:
+    """The questions of a text, each up to its question mark, with what stands before it.
+
+    Text after the last question mark belongs to the last question, and so does a question that asks for nothing, such
+    as "Right?", to the one before it. A text with more than `MOST_QUESTIONS` is taken as one.
+    """
+    questions: list[str] = []
+    for piece in _END.split(text.strip()):
+        asks = piece.endswith(("?", "？")) and (answer_type(piece) != "any" or content_of(piece))
+        if questions and not asks:
+            questions[-1] += f" {piece}"
+        else:
+            questions.append(piece)
+    return questions if len(questions) <= MOST_QUESTIONS else [text]
 
 
 def refers_back(question: str) -> bool:

@@ -66,6 +66,12 @@ def content_of(question: str) -> list[Term]:
     return [t for t in content_terms([without_function_words(question)])[0] if not t.is_function]
 
 
+def answer_type(question: str) -> AnswerType:
+    """The type of answer that a question asks for."""
+    types = _TYPES[language_of(question)]
+    return next((kind for kind, words in types if words.search(question)), "any")
+
+
 @dataclass(frozen=True)
 class Question:
     """A question.
@@ -97,7 +103,6 @@ class Question:
             before: earlier questions that it refers to, of which only the content words count.
         """
         language = language_of(text)
-        kind: AnswerType = next((kind for kind, words in _TYPES[language] if words.search(text)), "any")
         earlier, own = content_of(before), content_of(text)
         terms = earlier + own
         weights = idf({"", *(t.key for t in terms)})
@@ -106,7 +111,7 @@ class Question:
         if own:
             for key in {t.key for t in earlier} - {t.key for t in own}:
                 weights[key] *= WEIGHT_BEFORE
-        return cls(text, language, kind, terms, weights, largest)
+        return cls(text, language, answer_type(text), terms, weights, largest)
 
     @cached_property
     def keys(self) -> frozenset[str]:

@@ -11,7 +11,6 @@ from fastapi import Request
 from gpt_core.common.errors import InputError
 from index import Index
 from serve.answers.answer import Answer, ground, prepare
-from serve.answers.conversation import earlier
 from serve.api.schemas import ChatRequest
 from serve.http.streams import EventStream, event, until_disconnect
 from serve.work.service import RETRIEVAL_MODEL, Service, encoder_of
@@ -62,13 +61,9 @@ class _Reply:
 def _reply(questions: Sequence[str], index: Index) -> _Reply:
     """The answer to the last question, with the tokens of what is searched for and of the answer, by the embedder."""
     encoder = encoder_of(index)
-
-    def n_tokens(text: str) -> int:
-        return encoder.count_tokens([text], encoder.config.query_prompt)[0]
-
-    before = earlier(questions, lambda text: n_tokens(text) <= encoder.max_tokens)
-    found = ground(prepare(questions[-1], index, before=before))
-    n_prompt = n_tokens(f"{before} {questions[-1]}" if before else questions[-1])
+    prepared = prepare(questions[-1], index, history=questions[:-1])
+    found = ground(prepared)
+    n_prompt = sum(encoder.count_tokens(prepared.queries, encoder.config.query_prompt))
     n_new = len(encoder.tokenizer.encode(found.text))
     usage = {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
     return _Reply(found, usage)

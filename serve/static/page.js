@@ -162,6 +162,11 @@ function showAnswer(answer) {
     draft.querySelector("p").textContent = answer.draft;
   }
   answer.quotes.forEach((quote) => quotes.append(quoteNode(quote)));
+  if (answer.kind !== "generated" && answer.unanswered.length) {
+    for (const line of answer.text.split("\n").slice(-answer.unanswered.length)) { // "Not answered: …"
+      quotes.append(Object.assign(document.createElement("p"), { textContent: line }));
+    }
+  }
   text.removeAttribute("aria-busy");
   hits.forEach((hit, i) => showPassage(i, citationsOf(answer, hit)));
 }

@@ -2,9 +2,10 @@
 
 import pytest
 
+from gpt_core.common.errors import InputError
 from index import Index
 from serve.answers.answer import ground, prepare
-from serve.answers.conversation import earlier, refers_back
+from serve.answers.conversation import MOST_QUESTIONS, earlier, questions_in, refers_back
 from serve.answers.question import WEIGHT_BEFORE, Question
 from tests.serve.conftest import DOCUMENTS
 
@@ -56,6 +57,30 @@ def test_earlier_questions_that_do_not_fit_are_left_out():
     assert earlier(questions, lambda text: False) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "questions"),
+    [
+        ("Who built it? When did it open?", ["Who built it?", "When did it open?"]),
+        ("Who built the bridge? When?", ["Who built the bridge?", "When?"]),
+        ("谁修建了大桥？什么时候建成？", ["谁修建了大桥？", "什么时候建成？"]),
+        ("I am new here. Who built it? I need it today.", ["I am new here. Who built it? I need it today."]),
+        ("The bridge is old. Right? Who built it?", ["The bridge is old. Right?", "Who built it?"]),
+        ("What is http://host/v1?key=x for?", ["What is http://host/v1?key=x for?"]),
+        ("Who said “Why?” and when did cats?", ["Who said “Why?”", "and when did cats?"]),
+        ("Opening hours", ["Opening hours"]),
+        ("", [""]),
+    ],
+)
+def test_a_text_is_split_into_its_questions(text, questions):
+    assert questions_in(text) == questions
+
+
+def test_a_text_of_many_questions_is_one():
+    asked = "Who built it? " * MOST_QUESTIONS
+    assert len(questions_in(asked)) == MOST_QUESTIONS
+    assert questions_in(asked + "When?") == [asked + "When?"]
+
+
 def test_words_of_earlier_questions_count_less_than_the_questions_own():
     def idf(keys):
         return dict.fromkeys(keys, 6.0)
@@ -72,8 +97,34 @@ def test_a_follow_up_question_finds_what_the_earlier_one_names(tmp_path, encoder
         index.add(DOCUMENTS)
         options = {"mode": "lexical", "perhaps": 0.0}
         asked = "What do they hunt?"
-        found = ground(prepare(asked, index, before="How long does a cat sleep?", **options))
+        found = ground(prepare(asked, index, history=["How long does a cat sleep?"], **options))
         assert found.quotes[0].doc_id == "cats"
         assert "It hunts mice at dusk" in found.quotes[0].text
-        other = ground(prepare("它的人口有多少？", index, before="北京在哪里？", **options))
+        other = ground(prepare("它的人口有多少？", index, history=["北京在哪里？"], **options))
         assert "两千多万人口" in other.quotes[0].text
+        with pytest.raises(InputError, match="question is empty"):
+            prepare(" ", index, history=["How long does a cat sleep?"])
+
+
+def test_each_question_of_a_text_is_answered(tmp_path, encoder):
+    with Index.create(tmp_path / "index", encoder) as index:
+        index.add(DOCUMENTS)
+        options = {"mode": "lexical", "answered": 0.0}
+        found = ground(prepare("How long does a cat sleep? What do they hunt?", index, **options))
+        alone = [
+            ground(prepare(text, index, history=history, **options))
+            for text, history in (
+                ("How long does a cat sleep?", []),
+                ("What do they hunt?", ["How long does a cat sleep?"]),
+            )
+        ]
+        assert found.kind == "quote"
+        assert found.quotes == list(dict.fromkeys(quote for one in alone for quote in one.quotes))
+        assert found.probability == min(one.probability for one in alone)
+        assert {hit.passage_id for hit in found.hits} == {h.passage_id for one in alone for h in one.hits}
+        half = ground(prepare("How long does a cat sleep? 谁赢得了世界杯冠军？", index, mode="lexical", perhaps=1.0,
+                              answered=alone[0].probability))  # fmt: skip
+        assert half.kind == "quote"
+        assert half.quotes == alone[0].quotes
+        assert half.unanswered == ["谁赢得了世界杯冠军？"]
+        assert half.text.splitlines()[-1].endswith("谁赢得了世界杯冠军？")
