@@ -172,7 +172,16 @@ def test_the_failure_of_a_remote_generator_is_said_above_the_quotes(page, index)
         page.goto(f"{url}/?answer=generate&q={QUESTION}")
         expect(page.locator("#status.error")).to_contain_text("cannot be reached")
         expect(page.locator(".hit")).to_have_count(4)
-        expect(page.locator("#text")).to_contain_text("The corpus")
+        expect(page.locator("#quotes blockquote")).to_contain_text("The interpreter lock became optional")
+
+
+def test_of_two_questions_the_one_without_an_answer_is_named(page, serve):
+    url, _ = serve(MIXED)
+    page.goto(f"{url}/?q={QUESTION} Who won the chess tournament in Hastings?")
+    expect(page.locator("#quotes blockquote")).to_contain_text("The interpreter lock became optional")
+    expect(page.locator("#quotes > p")).to_have_text(
+        "Not answered: Who won the chess tournament in Hastings?"
+    )
 
 
 def test_an_error_event_ends_the_page_s_connection(page, serve):
