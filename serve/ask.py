@@ -24,6 +24,7 @@ from serve.answers.answer import (
     answer_question,
     lexical_only,
     not_answered,
+    second_stage_of,
 )
 from serve.answers.quotes import Quote
 from serve.work.loading import load
@@ -48,6 +49,7 @@ def ask(
     k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None,
     answered: float | None = None,
     perhaps: float | None = None,
+    second_stage: bool = False,
     max_tokens: int = ANSWER_TOKENS,
 ) -> None:
     """Answer questions from an index, by quoting the sentences that answer them.
@@ -73,6 +75,8 @@ def ask(
         answered: least probability that a quote is right for an answer, 0 to 1; by default the ranker's.
         perhaps: least probability that the corpus answers for showing the nearest quotes, 0 to 1; by default the
             ranker's.
+        second_stage: order the best four sentences again by how much each helps the embedder's GPT to predict the
+            question; more answers are right, for about a second per question.
         max_tokens: maximum length of a generated answer in tokens.
 
     Raises:
@@ -102,11 +106,12 @@ def ask(
     with opened:
         if lexical_only(opened):
             print(LEXICAL_ONLY, file=sys.stderr)
+        gains = second_stage_of(opened) if second_stage else None
         for text in asked:
             if not json:
                 print(f"\n? {printable(text)}", flush=True)
             found = answer_question(
-                text, opened, writer, k=k, answered=answered, perhaps=perhaps, params=params
+                text, opened, writer, k=k, answered=answered, perhaps=perhaps, gains=gains, params=params
             )
             if found.failure:
                 print(printable(found.failure), file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ server generates on its worker's thread between them. `answer_question` does all
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import chain, zip_longest
 from typing import Literal, NamedTuple, get_args
 
@@ -19,10 +19,11 @@ from index.index import Mode
 from index.search.filters import Filter
 from serve.answers.attribution import AnswerSentence, attribute
 from serve.answers.conversation import earlier, questions_in
-from serve.answers.language import language_of
+from serve.answers.language import Language, language_of
+from serve.answers.likelihood import Likelihood
 from serve.answers.prompt import ChatPrompt, Prompt, build_chat, build_prompt
 from serve.answers.quotes import Quote, Quoted, Verdict, quote
-from serve.answers.ranker import Thresholds, ranker_for
+from serve.answers.ranker import Gains, Thresholds, ranker_for
 from serve.work.remote import Draft, RemoteGenerator
 
 Kind = Literal["quote", "perhaps", "generated", "not_found"]
@@ -111,6 +112,7 @@ def answer_question(
     filter: Filter | None = None,
     answered: float | None = None,
     perhaps: float | None = None,
+    gains: Gains | None = None,
     params: SamplingParams = GREEDY,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
@@ -126,6 +128,7 @@ def answer_question(
         filter: as in `Index.search`.
         answered: least probability that a quote is right for an answer; None: the ranker's.
         perhaps: least probability that the corpus answers for the kind "perhaps"; None: the ranker's.
+        gains: the second stage, from `second_stage_of`; None: there is none.
         params: generation parameters; greedy, 96 tokens by default.
         on_text: called with each new piece of a local generator's draft.
 
@@ -142,6 +145,7 @@ def answer_question(
         filter=filter,
         answered=answered,
         perhaps=perhaps,
+        gains=gains,
         max_new_tokens=n_kept,
     )
     draft = Draft()
@@ -166,6 +170,7 @@ def prepare(
     filter: Filter | None = None,
     answered: float | None = None,
     perhaps: float | None = None,
+    gains: Gains | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
     history: Sequence[str] = (),
 ) -> Prepared:
@@ -183,11 +188,11 @@ def prepare(
         hits = retrieve(
             asked[end - 1], index, k=k or ranker.n_passages, mode=mode, filter=filter, before=before
         )
+        fitted = ranker.second.thresholds if gains and ranker.second else ranker.thresholds
         thresholds = Thresholds(
-            ranker.thresholds.answered if answered is None else answered,
-            ranker.thresholds.perhaps if perhaps is None else perhaps,
+            fitted.answered if answered is None else answered, fitted.perhaps if perhaps is None else perhaps
         )
-        quoted = quote(asked[end - 1], hits, document, index.idf, ranker, thresholds, before)
+        quoted = quote(asked[end - 1], hits, document, index.idf, ranker, thresholds, before, gains)
         found.append(_Found(asked[end - 1], f"{before} {asked[end - 1]}".strip(), hits, quoted))
     merged, unanswered = _merged(found)
     by_rank = chain.from_iterable(zip_longest(*(one.hits for one in found)))
@@ -295,6 +300,23 @@ def ground(
 def not_answered(question: str) -> str:
     """The line of an answer for one of several questions to which the quotes do not belong."""
     return UNANSWERED[language_of(question)].format(question)
+
+
+@lru_cache(maxsize=1)  # kept with what its GPT has read
+def second_stage_of(index: Index) -> Gains:
+    """The second stage for `answer_question`, with the GPT of the index's embedder.
+
+    Raises:
+        InputError: if no second stage was fitted with this embedder.
+    """
+    if index.encoder is None or all(
+        ranker_for(language, index.settings.fingerprint).second is None for language in get_args(Language)
+    ):
+        raise InputError(
+            f"The index's embedder {index.settings.embedder} has no second stage, since none was fitted with it; fit "
+            "one with scripts/fit_answers.py, or leave it out."
+        )
+    return Likelihood(index.encoder)
 
 
 def lexical_only(index: Index) -> bool:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from embed.text.content_terms import Term, content_terms
 from serve.answers.candidates import Candidate
+from serve.answers.language import Language
 from serve.answers.question import AnswerType, Question
 
 NAMES = (
@@ -25,8 +26,9 @@ NAMES = (
     "cover_pairs",  # neighbouring words of the question that stand near each other in the candidate
     "rarest",  # the weight of the rarest word in the candidate, relative to the rarest of the question
     "cover_parts",  # the question's words of which the candidate has the beginning; in Chinese its characters
+    "names_missing",  # the question's names and numbers that are in none of candidate, neighbours, title and headings
     "density",  # of the question's words between the first and the last of them
-    "has_number", "has_time", "has_name", "has_reason",  # whether it has what the question asks for
+    "has_number", "has_time", "has_name", "has_reason", "has_definition",  # whether it has what the question asks for
     "lacks_type",  # whether it lacks that
     "log_length", "log_new_words",
     "rank", "bm25",  # of the passage
@@ -34,7 +36,9 @@ NAMES = (
     "is_question",
     "dense", "score",  # of the passage, relative to the best one's; they depend on the embedder
 )  # fmt: skip
+FIRST_TYPE, LACKS_TYPE = NAMES.index("has_number"), NAMES.index("lacks_type")
 OF_EMBEDDER = 2  # the last features depend on the embedder
+BEGINNING = 100  # characters of a candidate in which a definition begins
 NEAR = 3  # words of a pair stand near each other up to this distance
 LETTERS = 4  # of the beginning of a word
 
@@ -59,9 +63,15 @@ _IN_CHINESE: dict[AnswerType, regex.Pattern[str]] = {
     "reason": regex.compile("因为|由于|所以|因此|因|为了|通过|以便|使"),
     "list": regex.compile("、"),
 }
+# After the last word of what is defined: “The Steering Council of Python is …”, "IMAP (Internet …)", “死锁是指…”
+_IS: dict[Language, str] = {
+    "en": r"[\p{L}\p{N}]*[\"'”’)`*]*(?:(?:\W+[\p{L}\p{N}-]+){0,3}\W+"
+    r"(?:is|are|was|were|means?|refers?|stands? for|denotes?|describes?)\b|:| \()",
+    "zh": r"[”」』）)`*]*.{0,6}?(?:是|指|即|为|表示|称|：|（|\()",
+}
 _TYPE_FEATURES: dict[AnswerType, str] = {
     "number": "has_number", "time": "has_time", "name": "has_name", "place": "has_name", "reason": "has_reason",
-    "list": "has_reason",
+    "list": "has_reason", "definition": "has_definition",
 }  # fmt: skip
 
 
@@ -109,8 +119,9 @@ def _features(
         _cover_of_pairs(question, places),
         max((question.weights[key] for key in held), default=0) / max(question.weights.values(), default=1),
         _cover_of_parts(question, own),
+        question.share(question.names - keys - _keys([*before, *after, *title])),
         len(held) / (of_question[-1] - of_question[0] + 1) if held else 0,
-        *(has_type and feature == name for name in ("has_number", "has_time", "has_name", "has_reason")),
+        *(has_type and feature == name for name in NAMES[FIRST_TYPE:LACKS_TYPE]),
         not has_type,
         math.log1p(len(own)),
         math.log1p(len(new)),
@@ -176,6 +187,8 @@ def _parts(key: str, question: Question) -> Iterator[str]:
 def _has_type(question: Question, text: str, new: Sequence[Term]) -> bool:
     """Whether a candidate may have what the question asks for; `new` are its words that the question has not."""
     kind = question.kind
+    if kind == "definition":
+        return _defines(question, text)
     if question.language == "zh":
         return kind not in _IN_CHINESE or bool(_IN_CHINESE[kind].search(text))
     match kind:
@@ -188,3 +201,12 @@ def _has_type(question: Question, text: str, new: Sequence[Term]) -> bool:
         case "reason":
             return bool(_REASON.search(text))
     return True
+
+
+def _defines(question: Question, text: str) -> bool:
+    """Whether a text says near its beginning what the question's words are, or stand for."""
+    defined = [t for t in question.terms if t.key not in ("mean", "stand")]
+    if not defined:
+        return False
+    word = defined[-1].key if question.language == "zh" else defined[-1].word[:LETTERS]
+    return bool(regex.search(f"(?i:{regex.escape(word)})" + _IS[question.language], text[:BEGINNING]))

@@ -11,7 +11,7 @@ from embed.text.analysis import normalise
 from embed.text.content_terms import Term, content_terms
 from serve.answers.language import Language, language_of
 
-AnswerType = Literal["number", "time", "name", "place", "reason", "list", "any"]
+AnswerType = Literal["number", "time", "name", "place", "reason", "list", "definition", "any"]
 Idf = Callable[[Iterable[str]], dict[str, float]]
 
 # Question words and function words, which would make bigrams with the words beside them
@@ -20,6 +20,13 @@ _CHINESE_FUNCTION_WORDS = regex.compile(
     "何地|请问|請問|[的是了在有吗嗎呢和与與及于於被由从從到为為之其而以也都就]"
 )
 _ENGLISH_TYPES: list[tuple[AnswerType, str]] = [
+    (
+        "definition",
+        r"^\W*(?:what|who) (?:is|are|was|were|'s) (?:an? |the )?"
+        r"(?:(?!(?:of|in|for|to|at|by|with|from|about|after|it|he|she|this|that|good|called|known)\b)[\p{L}\p{N}.-]+ ?)"
+        r"{1,3}[?\s]*$"
+        r"|\bwhat (?:does|do|did) .* (?:mean|stand for)\b|^\W*define\b|\bdefinition of\b",
+    ),
     (
         "number",
         r"\bhow (?:many|much|long|old|tall|far|large|big|high|fast|deep|wide|often)\b|\bhow .*\bpercent"
@@ -40,6 +47,10 @@ _ENGLISH_TYPES: list[tuple[AnswerType, str]] = [
     ),
 ]
 _CHINESE_TYPES: list[tuple[AnswerType, str]] = [
+    (
+        "definition",
+        r"^\W*(?:什么是|什麼是|何谓|何謂)|^\W*[^，。的]{1,12}(?:是什么|是什麼|是啥)(?:意思|东西|東西)?[?？\s]*$",
+    ),
     ("name", "谁|誰|哪位|哪个人|人物是|叫什么|姓名"),
     ("time", "什么时候|何时|哪年|哪一年|几年|年份|日期|几月|时间|哪天"),
     ("number", "多少|几|多大|多长|多高|多久|多远"),
@@ -117,6 +128,11 @@ class Question:
     def keys(self) -> frozenset[str]:
         """The keys of the content words."""
         return frozenset(self.weights)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The keys of its names and numbers."""
+        return frozenset(t.key for t in self.terms if t.is_name or t.is_number)
 
     def weight(self, keys: Iterable[str]) -> float:
         """The sum of the weights of keys, all of which must be the question's."""

@@ -6,8 +6,9 @@ from typing import Literal
 
 from index import Hit
 from serve.answers.candidates import Candidate, find_candidates
+from serve.answers.features import features
 from serve.answers.question import Idf, Question
-from serve.answers.ranker import Ranker, Ranking, Thresholds
+from serve.answers.ranker import Gains, Ranker, Ranking, Thresholds
 
 Verdict = Literal["answered", "perhaps", "not_found"]
 MOST_JOINED = 3  # pieces of one quote
@@ -60,6 +61,7 @@ def quote(
     ranker: Ranker,
     thresholds: Thresholds,
     before: str = "",
+    gains: Gains | None = None,
 ) -> Quoted:
     """Quote what answers a question best.
 
@@ -71,12 +73,14 @@ def quote(
         ranker: weights for the question's language.
         thresholds: least probabilities of the verdicts.
         before: earlier questions that it refers to.
+        gains: the second stage; None: there is none.
     """
     analysed = Question.of(question, idf, before)
     candidates = find_candidates(question, hits, document)
     if not candidates or not analysed.keys:
         return Quoted("not_found", [], 0.0, 0.0)
-    return choose(ranker.rank(analysed, candidates), document, thresholds)
+    ranking = ranker.rank(analysed, candidates, features(analysed, candidates), gains)
+    return choose(ranking, document, thresholds)
 
 
 def choose(ranking: Ranking, document: Callable[[str], str], thresholds: Thresholds) -> Quoted:

@@ -3,11 +3,14 @@
 A log-linear model over `serve.answers.features`; `scripts/fit_answers.py` fits its weights and those of two logistic
 models: that the corpus answers the question at all, and that the best candidate is right. A softmax over the candidates
 tells which of them is best, and the words that they share with the question whether any is; both numbers need both.
+
+A second stage may order the best `N_RESCORED` candidates again by how much each helps a language model to predict the
+question (`serve.answers.likelihood`); it has logistic models and thresholds of its own.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,26 +21,33 @@ from numpy.typing import NDArray
 
 from gpt_core.common.errors import InputError
 from serve.answers.candidates import Candidate
-from serve.answers.features import NAMES, features
+from serve.answers.features import FIRST_TYPE, NAMES
 from serve.answers.language import Language
 from serve.answers.question import Question
 
 SHIPPED = Path(__file__).with_name("ranker.json")
-CONFIDENCE_OF_EMBEDDER = 2  # the last of `CONFIDENCE_NAMES` depend on the embedder
+N_RESCORED = 4  # candidates of the second stage
 # What the two logistic models know of a ranking. The number and the weight of the question's words are left out: short
 # questions are rare in the data of the fit, but usual in use (docs/log.md, 2026-11-29, "Answers that quote").
 CONFIDENCE_NAMES = (
     "bias",
     "log_probability", "log_gap",  # softmax over the candidates: the best one's, and how far the second is below it
-    *NAMES[:8], "lacks_type",  # of the best candidate
+    *NAMES[:FIRST_TYPE], "lacks_type",  # of the best candidate
     "entropy",  # of the softmax, in nats
     "bm25_of_question",  # the best passage's BM25, relative to the total weight of the question's words
     "bm25_gap",  # how far the second passage's is below it
-    "dense_of_passage", "dense_gap",  # the best passage's cosine; they depend on the embedder
+    "score",  # of the log-linear model
+    "dense_of_passage", "dense_gap",  # the best passage's cosine, and how far the second passage's is below it
+    "dense",  # of the best candidate's passage, relative to the best one's
+    "gain",  # of the second stage, for the best candidate
 )  # fmt: skip
+CONFIDENCE_OF_EMBEDDER = frozenset(("dense_of_passage", "dense_gap", "dense", "gain"))
 
 # Whether the corpus answers does not depend on how the candidates compare: it may say the same in many places.
 NOT_OF_PRESENCE = frozenset(("log_probability", "log_gap", "entropy"))
+
+
+Gains = Callable[[str, Sequence[Candidate]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,24 @@ class Thresholds:
 
     answered: float
     perhaps: float
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """The second stage for one language and embedder.
+
+    Attributes:
+        weight: of a candidate's gain: by how many nats the question is more probable after the candidate than after the
+            title alone, per token of the question.
+        right, present: weights of the two logistic models.
+        provenance: the number of questions of its fit.
+    """
+
+    weight: float
+    right: Mapping[str, float]
+    present: Mapping[str, float]
+    thresholds: Thresholds
+    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,7 @@ class Ranker:
         n_passages: number of passages whose sentences are ranked.
         weights: of the features. right, present: of the two logistic models.
         provenance: the command, the data and the date of the fit.
+        second: the second stage; None if none was fitted.
     """
 
     embedder: str | None
@@ -77,23 +106,46 @@ class Ranker:
     present: Mapping[str, float]
     thresholds: Thresholds
     provenance: Mapping[str, Any]
+    second: SecondStage | None = None
 
-    def rank(self, question: Question, candidates: Sequence[Candidate]) -> Ranking:
-        """Order candidates by their probability of being the answer; there must be one at least."""
-        return self.rank_features(question, candidates, features(question, candidates))
-
-    def rank_features(
-        self, question: Question, candidates: Sequence[Candidate], matrix: NDArray[np.float64]
+    def rank(
+        self,
+        question: Question,
+        candidates: Sequence[Candidate],
+        matrix: NDArray[np.float64],
+        gains: Gains | None = None,
     ) -> Ranking:
-        """Like `rank`, with the features (n, F) of the candidates."""
+        """Order candidates by their probability of being the answer; there must be one at least.
+
+        Args:
+            question: the question.
+            candidates: the candidates.
+            matrix: (n, F) their features.
+            gains: the second stage: gives the gains of some candidates. It counts only if `second` is there.
+        """
         scores = matrix @ vector(self.weights, NAMES)
         order = np.argsort(-scores, kind="stable")
+        right, present, gain = self.right, self.present, np.zeros(len(scores))
+        if gains and self.second:
+            best = order[:N_RESCORED]
+            gain[best] = gains(question.text, [candidates[i] for i in best])
+            scores[best] = rescored(scores[best], gain[best], self.second.weight)
+            order = np.argsort(-scores, kind="stable")
+            right, present = self.second.right, self.second.present
         probabilities = np.exp(log_softmax(scores[order]))
-        numbers = confidence_numbers(question, [candidates[i] for i in order], matrix[order], scores[order])
-        right, present = (
-            sigmoid(float(numbers @ vector(w, CONFIDENCE_NAMES))) for w in (self.right, self.present)
+        ordered = [candidates[i] for i in order]
+        numbers = confidence_numbers(question, ordered, matrix[order], scores[order], gain[order[0]])
+        return Ranking(
+            ordered,
+            probabilities.tolist(),
+            *(sigmoid(float(numbers @ vector(weights, CONFIDENCE_NAMES))) for weights in (right, present)),
         )
-        return Ranking([candidates[i] for i in order], probabilities.tolist(), right, present)
+
+
+def rescored(scores: NDArray[np.float64], gains: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    """Scores (n,) plus weighted gains (n,), less a constant by which their total probability stays what it is."""
+    new = scores + weight * gains
+    return new - np.logaddexp.reduce(new) + np.logaddexp.reduce(scores)
 
 
 def confidence_numbers(
@@ -101,8 +153,12 @@ def confidence_numbers(
     candidates: Sequence[Candidate],
     matrix: NDArray[np.float64],
     scores: NDArray[np.float64],
+    gain: float = 0.0,
 ) -> NDArray[np.float64]:
-    """The numbers of `CONFIDENCE_NAMES`, from candidates in the order of their descending scores (n,), and features."""
+    """The numbers of `CONFIDENCE_NAMES`, from candidates in the order of their descending scores (n,), and features.
+
+    `gain` is that of the best candidate in the second stage.
+    """
     log_p = log_softmax(scores)
     second = min(1, len(scores) - 1)
     total = question.weight(question.keys)
@@ -114,13 +170,16 @@ def confidence_numbers(
         1.0,
         log_p[0],
         max(log_p[0] - log_p[second], 0.0),
-        *matrix[0, :8],
+        *matrix[0, :FIRST_TYPE],
         best["lacks_type"],
         -float(np.exp(log_p) @ log_p),
         bm25[0] / total if total else 0.0,
         (bm25[0] - bm25[1]) / total if total else 0.0,
+        scores[0],
         dense[0],
         dense[0] - dense[1],
+        best["dense"],
+        gain,
     ]
     return np.array(numbers)
 
@@ -159,11 +218,15 @@ def ranker_for(language: Language, embedder: str | None, path: Path = SHIPPED) -
 def _read(path: Path) -> list[Ranker]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            Ranker(**{**fields, "thresholds": Thresholds(**fields["thresholds"])})
-            for fields in content["rankers"]
-        ]
+        return [_ranker(fields) for fields in content["rankers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read as weights of answers ({error}); make it with scripts/fit_answers.py."
         ) from None
+
+
+def _ranker(fields: Mapping[str, Any]) -> Ranker:
+    second = fields.get("second")
+    if second:
+        second = SecondStage(**{**second, "thresholds": Thresholds(**second["thresholds"])})
+    return Ranker(**{**fields, "thresholds": Thresholds(**fields["thresholds"]), "second": second})

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from gpt_core.generation.sampling import SamplingParams
 from index import Hit
-from serve.answers.answer import GREEDY, Answer, Prepared, ground, prepare, retrieve
+from serve.answers.answer import GREEDY, Answer, Prepared, ground, prepare, retrieve, second_stage_of
 from serve.answers.prompt import ChatPrompt, Prompt
 from serve.api.schemas import STREAM, AnswerRequest, SearchRequest
 from serve.http.body import JsonRoute
@@ -72,6 +72,7 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
         prepare, body.question, service.index, service.generator if body.answer == "generate" else None,
         k=body.k, mode=body.mode, filter=body.filter, max_new_tokens=body.max_tokens,
         answered=body.answered, perhaps=body.perhaps,
+        gains=second_stage_of(service.index) if body.second_stage else None,
     )  # fmt: skip
     prepared = await until_disconnect(request, finding)
     params = SamplingParams(body.max_tokens, body.temperature, seed=body.seed, stop=GREEDY.stop)

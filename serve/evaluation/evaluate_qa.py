@@ -1,30 +1,39 @@
 """Evaluation of answers: the right sentence, and how well the probabilities tell it from a wrong one."""
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from embed.data.vectors import Vectors
+from embed.encoding.peer_model import Teacher
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.plots import require_matplotlib
 from gpt_core.evaluation.report import print_report
+from gpt_core.generation.engine import Engine
+from gpt_core.hub.locate import DEFAULT_MODEL
 from index import Index
 from index.evaluation.built_index import CachingEncoder, built_index
 from serve.answers.answer import answer_question
 from serve.answers.features import NAMES
 from serve.answers.language import language_of
+from serve.answers.likelihood import Likelihood
 from serve.answers.quotes import Verdict, best_quote, choose
-from serve.answers.ranker import SHIPPED, Ranker, ranker_for
-from serve.evaluation.metrics import auroc, coverage, exact_match, f1
+from serve.answers.ranker import SHIPPED, Gains, Ranker, ranker_for
+from serve.evaluation.metrics import auroc, coverage, exact_match, f1, precisions
 from serve.evaluation.plot_confidence import plot_confidence
 from serve.evaluation.qa_cases import Absent, Case, holds_answer, make_cases
 from serve.evaluation.qa_data import QaData, read_qa
+from serve.work.loading import load_generator
 
-System = Literal["quote", "overlap", "random"]
+System = Literal["quote", "second stage", "overlap", "random", "baseline", "generate"]
 TIMED = 200  # questions whose time is measured, one at a time
 COLUMNS = (
     "dataset", "system", "model", "absent", "questions", "sentence_accuracy", "answered", "answered_right",
@@ -55,6 +64,10 @@ def evaluate_qa(
     questions: int | None = None,
     seed: int = 0,
     weights: Path = SHIPPED,
+    second_stage: bool = False,
+    baseline: str | None = None,
+    generator: str = DEFAULT_MODEL,
+    generated: int = 0,
     plots: Path | None = None,
 ) -> None:
     """Evaluate answers in quotes over a corpus: find the passages, then the sentence, and know whether it is there.
@@ -63,8 +76,10 @@ def evaluate_qa(
     literally, in whatever passage. Each question is asked three times: as it is; without its paragraph among the
     passages; and without its article. Rows:
 
-    - quote: the product. overlap: the sentence with the largest share of the question's words, by their weight in the
-      corpus. random: any sentence of the passages; its expected figures.
+    - quote: the product; second stage: with it, if asked for. overlap: the sentence with the largest share of the
+      question's words, by their weight in the corpus. random: any sentence of the passages; its expected figures.
+    - baseline: the product's quotes from the passages that a sentence-transformers model finds by its vectors alone.
+    - generate: the product's texts of a generator, without what no passage supports, for a number of the questions.
     - absent: what is left out for AUROC_present (questions as they are against those without it) and not_found_rate.
       adversarial: SQuAD 2.0's questions that their paragraph does not answer, against its others.
     - answered: share of the answerable questions with an answer; answered_right: share of these that is right, at the
@@ -82,6 +97,10 @@ def evaluate_qa(
         questions: number of questions of each data set, drawn at random; default: all.
         seed: seed of the draw.
         weights: file of scripts/fit_answers.py; default: the one that is shipped.
+        second_stage: whether to evaluate the second stage, too, which takes about a second per question and case.
+        baseline: a sentence-transformers model for the rows baseline, such as all-MiniLM-L6-v2; it needs extra eval.
+        generator: model folder or known name, for the rows generate.
+        generated: number of questions of each data set that it answers, drawn at random; it takes seconds for each.
         plots: folder for diagrams of reliability and of risk against coverage.
     """
     if not data:
@@ -89,62 +108,150 @@ def evaluate_qa(
     if plots:
         require_matplotlib()
         plots.mkdir(parents=True, exist_ok=True)
+    writer = load_generator(generator, max_running=1) if generated else None
     results: list[dict[str, Any]] = []
     for name in embedder or ["smollm2-135m-instruct"]:
         encoder = CachingEncoder.from_pretrained(name)
         for path in data:
             read = read_qa(path, split).sample(questions, seed)
             with built_index(read.collection, encoder) as index:
-                results += _rows(read, index, name, index_as == "paragraph", weights, plots)
+                results += _rows(read, index, name, index_as == "paragraph", weights, second_stage, plots)
+                if writer:
+                    few = read.sample(generated, seed)
+                    results.append({"dataset": read.name, "system": "generate", "model": name, "absent": "nothing",
+                                    "generator": generator, **_generate(few, index, writer)})  # fmt: skip
+    if baseline:
+        teacher = Teacher(baseline)
+        for path in data:
+            read = read_qa(path, split).sample(questions, seed)
+            results += _baseline(read, teacher, index_as == "paragraph", weights)
     print_report(results, COLUMNS, _ratios(results))
 
 
-def _rows(
-    data: QaData, index: Index, model: str, own_paragraph: bool, weights: Path, plots: Path | None
-) -> list[dict[str, Any]]:
-    ranker = ranker_for(language_of(data.questions[0].text), index.settings.fingerprint, weights)
+def _baseline(data: QaData, teacher: Teacher, own_paragraph: bool, weights: Path) -> list[dict[str, Any]]:
+    documents = list(data.documents.values())
+    vectors = teacher.encode([f"{document.title} {document.text}" for document in documents])
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Index.create(Path(scratch, "index"), dimension=teacher.dimension) as index,
+    ):
+        index.add(documents, vectors)
+        ranker = ranker_for(language_of(data.questions[0].text), None, weights)
+        outcomes: dict[str, list[Outcome]] = {}
+        for case, absent in _cases(
+            data, index, ranker, own_paragraph, partial(teacher.encode, prompt_name="query")
+        ):
+            outcomes.setdefault(absent, []).append(_quote(case, ranker, data))
+    present = outcomes.pop("nothing")
+    row = {"dataset": data.name, "system": "baseline", "model": teacher.name}
+    return [
+        {**row, "absent": left, **_figures(present, others)}
+        for left, others in (outcomes or {"nothing": []}).items()
+    ]
+
+
+def _cases(
+    data: QaData,
+    index: Index,
+    ranker: Ranker,
+    own_paragraph: bool,
+    encode: Callable[[list[str]], Vectors] | None = None,
+) -> Iterator[tuple[Case, str]]:
+    """The cases with what is absent, which may be "adversarial"."""
     left_out: list[Absent] = [] if own_paragraph else ["paragraph"]
     if left_out and len(set(data.articles.values())) < len(data.documents):
         left_out.append("article")
-    outcomes: dict[System, dict[str, list[Outcome]]] = {"quote": {}, "overlap": {}, "random": {}}
     for case in make_cases(
-        data, index, ranker.n_passages, ["nothing", *left_out], own_paragraph=own_paragraph
+        data, index, ranker.n_passages, ["nothing", *left_out], own_paragraph=own_paragraph, encode=encode
     ):
         absent = case.absent if case.asked.answers else "adversarial"
-        if absent == "adversarial" and case.absent != "nothing":
-            continue
-        found = _quote(case, ranker, data), _overlap(case), _random(case)
-        for by_absent, outcome in zip(outcomes.values(), found, strict=True):
-            by_absent.setdefault(absent, []).append(outcome)
-    milliseconds = _latency(data, index)
+        if absent != "adversarial" or case.absent == "nothing":
+            yield case, absent
+
+
+def _rows(
+    data: QaData,
+    index: Index,
+    model: str,
+    own_paragraph: bool,
+    weights: Path,
+    second_stage: bool,
+    plots: Path | None,
+) -> list[dict[str, Any]]:
+    ranker = ranker_for(language_of(data.questions[0].text), index.settings.fingerprint, weights)
+    gains = _second_stage(ranker, index) if second_stage else None
+    outcomes: dict[System, dict[str, list[Outcome]]] = {}
+    for case, absent in _cases(data, index, ranker, own_paragraph):
+        found: dict[System, Outcome] = {"quote": _quote(case, ranker, data)}
+        if gains:
+            found["second stage"] = _quote(case, ranker, data, gains)
+        found |= {"overlap": _overlap(case), "random": _random(case)}
+        for system, outcome in found.items():
+            outcomes.setdefault(system, {}).setdefault(absent, []).append(outcome)
+    milliseconds = {"quote": _latency(data, index), "second stage": gains and _latency(data, index, gains)}
     rows: list[dict[str, Any]] = []
     for system, by_absent in outcomes.items():
         present = by_absent.pop("nothing")
         for left, others in (by_absent or {"nothing": []}).items():
             row: dict[str, Any] = {"dataset": data.name, "system": system, "model": model, "absent": left}
             row |= _figures(present, others)
-            if system == "quote":
-                row["milliseconds"] = milliseconds
+            if system in milliseconds:
+                row["milliseconds"] = milliseconds[system]
                 if plots:
-                    plot_confidence(plots / f"{data.name}.{Path(model).name}.{left}.png", present, others)
+                    name = f"{data.name}.{Path(model).name}.{left}{'.second_stage' * (system != 'quote')}.png"
+                    plot_confidence(plots / name, present, others)
             rows.append(row)
     return rows
 
 
-def _quote(case: Case, ranker: Ranker, data: QaData) -> Outcome:
+def _second_stage(ranker: Ranker, index: Index) -> Gains:
+    if ranker.second is None or index.encoder is None:
+        raise InputError("The weights have no second stage for this embedder; leave out --second_stage.")
+    return Likelihood(index.encoder)
+
+
+def _quote(case: Case, ranker: Ranker, data: QaData, gains: Gains | None = None) -> Outcome:
     if not case.candidates or not case.question.keys:
         return Outcome(0, 0, 0, "not_found", 0, 0)
 
     def document(doc_id: str) -> str:
         return data.documents[doc_id].text
 
-    ranking = ranker.rank_features(case.question, case.candidates, case.matrix)
+    ranking = ranker.rank(case.question, case.candidates, case.matrix, gains)
     text, answers = best_quote(ranking, document).text, case.asked.answers
-    verdict = choose(ranking, document, ranker.thresholds).verdict
+    fitted = ranker.second if gains and ranker.second else ranker
+    verdict = choose(ranking, document, fitted.thresholds).verdict
     is_right = holds_answer(text, case.asked)
     return Outcome(
         ranking.right, ranking.present, is_right, verdict, exact_match(text, answers), f1(text, answers)
     )
+
+
+def _generate(data: QaData, index: Index, generator: Engine) -> dict[str, Any]:
+    """Figures of the texts that the generator writes for answerable questions."""
+    outcomes: list[Outcome] = []
+    cited: list[float] = []
+    seconds: list[float] = []
+    for asked in tqdm(data.questions, "generating", disable=None):
+        if not asked.answers:
+            continue
+        start = time.perf_counter()
+        found = answer_question(asked.text, index, generator)
+        seconds.append(time.perf_counter() - start)
+        citations = [sentence.citation.text for sentence in found.sentences if sentence.citation]
+        cited += [holds_answer(text, asked) for text in citations]
+        text = found.text if found.kind == "generated" else ""
+        outcomes.append(
+            Outcome(
+                *(found.probability, found.present, holds_answer(text, asked)),
+                "answered" if text else "not_found",
+                *(exact_match(text, asked.answers), f1(text, asked.answers)),
+            )
+        )
+    return _figures(outcomes, []) | {
+        "citation_precision": _mean(cited),
+        "milliseconds": 1000 * median(seconds),
+    }
 
 
 def _overlap(case: Case) -> Outcome:
@@ -202,18 +309,18 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _risk_coverage(scores: NDArray[np.float64], is_right: NDArray[np.bool_]) -> list[list[float]]:
     """[coverage, share of wrong ones] for the best tenth, two tenths … of the questions."""
-    order = np.argsort(-scores, kind="stable")
-    ends = [max(1, len(order) * tenths // 10) for tenths in range(1, 11)]
-    return [[end / len(order), float(1 - is_right[order[:end]].mean())] for end in ends]
+    wrong = 1 - precisions(scores, is_right)
+    ends = [max(1, len(wrong) * tenths // 10) for tenths in range(1, 11)]
+    return [[end / len(wrong), float(wrong[end - 1])] for end in ends]
 
 
-def _latency(data: QaData, index: Index) -> float:
+def _latency(data: QaData, index: Index, gains: Gains | None = None) -> float:
     """The median time of a question in milliseconds, after one that opens the index."""
-    answer_question(data.questions[0].text, index)
+    answer_question(data.questions[0].text, index, gains=gains)
     seconds = []
     for asked in data.questions[:TIMED]:
         start = time.perf_counter()
-        answer_question(asked.text, index)
+        answer_question(asked.text, index, gains=gains)
         seconds.append(time.perf_counter() - start)
     return 1000 * median(seconds)
 
@@ -226,7 +333,7 @@ def _ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
         for (dataset, system, model), value in accuracy.items()
         for (other_dataset, other_system, other_model), other in accuracy.items()
         if dataset == other_dataset
-        and system == "quote"
+        and system in ("quote", "second stage")
         and (system, model) != (other_system, other_model)
         and other
     }

@@ -4,7 +4,7 @@ import json
 import random
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from embed.evaluation.published import content_sha256
 from gpt_core.common.errors import InputError
@@ -21,12 +22,17 @@ from gpt_core.evaluation.report import machine, print_report
 from index.evaluation.built_index import CachingEncoder, built_index
 from serve.answers.features import NAMES, OF_EMBEDDER
 from serve.answers.language import Language, language_of
+from serve.answers.likelihood import Likelihood
 from serve.answers.ranker import (
     CONFIDENCE_NAMES,
     CONFIDENCE_OF_EMBEDDER,
+    N_RESCORED,
     NOT_OF_PRESENCE,
+    Gains,
     confidence_numbers,
+    rescored,
     sigmoid,
+    vector,
 )
 from serve.evaluation.metrics import auroc, coverage
 from serve.evaluation.qa_cases import Absent, Case, make_cases
@@ -58,14 +64,15 @@ def fit_answers(
     questions: int = 5000,
     articles: int = 130,
     passages: int = 8,
+    second_stage_questions: int = 600,
     seed: int = 0,
 ) -> None:
     """Fit weights and thresholds for answers, and write them to a JSON file; never fit on a test split.
 
     Each data set is one language. An index of its paragraphs is built and searched as for a user; its questions are
     answered from it, then without their paragraph, then without their article. For each language two sets of weights
-    are written: with the embedder's scores, keyed by its fingerprint, and without them, for any other embedder. Prints
-    the figures of questions whose article was left out of the fit (five folds).
+    are written: with the embedder's scores and a second stage, keyed by its fingerprint, and without them, for any
+    other embedder. Prints the figures of questions whose article was left out of the fit (five folds).
 
     Args:
         data: one or more of SQuAD's JSON files, or BEIR folders whose queries have answers in their metadata.
@@ -75,6 +82,8 @@ def fit_answers(
         questions: number of questions of each data set, drawn at random.
         articles: number of articles of each SQuAD file, drawn at random; they are the corpus.
         passages: number of passages whose sentences are ranked.
+        second_stage_questions: number of these questions that the second stage is fitted on, with about four seconds of
+            one core each for SmolLM2; 0: no second stage.
         seed: seed of the draws.
     """
     if not data:
@@ -89,9 +98,16 @@ def fit_answers(
         if len(set(read.articles.values())) < len(read.documents):
             absent.append("article")
         with built_index(read.collection, encoder) as index:
-            cases = list(make_cases(read, index, passages, absent))
+            cases = [case for case in make_cases(read, index, passages, absent) if case.candidates]
         for fingerprint in (encoder.fingerprint, None):
             fields, figures = _fit_set(cases, with_embedder=fingerprint is not None)
+            if fingerprint and second_stage_questions:
+                chosen = {asked.id for asked in read.sample(second_stage_questions, seed).questions}
+                few = [case for case in cases if case.asked.id in chosen]
+                second, of_second = _fit_second_stage(few, fields["weights"], Likelihood(encoder))
+                fields["second"] = {**second, "provenance": {"questions": len(chosen)}}
+                results.append({"dataset": read.name, "language": language, "embedder": f"{embedder}, second stage",
+                                "questions": len(chosen), **of_second})  # fmt: skip
             rankers.append({"embedder": fingerprint, "language": language, "n_passages": passages, **fields,
                             "provenance": _provenance(read, embedder)})  # fmt: skip
             results.append({"dataset": read.name, "language": language, "embedder": embedder if fingerprint else "any",
@@ -111,7 +127,7 @@ def _language(data: QaData) -> Language:
 def _provenance(data: QaData, embedder: str) -> dict[str, Any]:
     questions = [(asked.id, asked.text, *asked.answers) for asked in data.questions]
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(Path(word).name if "/" in word else word for word in sys.argv),
         "date": date.today().isoformat(),
         "data": data.name,
         "questions": len(data.questions),
@@ -125,36 +141,95 @@ def _provenance(data: QaData, embedder: str) -> dict[str, Any]:
 def _fit_set(cases: Sequence[Case], *, with_embedder: bool) -> tuple[dict[str, Any], dict[str, float]]:
     """The fields of a `Ranker`, and figures of the cross-validation."""
     names = Names.chosen(with_embedder)
-    cases = [case for case in cases if len(case.candidates)]
+    judged: list[Judged] = []
+    for fitting, held_out in _folds(cases):
+        fitted = _fit([cases[i] for i in fitting], names)
+        judged += [_judge(cases[i], *_confidence(cases[i], fitted.weights), fitted) for i in held_out]
+    final = _fit(cases, names)
+    figures = _figures(judged)
+    return {"weights": _named(NAMES, final.weights), **_logistic_fields(final, figures)}, figures
+
+
+def _fit_second_stage(
+    cases: Sequence[Case], weights: Mapping[str, float], gains: Gains
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The fields of a `SecondStage` on the scores by `weights`, and figures of the cross-validation."""
+    first = vector(weights, NAMES)
+    names = Names.chosen(with_embedder=True, second_stage=True)
+    scores = [case.matrix @ first for case in cases]
+    gained = [np.zeros(len(s)) for s in scores]
+    best = [np.argsort(-s, kind="stable")[:N_RESCORED] for s in scores]
+    bar = tqdm(zip(cases, best, gained, strict=True), "second stage", len(cases), disable=None)
+    for case, places, gain in bar:
+        gain[places] = gains(case.question.text, [case.candidates[i] for i in places])
+    of_present = [
+        i for i, case in enumerate(cases) if case.absent == "nothing" and case.is_right[best[i]].any()
+    ]
+
+    def loss(weight: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for i in of_present:
+            new = torch.from_numpy(scores[i][best[i]]) + weight * torch.from_numpy(gained[i][best[i]])
+            total += new.logsumexp(0) - new[torch.from_numpy(cases[i].is_right[best[i]])].logsumexp(0)
+        return total / len(of_present)
+
+    weight = float(_minimise(loss, 1)[0])
+    confidence = []
+    for case, score, places, gain in zip(cases, scores, best, gained, strict=True):
+        score[places] = rescored(score[places], gain[places], weight)
+        order = np.argsort(-score, kind="stable")
+        candidates = [case.candidates[i] for i in order]
+        numbers = confidence_numbers(
+            case.question, candidates, case.matrix[order], score[order], gain[order[0]]
+        )
+        confidence.append((numbers, int(order[0])))
+
+    def fit(places: Sequence[int]) -> Fitted:
+        return _fit_confidence([cases[i] for i in places], [confidence[i] for i in places], first, names)
+
+    judged: list[Judged] = []
+    for fitting, held_out in _folds(cases):
+        fitted = fit(fitting)
+        judged += [_judge(cases[i], *confidence[i], fitted) for i in held_out]
+    figures = _figures(judged)
+    return {"weight": round(weight, 4), **_logistic_fields(fit(range(len(cases))), figures)}, figures
+
+
+def _folds(cases: Sequence[Case]) -> Iterator[tuple[list[int], list[int]]]:
+    """The places of the cases to fit on, and of those held out, which are of other articles."""
     articles = sorted({case.asked.article for case in cases})
     random.Random(0).shuffle(articles)
-    judged: list[Judged] = []
     for fold in range(FOLDS):
         held_out = set(articles[fold::FOLDS])
-        fitted = _fit([c for c in cases if c.asked.article not in held_out], names)
-        judged += [_judge(c, fitted) for c in cases if c.asked.article in held_out]
+        is_held_out = [case.asked.article in held_out for case in cases]
+        yield (
+            [i for i, held in enumerate(is_held_out) if not held],
+            [i for i, held in enumerate(is_held_out) if held],
+        )
+
+
+def _figures(judged: Sequence["Judged"]) -> dict[str, float]:
     right, present = np.array([j.right for j in judged]), np.array([j.present for j in judged])
     is_right = np.array([j.is_right for j in judged])
     is_present = np.array([j.absent == "nothing" for j in judged])
     is_near = np.array([j.absent != "article" for j in judged])
     answered_share, answered = coverage(right[is_present], is_right[is_present], PRECISION)
-    perhaps = _best_threshold(present[is_near], is_present[is_near])
-    figures = {
+    return {
         "sentence_accuracy": float(is_right[is_present].mean()),
         "AUROC_present": auroc(present[is_near], is_present[is_near]),
         "AUROC_right": auroc(right[is_near], is_right[is_near]),
         "coverage": answered_share,
         "answered": answered,
-        "perhaps": perhaps,
+        "perhaps": _best_threshold(present[is_near], is_present[is_near]),
     }
-    final = _fit(cases, names)
-    fields = {
-        "weights": _named(NAMES, final.weights),
-        "right": _named(CONFIDENCE_NAMES, final.right),
-        "present": _named(CONFIDENCE_NAMES, final.present),
-        "thresholds": {"answered": round(answered, 4), "perhaps": round(perhaps, 4)},
+
+
+def _logistic_fields(fitted: "Fitted", figures: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "right": _named(CONFIDENCE_NAMES, fitted.right),
+        "present": _named(CONFIDENCE_NAMES, fitted.present),
+        "thresholds": {name: round(figures[name], 4) for name in ("answered", "perhaps")},
     }
-    return fields, figures
 
 
 class Names(NamedTuple):
@@ -165,10 +240,13 @@ class Names(NamedTuple):
     present: list[int]
 
     @classmethod
-    def chosen(cls, with_embedder: bool) -> "Names":
-        """The names that are used with or without an embedder's scores."""
+    def chosen(cls, with_embedder: bool, second_stage: bool = False) -> "Names":
+        """The names that are used with or without an embedder's scores, and those of the second stage."""
         n_features = len(NAMES) - (0 if with_embedder else OF_EMBEDDER)
-        right = list(range(len(CONFIDENCE_NAMES) - (0 if with_embedder else CONFIDENCE_OF_EMBEDDER)))
+        unused = (frozenset() if with_embedder else CONFIDENCE_OF_EMBEDDER) | (
+            set() if second_stage else {"gain"}
+        )
+        right = [i for i, name in enumerate(CONFIDENCE_NAMES) if name not in unused]
         present = [i for i in right if CONFIDENCE_NAMES[i] not in NOT_OF_PRESENCE]
         return cls(list(range(n_features)), right, present)
 
@@ -182,8 +260,7 @@ class Judged(NamedTuple):
     is_right: bool
 
 
-def _judge(case: Case, fitted: Fitted) -> Judged:
-    numbers, best = _confidence(case, fitted.weights)
+def _judge(case: Case, numbers: Vector, best: int, fitted: Fitted) -> Judged:
     right, present = (sigmoid(float(numbers @ weights)) for weights in (fitted.right, fitted.present))
     return Judged(case.absent, right, present, bool(case.is_right[best]))
 
@@ -198,7 +275,13 @@ def _confidence(case: Case, weights: Vector) -> tuple[Vector, int]:
 
 def _fit(cases: Sequence[Case], names: Names) -> Fitted:
     weights = _fit_ranking([c for c in cases if c.absent == "nothing"], names.ranking)
-    confidence = [_confidence(case, weights) for case in cases]
+    return _fit_confidence(cases, [_confidence(case, weights) for case in cases], weights, names)
+
+
+def _fit_confidence(
+    cases: Sequence[Case], confidence: Sequence[tuple[Vector, int]], weights: Vector, names: Names
+) -> Fitted:
+    """The two logistic models, from the confidence numbers and the place of the best candidate of each case."""
     numbers = np.array([row for row, _ in confidence])
     is_right = np.array([case.is_right[best] for case, (_, best) in zip(cases, confidence, strict=True)])
     is_present = np.array([case.absent == "nothing" for case in cases])

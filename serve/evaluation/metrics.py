@@ -43,14 +43,17 @@ def auroc(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:
     return float((ranks[labels].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
+def precisions(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(n,) the share of right ones among the 1, 2, …, n items with the highest scores."""
+    return np.cumsum(labels[np.argsort(-scores, kind="stable")]) / np.arange(1, len(labels) + 1)
+
+
 def coverage(scores: NDArray[np.float64], labels: NDArray[np.bool_], precision: float) -> tuple[float, float]:
     """The largest share of items with the highest scores of which at least `precision` are right, and its threshold.
 
     The threshold is 1 if there is no such share.
     """
-    order = np.argsort(-scores, kind="stable")
-    precisions = np.cumsum(labels[order]) / np.arange(1, len(labels) + 1)
-    enough = np.flatnonzero(precisions >= precision)
+    enough = np.flatnonzero(precisions(scores, labels) >= precision)
     if not len(enough):
         return 0.0, 1.0
-    return float((enough[-1] + 1) / len(labels)), float(scores[order[enough[-1]]])
+    return float((enough[-1] + 1) / len(labels)), float(np.sort(scores)[::-1][enough[-1]])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpt_core.evaluation.plots import new_figure, save_figure, style_axes
+from serve.evaluation.metrics import precisions
 
 if TYPE_CHECKING:
     from serve.evaluation.evaluate_qa import Outcome
@@ -46,9 +47,8 @@ def plot_confidence(path: Path, present: "Sequence[Outcome]", others: "Sequence[
         )  # fmt: skip
     left.set(title="reliability", xlabel="probability", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
     left.legend(frameon=False, fontsize=8)
-    order = np.argsort(-right[is_present], kind="stable")
-    wrong = np.cumsum(~is_right[is_present][order]) / np.arange(1, len(order) + 1)
-    beside.plot(np.arange(1, len(order) + 1) / len(order), wrong, color="#1f4e8c")
+    wrong = 1 - precisions(right[is_present], is_right[is_present])
+    beside.plot(np.arange(1, len(wrong) + 1) / len(wrong), wrong, color="#1f4e8c")
     beside.axhline(0.1, color="0.7", linewidth=0.8)
     beside.set(
         title="risk and coverage", xlabel="share answered", ylabel="share of these that is wrong", xlim=(0, 1)

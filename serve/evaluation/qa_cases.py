@@ -1,12 +1,13 @@
 """Questions over an index, as they are and as if the corpus did not answer them: to fit and to judge a ranker."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.data.vectors import Vectors
 from embed.text.sentences import split_sentences
 from index import Hit, Index
 from serve.answers.candidates import Candidate, find_candidates
@@ -42,13 +43,24 @@ class Case:
 
 
 def make_cases(
-    data: QaData, index: Index, n_passages: int, absent: Sequence[Absent], *, own_paragraph: bool = False
+    data: QaData,
+    index: Index,
+    n_passages: int,
+    absent: Sequence[Absent],
+    *,
+    own_paragraph: bool = False,
+    encode: Callable[[list[str]], Vectors] | None = None,
 ) -> Iterator[Case]:
     """Search for each question, and yield its cases; the passages are the best `n_passages` of those not left out.
 
-    With `own_paragraph` they are those of the question's own paragraph.
+    Args:
+        data: the questions and their corpus.
+        index: the index of the corpus.
+        n_passages: number of passages.
+        absent: what is left out, one case for each.
+        own_paragraph: whether the passages are those of the question's own paragraph.
+        encode: gives the vectors of questions, for an index of precomputed vectors.
     """
-
     for start in range(0, len(data.questions), QUERIES_PER_BATCH):
         batch = data.questions[start : start + QUERIES_PER_BATCH]
         if own_paragraph:
@@ -56,7 +68,8 @@ def make_cases(
                 index.search(asked.text, n_passages, filter={"doc_id": asked.document}) for asked in batch
             ]
         else:
-            found = index.search([asked.text for asked in batch], N_RETRIEVED)
+            texts = [asked.text for asked in batch]
+            found = index.search(encode(texts) if encode else texts, N_RETRIEVED)
         for asked, hits in zip(batch, found, strict=True):
             question = Question.of(asked.text, index.idf)
             for left_out in absent:

@@ -40,13 +40,20 @@ def load(
     """
     opened = Index.open(index, embedder)
     encoder = encoder_of(opened)
+    if dtype == "float32" and resolve(generator).resolve() == encoder.folder:
+        context = min(context, encoder.model.config.block_size)
+        return opened, Engine(encoder.model, encoder.tokenizer, max_running=max_running, context=context)
+    return opened, load_generator(generator, max_running, context, dtype)
+
+
+def load_generator(
+    generator: str, max_running: int, context: int = MAX_CONTEXT, dtype: InferenceDtype = "auto"
+) -> Engine:
+    """Load a generator; arguments and errors as for `load`."""
     folder = resolve(generator)  # resolved once: a training run may write a better checkpoint meanwhile
-    if dtype == "float32" and folder.resolve() == encoder.folder:
-        model, tokenizer = encoder.model, encoder.tokenizer
-    else:
-        model, tokenizer = load_for_inference(folder, dtype), Tokenizer.from_pretrained(folder)
+    model = load_for_inference(folder, dtype)
     context = min(context, model.config.block_size)
-    return opened, Engine(model, tokenizer, max_running=max_running, context=context)
+    return Engine(model, Tokenizer.from_pretrained(folder), max_running=max_running, context=context)
 
 
 def served_name(model: str) -> str:

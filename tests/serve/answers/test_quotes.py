@@ -13,7 +13,7 @@ from index import Document, Hit, Index
 from serve.answers.answer import answer_question
 from serve.answers.candidates import find_candidates
 from serve.answers.features import NAMES, features
-from serve.answers.question import Question
+from serve.answers.question import Question, answer_type
 from serve.answers.quotes import quote
 from serve.answers.ranker import CONFIDENCE_NAMES, SHIPPED, Ranker, Thresholds, ranker_for
 
@@ -181,6 +181,54 @@ def test_features_are_finite_and_named(index):
     assert 0 < values["cover"] < values["cover_passage"] == 1
     # "Zorblatt" and "bridge" are in the sentence before
     assert math.isclose(values["cover"] + values["cover_neighbours"], 1)
+
+
+def feature(name, question, *sentences, title=""):
+    """The feature of each sentence, as the only one of its document."""
+    hits = [
+        Hit(f"{i}", f"{i}", title, text, 0, len(text), 1.0, None, None, {})
+        for i, text in enumerate(sentences)
+    ]
+    candidates = find_candidates(question, hits, lambda doc_id: sentences[int(doc_id)])
+    matrix = features(Question.of(question, lambda keys: dict.fromkeys(keys, 1.0)), candidates)
+    return matrix[:, NAMES.index(name)].tolist()
+
+
+@pytest.mark.parametrize(
+    ("question", "definition", "other"),
+    [
+        ("What is the Steering Council?", "The Steering Council of Python is a committee of five.",
+         "In May the five members met the Steering Council."),
+        ("What is IMAP?", "IMAP (Internet Message Access Protocol) reads mail.", "Port 143 is used by IMAP."),
+        ("What does IMAP stand for?", "In mail, IMAP stands for a protocol.", "Port 143 of a server is used by IMAP."),
+        ("什么是死锁？", "死锁是指两个线程互相等待。", "数据库会检测死锁。"),
+        ("Redis 是什么？", "Redis 是一种内存数据库。", "缓存使用 Redis。"),
+    ],
+)  # fmt: skip
+def test_a_definition_begins_with_what_is_defined(question, definition, other):
+    assert feature("has_definition", question, definition, other) == [1, 0]
+    assert feature("lacks_type", question, definition, other) == [0, 1]
+
+
+def test_not_every_question_with_what_asks_for_a_definition():
+    for question in (
+        "What is the capital of Massachusetts?",
+        "What was it in 2014?",
+        "MySQL 的默认端口是什么？",
+    ):
+        assert answer_type(question) != "definition"
+
+
+def test_names_and_numbers_of_the_question_that_stand_nowhere_near_are_missing():
+    question = "Where did Mira Tandel work in 1887?"
+    sentences = [
+        "Mira Tandel worked in Quillby in 1887.",
+        "Mira worked in Quillby in 1887.",
+        "She worked in Quillby.",
+    ]
+    none, one, three = feature("names_missing", question, *sentences)
+    assert none == 0 < one < three < 1
+    assert feature("names_missing", question, *sentences, title="Mira Tandel")[1] == 0
 
 
 def test_function_words_of_a_chinese_question_make_no_bigrams(index):

@@ -10,22 +10,11 @@ from serve.answers.ranker import ranker_for
 from serve.evaluation.evaluate_qa import evaluate_qa
 from serve.evaluation.fit_answers import fit_answers
 from serve.evaluation.qa_data import read_qa
-from tests.tiny_models import save_model
+from tests.tiny_models import reference_model, save_model
 
 TOWNS = [
-    "Ander",
-    "Belk",
-    "Corin",
-    "Dunmore",
-    "Elswick",
-    "Farrow",
-    "Gantry",
-    "Holm",
-    "Isley",
-    "Jarrow",
-    "Kelso",
-    "Lorne",
-]
+    "Ander", "Belk", "Corin", "Dunmore", "Elswick", "Farrow", "Gantry", "Holm", "Isley", "Jarrow", "Kelso", "Lorne",
+]  # fmt: skip
 THINGS = ["bridge", "mill", "tower", "school"]
 
 
@@ -82,6 +71,7 @@ def weights(folder):
         out=folder / "weights.json",
         embedder=str(folder / "model"),
         passages=4,
+        second_stage_questions=16,
     )
     return folder / "weights.json"
 
@@ -94,12 +84,15 @@ def test_the_fitted_weights_find_the_right_sentence_and_know_what_is_absent(
     folder, weights, capsys, tmp_path
 ):
     evaluate_qa(
-        data=[str(folder / "test.json.gz")], embedder=[str(folder / "model")], weights=weights, plots=tmp_path
-    )
+        data=[str(folder / "test.json.gz")], embedder=[str(folder / "model")], weights=weights, plots=tmp_path,
+        second_stage=True,
+    )  # fmt: skip
     results = last_line(capsys)["results"]
     rows = {(row["system"], row["absent"]): row for row in results}
     assert set(rows) == {
-        (s, a) for s in ("quote", "overlap", "random") for a in ("paragraph", "article", "adversarial")
+        (s, a)
+        for s in ("quote", "second stage", "overlap", "random")
+        for a in ("paragraph", "article", "adversarial")
     }
     quote = rows["quote", "article"]
     assert quote["questions"] == 32
@@ -109,6 +102,8 @@ def test_the_fitted_weights_find_the_right_sentence_and_know_what_is_absent(
     assert quote["milliseconds"] > 0
     assert len(quote["risk_coverage"]) == 10
     assert rows["quote", "adversarial"]["AUROC_present"] is not None
+    assert rows["second stage", "article"]["sentence_accuracy"] > 0.9
+    assert rows["second stage", "article"]["milliseconds"] > 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
 
 
@@ -116,15 +111,21 @@ def test_weights_are_kept_by_language_and_embedder_with_their_provenance(folder,
     content = json.loads(weights.read_text())["rankers"]
     assert [(r["language"], r["embedder"] is None) for r in content] == [("en", False), ("en", True)]
     assert content[0]["provenance"]["documents"] == 32
+    assert content[0]["second"]["provenance"]["questions"] == 16
+    assert "gain" in content[0]["second"]["right"]
+    assert "gain" not in content[0]["right"]
+    assert "second" not in content[1]
     assert ranker_for("en", content[0]["embedder"], weights).n_passages == 4
     with pytest.raises(InputError, match=r"no weights for the language zh"):
         ranker_for("zh", None, weights)
     again = folder / "again.json"
     again.write_text(json.dumps({"rankers": [{**content[0], "language": "zh"}]}))
-    fit_answers(data=[str(folder / "train.json")], out=again, embedder=str(folder / "model"), passages=4)
+    fit_answers(data=[str(folder / "train.json")], out=again, embedder=str(folder / "model"), passages=4,
+                second_stage_questions=0)  # fmt: skip
     languages = [r["language"] for r in json.loads(again.read_text())["rankers"]]
     assert languages == ["zh", "en", "en"]
     first = json.loads(again.read_text())["rankers"][1]
+    assert "second" not in first
     assert first["weights"] == content[0]["weights"]  # the same data and seed give the same weights
 
 
@@ -147,3 +148,23 @@ def test_other_data_are_refused_by_name(tmp_path, content):
         read_qa(tmp_path / "x.json", "test")
     with pytest.raises(InputError, match=r"nowhere cannot be read"):
         read_qa(tmp_path / "nowhere", "test")
+
+
+def test_a_baselines_passages_and_a_generators_texts_have_rows_of_their_own(folder, weights, capsys):
+    reference_model(folder / "model", "mean").save(str(folder / "baseline"))
+    evaluate_qa(
+        data=[str(folder / "test.json.gz")],
+        embedder=[str(folder / "model")],
+        weights=weights,
+        baseline=str(folder / "baseline"),
+        generator=str(folder / "model"),
+        generated=3,
+    )
+    rows = {(row["system"], row["absent"]): row for row in last_line(capsys)["results"]}
+    baseline = rows["baseline", "article"]
+    assert baseline["questions"] == rows["quote", "article"]["questions"]
+    assert 0.5 < baseline["sentence_accuracy"] < 1  # 16 paragraphs, 8 of which are read
+    generate = rows["generate", "nothing"]
+    assert 1 <= generate["questions"] <= 3
+    assert generate["EM"] == 0  # random weights write nothing that a passage supports
+    assert generate["milliseconds"] > 0
