@@ -84,11 +84,15 @@ def quote(
 
 
 def choose(ranking: Ranking, document: Callable[[str], str], thresholds: Thresholds) -> Quoted:
-    """The verdict on a ranking, and its quotes; `document` gives the text of the document with an id."""
+    """The verdict on a ranking, and its quotes; `document` gives the text of the document with an id.
+
+    A quote is only right if the corpus answers. That is asked first: where all passages are about something else, or
+    there is one sentence only, the best candidate may still be much better than the others.
+    """
+    if ranking.present < thresholds.perhaps:
+        return Quoted("not_found", [], min(ranking.right, ranking.present), ranking.present)
     if ranking.right >= thresholds.answered:
         return Quoted("answered", [best_quote(ranking, document)], ranking.right, ranking.present)
-    if ranking.present < thresholds.perhaps:
-        return Quoted("not_found", [], ranking.right, ranking.present)
     nearest: list[Quote] = []
     for place in range(len(ranking.candidates)):
         found = best_quote(ranking, document, place)

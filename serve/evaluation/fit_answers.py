@@ -213,14 +213,16 @@ def _figures(judged: Sequence["Judged"]) -> dict[str, float]:
     is_right = np.array([j.is_right for j in judged])
     is_present = np.array([j.absent == "nothing" for j in judged])
     is_near = np.array([j.absent != "article" for j in judged])
-    answered_share, answered = coverage(right[is_present], is_right[is_present], PRECISION)
+    perhaps = _best_threshold(present[is_near], is_present[is_near])
+    shown = np.where(present >= perhaps, right, 0.0)  # below it, nothing is quoted
+    answered_share, answered = coverage(shown[is_present], is_right[is_present], PRECISION)
     return {
         "sentence_accuracy": float(is_right[is_present].mean()),
         "AUROC_present": auroc(present[is_near], is_present[is_near]),
         "AUROC_right": auroc(right[is_near], is_right[is_near]),
         "coverage": answered_share,
         "answered": answered,
-        "perhaps": _best_threshold(present[is_near], is_present[is_near]),
+        "perhaps": perhaps,
     }
 
 

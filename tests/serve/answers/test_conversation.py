@@ -122,7 +122,7 @@ def test_each_question_of_a_text_is_answered(tmp_path, encoder):
         assert found.quotes == list(dict.fromkeys(quote for one in alone for quote in one.quotes))
         assert found.probability == min(one.probability for one in alone)
         assert {hit.passage_id for hit in found.hits} == {h.passage_id for one in alone for h in one.hits}
-        half = ground(prepare("How long does a cat sleep? 谁赢得了世界杯冠军？", index, mode="lexical", perhaps=1.0,
+        half = ground(prepare("How long does a cat sleep? 谁赢得了世界杯冠军？", index, mode="lexical",
                               answered=alone[0].probability))  # fmt: skip
         assert half.kind == "quote"
         assert half.quotes == alone[0].quotes

@@ -93,7 +93,7 @@ def test_an_embedder_without_fitted_weights_has_no_second_stage(index):
 def test_the_fitted_thresholds_of_the_second_stage_count(index, monkeypatch):
     fitted = ranker_for("en", None)
     for threshold, kind in ((0.0, "quote"), (1.0, "not_found")):
-        second = SecondStage(0.0, {}, {}, Thresholds(threshold, 1.0), {})
+        second = SecondStage(0.0, {}, {}, Thresholds(0.0, threshold), {})
         with monkeypatch.context() as patch:
             patch.setattr(
                 "serve.answers.answer.ranker_for", lambda *_, second=second: replace(fitted, second=second)

@@ -133,6 +133,27 @@ def test_questions_without_words_and_an_empty_index(index, tmp_path):
         ask(index, " ")
 
 
+@pytest.mark.parametrize(
+    ("text", "question", "expected"),
+    [
+        ("The cache expires after fifteen minutes.", "When does the cache expire?", "fifteen"),
+        ("```sh\nmake cache\nmake clean --all\n```", "Which command cleans all?", "make clean --all"),
+        ("| part | size |\n|---|---|\n| cache | 4 GB |\n| index | 9 GB |", "How large is the index?", "9 GB"),
+    ],
+    ids=["one sentence", "code", "table"],
+)  # fmt: skip
+def test_a_corpus_of_one_sentence_of_code_or_of_a_table(tmp_path, text, question, expected):
+    with Index.create(tmp_path / "index", dimension=2) as index:
+        index.add(Document("a", text), [1.0, 0.0])
+        found = ask(index, question, perhaps=0.0)
+        assert expected in found.quotes[0].text
+        other = ask(index, "Who wrote War and Peace?")
+        assert other.kind == "not_found"
+        assert other.probability <= other.present
+        assert ask(index, "What is it?").kind == "not_found"
+        assert ask(index, question * 60).kind in ("quote", "perhaps", "not_found")  # 1,600 characters
+
+
 def test_rows_and_code_are_candidates_only_where_they_are_asked_for(index):
     hits = index.search("cache", 5, "lexical")
 
