@@ -19,6 +19,7 @@ def sentences(text):
             ["It costs 3.14 dollars.", "Call sys.exit in v1.2 now."],
         ),
         ("See Fig. 3, i.e. this one. No. 5 is alive.", ["See Fig. 3, i.e. this one.", "No. 5 is alive."]),
+        ("Benedict (d. 547) and Bede (c. 672–735). B.", ["Benedict (d. 547) and Bede (c. 672–735).", "B."]),
         ("The answer is no. Then we go.", ["The answer is no.", "Then we go."]),
         ('He said "Yes." Then (really!) he left...', ['He said "Yes."', "Then (really!) he left..."]),
         ("“Why?” she asked. Use `x.y`. End.", ["“Why?” she asked.", "Use `x.y`.", "End."]),
