@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
+TEST_WORKERS ?= 2
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 # Idle OpenMP threads that spin take the cores away from threads that compute; on a shared machine that costs up to 10x.
@@ -22,8 +23,8 @@ demo: .venv/.runtime  ## an index over the sample corpus, four questions, then t
 
 install: .venv/.dev  ## everything that tests and benchmarks need
 
-test: .venv/.dev check  ## everything of check, and every test
-	$(BIN)/python -m pytest
+test: .venv/.dev check  ## everything of check, and every test, in two processes with one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: .venv/.dev  ## lint, types, import rules and private words
 	$(BIN)/ruff check .
