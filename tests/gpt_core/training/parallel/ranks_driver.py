@@ -1,8 +1,10 @@
-"""Train a tiny GPT on several ranks; run by test_parallel.py in a separate process, so that torch is imported once.
+"""Train a tiny GPT on several ranks; one process of its own serves all of test_parallel.py, and imports torch once.
 
-Ranks are forked children with torchrun's environment variables. A scenario prints its results as JSON.
+    python ranks_driver.py DATA_DIR
 
-    python ranks_driver.py SCENARIO DATA_DIR OUT_DIR
+It reads lines with a scenario's name and the folder of its files. Each scenario runs in a forked child, whose children
+are the ranks, with torchrun's environment variables. It writes its results to found.json in the folder and its standard
+error to said.txt; then its exit status is printed.
 """
 
 import ctypes
@@ -31,6 +33,7 @@ from gpt_core.training.parallel import ranks
 from gpt_core.training.pretraining import pretrain
 from gpt_core.training.pretraining.config import PretrainConfig
 
+MAX_SECONDS = 240  # then SIGALRM ends the process: deadlocked ranks would wait for half an hour
 M_MMAP_THRESHOLD = -3  # mallopt's parameter: larger blocks are mapped and unmapped one by one
 
 
@@ -56,11 +59,12 @@ def start_ranks(n: int, config: PretrainConfig, inside: Callable[[int], None] | 
     for rank in range(n):
         child = os.fork()
         if child == 0:
+            signal.alarm(MAX_SECONDS)
             torch.set_num_threads(1)
             if n > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port}
                 os.environ |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1"}
-            os.dup2(2, 1)  # standard output is only for the parent's JSON
+            os.dup2(2, 1)
             code: Any = 0
             try:
                 if inside is not None:
@@ -121,16 +125,16 @@ def gradients(data: str, out: str) -> Any:
 
 
 def resharded(data: str, out: str) -> Any:
-    """50 steps on 2 ranks with DDP, on 1, on 2 with FSDP2, and resumed as 2 (DDP) → 1 → 2 (FSDP2) → 2 (DDP)."""
-    base = settings(data, out, max_iters=50, eval_interval=10, log_interval=1)
+    """20 steps on 2 ranks with DDP, on 1, on 2 with FSDP2, and resumed as 2 (DDP) → 1 → 2 (FSDP2) → 2 (DDP)."""
+    base = settings(data, out, max_iters=20, eval_interval=4, log_interval=1)
     found = {}
     straight = (("two", 2, "ddp"), ("one", 1, "ddp"), ("fsdp2", 2, "fsdp2"))
     for name, n, parallel in straight:
         config = replace(base, out_dir=f"{out}/{name}", parallel=parallel)
         found[name] = {"codes": run_ranks(n, config), "losses": losses(config.out_dir)}
     codes = []
-    for steps, n, parallel in ((20, 2, "ddp"), (30, 1, "ddp"), (40, 2, "fsdp2"), (50, 2, "ddp")):
-        config = replace(base, out_dir=f"{out}/mixed", parallel=parallel, max_iters=steps, lr_decay_iters=50)
+    for steps, n, parallel in ((8, 2, "ddp"), (12, 1, "ddp"), (16, 2, "fsdp2"), (20, 2, "ddp")):
+        config = replace(base, out_dir=f"{out}/mixed", parallel=parallel, max_iters=steps, lr_decay_iters=20)
         codes += run_ranks(n, config)
     found["mixed"] = {"codes": codes, "losses": losses(f"{out}/mixed")}
     return found
@@ -158,6 +162,12 @@ def resumed(data: str, out: str) -> Any:
     found["left"] = sorted(p.name for p in Path(killed.out_dir).glob("*step-*"))
     found["again"] = run_ranks(2, killed)
     return found
+
+
+def uninterrupted(data: str, out: str) -> Any:
+    """Two ranks with the settings in OUT_DIR/keys.json."""
+    keys = json.loads(Path(out, "keys.json").read_text())
+    return run_ranks(2, PretrainConfig(data_dir=data, out_dir=f"{out}/straight", **keys))
 
 
 def terminated(data: str, out: str) -> Any:
@@ -249,6 +259,17 @@ def failed(data: str, out: str) -> Any:
         }
 
 
+def main(data_dir: str) -> None:
+    for line in sys.stdin:
+        scenario, _, out_dir = line.rstrip("\n").partition(" ")
+        if (child := os.fork()) == 0:
+            signal.alarm(MAX_SECONDS)
+            os.dup2(os.open(f"{out_dir}/said.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+            found = globals()[scenario](data_dir, out_dir)
+            Path(out_dir, "found.json").write_text(json.dumps(found))
+            os._exit(0)
+        print(*wait([child]), flush=True)
+
+
 if __name__ == "__main__":
-    scenario, data_dir, out_dir = sys.argv[1:]
-    print(json.dumps(globals()[scenario](data_dir, out_dir)))
+    main(sys.argv[1])

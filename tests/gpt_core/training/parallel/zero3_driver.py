@@ -26,7 +26,7 @@ from gpt_core.training.config import TrainConfig
 from gpt_core.training.parallel.ranks import Ranks, join
 from gpt_core.training.parallel.zero3 import ZeRO3
 
-VOCAB, BLOCK, STEPS = 67, 16, 12
+VOCAB, BLOCK, STEPS = 67, 16, 4
 OUT = Path(sys.argv[1])
 
 
