@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Idle OpenMP threads that spin take the cores away from threads that compute; on a shared machine that costs up to 10x.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo install test check bench clean
+.PHONY: demo install test soak check bench clean
 
 demo: .venv/.runtime  ## an index over the sample corpus, four questions, then the page on 127.0.0.1:8000
 	$(BIN)/python scripts/fetch_model.py smollm2-135m-instruct
@@ -25,6 +25,9 @@ install: .venv/.dev  ## everything that tests and benchmarks need
 
 test: .venv/.dev check  ## everything of check, and every test, in two processes with one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+soak: .venv/.dev  ## longer variants of tests: hundreds of kills, launchers of other packages
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/.dev  ## lint, types, import rules and private words
 	$(BIN)/ruff check .

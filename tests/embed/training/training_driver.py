@@ -16,13 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ir_measures  # noqa: F401 - as training_imports
+import peft  # noqa: F401
 import torch
-import torch._dynamo  # optimizers import it at their first step; imported once here instead of in every child
 
 from embed.training.config import TrainEmbedderConfig
 from embed.training.step import EmbeddingLoss
 from embed.training.train import train_embedder
 from gpt_core.common.cli import run_command
+from tests import training_imports  # noqa: F401
 
 STEPS = 6
 MIXED = {"trainable": "full", "dropout": 0.1, "chunk_size": 5, "learn_temperature": True, "matryoshka": (8,)}

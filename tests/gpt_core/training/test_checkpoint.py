@@ -25,13 +25,6 @@ from gpt_core.training.loop import make_parallel
 from gpt_core.training.parallel.parallel import Parallel
 from gpt_core.training.parallel.ranks import ALONE
 
-DRAW = random.Random(1)  # when to kill: while a checkpoint is saved, and during forwards
-MOMENTS = [
-    *(f"disk:{DRAW.randint(1, 25)}" for _ in range(14)),
-    *(f"forward:{DRAW.randint(1, 9)}" for _ in range(8)),
-]
-DRAW.shuffle(MOMENTS)
-
 
 class Place:
     """Minimal batches: only a data position."""
@@ -62,32 +55,29 @@ def save(out_dir: Path, step: int, **figures: float) -> Path:
     )  # fmt: skip
 
 
-def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("steps", "kills"), [(14, 9), pytest.param(600, 300, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path: Path, steps: int, kills: int) -> None:
+    """Killed while a checkpoint is saved, and during forwards."""
     (tmp_path / "a.txt").write_text("To know what you know, and what you do not: that is knowledge.\n" * 30)
     prepare_data(input=[str(tmp_path / "a.txt")], tokenizer="char", out=str(tmp_path / "data"))
-
-    def drive(out_dir: str, *moments: str) -> str:
-        command = [sys.executable, str(Path(__file__).with_name("kill_driver.py"))]
-        done = subprocess.run(
-            [*command, str(tmp_path / "data"), str(tmp_path / out_dir), *moments],
-            capture_output=True, text=True, timeout=120, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "damaged" not in done.stderr  # a kill never leaves a damaged folder under a checkpoint's name
-        return done.stdout
-
-    drive("straight")
-    said = drive("killed", *MOMENTS)
-    assert said.count("killed\n") >= 20, said
-    assert "None exit 0" in said
+    draw = random.Random(1)
+    moments = [
+        draw.choice((f"disk:{draw.randint(1, 25)}", f"forward:{draw.randint(1, 9)}")) for _ in range(kills)
+    ]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("kill_driver.py")), str(tmp_path / "data"), str(tmp_path),
+         str(steps), *moments],
+        capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "damaged" not in done.stderr  # a kill never leaves a damaged folder under a checkpoint's name
+    said = done.stdout
+    assert said.count("killed\n") >= kills - 2, said
+    assert said.endswith("killed None exit 0\n"), said
+    one, two = (tmp_path / run / f"step-{steps}" for run in ("straight", "killed"))
     for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (tmp_path / "straight/step-30" / name).read_bytes() == (
-            tmp_path / "killed/step-30" / name
-        ).read_bytes()
-    one, two = (
-        json.loads((tmp_path / run / "step-30/state.json").read_text()) for run in ("straight", "killed")
-    )
-    assert one == two
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    assert json.loads((one / "state.json").read_text()) == json.loads((two / "state.json").read_text())
 
 
 def test_damaged_checkpoints_are_skipped_and_named(

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # optimizers import it at their first step: once here, not in every child
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -32,6 +31,7 @@ from gpt_core.training import loop
 from gpt_core.training.parallel import ranks
 from gpt_core.training.pretraining import pretrain
 from gpt_core.training.pretraining.config import PretrainConfig
+from tests import training_imports  # noqa: F401
 
 MAX_SECONDS = 240  # then SIGALRM ends the process: deadlocked ranks would wait for half an hour
 M_MMAP_THRESHOLD = -3  # mallopt's parameter: larger blocks are mapped and unmapped one by one

@@ -466,12 +466,18 @@ def test_samples_are_printed_and_do_not_change_the_training(
     assert capsys.readouterr().out.count("a sample: To know") == 2
 
 
-def test_the_blocks_are_compiled_or_one_warning_says_why_not(data_dir: Path, tmp_path: Path) -> None:
-    """Runs in separate processes, because torch.compile changes global state."""
+@pytest.mark.parametrize("eval_tokens", [128, pytest.param(0, marks=pytest.mark.slow)])
+def test_the_blocks_are_compiled_or_one_warning_says_why_not(
+    data_dir: Path, tmp_path: Path, eval_tokens: int
+) -> None:
+    """Runs in separate processes, because torch.compile changes global state.
+
+    The whole validation split ends in a smaller batch, for which the blocks are compiled again.
+    """
     keys = {
         "data_dir": data_dir, "max_iters": 4, "eval_interval": 4, "warmup_iters": 1, "n_layer": 1, "n_head": 2,
         "n_embd": 32, "block_size": 16, "batch_size": 8, "device": "cpu", "dtype": "float32", "threads": 1,
-        "log_interval": 1, "dropout": 0.1,
+        "log_interval": 1, "dropout": 0.1, "eval_tokens": eval_tokens,
     }  # fmt: skip
 
     def losses(name: str, compiler: str, how: str) -> tuple[list[float], str]:
