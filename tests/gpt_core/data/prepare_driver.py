@@ -1,13 +1,17 @@
-"""Run prepare_data in child processes that are stopped early; started by test_prepare_data.py.
+"""Run prepare_data in child processes that are stopped early; one driver serves all of test_prepare_data.py.
 
 Each run is a forked child, so that the packages are imported once. Pieces and shards are small, and progress is saved
 after every piece. The stop point of a run says how it ends: `encode:N` kills it at the n-th encoded batch, `disk:N` at
 the n-th fsync, rename or deletion, and `rename` before the last rename, of the finished folder. `interrupt:N` sends
 SIGINT at the n-th batch, `full:N` limits files to n bytes, and `end` lets the run complete.
 
-    python prepare_driver.py STOP_POINT… -- prepare_data's arguments
+    python prepare_driver.py
+
+It reads lines of JSON: the stop points of runs one after the other, prepare_data's arguments, and files for standard
+output and error. When the runs have ended it prints a line.
 """
 
+import json
 import os
 import resource
 import shutil
@@ -17,6 +21,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet  # noqa: F401 - when it is needed; once here, not in every child
 
 from gpt_core.common.cli import run_command
 from gpt_core.data import prepare_data as prepare
@@ -60,21 +66,32 @@ def run_until(stop_point: str, args: list[str]) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
-    cut = sys.argv.index("--")
-    gpt2_tiktoken(), gpt2_rust()  # once here, not in every child
-    for stop_point in sys.argv[1:cut]:
+def run_all(stop_points: list[str], args: list[str]) -> None:
+    for stop_point in stop_points:
         print(stop_point, flush=True)
         child = os.fork()
         if child == 0:
             try:
-                run_until(stop_point, sys.argv[cut + 1 :])
+                run_until(stop_point, args)
             except SystemExit as end:
                 print(end.code, file=sys.stderr)
                 os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(f"status {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+def main() -> None:
+    gpt2_tiktoken(), gpt2_rust()  # once here, not in every child
+    for line in sys.stdin:
+        stop_points, args, *files = json.loads(line)
+        if (child := os.fork()) == 0:
+            for i, path in enumerate(files, 1):
+                os.dup2(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND), i)
+            run_all(stop_points, args)
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(flush=True)
 
 
 if __name__ == "__main__":

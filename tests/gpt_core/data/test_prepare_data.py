@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -313,17 +314,26 @@ def test_a_document_that_is_cut_for_encoding_has_the_tokens_of_the_whole(
     assert "4 of 4 cuts" in capsys.readouterr().out
 
 
-def run_driver(stop_points: list[str], *args: str) -> tuple[list[str], str]:
-    """Run prepare_driver.py: the lines of stdout with the exit status of each run, and stderr."""
-    driver = Path(__file__).with_name("prepare_driver.py")
-    run = subprocess.run(
-        [sys.executable, str(driver), *stop_points, "--", *args],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
-    )
-    return run.stdout.splitlines(), run.stderr
+RunDriver = Callable[..., tuple[list[str], str]]
+
+
+@pytest.fixture(scope="module")
+def run_driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDriver]:
+    """run_driver(stop_points, *args): runs of prepare_driver.py; stdout, with the exit statuses, and stderr."""
+    said, errors = (tmp_path_factory.mktemp("driver") / name for name in ("stdout", "stderr"))
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("prepare_driver.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()},
+    ) as driver:  # fmt: skip
+
+        def run(stop_points: list[str], *args: str) -> tuple[list[str], str]:
+            assert driver.stdin is not None
+            assert driver.stdout is not None
+            print(json.dumps([stop_points, args, str(said), str(errors)]), file=driver.stdin, flush=True)
+            assert driver.stdout.readline() == "\n"
+            return said.read_text().splitlines(), errors.read_text()
+
+        yield run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -331,7 +341,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["text", "rows"])
-def test_a_run_killed_at_any_point_resumes_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
+def test_a_run_killed_at_any_point_resumes_to_the_same_bytes(
+    run_driver: RunDriver, tmp_path: Path, kind: str
+) -> None:
     text = (
         Path("gpt_core/data/tiny_shakespeare.txt").read_text(encoding="utf-8")[:20_000]
         + "知之为知之。\n" * 300
@@ -361,7 +373,9 @@ def test_a_run_killed_at_any_point_resumes_to_the_same_bytes(tmp_path: Path, kin
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_full_disk_and_ctrl_c_give_one_line_and_lose_no_progress(tmp_path: Path) -> None:
+def test_a_full_disk_and_ctrl_c_give_one_line_and_lose_no_progress(
+    run_driver: RunDriver, tmp_path: Path
+) -> None:
     (tmp_path / "a.txt").write_bytes(Path("gpt_core/data/tiny_shakespeare.txt").read_bytes()[:20_000])
     args = ["--input", str(tmp_path / "a.txt")]
     run_driver(["end"], *args, "--out", str(tmp_path / "whole"))
@@ -379,7 +393,9 @@ def test_a_full_disk_and_ctrl_c_give_one_line_and_lose_no_progress(tmp_path: Pat
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_progress_from_other_inputs_is_discarded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_from_other_inputs_is_discarded(
+    run_driver: RunDriver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.txt").write_bytes(Path("gpt_core/data/tiny_shakespeare.txt").read_bytes()[:20_000])
     args = ["--input", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]
     said, _ = run_driver(["encode:15"], *args)
