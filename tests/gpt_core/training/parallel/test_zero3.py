@@ -67,8 +67,8 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 @pytest.mark.parametrize(
     ("name", "reference", "tolerance"),
     [
-        ("True-True-float32", "True-torch.float32", 1e-6),
-        ("False-False-float32", "False-torch.float32", 1e-6),
+        ("True-True-float32", "True-torch.float32", 5e-6),
+        ("False-False-float32", "False-torch.float32", 5e-6),
         ("True-True-bfloat16", "True-torch.bfloat16", 2e-3),
     ],
     ids=["tied, offloaded", "untied, some frozen", "bfloat16"],
@@ -79,7 +79,7 @@ def test_zero3_follows_the_gradient_of_the_mean_over_all_targets(
     plain, mine = runs[f"plain-{reference}"], runs[f"run-{name}-2-0"]
     for expected, row in zip(plain["rows"], mine["rows"], strict=True):
         assert row == pytest.approx(expected, abs=tolerance)  # the loss, and the norm before clipping
-    assert plain["rows"][-1][0] < plain["rows"][0][0] - 0.5
+    assert plain["rows"][-1][0] < plain["rows"][0][0] - 0.2
     assert all(norm > 0.5 for _, norm in plain["rows"])  # every step is clipped
     assert largest_difference(plain["weights"], mine["weights"]) < tolerance
     assert largest_difference(plain["end"], mine["state"]) < tolerance
@@ -127,9 +127,9 @@ def test_resuming_gives_the_same_bits(runs: Runs) -> None:
 def test_three_ranks_resume_a_checkpoint_of_one_process(runs: Runs) -> None:
     plain, rest = runs["plain-True-torch.float32"], runs["from-plain-3-0"]
     for expected, row in zip(plain["rows"][len(plain["rows"]) // 2 :], rest["rows"], strict=True):
-        assert row == pytest.approx(expected, abs=1e-6)
-    assert largest_difference(plain["weights"], rest["weights"]) < 1e-6
-    assert largest_difference(plain["end"], rest["state"]) < 1e-6
+        assert row == pytest.approx(expected, abs=5e-6)
+    assert largest_difference(plain["weights"], rest["weights"]) < 5e-6
+    assert largest_difference(plain["end"], rest["state"]) < 5e-6
 
 
 @needs_deepspeed
