@@ -26,7 +26,7 @@ install: .venv/.dev  ## everything that tests and benchmarks need
 test: .venv/.dev check  ## everything of check, and every test, in two processes with one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-soak: .venv/.dev  ## longer variants of tests: hundreds of kills, launchers of other packages
+soak: .venv/.dev  ## longer variants of tests, such as hundreds of kills
 	$(BIN)/python -m pytest -m slow
 
 check: .venv/.dev  ## lint, types, import rules and private words
