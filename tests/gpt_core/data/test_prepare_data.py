@@ -41,6 +41,28 @@ def write_jsonl(path: Path, rows: list[str]) -> None:
     path.write_text("".join(json.dumps({"text": text, "id": i}) + "\n" for i, text in enumerate(rows)))
 
 
+RunDriver = Callable[..., tuple[list[str], str]]
+
+
+@pytest.fixture(scope="module")
+def run_driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDriver]:
+    """run_driver(stop_points, *args): runs of prepare_driver.py; stdout, with the exit statuses, and stderr."""
+    said, errors = (tmp_path_factory.mktemp("driver") / name for name in ("stdout", "stderr"))
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("prepare_driver.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()},
+    ) as driver:  # fmt: skip
+
+        def run(stop_points: list[str], *args: str) -> tuple[list[str], str]:
+            assert driver.stdin is not None
+            assert driver.stdout is not None
+            print(json.dumps([stop_points, args, str(said), str(errors)]), file=driver.stdin, flush=True)
+            assert driver.stdout.readline() == "\n"
+            return said.read_text().splitlines(), errors.read_text()
+
+        yield run
+
+
 def test_shakespeare_char_equals_nanogpts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare_data(dataset="shakespeare_char", out=str(tmp_path / "out"))
     said = capsys.readouterr().out
@@ -139,7 +161,7 @@ def test_the_only_text_beside_empty_files_is_divided_as_if_alone(tmp_path: Path)
         assert contents(tmp_path / f"{name}.out") == contents(tmp_path / "alone")
 
 
-def test_a_run_that_moves_a_document_to_an_empty_split_resumes(tmp_path: Path) -> None:
+def test_a_run_that_moves_a_document_to_an_empty_split_resumes(run_driver: RunDriver, tmp_path: Path) -> None:
     rows = [f"document {i} " * 40 for i in range(40)]  # none has a hash below the share
     write_jsonl(tmp_path / "a.jsonl", rows)
     args = ["--input", str(tmp_path / "a.jsonl"), "--val_fraction", "0.001", "--tokenizer", "char"]
@@ -312,28 +334,6 @@ def test_a_document_that_is_cut_for_encoding_has_the_tokens_of_the_whole(
     (tmp_path / "a.txt").write_text("x" * 5000)
     prepare_data(input=[str(tmp_path / "a.txt")], out=str(tmp_path / "out2"))
     assert "4 of 4 cuts" in capsys.readouterr().out
-
-
-RunDriver = Callable[..., tuple[list[str], str]]
-
-
-@pytest.fixture(scope="module")
-def run_driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDriver]:
-    """run_driver(stop_points, *args): runs of prepare_driver.py; stdout, with the exit statuses, and stderr."""
-    said, errors = (tmp_path_factory.mktemp("driver") / name for name in ("stdout", "stderr"))
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("prepare_driver.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()},
-    ) as driver:  # fmt: skip
-
-        def run(stop_points: list[str], *args: str) -> tuple[list[str], str]:
-            assert driver.stdin is not None
-            assert driver.stdout is not None
-            print(json.dumps([stop_points, args, str(said), str(errors)]), file=driver.stdin, flush=True)
-            assert driver.stdout.readline() == "\n"
-            return said.read_text().splitlines(), errors.read_text()
-
-        yield run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
