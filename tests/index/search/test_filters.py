@@ -95,6 +95,10 @@ def test_a_filter_has_at_most_100_fields(index):
         index.search(np.ones(4), filter={f"field {i}": 1 for i in range(101)})
 
 
+def test_fields_that_no_document_has_are_named_and_doc_id_is_none_of_them(index):
+    assert index.unknown_fields({"status": "Final", "yaer": 1, "doc_id": "d0", "statu": 1}) == ["yaer", "statu"]
+
+
 def test_parses_filters_of_the_command_line():
     assert parse_filter(["status=Final", "status=Active"]) == {"status": ["Final", "Active"]}
     assert parse_filter(["year>=2001", "year<=2010.5"]) == {"year": {"gte": 2001, "lte": 2010.5}}
