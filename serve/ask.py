@@ -106,12 +106,19 @@ def ask(
     with opened:
         if lexical_only(opened):
             print(LEXICAL_ONLY, file=sys.stderr)
-        gains = second_stage_of(opened) if second_stage else None
+        rescore = second_stage_of(opened) if second_stage else None
         for text in asked:
             if not json:
                 print(f"\n? {printable(text)}", flush=True)
             found = answer_question(
-                text, opened, writer, k=k, answered=answered, perhaps=perhaps, gains=gains, params=params
+                text,
+                opened,
+                writer,
+                k=k,
+                answered=answered,
+                perhaps=perhaps,
+                second_stage=rescore,
+                params=params,
             )
             if found.failure:
                 print(printable(found.failure), file=sys.stderr, flush=True)

@@ -17,7 +17,9 @@ _ITEM_NUMBER = re.compile(r"\d{1,3}|[A-Za-z]")
 _BEFORE_NAMES = (
     "al approx cf dept dr eds eg eq est figs gen gov ie mr mrs ms mt pp prof ref rev sgt st viz vs"
 )
-_BEFORE_NUMBERS = "art b c ca ch d eq fig fl jan feb mar apr jun jul aug sep sept oct nov dec no nos op p pt r sec vol"
+_BEFORE_NUMBERS = (
+    "art b c ca ch d eq fig fl jan feb mar apr jun jul aug sep sept oct nov dec no nos op p pt r sec vol"
+)
 _ABBREVIATIONS = frozenset(_BEFORE_NAMES.split())
 _NUMBERED = frozenset(_BEFORE_NUMBERS.split())
 

@@ -23,7 +23,7 @@ from serve.answers.language import Language, language_of
 from serve.answers.likelihood import Likelihood
 from serve.answers.prompt import ChatPrompt, Prompt, build_chat, build_prompt
 from serve.answers.quotes import Quote, Quoted, Verdict, quote
-from serve.answers.ranker import Gains, Thresholds, ranker_for
+from serve.answers.ranker import SecondStage, Thresholds, ranker_for
 from serve.work.remote import Draft, RemoteGenerator
 
 Kind = Literal["quote", "perhaps", "generated", "not_found"]
@@ -112,7 +112,7 @@ def answer_question(
     filter: Filter | None = None,
     answered: float | None = None,
     perhaps: float | None = None,
-    gains: Gains | None = None,
+    second_stage: SecondStage | None = None,
     params: SamplingParams = GREEDY,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
@@ -128,7 +128,7 @@ def answer_question(
         filter: as in `Index.search`.
         answered: least probability that a quote is right for an answer; None: the ranker's.
         perhaps: least probability that the corpus answers for the kind "perhaps"; None: the ranker's.
-        gains: the second stage, from `second_stage_of`; None: there is none.
+        second_stage: from `second_stage_of`; None: there is none.
         params: generation parameters; greedy, 96 tokens by default.
         on_text: called with each new piece of a local generator's draft.
 
@@ -145,7 +145,7 @@ def answer_question(
         filter=filter,
         answered=answered,
         perhaps=perhaps,
-        gains=gains,
+        second_stage=second_stage,
         max_new_tokens=n_kept,
     )
     draft = Draft()
@@ -170,7 +170,7 @@ def prepare(
     filter: Filter | None = None,
     answered: float | None = None,
     perhaps: float | None = None,
-    gains: Gains | None = None,
+    second_stage: SecondStage | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
     history: Sequence[str] = (),
 ) -> Prepared:
@@ -188,11 +188,11 @@ def prepare(
         hits = retrieve(
             asked[end - 1], index, k=k or ranker.n_passages, mode=mode, filter=filter, before=before
         )
-        fitted = ranker.second.thresholds if gains and ranker.second else ranker.thresholds
         thresholds = Thresholds(
-            fitted.answered if answered is None else answered, fitted.perhaps if perhaps is None else perhaps
+            ranker.thresholds.answered if answered is None else answered,
+            ranker.thresholds.perhaps if perhaps is None else perhaps,
         )
-        quoted = quote(asked[end - 1], hits, document, index.idf, ranker, thresholds, before, gains)
+        quoted = quote(asked[end - 1], hits, document, index.idf, ranker, thresholds, before, second_stage)
         found.append(_Found(asked[end - 1], f"{before} {asked[end - 1]}".strip(), hits, quoted))
     merged, unanswered = _merged(found)
     by_rank = chain.from_iterable(zip_longest(*(one.hits for one in found)))
@@ -303,14 +303,15 @@ def not_answered(question: str) -> str:
 
 
 @lru_cache(maxsize=1)  # kept with what its GPT has read
-def second_stage_of(index: Index) -> Gains:
+def second_stage_of(index: Index) -> SecondStage:
     """The second stage for `answer_question`, with the GPT of the index's embedder.
 
     Raises:
         InputError: if no second stage was fitted with this embedder.
     """
     if index.encoder is None or all(
-        ranker_for(language, index.settings.fingerprint).second is None for language in get_args(Language)
+        ranker_for(language, index.settings.fingerprint).likelihood_weight is None
+        for language in get_args(Language)
     ):
         raise InputError(
             f"The index's embedder {index.settings.embedder} has no second stage, since none was fitted with it; fit "

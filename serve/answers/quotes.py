@@ -8,12 +8,14 @@ from index import Hit
 from serve.answers.candidates import Candidate, find_candidates
 from serve.answers.features import features
 from serve.answers.question import Idf, Question
-from serve.answers.ranker import Gains, Ranker, Ranking, Thresholds
+from serve.answers.ranker import Ranker, Ranking, SecondStage, Thresholds
 
 Verdict = Literal["answered", "perhaps", "not_found"]
 MOST_JOINED = 3  # pieces of one quote
 # A piece beside the best one joins the quote if its probability is at least this share of the best one's.
 JOIN_SHARE = 0.5
+# Of the corpus's answering, for a quote. On SQuAD's train split .1 % fewer questions are answered than without it.
+LEAST_PRESENT = 0.25
 MOST_PERHAPS = 3  # quotes that are shown where none is probable enough for an answer
 
 
@@ -61,7 +63,7 @@ def quote(
     ranker: Ranker,
     thresholds: Thresholds,
     before: str = "",
-    gains: Gains | None = None,
+    second_stage: SecondStage | None = None,
 ) -> Quoted:
     """Quote what answers a question best.
 
@@ -73,25 +75,25 @@ def quote(
         ranker: weights for the question's language.
         thresholds: least probabilities of the verdicts.
         before: earlier questions that it refers to.
-        gains: the second stage; None: there is none.
+        second_stage: orders the best candidates again; None: there is none.
     """
     analysed = Question.of(question, idf, before)
     candidates = find_candidates(question, hits, document)
     if not candidates or not analysed.keys:
         return Quoted("not_found", [], 0.0, 0.0)
-    ranking = ranker.rank(analysed, candidates, features(analysed, candidates), gains)
+    ranking = ranker.rank(analysed, candidates, features(analysed, candidates), second_stage)
     return choose(ranking, document, thresholds)
 
 
 def choose(ranking: Ranking, document: Callable[[str], str], thresholds: Thresholds) -> Quoted:
     """The verdict on a ranking, and its quotes; `document` gives the text of the document with an id.
 
-    A quote is only right if the corpus answers. That is asked first: where all passages are about something else, or
-    there is one sentence only, the best candidate may still be much better than the others.
+    Where all passages are about something else, or there is one sentence only, the best candidate may be much better
+    than the others. So a quote also needs `LEAST_PRESENT`.
     """
     if ranking.present < thresholds.perhaps:
         return Quoted("not_found", [], min(ranking.right, ranking.present), ranking.present)
-    if ranking.right >= thresholds.answered:
+    if ranking.right >= thresholds.answered and ranking.present >= LEAST_PRESENT:
         return Quoted("answered", [best_quote(ranking, document)], ranking.right, ranking.present)
     nearest: list[Quote] = []
     for place in range(len(ranking.candidates)):

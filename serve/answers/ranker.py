@@ -4,8 +4,8 @@ A log-linear model over `serve.answers.features`; `scripts/fit_answers.py` fits 
 models: that the corpus answers the question at all, and that the best candidate is right. A softmax over the candidates
 tells which of them is best, and the words that they share with the question whether any is; both numbers need both.
 
-A second stage may order the best `N_RESCORED` candidates again by how much each helps a language model to predict the
-question (`serve.answers.likelihood`); it has logistic models and thresholds of its own.
+A second stage may order the best `N_RESCORED` candidates again by how probable the question is after each of them to a
+language model (`serve.answers.likelihood`).
 """
 
 import json
@@ -39,15 +39,15 @@ CONFIDENCE_NAMES = (
     "score",  # of the log-linear model
     "dense_of_passage", "dense_gap",  # the best passage's cosine, and how far the second passage's is below it
     "dense",  # of the best candidate's passage, relative to the best one's
-    "gain",  # of the second stage, for the best candidate
 )  # fmt: skip
-CONFIDENCE_OF_EMBEDDER = frozenset(("dense_of_passage", "dense_gap", "dense", "gain"))
+CONFIDENCE_OF_EMBEDDER = frozenset(("dense_of_passage", "dense_gap", "dense"))
 
 # Whether the corpus answers does not depend on how the candidates compare: it may say the same in many places.
 NOT_OF_PRESENCE = frozenset(("log_probability", "log_gap", "entropy"))
 
 
-Gains = Callable[[str, Sequence[Candidate]], NDArray[np.float64]]
+# Gives the mean log-probability of a token of the question after each of some candidates, (n,) in nats.
+SecondStage = Callable[[str, Sequence[Candidate]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,6 @@ class Thresholds:
 
     answered: float
     perhaps: float
-
-
-@dataclass(frozen=True)
-class SecondStage:
-    """The second stage for one language and embedder.
-
-    Attributes:
-        weight: of a candidate's gain: by how many nats the question is more probable after the candidate than after the
-            title alone, per token of the question.
-        right, present: weights of the two logistic models.
-        provenance: the number of questions of its fit.
-    """
-
-    weight: float
-    right: Mapping[str, float]
-    present: Mapping[str, float]
-    thresholds: Thresholds
-    provenance: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,7 +77,7 @@ class Ranker:
         n_passages: number of passages whose sentences are ranked.
         weights: of the features. right, present: of the two logistic models.
         provenance: the command, the data and the date of the fit.
-        second: the second stage; None if none was fitted.
+        likelihood_weight: of the second stage's log-probabilities; None if it was not fitted.
     """
 
     embedder: str | None
@@ -106,14 +88,14 @@ class Ranker:
     present: Mapping[str, float]
     thresholds: Thresholds
     provenance: Mapping[str, Any]
-    second: SecondStage | None = None
+    likelihood_weight: float | None = None
 
     def rank(
         self,
         question: Question,
         candidates: Sequence[Candidate],
         matrix: NDArray[np.float64],
-        gains: Gains | None = None,
+        second_stage: SecondStage | None = None,
     ) -> Ranking:
         """Order candidates by their probability of being the answer; there must be one at least.
 
@@ -121,30 +103,30 @@ class Ranker:
             question: the question.
             candidates: the candidates.
             matrix: (n, F) their features.
-            gains: the second stage: gives the gains of some candidates. It counts only if `second` is there.
+            second_stage: counts only if `likelihood_weight` is there.
         """
         scores = matrix @ vector(self.weights, NAMES)
         order = np.argsort(-scores, kind="stable")
-        right, present, gain = self.right, self.present, np.zeros(len(scores))
-        if gains and self.second:
+        if second_stage and self.likelihood_weight is not None:
             best = order[:N_RESCORED]
-            gain[best] = gains(question.text, [candidates[i] for i in best])
-            scores[best] = rescored(scores[best], gain[best], self.second.weight)
+            likelihoods = second_stage(question.text, [candidates[i] for i in best])
+            scores[best] = rescored(scores[best], likelihoods, self.likelihood_weight)
             order = np.argsort(-scores, kind="stable")
-            right, present = self.second.right, self.second.present
         probabilities = np.exp(log_softmax(scores[order]))
         ordered = [candidates[i] for i in order]
-        numbers = confidence_numbers(question, ordered, matrix[order], scores[order], gain[order[0]])
+        numbers = confidence_numbers(question, ordered, matrix[order], scores[order])
         return Ranking(
             ordered,
             probabilities.tolist(),
-            *(sigmoid(float(numbers @ vector(weights, CONFIDENCE_NAMES))) for weights in (right, present)),
+            *(sigmoid(float(numbers @ vector(w, CONFIDENCE_NAMES))) for w in (self.right, self.present)),
         )
 
 
-def rescored(scores: NDArray[np.float64], gains: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
-    """Scores (n,) plus weighted gains (n,), less a constant by which their total probability stays what it is."""
-    new = scores + weight * gains
+def rescored(
+    scores: NDArray[np.float64], likelihoods: NDArray[np.float64], weight: float
+) -> NDArray[np.float64]:
+    """Scores (n,) plus weighted log-probabilities (n,), less a constant, so that their total probability stays."""
+    new = scores + weight * likelihoods
     return new - np.logaddexp.reduce(new) + np.logaddexp.reduce(scores)
 
 
@@ -153,12 +135,8 @@ def confidence_numbers(
     candidates: Sequence[Candidate],
     matrix: NDArray[np.float64],
     scores: NDArray[np.float64],
-    gain: float = 0.0,
 ) -> NDArray[np.float64]:
-    """The numbers of `CONFIDENCE_NAMES`, from candidates in the order of their descending scores (n,), and features.
-
-    `gain` is that of the best candidate in the second stage.
-    """
+    """The numbers of `CONFIDENCE_NAMES`, from candidates in the order of their descending scores (n,), and features."""
     log_p = log_softmax(scores)
     second = min(1, len(scores) - 1)
     total = question.weight(question.keys)
@@ -179,7 +157,6 @@ def confidence_numbers(
         dense[0],
         dense[0] - dense[1],
         best["dense"],
-        gain,
     ]
     return np.array(numbers)
 
@@ -218,15 +195,11 @@ def ranker_for(language: Language, embedder: str | None, path: Path = SHIPPED) -
 def _read(path: Path) -> list[Ranker]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        return [_ranker(fields) for fields in content["rankers"]]
+        return [
+            Ranker(**{**fields, "thresholds": Thresholds(**fields["thresholds"])})
+            for fields in content["rankers"]
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read as weights of answers ({error}); make it with scripts/fit_answers.py."
         ) from None
-
-
-def _ranker(fields: Mapping[str, Any]) -> Ranker:
-    second = fields.get("second")
-    if second:
-        second = SecondStage(**{**second, "thresholds": Thresholds(**second["thresholds"])})
-    return Ranker(**{**fields, "thresholds": Thresholds(**fields["thresholds"]), "second": second})

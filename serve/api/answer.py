@@ -72,7 +72,7 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
         prepare, body.question, service.index, service.generator if body.answer == "generate" else None,
         k=body.k, mode=body.mode, filter=body.filter, max_new_tokens=body.max_tokens,
         answered=body.answered, perhaps=body.perhaps,
-        gains=second_stage_of(service.index) if body.second_stage else None,
+        second_stage=second_stage_of(service.index) if body.second_stage else None,
     )  # fmt: skip
     prepared = await until_disconnect(request, finding)
     params = SamplingParams(body.max_tokens, body.temperature, seed=body.seed, stop=GREEDY.stop)

@@ -26,7 +26,7 @@ from serve.answers.features import NAMES
 from serve.answers.language import language_of
 from serve.answers.likelihood import Likelihood
 from serve.answers.quotes import Verdict, best_quote, choose
-from serve.answers.ranker import SHIPPED, Gains, Ranker, ranker_for
+from serve.answers.ranker import SHIPPED, Ranker, SecondStage, ranker_for
 from serve.evaluation.metrics import auroc, coverage, exact_match, f1, precisions
 from serve.evaluation.plot_confidence import plot_confidence
 from serve.evaluation.qa_cases import Absent, Case, holds_answer, make_cases
@@ -179,16 +179,19 @@ def _rows(
     plots: Path | None,
 ) -> list[dict[str, Any]]:
     ranker = ranker_for(language_of(data.questions[0].text), index.settings.fingerprint, weights)
-    gains = _second_stage(ranker, index) if second_stage else None
+    rescore = _second_stage(ranker, index) if second_stage else None
     outcomes: dict[System, dict[str, list[Outcome]]] = {}
     for case, absent in _cases(data, index, ranker, own_paragraph):
         found: dict[System, Outcome] = {"quote": _quote(case, ranker, data)}
-        if gains:
-            found["second stage"] = _quote(case, ranker, data, gains)
+        if rescore:
+            found["second stage"] = _quote(case, ranker, data, rescore)
         found |= {"overlap": _overlap(case), "random": _random(case)}
         for system, outcome in found.items():
             outcomes.setdefault(system, {}).setdefault(absent, []).append(outcome)
-    milliseconds = {"quote": _latency(data, index), "second stage": gains and _latency(data, index, gains)}
+    milliseconds = {
+        "quote": _latency(data, index),
+        "second stage": rescore and _latency(data, index, rescore),
+    }
     rows: list[dict[str, Any]] = []
     for system, by_absent in outcomes.items():
         present = by_absent.pop("nothing")
@@ -204,23 +207,22 @@ def _rows(
     return rows
 
 
-def _second_stage(ranker: Ranker, index: Index) -> Gains:
-    if ranker.second is None or index.encoder is None:
+def _second_stage(ranker: Ranker, index: Index) -> SecondStage:
+    if ranker.likelihood_weight is None or index.encoder is None:
         raise InputError("The weights have no second stage for this embedder; leave out --second_stage.")
     return Likelihood(index.encoder)
 
 
-def _quote(case: Case, ranker: Ranker, data: QaData, gains: Gains | None = None) -> Outcome:
+def _quote(case: Case, ranker: Ranker, data: QaData, rescore: SecondStage | None = None) -> Outcome:
     if not case.candidates or not case.question.keys:
         return Outcome(0, 0, 0, "not_found", 0, 0)
 
     def document(doc_id: str) -> str:
         return data.documents[doc_id].text
 
-    ranking = ranker.rank(case.question, case.candidates, case.matrix, gains)
+    ranking = ranker.rank(case.question, case.candidates, case.matrix, rescore)
     text, answers = best_quote(ranking, document).text, case.asked.answers
-    fitted = ranker.second if gains and ranker.second else ranker
-    verdict = choose(ranking, document, fitted.thresholds).verdict
+    verdict = choose(ranking, document, ranker.thresholds).verdict
     is_right = holds_answer(text, case.asked)
     return Outcome(
         ranking.right, ranking.present, is_right, verdict, exact_match(text, answers), f1(text, answers)
@@ -314,13 +316,13 @@ def _risk_coverage(scores: NDArray[np.float64], is_right: NDArray[np.bool_]) -> 
     return [[end / len(wrong), float(wrong[end - 1])] for end in ends]
 
 
-def _latency(data: QaData, index: Index, gains: Gains | None = None) -> float:
+def _latency(data: QaData, index: Index, rescore: SecondStage | None = None) -> float:
     """The median time of a question in milliseconds, after one that opens the index."""
-    answer_question(data.questions[0].text, index, gains=gains)
+    answer_question(data.questions[0].text, index, second_stage=rescore)
     seconds = []
     for asked in data.questions[:TIMED]:
         start = time.perf_counter()
-        answer_question(asked.text, index, gains=gains)
+        answer_question(asked.text, index, second_stage=rescore)
         seconds.append(time.perf_counter() - start)
     return 1000 * median(seconds)
 

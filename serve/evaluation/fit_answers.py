@@ -4,7 +4,7 @@ import json
 import random
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +23,14 @@ from index.evaluation.built_index import CachingEncoder, built_index
 from serve.answers.features import NAMES, OF_EMBEDDER
 from serve.answers.language import Language, language_of
 from serve.answers.likelihood import Likelihood
+from serve.answers.quotes import LEAST_PRESENT
 from serve.answers.ranker import (
     CONFIDENCE_NAMES,
     CONFIDENCE_OF_EMBEDDER,
     N_RESCORED,
     NOT_OF_PRESENCE,
-    Gains,
+    SecondStage,
     confidence_numbers,
-    rescored,
     sigmoid,
     vector,
 )
@@ -41,8 +41,9 @@ from serve.evaluation.qa_data import QaData, read_qa
 L2 = 3e-4  # on weights of features that are divided by their deviation
 FOLDS = 5  # of articles; thresholds are chosen on probabilities of questions that their weights were not fitted on
 PRECISION = 0.9  # of "answered" on these questions
+DENIED = 0.05  # share of the questions with an answer in the corpus of which it is said that the corpus does not say
 COLUMNS = ("dataset", "language", "embedder", "questions", "sentence_accuracy", "AUROC_present", "AUROC_right",
-           "coverage", "answered", "perhaps")  # fmt: skip
+           "coverage", "not_found", "answered", "perhaps")  # fmt: skip
 
 Vector = NDArray[np.float64]
 
@@ -64,7 +65,7 @@ def fit_answers(
     questions: int = 5000,
     articles: int = 130,
     passages: int = 8,
-    second_stage_questions: int = 600,
+    second_stage_questions: int = 300,
     seed: int = 0,
 ) -> None:
     """Fit weights and thresholds for answers, and write them to a JSON file; never fit on a test split.
@@ -82,8 +83,8 @@ def fit_answers(
         questions: number of questions of each data set, drawn at random.
         articles: number of articles of each SQuAD file, drawn at random; they are the corpus.
         passages: number of passages whose sentences are ranked.
-        second_stage_questions: number of these questions that the second stage is fitted on, with about four seconds of
-            one core each for SmolLM2; 0: no second stage.
+        second_stage_questions: number of these questions that the second stage is fitted on, which takes one to
+            three seconds of a core for each; 0: no second stage.
         seed: seed of the draws.
     """
     if not data:
@@ -103,11 +104,9 @@ def fit_answers(
             fields, figures = _fit_set(cases, with_embedder=fingerprint is not None)
             if fingerprint and second_stage_questions:
                 chosen = {asked.id for asked in read.sample(second_stage_questions, seed).questions}
-                few = [case for case in cases if case.asked.id in chosen]
-                second, of_second = _fit_second_stage(few, fields["weights"], Likelihood(encoder))
-                fields["second"] = {**second, "provenance": {"questions": len(chosen)}}
-                results.append({"dataset": read.name, "language": language, "embedder": f"{embedder}, second stage",
-                                "questions": len(chosen), **of_second})  # fmt: skip
+                few = [case for case in cases if case.asked.id in chosen and case.absent == "nothing"]
+                weight = _fit_likelihood_weight(few, fields["weights"], Likelihood(encoder))
+                fields["likelihood_weight"] = weight
             rankers.append({"embedder": fingerprint, "language": language, "n_passages": passages, **fields,
                             "provenance": _provenance(read, embedder)})  # fmt: skip
             results.append({"dataset": read.name, "language": language, "embedder": embedder if fingerprint else "any",
@@ -141,97 +140,60 @@ def _provenance(data: QaData, embedder: str) -> dict[str, Any]:
 def _fit_set(cases: Sequence[Case], *, with_embedder: bool) -> tuple[dict[str, Any], dict[str, float]]:
     """The fields of a `Ranker`, and figures of the cross-validation."""
     names = Names.chosen(with_embedder)
-    judged: list[Judged] = []
-    for fitting, held_out in _folds(cases):
-        fitted = _fit([cases[i] for i in fitting], names)
-        judged += [_judge(cases[i], *_confidence(cases[i], fitted.weights), fitted) for i in held_out]
-    final = _fit(cases, names)
-    figures = _figures(judged)
-    return {"weights": _named(NAMES, final.weights), **_logistic_fields(final, figures)}, figures
-
-
-def _fit_second_stage(
-    cases: Sequence[Case], weights: Mapping[str, float], gains: Gains
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """The fields of a `SecondStage` on the scores by `weights`, and figures of the cross-validation."""
-    first = vector(weights, NAMES)
-    names = Names.chosen(with_embedder=True, second_stage=True)
-    scores = [case.matrix @ first for case in cases]
-    gained = [np.zeros(len(s)) for s in scores]
-    best = [np.argsort(-s, kind="stable")[:N_RESCORED] for s in scores]
-    bar = tqdm(zip(cases, best, gained, strict=True), "second stage", len(cases), disable=None)
-    for case, places, gain in bar:
-        gain[places] = gains(case.question.text, [case.candidates[i] for i in places])
-    of_present = [
-        i for i, case in enumerate(cases) if case.absent == "nothing" and case.is_right[best[i]].any()
-    ]
-
-    def loss(weight: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
-        for i in of_present:
-            new = torch.from_numpy(scores[i][best[i]]) + weight * torch.from_numpy(gained[i][best[i]])
-            total += new.logsumexp(0) - new[torch.from_numpy(cases[i].is_right[best[i]])].logsumexp(0)
-        return total / len(of_present)
-
-    weight = float(_minimise(loss, 1)[0])
-    confidence = []
-    for case, score, places, gain in zip(cases, scores, best, gained, strict=True):
-        score[places] = rescored(score[places], gain[places], weight)
-        order = np.argsort(-score, kind="stable")
-        candidates = [case.candidates[i] for i in order]
-        numbers = confidence_numbers(
-            case.question, candidates, case.matrix[order], score[order], gain[order[0]]
-        )
-        confidence.append((numbers, int(order[0])))
-
-    def fit(places: Sequence[int]) -> Fitted:
-        return _fit_confidence([cases[i] for i in places], [confidence[i] for i in places], first, names)
-
-    judged: list[Judged] = []
-    for fitting, held_out in _folds(cases):
-        fitted = fit(fitting)
-        judged += [_judge(cases[i], *confidence[i], fitted) for i in held_out]
-    figures = _figures(judged)
-    return {"weight": round(weight, 4), **_logistic_fields(fit(range(len(cases))), figures)}, figures
-
-
-def _folds(cases: Sequence[Case]) -> Iterator[tuple[list[int], list[int]]]:
-    """The places of the cases to fit on, and of those held out, which are of other articles."""
     articles = sorted({case.asked.article for case in cases})
     random.Random(0).shuffle(articles)
+    judged: list[Judged] = []
     for fold in range(FOLDS):
         held_out = set(articles[fold::FOLDS])
-        is_held_out = [case.asked.article in held_out for case in cases]
-        yield (
-            [i for i, held in enumerate(is_held_out) if not held],
-            [i for i, held in enumerate(is_held_out) if held],
-        )
-
-
-def _figures(judged: Sequence["Judged"]) -> dict[str, float]:
+        fitted = _fit([c for c in cases if c.asked.article not in held_out], names)
+        judged += [_judge(c, fitted) for c in cases if c.asked.article in held_out]
     right, present = np.array([j.right for j in judged]), np.array([j.present for j in judged])
     is_right = np.array([j.is_right for j in judged])
     is_present = np.array([j.absent == "nothing" for j in judged])
     is_near = np.array([j.absent != "article" for j in judged])
-    perhaps = _best_threshold(present[is_near], is_present[is_near])
-    shown = np.where(present >= perhaps, right, 0.0)  # below it, nothing is quoted
+    shown = np.where(present >= LEAST_PRESENT, right, 0.0)
     answered_share, answered = coverage(shown[is_present], is_right[is_present], PRECISION)
-    return {
+    perhaps = float(np.quantile(present[is_present], DENIED))
+    figures = {
         "sentence_accuracy": float(is_right[is_present].mean()),
         "AUROC_present": auroc(present[is_near], is_present[is_near]),
         "AUROC_right": auroc(right[is_near], is_right[is_near]),
         "coverage": answered_share,
+        "not_found": float((present < perhaps)[~is_present & is_near].mean()),
         "answered": answered,
         "perhaps": perhaps,
     }
-
-
-def _logistic_fields(fitted: "Fitted", figures: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "right": _named(CONFIDENCE_NAMES, fitted.right),
-        "present": _named(CONFIDENCE_NAMES, fitted.present),
-        "thresholds": {name: round(figures[name], 4) for name in ("answered", "perhaps")},
+    final = _fit(cases, names)
+    fields = {
+        "weights": _named(NAMES, final.weights),
+        "right": _named(CONFIDENCE_NAMES, final.right),
+        "present": _named(CONFIDENCE_NAMES, final.present),
+        "thresholds": {"answered": round(answered, 4), "perhaps": round(perhaps, 4)},
     }
+    return fields, figures
+
+
+def _fit_likelihood_weight(
+    cases: Sequence[Case], weights: Mapping[str, float], second_stage: SecondStage
+) -> float:
+    """The weight of the second stage that maximises the mean log of the probability of what is right."""
+    found: list[tuple[Tensor, ...]] = []
+    for case in tqdm(cases, "second stage", disable=None):
+        scores = case.matrix @ vector(weights, NAMES)
+        best = np.argsort(-scores, kind="stable")[:N_RESCORED]
+        if case.is_right[best].any():
+            likelihoods = second_stage(case.question.text, [case.candidates[i] for i in best])
+            of_best = (scores[best], likelihoods, case.is_right[best])
+            found.append(tuple(torch.from_numpy(array) for array in of_best))
+
+    def loss(weight: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for scores, likelihoods, is_right in found:
+            new = scores + weight * likelihoods
+            total += new.logsumexp(0) - new[is_right].logsumexp(0)
+        return total / len(found)
+
+    return round(float(_minimise(loss, 1)[0]), 4)
 
 
 class Names(NamedTuple):
@@ -242,13 +204,14 @@ class Names(NamedTuple):
     present: list[int]
 
     @classmethod
-    def chosen(cls, with_embedder: bool, second_stage: bool = False) -> "Names":
-        """The names that are used with or without an embedder's scores, and those of the second stage."""
+    def chosen(cls, with_embedder: bool) -> "Names":
+        """The names that are used with or without an embedder's scores."""
         n_features = len(NAMES) - (0 if with_embedder else OF_EMBEDDER)
-        unused = (frozenset() if with_embedder else CONFIDENCE_OF_EMBEDDER) | (
-            set() if second_stage else {"gain"}
-        )
-        right = [i for i, name in enumerate(CONFIDENCE_NAMES) if name not in unused]
+        right = [
+            i
+            for i, name in enumerate(CONFIDENCE_NAMES)
+            if with_embedder or name not in CONFIDENCE_OF_EMBEDDER
+        ]
         present = [i for i in right if CONFIDENCE_NAMES[i] not in NOT_OF_PRESENCE]
         return cls(list(range(n_features)), right, present)
 
@@ -262,7 +225,8 @@ class Judged(NamedTuple):
     is_right: bool
 
 
-def _judge(case: Case, numbers: Vector, best: int, fitted: Fitted) -> Judged:
+def _judge(case: Case, fitted: Fitted) -> Judged:
+    numbers, best = _confidence(case, fitted.weights)
     right, present = (sigmoid(float(numbers @ weights)) for weights in (fitted.right, fitted.present))
     return Judged(case.absent, right, present, bool(case.is_right[best]))
 
@@ -277,13 +241,7 @@ def _confidence(case: Case, weights: Vector) -> tuple[Vector, int]:
 
 def _fit(cases: Sequence[Case], names: Names) -> Fitted:
     weights = _fit_ranking([c for c in cases if c.absent == "nothing"], names.ranking)
-    return _fit_confidence(cases, [_confidence(case, weights) for case in cases], weights, names)
-
-
-def _fit_confidence(
-    cases: Sequence[Case], confidence: Sequence[tuple[Vector, int]], weights: Vector, names: Names
-) -> Fitted:
-    """The two logistic models, from the confidence numbers and the place of the best candidate of each case."""
+    confidence = [_confidence(case, weights) for case in cases]
     numbers = np.array([row for row, _ in confidence])
     is_right = np.array([case.is_right[best] for case, (_, best) in zip(cases, confidence, strict=True)])
     is_present = np.array([case.absent == "nothing" for case in cases])
@@ -341,13 +299,6 @@ def _minimise(loss: Any, n: int) -> Vector:
 
     optimizer.step(closure)
     return weights.detach().numpy()
-
-
-def _best_threshold(scores: Vector, labels: NDArray[np.bool_]) -> float:
-    """The threshold with the highest Youden's J: true positive rate minus false positive rate."""
-    order = np.argsort(-scores)
-    true, false = np.cumsum(labels[order]) / labels.sum(), np.cumsum(~labels[order]) / (~labels).sum()
-    return float(scores[order][np.argmax(true - false)])
 
 
 def _named(names: Sequence[str], weights: Vector) -> dict[str, float]:

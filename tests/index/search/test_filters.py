@@ -96,7 +96,10 @@ def test_a_filter_has_at_most_100_fields(index):
 
 
 def test_fields_that_no_document_has_are_named_and_doc_id_is_none_of_them(index):
-    assert index.unknown_fields({"status": "Final", "yaer": 1, "doc_id": "d0", "statu": 1}) == ["yaer", "statu"]
+    assert index.unknown_fields({"status": "Final", "yaer": 1, "doc_id": "d0", "statu": 1}) == [
+        "yaer",
+        "statu",
+    ]
 
 
 def test_parses_filters_of_the_command_line():

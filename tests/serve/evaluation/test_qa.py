@@ -111,10 +111,8 @@ def test_weights_are_kept_by_language_and_embedder_with_their_provenance(folder,
     content = json.loads(weights.read_text())["rankers"]
     assert [(r["language"], r["embedder"] is None) for r in content] == [("en", False), ("en", True)]
     assert content[0]["provenance"]["documents"] == 32
-    assert content[0]["second"]["provenance"]["questions"] == 16
-    assert "gain" in content[0]["second"]["right"]
-    assert "gain" not in content[0]["right"]
-    assert "second" not in content[1]
+    assert isinstance(content[0]["likelihood_weight"], float)
+    assert "likelihood_weight" not in content[1]
     assert ranker_for("en", content[0]["embedder"], weights).n_passages == 4
     with pytest.raises(InputError, match=r"no weights for the language zh"):
         ranker_for("zh", None, weights)
@@ -125,7 +123,7 @@ def test_weights_are_kept_by_language_and_embedder_with_their_provenance(folder,
     languages = [r["language"] for r in json.loads(again.read_text())["rankers"]]
     assert languages == ["zh", "en", "en"]
     first = json.loads(again.read_text())["rankers"][1]
-    assert "second" not in first
+    assert "likelihood_weight" not in first
     assert first["weights"] == content[0]["weights"]  # the same data and seed give the same weights
 
 
