@@ -159,7 +159,7 @@ def _cases(
 ) -> Iterator[tuple[Case, str]]:
     """The cases with what is absent, which may be "adversarial"."""
     left_out: list[Absent] = [] if own_paragraph else ["paragraph"]
-    if left_out and len(set(data.articles.values())) < len(data.documents):
+    if left_out and data.has_articles:
         left_out.append("article")
     for case in make_cases(
         data, index, ranker.n_passages, ["nothing", *left_out], own_paragraph=own_paragraph, encode=encode

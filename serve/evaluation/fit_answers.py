@@ -96,7 +96,7 @@ def fit_answers(
         read = read_qa(path, split, articles, seed).sample(questions, seed)
         language = _language(read)
         absent: list[Absent] = ["nothing", "paragraph"]
-        if len(set(read.articles.values())) < len(read.documents):
+        if read.has_articles:
             absent.append("article")
         with built_index(read.collection, encoder) as index:
             cases = [case for case in make_cases(read, index, passages, absent) if case.candidates]

@@ -38,6 +38,11 @@ class QaData:
         """The documents, to build an index of."""
         return Collection(self.name, "", self.documents, {}, {})
 
+    @property
+    def has_articles(self) -> bool:
+        """Whether some documents are paragraphs of the same article."""
+        return len(set(self.articles.values())) < len(self.documents)
+
     def sample(self, n: int | None, seed: int) -> "QaData":
         """The same corpus with `n` questions drawn at random, or with all."""
         if n is None or n >= len(self.questions):
