@@ -93,7 +93,7 @@ class Encoder:
         self.dtype = dtype
         self._weights_sha256 = weights_sha256
         self.max_tokens = min(self.config.max_tokens or model.config.block_size, model.config.block_size)
-        self._prefix, self._suffix = special_tokens(tokenizer)
+        self._prefix, self._suffix = ([], []) if self.network.is_table else special_tokens(tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -180,8 +180,8 @@ class Encoder:
 
     def count_tokens(self, texts: Sequence[str], prompt: str = "") -> list[int]:
         """Number of tokens of each text including `prompt` and special tokens, before truncation to `max_tokens`."""
-        rows = self.tokenizer.encode_batch([prompt + text for text in texts], add_special_tokens=True)
-        return [len(ids) for ids in rows]
+        rows = self.tokenizer.encode_batch([prompt + text for text in texts])
+        return [len(self._prefix) + len(ids) + len(self._suffix) for ids in rows]
 
     @torch.inference_mode()
     def encode(

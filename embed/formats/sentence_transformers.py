@@ -10,6 +10,8 @@ from pathlib import Path
 from gpt_core.common.errors import InputError
 from gpt_core.common.json_files import read_json
 
+FIRST = ("Transformer", "StaticEmbedding")
+
 
 @dataclass(frozen=True)
 class Modules:
@@ -17,12 +19,13 @@ class Modules:
 
     Attributes:
         transformer: folder of the model and the tokenizer; usually the embedder's folder itself.
-        pooling: folder of the pooling's settings.
+        pooling: folder of the pooling's settings; None for a `StaticEmbedding`, a table of token vectors whose mean is
+            the text's vector.
         dense: folders of the dense layers, in order.
     """
 
     transformer: Path
-    pooling: Path
+    pooling: Path | None
     dense: tuple[Path, ...]
 
 
@@ -34,25 +37,27 @@ def read_modules(folder: Path) -> Modules:
     """
     transformer, pooling, dense = folder, None, []
     seen: list[str] = []
+    pooled = False  # whether the modules so far give one vector for a text
     for module in read_json(folder / "modules.json", list, optional=False):
         if not isinstance(module, dict):
             raise InputError(f"{folder}/modules.json lists {module!r}; expected objects with type and path.")
         kind, place = str(module.get("type", "")).rpartition(".")[2], folder / str(module.get("path", ""))
-        settings = read_json(place / "config.json") if kind != "Transformer" else {}
-        if kind == "Transformer" and not seen:
-            transformer = place
+        settings = read_json(place / "config.json") if kind not in FIRST else {}
+        if kind in FIRST and not seen:
+            transformer, pooled = place, kind == "StaticEmbedding"
         elif kind == "Pooling" and seen == ["Transformer"]:
-            pooling = place
-        elif kind == "Dense" and pooling is not None and "Normalize" not in seen:
+            pooling, pooled = place, True
+        elif kind == "Dense" and pooled and "Normalize" not in seen:
             dense.append(place)
-        elif kind not in ("Transformer", "Pooling", "Dense", "Normalize"):
+        elif kind not in (*FIRST, "Pooling", "Dense", "Normalize"):
             raise InputError(
-                f"{folder} has a module {kind!r}; expected only Transformer, Pooling, Dense and Normalize."
+                f"{folder} has a module {kind!r}; expected only {', '.join(FIRST)}, Pooling, Dense and Normalize."
             )
-        elif kind != "Normalize" or pooling is None:
+        elif kind != "Normalize" or not pooled:
             order = ", ".join([*seen, kind])
             raise InputError(
-                f"{folder} has the modules {order}; expected Transformer, Pooling, then Dense, then Normalize."
+                f"{folder} has the modules {order}; expected Transformer and Pooling, or StaticEmbedding, then Dense, "
+                "then Normalize."
             )
         for key in ("module_input_name", "module_output_name"):
             if (
@@ -63,7 +68,7 @@ def read_modules(folder: Path) -> Modules:
                     f"{place} has {key} = {settings[key]!r}; expected sentence_embedding, the only one supported."
                 )
         seen.append(kind)
-    if pooling is None:
+    if not pooled:
         raise InputError(f"{folder}/modules.json names no Pooling module; expected one.")
     settings = read_json(folder / "config_sentence_transformers.json")
     similarity = settings.get("similarity_fn_name") or "cosine"

@@ -65,6 +65,9 @@ class Pooling:
         check_type("pooling.unit_tokens", self.unit_tokens, bool, "true or false")
 
 
+TABLE = Pooling("mean", layer=0)  # of an embedder without blocks: the mean of token vectors
+
+
 @dataclass(frozen=True)
 class Fusion:
     """How a hybrid search combines the dense and the lexical scores; an index copies it from its embedder.

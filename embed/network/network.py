@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embed.network.config import Pooling
-from embed.network.pooling import pool
+from embed.network.pooling import pool, token_weights
 from gpt_core.common.errors import InputError
 from gpt_core.model.gpt import GPT
 
@@ -82,6 +82,13 @@ class Network(nn.Module):
         """The GPT's blocks, which FSDP2 shards and torch.compile compiles one by one."""
         return self.gpt.blocks
 
+    @property
+    def is_table(self) -> bool:
+        """Whether a vector is a mean of token embeddings alone: no block, norm or position changes them."""
+        pooling = self.pooling
+        plain = pooling.layer == 0 and not pooling.final_norm and not pooling.unit_tokens
+        return plain and self.gpt.wpe is None
+
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Vectors of texts.
 
@@ -97,12 +104,22 @@ class Network(nn.Module):
 
     def pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, n_embd) float32 (float64 in a float64 model): pooled vectors before the dense layers, not normalised."""
+        if self.is_table:
+            return self._means_of_table(ids, mask)
         hidden = self.gpt(ids, logits=False, layer=self.pooling.layer).hidden
         if self.pooling.final_norm and self.pooling.layer is not None:
             hidden = self.gpt.norm(hidden)
         # Pooling sums over many tokens, which needs float32 even where the GPT runs under autocast.
         with torch.autocast(ids.device.type, enabled=False):
             return pool(hidden, mask, self.pooling)
+
+    def _means_of_table(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`pooled` of a table, in a tenth of the time of looking up (B, T, n_embd): padding is not even read."""
+        table = self.gpt.wte.weight
+        weights = token_weights(mask, self.pooling, table.dtype)  # (B, T)
+        n_tokens = mask.sum(dim=1)  # (B,)
+        starts = n_tokens.cumsum(0) - n_tokens  # (B,)
+        return F.embedding_bag(ids[mask], table, starts, per_sample_weights=weights[mask], mode="sum")
 
     def vectors(self, pooled: Tensor) -> Tensor:
         """(B, dimension) unit vectors, from the output of `pooled`."""

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Row = Sequence[int] | NDArray[np.int32]  # token ids
 
-def grouped(rows: Sequence[Sequence[int]], tokens: int, size: int | None = None) -> Iterator[list[int]]:
+
+def grouped(rows: Sequence[Row], tokens: int, size: int | None = None) -> Iterator[list[int]]:
     """Group sequences by length, longest first.
 
     Args:
@@ -24,7 +28,7 @@ def grouped(rows: Sequence[Sequence[int]], tokens: int, size: int | None = None)
         order = order[n:]
 
 
-def padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Row], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Pad sequences on the right: ids (B, T) int64 and a mask (B, T) bool, true at real tokens.
 
     B and T are at least 1: without sequences or tokens, the result is padding.
@@ -33,6 +37,6 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[T
     ids = torch.zeros(max(1, len(rows)), max(1, length), dtype=torch.long)
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        ids[i, : len(row)] = torch.as_tensor(row)
         mask[i, : len(row)] = True
     return ids.to(device), mask.to(device)

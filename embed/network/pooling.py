@@ -25,6 +25,11 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if pooling.unit_tokens:
         hidden = F.normalize(hidden, dim=-1)
+    return torch.einsum("btc,bt->bc", hidden, token_weights(mask, pooling, hidden.dtype))
+
+
+def token_weights(mask: Tensor, pooling: Pooling, dtype: torch.dtype) -> Tensor:
+    """(B, T) weights of the tokens in `dtype`, which sum to 1 in each sequence; zeros without a real token."""
     position = mask.long().cumsum(dim=1)  # (B, T): 1 at the first real token
     if pooling.skip_first:
         alone = mask.sum(dim=1, keepdim=True) == 1
@@ -36,6 +41,5 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         weight = mask
     else:
         weight = mask & (position == mask.sum(dim=1, keepdim=True))
-    weight = weight.to(hidden.dtype)
-    weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("btc,bt->bc", hidden, weight)
+    weight = weight.to(dtype)
+    return weight / weight.sum(dim=1, keepdim=True).clamp(min=1)

@@ -21,6 +21,8 @@ class TrainEmbedderConfig(TrainConfig):
     """muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."""
     learning_rate: float = 1e-4
     """AdamW's peak learning rate; LoRA and BitFit need about ten times as much."""
+    dense_learning_rate: float | None = None
+    """AdamW's peak learning rate of the dense layers after the pooling; None: learning_rate."""
     muon_learning_rate: float = 2e-3
     """Muon's peak learning rate."""
     weight_decay: float = 0.01
@@ -29,9 +31,25 @@ class TrainEmbedderConfig(TrainConfig):
     """Steps of linear warm-up of the learning rates from zero."""
 
     init_from: str = "smollm2-135m-instruct"
-    """Model to start from: a model folder, an embedder, a run's out_dir or a known model."""
+    """Model to start from: a model folder, an embedder, a run's out_dir or a known model; scratch: random weights."""
+    tokenizer: str | None = None
+    """For init_from scratch: folder of the tokenizer, from scripts/train_tokenizer.py."""
+    table_start: Literal["random", "teacher"] = "random"
+    """For init_from scratch: a token's vector is random, or the teacher's vector of the token's text less their mean;
+    times its SIF weight."""
     n_layer: int | None = None
-    """Keep only the first n blocks: faster, but no longer a language model. None: all."""
+    """Keep only the first n blocks: faster, but no longer a language model. None: all. For scratch: number of blocks;
+    0: a table of token vectors, whose mean is a text's vector. From a table: number of blocks to add above it."""
+    n_embd: int | None = None
+    """For scratch and for blocks above a table: width of the states; the latter need more than the table has."""
+    n_head: int = 6
+    """For scratch and for blocks above a table: attention heads."""
+    n_kv_head: int | None = None
+    """For scratch and for blocks above a table: heads of keys and values. None: n_head."""
+    head_dim: int | None = None
+    """For scratch and for blocks above a table: width of a head. None: n_embd / n_head."""
+    n_inner: int | None = None
+    """For scratch and for blocks above a table: width of the MLP. None: 8/3 of n_embd, to a multiple of 64."""
     pooling: PoolingMode | None = None
     """Pooling of token states. None: the embedder's own; for a plain GPT weightedmean."""
     pooling_layer: int | None = None
@@ -113,6 +131,12 @@ class TrainEmbedderConfig(TrainConfig):
     lm_block_size: int = 256
     """Tokens per window of the language model's loss."""
 
+    def learning_rate_of(self, name: str, n_dims: int) -> float:
+        """AdamW's peak learning rate of the parameter `name`, which has `n_dims` dimensions."""
+        if ".dense." in name:
+            return self.dense_learning_rate or self.learning_rate
+        return super().learning_rate_of(name, n_dims)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weights and len(self.weights) != len(self.data):
@@ -122,8 +146,11 @@ class TrainEmbedderConfig(TrainConfig):
         for weight in self.weights:
             if not weight > 0:
                 raise InputError(f"weights contains {weight}; expected numbers above 0.")
-        for name in ("n_layer", "pooling_layer", "dimension", "max_tokens", "train_tokens", "last_k", "lora_rank",
-                     "batch_size", "chunk_size", "lm_batch_size", "lm_block_size", "dev_examples"):  # fmt: skip
+        if self.n_layer is not None and self.n_layer < 0:
+            raise InputError(f"n_layer is {self.n_layer}; expected at least 0.")
+        for name in ("pooling_layer", "dimension", "n_embd", "n_head", "n_kv_head", "head_dim", "n_inner", "max_tokens",
+                     "train_tokens", "last_k", "lora_rank", "batch_size", "chunk_size", "lm_batch_size",
+                     "lm_block_size", "dev_examples"):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1.")
         if self.batch_size < 2 and self.contrastive_weight:
@@ -142,6 +169,8 @@ class TrainEmbedderConfig(TrainConfig):
             )
         if any(b <= a for a, b in pairwise((0, *self.matryoshka))):
             raise InputError(f"matryoshka is {self.matryoshka}; expected ascending numbers of at least 1.")
+        if self.table_start == "teacher" and self.teacher is None:
+            raise InputError("table_start is teacher, but teacher is not set; name one.")
         if self.similarity_weight and self.teacher is None:
             raise InputError(
                 f"similarity_weight is {self.similarity_weight}, but teacher is not set; name one."

@@ -69,7 +69,7 @@ def evaluator(
 
 def encode(model: nn.Module, data: TaskData, collate: Collator, tokens_per_forward: int) -> Output:
     """Run `model`, a `Trainee`, on all texts of `data`; the output's vectors are (len(data.texts), d)."""
-    rows = collate.tokenize([collate.prompts[role] + text for role, text in data.texts])
+    rows = collate.rows(data, range(len(data.texts)))
     device = next(model.parameters()).device
     outputs, order = [], list[int]()
     for places in grouped(rows, tokens_per_forward):

@@ -1,4 +1,4 @@
-"""Initialisation, by ridge regression, of the linear layer that maps to a teacher's vectors."""
+"""What a training starts with: a linear layer to the teacher's vectors by ridge regression, the vectors of a table."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embed.encoding.peer_model import Teacher
+from embed.network.network import Network
 from embed.network.padding import grouped, padded
 from embed.training.batches import Collator, TaskData
 from embed.training.step import Trainee
+from gpt_core.tokenizer.tokenizer import Tokenizer
 
-MAX_TEXTS = 16384  # texts of the regression
+MAX_TEXTS = 16384  # texts of the regression, and of the frequencies of tokens
+SIF = 1e-3  # the constant a of Arora et al. 2017
 RIDGE = 1e-2  # regularisation, as a fraction of the mean variance of the input
 
 
@@ -61,3 +65,43 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weight = torch.linalg.solve(gram + ridge, x.mT @ y).mT
     return weight.float(), (mean_y - weight @ mean_x).float()
+
+
+@torch.no_grad()
+def start_table(
+    network: Network,
+    tokenizer: Tokenizer,
+    sets: Sequence[TaskData],
+    collate: Collator,
+    teacher: Teacher | None,
+) -> None:
+    """Set the vectors of a table, in place: random or the teacher's, times each token's SIF weight a / (a + p).
+
+    The weight (Arora et al. 2017) makes frequent tokens short, so that they count little in a mean.
+
+    Args:
+        network: a table.
+        tokenizer: decodes each token, whose text the teacher encodes.
+        sets: at most `MAX_TEXTS` of their texts, drawn at random, give the tokens' frequencies p.
+        collate: tokenises texts.
+        teacher: gives each token's vector, less the mean of all; None: vectors are random. If the table has another
+            dimension, the teacher's principal components are taken, or random numbers fill the others.
+    """
+    table = network.gpt.wte.weight  # (V, d)
+    n_tokens, dimension = table.shape
+    places = [(data, i) for data in sets for i in range(len(data.texts))]
+    counts = np.zeros(n_tokens)
+    for j in np.random.default_rng(0).permutation(len(places))[:MAX_TEXTS]:
+        counts += np.bincount(collate.rows(places[j][0], [places[j][1]])[0], minlength=n_tokens)
+    weights = torch.from_numpy(SIF / (SIF + counts / counts.sum()))[:, None]  # (V, 1)
+    vectors = torch.randn(n_tokens, dimension, dtype=torch.float64) / dimension**0.5
+    if teacher is not None:
+        names = [tokenizer.decode([i]).strip() or " " for i in range(n_tokens)]
+        own = torch.from_numpy(teacher.encode(names, "query")).double()
+        own -= own.mean(dim=0)
+        own /= own.norm(dim=1).mean()
+        axes = torch.linalg.svd(own, full_matrices=False).Vh  # (e, e)
+        n = min(dimension, len(axes))
+        vectors[:, :n] = own @ axes[:n].T
+    vectors *= weights
+    table.copy_(vectors / vectors.norm(dim=1).mean())

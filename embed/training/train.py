@@ -13,16 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from embed.encoding.encoder import Encoder
-from embed.formats.folder import load_network, model_folder, pad_token_id, save_embedder
-from embed.formats.settings import load_settings
-from embed.network.config import EmbedderConfig, Pooling
-from embed.network.network import Dense, Network
+from embed.encoding.peer_model import Teacher
+from embed.formats.folder import load_network, save_embedder
 from embed.training.batches import Collator, MixedBatches, Role, TaskData
 from embed.training.config import TrainEmbedderConfig
 from embed.training.data import attach_vectors, open_data, open_lm
 from embed.training.dev_scores import evaluator
+from embed.training.start import SCRATCH, build
 from embed.training.step import EmbeddingLoss, LanguageModel, Objective, Trainee
-from embed.training.teacher_start import fit_to_teacher
+from embed.training.teacher_start import fit_to_teacher, start_table
 from embed.training.trainable import choose_trainable, merge_lora, plain_shell
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
@@ -31,9 +30,6 @@ from gpt_core.formats.card import trained
 from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hardware.device import Numerics
 from gpt_core.hub import run_folder
-from gpt_core.hub.locate import resolve
-from gpt_core.model.gpt import GPT
-from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.loop import train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
 from gpt_core.training.out_of_memory import explain_full_memory_or_disk
@@ -43,6 +39,7 @@ from gpt_core.training.validation import split_loss
 # Padding included. Smaller forwards are dominated by kernel launches. On a CPU, memory of larger tensors is mapped anew
 # for each: three times slower at 16,384 tokens of SmolLM2's width.
 TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536, "mps": 65536}
+TOKENS_OF_TABLE = 2**22  # the gradient of each forward is as large as the table
 
 
 def train_embedder(config: TrainEmbedderConfig) -> dict[str, float]:
@@ -89,7 +86,8 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     batches = mix(config, sets, weights, collator(ranks), None if lm is None else lm[0])
     teacher_dimension = attach_vectors(config, [*sets, *dev_sets], ranks)
 
-    n_tokens = TOKENS_PER_FORWARD[ranks.device.type]
+    table = network.is_table
+    n_tokens = TOKENS_OF_TABLE if table else TOKENS_PER_FORWARD[ranks.device.type]
     numerics = agree_on_numerics(config, ranks, resume)
     # auto selects float16 on a GPU without bfloat16, but EmbeddingLoss runs its own backward without loss scaling.
     if numerics.dtype == "float16":
@@ -100,6 +98,11 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     trainee.to(ranks.device)
     if resume is not None:
         load_trained(trainee, resume, config)
+    elif config.init_from == SCRATCH and table:
+        teacher = None
+        if config.table_start == "teacher":
+            teacher = Teacher(config.teacher or "", device=str(ranks.device))
+        start_table(network, tokenizer, sets, collator(ALONE), teacher)
     elif teacher_dimension is not None and (fresh or trainee.projection is not None):
         with numerics.autocast():
             fit_to_teacher(trainee, sets, collator(ALONE), n_tokens)
@@ -124,7 +127,8 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
         return figures
 
     texts = [f"`{data.name}`: {len(data.examples):,} examples" for data in sets]
-    card = ranks.on_main(lambda: trained(config, texts, config.init_from, resume))
+    source = None if config.init_from == SCRATCH else config.init_from
+    card = ranks.on_main(lambda: trained(config, texts, source, resume))
 
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
         own = {name.removeprefix("network."): w for name, w in weights.items() if name.startswith("network.")}
@@ -159,66 +163,6 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
             print(f"{n_cut:,} texts were truncated to {limit} tokens, repetitions and evaluations included")
         report(config, before)
     return figures
-
-
-def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokenizer, bool]:
-    """Build the network to train, with the weights of `init_from`.
-
-    Returns:
-        The network, its settings, its tokenizer, and whether a new dense layer was added.
-
-    Raises:
-        InputError: for an n_layer, pooling_layer, dimension or matryoshka that does not fit the model.
-    """
-    folder = resolve(config.init_from)
-    if (folder / "modules.json").is_file() or (folder / "embedder.json").is_file():
-        start, settings = load_network(folder), load_settings(folder)
-    else:
-        start, settings = Network(GPT.from_pretrained(model_folder(folder)), Pooling()), EmbedderConfig()
-    shape = start.gpt.config
-    for name in ("n_layer", "pooling_layer"):
-        n = getattr(config, name)
-        if n is not None and n > shape.n_layer:
-            raise InputError(
-                f"{name} is {n}, but {config.init_from} has {shape.n_layer} blocks; give at most {shape.n_layer}."
-            )
-    n_layer = config.n_layer or shape.n_layer
-    gpt = GPT(replace(shape, n_layer=n_layer, dropout=config.dropout))
-    kept = gpt.state_dict()
-    gpt.load_state_dict({name: w for name, w in start.gpt.state_dict().items() if name in kept})
-
-    pooling = settings.pooling
-    if (layer := config.n_layer or config.pooling_layer) is not None:
-        whole = layer == n_layer
-        pooling = replace(pooling, layer=None if whole else layer, final_norm=not whole)
-    if config.pooling is not None:
-        pooling = replace(pooling, mode=config.pooling)
-    dense = start.dense_layers
-    fresh = config.dimension not in (None, start.dimension)
-    if config.dimension is not None and fresh:
-        if dense:
-            raise InputError(
-                f"dimension is {config.dimension}, but {config.init_from} already has a dense layer to "
-                f"{start.dimension} dimensions; omit dimension."
-            )
-        dense = [Dense(start.dimension, config.dimension)]
-    dimension = config.dimension or start.dimension
-    if config.matryoshka and config.matryoshka[-1] > dimension:
-        raise InputError(
-            f"matryoshka contains {config.matryoshka[-1]}, but the vectors have {dimension} dimensions; remove larger "
-            "values."
-        )
-    query_prompt, document_prompt = config.query_prompt, config.document_prompt
-    settings = replace(
-        settings,
-        pooling=pooling,
-        max_tokens=min(config.max_tokens, shape.block_size),
-        query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
-        document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
-    )
-    tokenizer = Tokenizer.from_pretrained(model_folder(folder))
-    pad_token_id(tokenizer)  # checkpoints need it: raise an error now, not at the first checkpoint
-    return Network(gpt, pooling, dense), settings, tokenizer, fresh
 
 
 def mix(

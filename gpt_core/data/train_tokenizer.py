@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder, require_empty_folder
@@ -26,6 +26,7 @@ def train_tokenizer(
     dataset_split: str = "train",
     column: str = "text",
     min_frequency: int = 2,
+    uncased: bool = False,
     on_bad_row: OnBadRow = "stop",
 ) -> None:
     """Train a byte-level BPE with GPT-2's pre-tokenization and write a folder that --tokenizer and transformers load.
@@ -44,6 +45,8 @@ def train_tokenizer(
         dataset_split: split of the data set to read.
         column: key or column of the text in a row.
         min_frequency: how often a pair must occur to become a token.
+        uncased: for embedders: text is lower-cased and normalised (NFKC), and the first word of a text gets a space
+            before it, as every other word has one. Decoding then does not restore the text.
         on_bad_row: what to do with a row that is invalid or has no string in the column (null is an empty document):
             stop with an error, or skip and count it.
     """
@@ -57,7 +60,9 @@ def train_tokenizer(
     require_empty_folder(target)
     source = open_source(input, dataset, dataset_config, dataset_split, column, on_bad_row)
     backend = RustTokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if uncased:
+        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=uncased)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

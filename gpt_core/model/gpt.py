@@ -100,7 +100,7 @@ class GPT(nn.Module):
             self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)  # C → V
         # on the meta device, weights are loaded later; drawing them takes seconds
         if not self.wte.weight.is_meta:
-            self._init_weights(0.0 if init == "zero" else 0.02 / math.sqrt(2 * config.n_layer))
+            self._init_weights(0.0 if init == "zero" else 0.02 / math.sqrt(2 * max(1, config.n_layer)))
 
     def _init_weights(self, residual_std: float) -> None:
         """GPT-2's: normal with std 0.02, biases 0; `residual_std` for the last projections of attention and MLP."""

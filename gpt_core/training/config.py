@@ -33,6 +33,10 @@ class TrainConfig:
     """muon: Muon for the matrices of the blocks, AdamW for the rest; adamw: AdamW for all."""
     learning_rate: float = 3e-3
     """AdamW's peak learning rate."""
+    embedding_learning_rate: float | None = None
+    """AdamW's peak learning rate of the embeddings of tokens and positions; None: learning_rate."""
+    norm_learning_rate: float | None = None
+    """AdamW's peak learning rate of norms and biases; None: learning_rate."""
     muon_learning_rate: float = 0.02
     """Muon's peak learning rate."""
     min_lr: float | None = None
@@ -85,9 +89,9 @@ class TrainConfig:
         for name in ("max_iters", "eval_interval", "log_interval", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        for name in ("learning_rate", "muon_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; expected more than 0.")
+        for name in ("learning_rate", "embedding_learning_rate", "norm_learning_rate", "muon_learning_rate"):
+            if (rate := getattr(self, name)) is not None and not rate > 0:
+                raise InputError(f"{name} is {rate}; expected more than 0.")
         for name in ("warmup_iters", "weight_decay", "muon_weight_decay", "grad_clip", "patience"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
@@ -132,6 +136,12 @@ class TrainConfig:
                 "optimizer is muon, which needs whole matrices, but DeepSpeed shards them into flat parts; "
                 "use --optimizer adamw, or --parallel fsdp2."
             )
+
+    def learning_rate_of(self, name: str, n_dims: int) -> float:
+        """AdamW's peak learning rate of the parameter `name`, which has `n_dims` dimensions."""
+        if name.endswith(("wte.weight", "wpe.weight")):
+            return self.embedding_learning_rate or self.learning_rate
+        return self.learning_rate if n_dims >= 2 else self.norm_learning_rate or self.learning_rate
 
     @property
     def decay_iters(self) -> int:

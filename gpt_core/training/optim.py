@@ -28,19 +28,30 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     matrices = {
         name: p for name, p in named.items() if config.optimizer == "muon" and is_block_matrix(name, p)
     }
-    rest = [p for name, p in named.items() if name not in matrices]
-    groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}  # by (not decayed, learning rate)
+    for name, p in named.items():
+        if name not in matrices:
+            groups.setdefault((p.dim() < 2, config.learning_rate_of(name, p.dim())), []).append(p)
     optimizers: list[Optimizer] = []
     if matrices:
         optimizers.append(
             Muon(matrices.values(), lr=config.muon_learning_rate, weight_decay=config.muon_weight_decay)
         )
-    if rest:
-        betas = (config.beta1, config.beta2)
-        optimizers.append(AdamW(groups, lr=config.learning_rate, betas=betas, fused=True))
+    if groups:
+        optimizers.append(
+            AdamW(
+                [
+                    {
+                        "params": groups[key],
+                        "lr": key[1],
+                        "weight_decay": 0.0 if key[0] else config.weight_decay,
+                    }
+                    for key in sorted(groups)
+                ],
+                betas=(config.beta1, config.beta2),
+                fused=True,
+            )
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

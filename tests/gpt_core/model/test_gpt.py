@@ -200,7 +200,7 @@ def test_invalid_config_values_are_refused():
     with pytest.raises(InputError, match="head_dim is 63"):
         GPTConfig(head_dim=63)
     for values, message in (
-        ({"n_layer": 0}, "n_layer is 0; expected a whole number from 1 to 4096"),
+        ({"n_layer": -1}, "n_layer is -1; expected a whole number from 0 to 4096"),
         ({"block_size": True}, "block_size is True; expected a whole number from 1 to 16777216"),
         ({"n_inner": 10**30}, "n_inner is 10{30}; expected a whole number"),
         ({"position": "rotary"}, "position is 'rotary'; expected 'rope' or 'learned' or 'alibi'"),

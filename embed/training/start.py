@@ -1,0 +1,193 @@
+"""The network that a training starts from: an existing one, a new one, or blocks added to a table of token vectors."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from embed.formats.folder import load_network, model_folder, pad_token_id
+from embed.formats.settings import load_settings
+from embed.formats.static import is_table, table_shape
+from embed.network.config import TABLE, EmbedderConfig, Pooling
+from embed.network.network import Dense, Network
+from embed.training.config import TrainEmbedderConfig
+from gpt_core.common.errors import InputError
+from gpt_core.hub.locate import resolve
+from gpt_core.model.config import GPTConfig
+from gpt_core.model.gpt import GPT
+from gpt_core.tokenizer.tokenizer import Tokenizer
+
+SCRATCH = "scratch"  # nanoGPT's name
+# Length of the constant part of each token's state, relative to the mean length of the table's vectors.
+CONSTANT_LENGTH = 3.0
+LONGEST = 0.95  # of a token's vector, relative to the constant part; longer ones are shortened
+
+
+def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokenizer, bool]:
+    """Build the network to train.
+
+    Returns:
+        The network, its settings, its tokenizer, and whether a new dense layer was added.
+
+    Raises:
+        InputError: for an n_layer, pooling_layer, dimension or matryoshka that does not fit the model.
+    """
+    if config.init_from == SCRATCH:
+        network, settings, tokenizer = new_network(config)
+        fresh = False
+    else:
+        network, settings, tokenizer, fresh = loaded(config)
+    if config.matryoshka and config.matryoshka[-1] > network.dimension:
+        raise InputError(
+            f"matryoshka contains {config.matryoshka[-1]}, but the vectors have {network.dimension} dimensions; remove "
+            "larger values."
+        )
+    query_prompt, document_prompt = config.query_prompt, config.document_prompt
+    table = is_table(network.gpt.config)
+    settings = replace(
+        settings,
+        pooling=network.pooling,
+        # sentence-transformers does not truncate texts for a table.
+        max_tokens=None if table else min(config.max_tokens, network.gpt.config.block_size),
+        query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
+        document_prompt=settings.document_prompt if document_prompt is None else document_prompt,
+    )
+    pad_token_id(tokenizer)  # checkpoints need it: raise an error now, not at the first checkpoint
+    return network, settings, tokenizer, fresh
+
+
+def new_network(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokenizer]:
+    """A network with random weights, of the shape and with the tokenizer that `config` names."""
+    if config.tokenizer is None or config.n_layer is None or config.n_embd is None:
+        raise InputError("init_from is scratch; give tokenizer (a folder), n_layer and n_embd as well.")
+    tokenizer = Tokenizer.from_pretrained(resolve(config.tokenizer))
+    if config.n_layer == 0:
+        gpt = GPT(table_shape(tokenizer.vocab_size, config.n_embd))
+        return Network(gpt, TABLE), EmbedderConfig(pooling=TABLE), tokenizer
+    gpt = GPT(shape(config, tokenizer.vocab_size, config.n_embd), init="zero")
+    pooling = Pooling(config.pooling or "weightedmean")
+    return Network(gpt, pooling, new_dense(config, config.n_embd)), EmbedderConfig(pooling=pooling), tokenizer
+
+
+def shape(config: TrainEmbedderConfig, vocab_size: int, n_embd: int) -> GPTConfig:
+    """Qwen3's graph with the sizes of `config`."""
+    assert config.n_layer is not None
+    return GPTConfig(
+        vocab_size=vocab_size,
+        block_size=config.max_tokens,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_kv_head=config.n_kv_head,  # type: ignore[arg-type]  # None: follows from the others
+        n_embd=n_embd,
+        head_dim=config.head_dim,  # type: ignore[arg-type]
+        n_inner=config.n_inner,  # type: ignore[arg-type]
+        dropout=config.dropout,
+    )
+
+
+def new_dense(config: TrainEmbedderConfig, n_in: int) -> list[Dense]:
+    """A new dense layer to `config.dimension`, if that is another size."""
+    return [] if config.dimension in (None, n_in) else [Dense(n_in, config.dimension)]
+
+
+def loaded(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokenizer, bool]:
+    """The network of `init_from`, with the blocks, pooling and dimension that `config` asks for."""
+    folder = resolve(config.init_from)
+    tokenizer = Tokenizer.from_pretrained(model_folder(folder))
+    if (folder / "modules.json").is_file() or (folder / "embedder.json").is_file():
+        start, settings = load_network(folder), load_settings(folder)
+    else:
+        start, settings = Network(GPT.from_pretrained(model_folder(folder)), Pooling()), EmbedderConfig()
+    if is_table(start.gpt.config):
+        return *from_table(config, start, settings), tokenizer, False
+    if config.n_layer == 0:
+        raise InputError(
+            f"n_layer is 0, but {config.init_from} has blocks; give at least 1, or init_from scratch."
+        )
+    for name in ("n_layer", "pooling_layer"):
+        n = getattr(config, name)
+        if n is not None and n > start.gpt.config.n_layer:
+            raise InputError(
+                f"{name} is {n}, but {config.init_from} has {start.gpt.config.n_layer} blocks; give at most "
+                f"{start.gpt.config.n_layer}."
+            )
+    n_layer = config.n_layer or start.gpt.config.n_layer
+    gpt = GPT(replace(start.gpt.config, n_layer=n_layer, dropout=config.dropout))
+    kept = gpt.state_dict()
+    gpt.load_state_dict({name: w for name, w in start.gpt.state_dict().items() if name in kept})
+
+    pooling = settings.pooling
+    if (layer := config.n_layer or config.pooling_layer) is not None:
+        whole = layer == n_layer
+        pooling = replace(pooling, layer=None if whole else layer, final_norm=not whole)
+    if config.pooling is not None:
+        pooling = replace(pooling, mode=config.pooling)
+    dense = start.dense_layers
+    fresh = config.dimension not in (None, start.dimension)
+    if fresh:
+        if dense:
+            raise InputError(
+                f"dimension is {config.dimension}, but {config.init_from} already has a dense layer to "
+                f"{start.dimension} dimensions; omit dimension."
+            )
+        dense = new_dense(config, start.dimension)
+    return Network(gpt, pooling, dense), settings, tokenizer, fresh
+
+
+def from_table(
+    config: TrainEmbedderConfig, start: Network, settings: EmbedderConfig
+) -> tuple[Network, EmbedderConfig]:
+    """The table itself, or blocks above it that at first change nothing."""
+    if not config.n_layer:
+        return start, settings
+    if start.dense_layers:
+        raise InputError(f"{config.init_from} is a table with a dense layer; give a table without one.")
+    table = start.gpt.wte.weight.detach()
+    n_free = (config.n_embd or table.shape[1]) - table.shape[1]
+    if n_free < 1:
+        raise InputError(
+            f"n_embd is {config.n_embd}, but blocks above {config.init_from} need more than its {table.shape[1]} "
+            f"dimensions; give n_embd {table.shape[1] + 64}."
+        )
+    gpt = GPT(shape(config, *map(int, (table.shape[0], table.shape[1] + n_free))), init="zero")
+    dense = Dense(gpt.config.n_embd, table.shape[1], bias=False)
+    with torch.no_grad():
+        place_table(gpt, dense, table)
+    return Network(gpt, replace(TABLE, layer=None), [dense]), settings
+
+
+def place_table(gpt: GPT, dense: Dense, table: Tensor) -> None:
+    """Set the weights of `gpt` and `dense` so that the mean of the states is that of the table's vectors.
+
+    The final RMSNorm gives every state the same length, but a token's weight in the mean is the length of its vector.
+    So each state gets a constant part in the dimensions that the table does not have, much longer than the vector: the
+    norm then divides all states by nearly the same number, and the small difference is made up for here. The dense
+    layer drops the constant part. A block that lengthens or shortens the constant part of a token's state changes the
+    token's weight in the mean.
+
+    Args:
+        gpt: with zero weights in the last projection of attention and MLP; its final norm has the weights 1.
+        dense: from the width of `gpt` to that of the table, without bias.
+        table: (V, d).
+    """
+    d, width = table.shape[1], gpt.config.n_embd
+    n_free = width - d
+    lengths = table.norm(dim=1, keepdim=True)  # (V, 1)
+    constant = CONSTANT_LENGTH * float(lengths.mean())
+    # |x| for which norm(x, constant) has a first part of length |e| · √width / constant
+    short = lengths.clamp(min=1e-9, max=LONGEST * constant)  # (V, 1)
+    stretched = constant * short / (constant**2 - short**2).sqrt()  # (V, 1)
+    gpt.wte.weight[:, :d] = table * stretched / lengths.clamp(min=1e-9)
+    gpt.wte.weight[:, d:] = constant / math.sqrt(n_free)
+    dense.linear.weight.zero_()
+    dense.linear.weight[:, :d].fill_diagonal_(constant / math.sqrt(width))
+    # The blocks get inputs whose mean square is about 1, in both parts.
+    per_dimension = float(lengths.mean()) / math.sqrt(d)
+    for block in gpt.blocks:
+        for name, weight in block.named_parameters():
+            if name in ("norm1.weight", "norm2.weight"):
+                weight[:d] = constant / math.sqrt(width) / per_dimension
+                weight[d:] = math.sqrt(n_free / width)
+            elif weight.dim() == 2 and name not in ("attn.o.weight", "mlp.down.weight"):
+                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
