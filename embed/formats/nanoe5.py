@@ -138,7 +138,10 @@ class Content:
                 weights[f"{place}.weight"] = self.floats(f"l{layer}.{short}.w", width)
                 weights[f"{place}.bias"] = self.floats(f"l{layer}.{short}.b", width)
         # Unused, but transformers says at length that it is missing.
-        return weights | {"pooler.dense.weight": torch.zeros(width, width), "pooler.dense.bias": torch.zeros(width)}
+        return weights | {
+            "pooler.dense.weight": torch.zeros(width, width),
+            "pooler.dense.bias": torch.zeros(width),
+        }
 
     def tokenizer(self) -> Tokenizer:
         """XLM-RoBERTa's Unigram tokenizer, with its normalisation."""
