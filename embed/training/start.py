@@ -21,6 +21,10 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 SCRATCH = "scratch"  # nanoGPT's name
 # Length of the constant part of each token's state, relative to the mean length of the table's vectors.
 CONSTANT_LENGTH = 3.0
+# Mean length of a token's vector per dimension (its root mean square) in the states. The mean over a text is a sixth of
+# it or less, and what a block adds to all tokens alike counts in full there, so usual learning rates need long vectors
+# (docs/log.md, 2026-11-29, blocks above a table).
+TOKEN_SIZE = 8.0
 LONGEST = 0.95  # of a token's vector, relative to the constant part; longer ones are shortened
 
 
@@ -173,6 +177,9 @@ def place_table(gpt: GPT, dense: Dense, table: Tensor) -> None:
     """
     d, width = table.shape[1], gpt.config.n_embd
     n_free = width - d
+    table = table * (
+        TOKEN_SIZE * math.sqrt(d) / table.norm(dim=1).mean()
+    )  # vectors are normalised in the end
     lengths = table.norm(dim=1, keepdim=True)  # (V, 1)
     constant = CONSTANT_LENGTH * float(lengths.mean())
     # |x| for which norm(x, constant) has a first part of length |e| · √width / constant
@@ -183,11 +190,10 @@ def place_table(gpt: GPT, dense: Dense, table: Tensor) -> None:
     dense.linear.weight.zero_()
     dense.linear.weight[:, :d].fill_diagonal_(constant / math.sqrt(width))
     # The blocks get inputs whose mean square is about 1, in both parts.
-    per_dimension = float(lengths.mean()) / math.sqrt(d)
     for block in gpt.blocks:
         for name, weight in block.named_parameters():
             if name in ("norm1.weight", "norm2.weight"):
-                weight[:d] = constant / math.sqrt(width) / per_dimension
+                weight[:d] = constant / math.sqrt(width) / TOKEN_SIZE
                 weight[d:] = math.sqrt(n_free / width)
             elif weight.dim() == 2 and name not in ("attn.o.weight", "mlp.down.weight"):
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
