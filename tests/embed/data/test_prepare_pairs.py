@@ -30,7 +30,7 @@ def rows_of(path):
 
 def test_pairs_and_documents_become_files_that_training_reads(tmp_path, capsys):
     pairs = [{"query": f"what is  {i}?", "positive": f"{i} is\na number"} for i in range(5)]
-    pairs += [pairs[0], {"query": "same", "positive": "Same"}]
+    pairs += [pairs[0], {"query": "same", "positive": " same "}]
     documents, queries = [{"_id": "d1", "text": "3 is a number"}], [{"_id": "q1", "text": "which number"}]
     write_beir(tmp_path / "beir", documents, queries, "q1\td1\t1\n")
     prepare_pairs(
