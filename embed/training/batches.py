@@ -246,7 +246,8 @@ class MixedBatches:
     """The endless stream of batches over several datasets; each batch comes from one dataset.
 
     The next batch comes from the dataset furthest below its share by weight. Each epoch of a dataset is a new
-    permutation. A resumed run continues with the same batches as an uninterrupted one, with any number of ranks.
+    permutation; a batch repeats the examples of a dataset that has fewer, and equal texts are not each other's
+    negatives. A resumed run continues with the same batches as an uninterrupted one, with any number of ranks.
 
     Args:
         sets: the datasets.
@@ -258,7 +259,7 @@ class MixedBatches:
         identity: further settings, by name, that must be equal for a run to resume.
 
     Raises:
-        InputError: if batch_size exceeds a dataset's examples, or is not a multiple of the number of ranks.
+        InputError: if batch_size is not a multiple of the number of ranks.
     """
 
     def __init__(
@@ -271,12 +272,6 @@ class MixedBatches:
         lm: Batches | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
-        for data in sets:
-            if len(data.examples) < batch_size:
-                raise InputError(
-                    f"batch_size is {batch_size}, but {data.name} has {len(data.examples)} examples to train on; give "
-                    "a smaller batch_size or more data."
-                )
         if batch_size % collate.world_size:
             raise InputError(
                 f"batch_size is {batch_size}; expected a multiple of the number of ranks, {collate.world_size}."
