@@ -9,7 +9,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Idle OpenMP threads that spin take the cores away from threads that compute; on a shared machine that costs up to 10x.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo install test soak check bench clean
+MINI := runs/zhizhi-mini
+.PHONY: demo install test soak check bench model clean
 
 demo: .venv/.runtime  ## an index over the sample corpus, four questions, then the page on 127.0.0.1:8000
 	$(BIN)/python scripts/fetch_model.py smollm2-135m-instruct
@@ -38,6 +39,20 @@ check: .venv/.dev  ## lint, types, import rules and private words
 
 bench: .venv/.dev  ## retrieval quality beside BM25 and MiniLM: make bench DATA="path/to/scifact …"
 	$(BIN)/python scripts/eval.py retrieval --data $(DATA)
+
+model: $(MINI)/tokenizer/tokenizer.json  ## an embedder from random weights, on two cores; resumes: make model DATA=path/to/data
+	$(BIN)/python scripts/train_embedder.py --config configs/embedder_mini_table.yaml
+	$(BIN)/python scripts/eval.py retrieval --data $(DATA)/beir/nfcorpus $(DATA)/beir/cmrc2018 --split dev --embedder $(MINI)/table --rows dense
+	$(BIN)/python scripts/train_embedder.py --config configs/embedder_mini.yaml
+	$(BIN)/python scripts/eval.py retrieval --data $(DATA)/beir/nfcorpus $(DATA)/beir/cmrc2018 --split dev --embedder $(MINI)/network --rows dense
+
+$(MINI)/pairs/summary.json: .venv/.dev
+	$(BIN)/python scripts/prepare_pairs.py --out $(MINI)/pairs --exclude $(wildcard $(DATA)/beir/*) --input \
+		$(filter-out %/nli.jsonl.gz, $(wildcard $(DATA)/pairs/*.jsonl*)) \
+		$(wildcard $(foreach name,wikipedia_2015_core_0 wikipedia_2015_core_1 wikinews openstax oi_wiki_zh javaguide_zh,$(DATA)/text/$(name).jsonl*))
+
+$(MINI)/tokenizer/tokenizer.json: $(MINI)/pairs/summary.json
+	$(BIN)/python scripts/train_tokenizer.py --input $(MINI)/pairs/texts.jsonl --vocab_size 32000 --uncased --out $(MINI)/tokenizer
 
 clean:  ## remove what make made; the model cache stays
 	rm -rf .venv demo build *.egg-info

@@ -34,7 +34,8 @@ def prepare_pairs(
     Files of pairs (query and positive) are cleaned. Files of documents (text, and perhaps title) are cut into passages;
     a sentence of a passage becomes the query for the rest of it (the inverse cloze task, Lee et al. 2019), and some
     titles the query for their passage. White space is collapsed, duplicates and near-duplicates of evaluation texts are
-    removed, and the pairs are shuffled. The same input gives the same files. texts.jsonl has each text once, for
+    removed, and the pairs are shuffled. The same input gives the same files; the second file called a.jsonl becomes
+    a-2.jsonl. texts.jsonl has each text once, for
     scripts/train_tokenizer.py; summary.json has the counts.
 
     Args:
@@ -49,9 +50,11 @@ def prepare_pairs(
     target = Path(out)
     require_empty_folder(target)
     eval_texts = list(dict.fromkeys(text for source in exclude or [] for text in read_texts(source)))
-    names = [_name(path) for path in input]
-    if len(set(names)) < len(names):
-        raise InputError(f"The input files are called {', '.join(names)}; expected different names.")
+    names: list[str] = []
+    for path in input:
+        name = Path(path).name.partition(".")[0]
+        n = sum(other == name or other.rpartition("-")[0] == name for other in names)
+        names.append(f"{name}-{n + 1}" if n else name)
     texts: dict[str, None] = {}
     summary = {}
     with atomic_folder(target) as folder:
@@ -116,11 +119,6 @@ def passages(text: str) -> Iterator[list[str]]:
                 run = []
         if len(run) >= LEAST_SENTENCES:
             yield run
-
-
-def _name(path: str) -> str:
-    """The name of a file without its endings."""
-    return Path(path).name.partition(".")[0]
 
 
 def _clean(pairs: Iterator[Pair]) -> Iterator[Pair]:

@@ -108,8 +108,12 @@ def test_unusable_files_are_refused_and_nothing_is_left(tmp_path, content, name,
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_two_files_of_one_name_are_refused(tmp_path):
-    (tmp_path / "x").mkdir()
-    paths = [write(tmp_path / place / "a.jsonl", [{"query": "q", "positive": "p"}]) for place in (".", "x")]
-    with pytest.raises(InputError, match="called a, a; expected different names"):
-        prepare_pairs(input=paths, out=str(tmp_path / "out"))
+def test_two_files_of_one_name_become_two_files(tmp_path):
+    for place in "xyz":
+        (tmp_path / place).mkdir()
+    paths = [
+        write(tmp_path / place / "a.jsonl", [{"query": f"q {place}", "positive": "p"}]) for place in "xyz"
+    ]
+    prepare_pairs(input=paths, out=str(tmp_path / "out"))
+    found = {path.name: rows_of(path)[0].get("query") for path in (tmp_path / "out").glob("a*.jsonl")}
+    assert found == {"a.jsonl": "q x", "a-2.jsonl": "q y", "a-3.jsonl": "q z"}
