@@ -6,7 +6,7 @@ import re
 _END = re.compile(
     # A mark of these scripts always ends a sentence, without a space: Chinese, Arabic and Urdu, Devanagari and other
     # scripts of India, Burmese, Khmer, Ethiopic, Armenian, Tibetan
-    r"[。！？؟۔।॥။៕។።፧፨։།༎]+[”’」』）》】»\"]*"
+    r"(?:[。！？؟۔।॥။៕។።፧፨։།༎]|．(?!\d))+[”’」』）》】»\"]*"
     r"|[.!?…]+[\"'”’)\]`*]*(?=\s|$)"  # a Western mark only before white space: not inside 3.14, sys.path or v1.2
     r"|\n[ \t]*\n"  # a blank line
     r"|\n(?=[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t])"  # the next item of a list

@@ -24,6 +24,10 @@ def sentences(text):
         ('He said "Yes." Then (really!) he left...', ['He said "Yes."', "Then (really!) he left..."]),
         ("“Why?” she asked. Use `x.y`. End.", ["“Why?” she asked.", "Use `x.y`.", "End."]),
         (
+            "圆周率约为３．１４．它是无理数．证明从略",  # the full stop of Chinese mathematical texts
+            ["圆周率约为３．１４．", "它是无理数．", "证明从略"],
+        ),
+        (
             "北京是中国的首都。它很大！真的吗？“是的。”他说",
             ["北京是中国的首都。", "它很大！", "真的吗？", "“是的。”", "他说"],
         ),
