@@ -46,7 +46,7 @@ model: $(MINI)/tokenizer/tokenizer.json  ## an embedder from random weights, on 
 	$(BIN)/python scripts/train_embedder.py --config configs/embedder_mini.yaml
 	$(BIN)/python scripts/eval.py retrieval --data $(DATA)/beir/nfcorpus $(DATA)/beir/cmrc2018 --split dev --embedder $(MINI)/network --rows dense
 
-$(MINI)/pairs/summary.json: .venv/.dev
+$(MINI)/pairs/summary.json: | .venv/.dev
 	$(BIN)/python scripts/prepare_pairs.py --out $(MINI)/pairs --exclude $(wildcard $(DATA)/beir/*) --input \
 		$(filter-out %/nli.jsonl.gz, $(wildcard $(DATA)/pairs/*.jsonl*)) \
 		$(wildcard $(foreach name,wikipedia_2015_core_0 wikipedia_2015_core_1 wikinews openstax oi_wiki_zh javaguide_zh,$(DATA)/text/$(name).jsonl*))
