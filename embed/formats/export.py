@@ -107,7 +107,7 @@ def truncated(network: Network, config: EmbedderConfig) -> tuple[Network, Embedd
     The GPT is modified in place. Other networks are returned unchanged.
     """
     gpt, pooling = network.gpt, config.pooling
-    if not pooling.layer or not pooling.final_norm:  # layer 0 stays: a GPT needs at least one block
+    if not pooling.layer or not pooling.final_norm:  # layer 0 stays: other tools expect at least one block
         return network, config
     gpt.blocks = nn.ModuleList(list(gpt.blocks)[: pooling.layer])
     gpt.config = replace(gpt.config, n_layer=pooling.layer)

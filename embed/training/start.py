@@ -148,14 +148,15 @@ def from_table(
     if start.dense_layers:
         raise InputError(f"{config.init_from} is a table with a dense layer; give a table without one.")
     table = start.gpt.wte.weight.detach()
-    n_free = (config.n_embd or table.shape[1]) - table.shape[1]
-    if n_free < 1:
+    n_tokens, dimension = table.shape
+    width = config.n_embd or dimension
+    if width <= dimension:
         raise InputError(
-            f"n_embd is {config.n_embd}, but blocks above {config.init_from} need more than its {table.shape[1]} "
-            f"dimensions; give n_embd {table.shape[1] + 64}."
+            f"n_embd is {config.n_embd}, but blocks above {config.init_from} need more than its {dimension} "
+            f"dimensions; give n_embd {dimension + 64}."
         )
-    gpt = GPT(shape(config, *map(int, (table.shape[0], table.shape[1] + n_free))), init="zero")
-    dense = Dense(gpt.config.n_embd, table.shape[1], bias=False)
+    gpt = GPT(shape(config, n_tokens, width), init="zero")
+    dense = Dense(width, dimension, bias=False)
     with torch.no_grad():
         place_table(gpt, dense, table)
     return Network(gpt, replace(TABLE, layer=None), [dense]), settings
