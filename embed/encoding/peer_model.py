@@ -26,13 +26,15 @@ class Teacher:
 
     Args:
         name: a known name, or a model folder.
-        max_tokens: longest text in the model's own tokens; longer texts are truncated. None: the model's limit.
+        max_tokens: longest text in the model's own tokens; longer texts are truncated, except by a table.
+            None: the model's limit.
         device: device of the model.
     """
 
     def __init__(self, name: str, max_tokens: int | None = None, device: str = "cpu") -> None:
         with extra("eval"):
             from sentence_transformers import SentenceTransformer
+            from sentence_transformers.sentence_transformer.modules import StaticEmbedding
         self.name = name
         self.folder = converted(resolve(name))
         if max_tokens is not None and max_tokens < 1:
@@ -53,9 +55,11 @@ class Teacher:
                 f"{self.folder} is not a model that sentence-transformers can read ({reason}); copy or download it "
                 "again."
             ) from error
-        self.max_tokens = self.model.max_seq_length
-        if max_tokens is not None:
-            self.max_tokens = self.model.max_seq_length = min(max_tokens, self.max_tokens or max_tokens)
+        self.max_tokens: int | None = None
+        if not isinstance(self.model[0], StaticEmbedding):  # which does not truncate
+            self.max_tokens = self.model.max_seq_length
+            if max_tokens is not None:
+                self.max_tokens = self.model.max_seq_length = min(max_tokens, self.max_tokens or max_tokens)
         self.dimension = int(self.model.get_embedding_dimension() or 0)
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
         self._contents = "".join(sha256_file(path) for path in paths)

@@ -103,6 +103,7 @@ class TaskData:
         self.texts = list(self._entries)  # distinct (role, text)
         self.teacher: Vectors | None = None  # (len(texts), e)
         self.guide: Vectors | None = None  # (len(texts), g)
+        self.groups: NDArray[np.int64] | None = None  # (n, size) examples that are in the same batch
 
     def vectors(self, encode: Callable[[Sequence[str], Role], Vectors]) -> Vectors:
         """Encode all texts: (len(texts), d)."""
@@ -246,8 +247,9 @@ class MixedBatches:
     """The endless stream of batches over several datasets; each batch comes from one dataset.
 
     The next batch comes from the dataset furthest below its share by weight. Each epoch of a dataset is a new
-    permutation; a batch repeats the examples of a dataset that has fewer, and equal texts are not each other's
-    negatives. A resumed run continues with the same batches as an uninterrupted one, with any number of ranks.
+    permutation of its groups of examples; a batch repeats the examples of a dataset that has fewer, and equal texts are
+    not each other's negatives. A resumed run continues with the same batches as an uninterrupted one, with any number
+    of ranks.
 
     Args:
         sets: the datasets.
@@ -259,7 +261,7 @@ class MixedBatches:
         identity: further settings, by name, that must be equal for a run to resume.
 
     Raises:
-        InputError: if batch_size is not a multiple of the number of ranks.
+        InputError: if batch_size is not a multiple of the number of ranks and of the size of groups.
     """
 
     def __init__(
@@ -277,6 +279,15 @@ class MixedBatches:
                 f"batch_size is {batch_size}; expected a multiple of the number of ranks, {collate.world_size}."
             )
         self.sets, self.batch_size, self.seed, self.collate, self.lm = sets, batch_size, seed, collate, lm
+        self.groups = [
+            np.arange(len(data.examples))[:, None] if data.groups is None else data.groups for data in sets
+        ]
+        for data, groups in zip(sets, self.groups, strict=True):
+            if batch_size % groups.shape[1]:
+                raise InputError(
+                    f"batch_size is {batch_size}; expected a multiple of the size of the groups of {data.name}, "
+                    f"{groups.shape[1]}."
+                )
         self.shares = np.array(weights) / sum(weights)
         self.taken = np.zeros(len(sets), dtype=np.int64)  # number of batches taken from each dataset
         self.identity = {
@@ -301,9 +312,12 @@ class MixedBatches:
 
     def _places(self, chosen: int, nth: int) -> list[tuple[int, int]]:
         """(example, epoch) of each example in the `nth` batch, from 0, of the dataset with index `chosen`."""
-        positions = np.arange(nth * self.batch_size, (nth + 1) * self.batch_size)
-        indices, epochs = endless_order(positions, len(self.sets[chosen].examples), self.seed + chosen)
-        return list(zip(indices.tolist(), epochs.tolist(), strict=True))
+        groups = self.groups[chosen]  # (n, size)
+        count = self.batch_size // groups.shape[1]
+        positions = np.arange(nth * count, (nth + 1) * count)
+        indices, epochs = endless_order(positions, len(groups), self.seed + chosen)
+        examples = groups[indices].ravel()  # (batch_size,)
+        return list(zip(examples.tolist(), epochs.repeat(groups.shape[1]).tolist(), strict=True))
 
     def describe(self, step: int) -> str:
         """Description, for messages, of the batch of step `step`, from 1."""

@@ -95,6 +95,11 @@ class TrainEmbedderConfig(TrainConfig):
 
     batch_size: int = 64
     """Examples per step, over all ranks; the candidates of all of them are in-batch negatives."""
+    group_by: str | None = None
+    """An embedder or sentence-transformers model whose vectors divide each dataset into groups of similar positives; a
+    batch is made of whole groups, so that the positives are hard negatives of each other. None: no groups."""
+    group_size: int = 16
+    """For group_by: examples of a group; batch_size is a multiple of it."""
     n_negatives: int = 1
     """Maximum number of hard negatives per query."""
     chunk_size: int | None = None
@@ -149,7 +154,7 @@ class TrainEmbedderConfig(TrainConfig):
         if self.n_layer is not None and self.n_layer < 0:
             raise InputError(f"n_layer is {self.n_layer}; expected at least 0.")
         for name in ("pooling_layer", "dimension", "n_embd", "n_head", "n_kv_head", "head_dim", "n_inner", "max_tokens",
-                     "train_tokens", "last_k", "lora_rank", "batch_size", "chunk_size", "lm_batch_size",
+                     "train_tokens", "last_k", "lora_rank", "batch_size", "group_size", "chunk_size", "lm_batch_size",
                      "lm_block_size", "dev_examples"):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1.")
@@ -175,8 +180,7 @@ class TrainEmbedderConfig(TrainConfig):
             raise InputError(
                 f"similarity_weight is {self.similarity_weight}, but teacher is not set; name one."
             )
-        imitating = self.teacher is not None and (self.distill_weight or self.similarity_weight)
-        if not self.contrastive_weight and not imitating:
+        if not self.contrastive_weight and not self.imitates:
             raise InputError(
                 "contrastive_weight is 0 and no teacher has a weight, so the loss is empty; name a teacher or give a "
                 "contrastive_weight."
@@ -205,3 +209,8 @@ class TrainEmbedderConfig(TrainConfig):
             raise InputError(
                 "dtype is float16, but embedding training does not support loss scaling; use bfloat16 or float32."
             )
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the loss compares vectors with the teacher's."""
+        return self.teacher is not None and (self.distill_weight > 0 or self.similarity_weight > 0)

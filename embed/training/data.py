@@ -1,9 +1,11 @@
 """Training and evaluation data of an embedder, from a configuration."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embed.data.near_duplicates import without_near_duplicates
 from embed.data.pairs import Columns, Example, read_examples
@@ -11,6 +13,7 @@ from embed.encoding.peer_model import Teacher
 from embed.text.key import text_key
 from embed.training.batches import TaskData
 from embed.training.config import TrainEmbedderConfig
+from embed.training.groups import groups_of_similar
 from gpt_core.common.errors import InputError
 from gpt_core.data.batches import Batches, Windows
 from gpt_core.data.check_tokenizer import check_tokenizer
@@ -93,10 +96,11 @@ def attach_vectors(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks:
     """Set the datasets' vectors of teacher and guide; rank 0 computes those that are not in the model cache.
 
     Returns:
-        The dimension of the teacher's vectors; None without a teacher.
+        The dimension of the teacher's vectors; None without a teacher to imitate.
     """
     dimension = None
-    for name, role in ((config.teacher, "teacher"), (config.guide, "guide")):
+    imitated = config.teacher if config.imitates else None  # else it only gives a table's start
+    for name, role in ((imitated, "teacher"), (config.guide, "guide")):
         if name is None:
             continue
         model = Teacher(name, config.train_tokens or config.max_tokens, str(ranks.device))
@@ -108,6 +112,21 @@ def attach_vectors(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks:
         if role == "teacher":
             dimension = model.dimension
     return dimension
+
+
+def attach_groups(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks: Ranks) -> None:
+    """Set the groups of similar examples of all datasets of pairs with two groups or more."""
+    if config.group_by is None:
+        return
+    model = Teacher(config.group_by, config.train_tokens or config.max_tokens, str(ranks.device))
+
+    def groups(data: TaskData) -> NDArray[np.int64]:
+        positives = [example.positives[0] for example in data.examples]
+        return groups_of_similar(model.encode(positives, "document"), config.group_size, config.seed)
+
+    for data in sets:
+        if data.paired and len(data.examples) >= 2 * config.group_size:
+            data.groups = ranks.on_main(partial(groups, data))
 
 
 def open_lm(

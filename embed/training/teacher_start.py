@@ -14,7 +14,10 @@ from embed.training.step import Trainee
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 MAX_TEXTS = 16384  # texts of the regression, and of the frequencies of tokens
-SIF = 1e-3  # the constant a of Arora et al. 2017
+SIF = 3e-4  # the constant a of Arora et al. 2017
+LEAST_CHARACTERS = (
+    3  # of a token whose vector the teacher gives (docs/log.md, 2026-11-30, the start of a table)
+)
 RIDGE = 1e-2  # regularisation, as a fraction of the mean variance of the input
 
 
@@ -85,7 +88,8 @@ def start_table(
         sets: at most `MAX_TEXTS` of their texts, drawn at random, give the tokens' frequencies p.
         collate: tokenises texts.
         teacher: gives each token's vector, less the mean of all; None: vectors are random. If the table has another
-            dimension, the teacher's principal components are taken, or random numbers fill the others.
+            dimension, the teacher's principal components are taken, or random numbers fill the others. Tokens of one or
+            two characters, which are parts of many words, stay random: the teacher's vectors of them are alike.
     """
     table = network.gpt.wte.weight  # (V, d)
     n_tokens, dimension = table.shape
@@ -102,6 +106,9 @@ def start_table(
         own /= own.norm(dim=1).mean()
         axes = torch.linalg.svd(own, full_matrices=False).Vh  # (e, e)
         n = min(dimension, len(axes))
-        vectors[:, :n] = own @ axes[:n].T
+        own = own @ axes[:n].T
+        spelled = torch.tensor([len(name) >= LEAST_CHARACTERS for name in names])
+        vectors[spelled, :n] = own[spelled]
+        vectors[spelled] /= vectors[spelled].norm(dim=1).mean()
     vectors *= weights
     table.copy_(vectors / vectors.norm(dim=1).mean())

@@ -17,7 +17,7 @@ from embed.encoding.peer_model import Teacher
 from embed.formats.folder import load_network, save_embedder
 from embed.training.batches import Collator, MixedBatches, Role, TaskData
 from embed.training.config import TrainEmbedderConfig
-from embed.training.data import attach_vectors, open_data, open_lm
+from embed.training.data import attach_groups, attach_vectors, open_data, open_lm
 from embed.training.dev_scores import evaluator
 from embed.training.start import SCRATCH, build
 from embed.training.step import EmbeddingLoss, LanguageModel, Objective, Trainee
@@ -83,6 +83,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
     n_rows = network.gpt.config.vocab_size
     lm = open_lm(config, tokenizer, n_rows, ranks) if config.lm_data_dir is not None else None
     weights = list(config.weights) or [float(len(data.examples)) for data in sets]
+    attach_groups(config, sets, ranks)
     batches = mix(config, sets, weights, collator(ranks), None if lm is None else lm[0])
     teacher_dimension = attach_vectors(config, [*sets, *dev_sets], ranks)
 
@@ -176,6 +177,7 @@ def mix(
     identity: dict[str, Any] = {
         "trainable": config.trainable,
         "max_tokens": config.train_tokens or config.max_tokens,
+        "groups": f"{config.group_size} by {config.group_by}" if config.group_by else None,
     }
     if config.trainable == "lora":
         identity["init_from"] = config.init_from  # a resumed run takes the GPT's weights from init_from
