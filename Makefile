@@ -47,7 +47,7 @@ model: $(MINI)/tokenizer/tokenizer.json  ## an embedder from random weights, on 
 	$(BIN)/python scripts/eval.py retrieval --data $(DATA)/beir/nfcorpus $(DATA)/beir/cmrc2018 --split dev --embedder $(MINI)/network --rows dense
 
 $(MINI)/pairs/summary.json: | .venv/.dev
-	$(BIN)/python scripts/prepare_pairs.py --out $(MINI)/pairs --exclude $(wildcard $(DATA)/beir/*) --input \
+	$(BIN)/python scripts/prepare_pairs.py --out $(MINI)/pairs --exclude $(wildcard $(DATA)/beir/*) $(wildcard $(DATA)/sts/*_dev.* $(DATA)/sts/*_test.*) --input \
 		$(filter-out %/nli.jsonl.gz, $(wildcard $(DATA)/pairs/*.jsonl*)) \
 		$(wildcard $(foreach name,wikipedia_2015_core_0 wikipedia_2015_core_1 wikinews openstax oi_wiki_zh javaguide_zh,$(DATA)/text/$(name).jsonl*))
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion, FusionKind
 from gpt_core.common.errors import InputError
-from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from index.index import Index
 from index.reading.document import Document
 from index.reading.log import ReadingLog
@@ -171,7 +171,7 @@ def _opened(
                     )
             yield index
         return
-    encoder = Encoder.from_pretrained(embedder or DEFAULT_MODEL)
+    encoder = Encoder.from_pretrained(embedder or DEFAULT_EMBEDDER)
     other = Fusion(fusion) if fusion and fusion != encoder.config.fusion.kind else None
     try:
         index = Index.create(folder, encoder, fusion=other, **given)

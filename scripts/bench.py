@@ -6,6 +6,7 @@ from benchmarks.attention import bench_attention
 from benchmarks.encode import bench_encode
 from benchmarks.generate import bench_generate
 from benchmarks.learn import bench_learn
+from benchmarks.learn_embedding import bench_learn_embedding
 from benchmarks.train import bench_train
 from gpt_core.common.cli import run_command
 
@@ -16,6 +17,7 @@ def main() -> None:
             "train": bench_train,
             "attention": bench_attention,
             "learn": bench_learn,
+            "learn-embedding": bench_learn_embedding,
             "generate": bench_generate,
             "encode": bench_encode,
         }

@@ -37,7 +37,7 @@ PAGE_HEADERS = {
 
 def create_app(
     index: Index,
-    generator: Engine | RemoteGenerator,
+    generator: Engine | RemoteGenerator | None,
     *,
     generator_name: str = "generator",
     embedder_name: str | None = None,
@@ -45,11 +45,11 @@ def create_app(
     api_key: str | None = None,
     allowed_hosts: Sequence[str] | None = None,
 ) -> FastAPI:
-    """Create the HTTP service for an open index and a generator. It owns both, and closes the index on shutdown.
+    """Create the HTTP service for an open index and a generator. It owns them, and closes the index on shutdown.
 
     Args:
         index: an index with an encoder.
-        generator: a local generator, which no other thread may step, or a remote one.
+        generator: a local generator, which no other thread may step, or a remote one; None: answers are quotes only.
         generator_name: name of a local generator in /v1/completions and /v1/chat/completions.
         embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name, or its folder's.
         max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.

@@ -14,7 +14,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.terminal import printable
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import InferenceDtype
-from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.hub.locate import DEFAULT_GENERATOR
 from index import Index
 from serve.answers.answer import (
     ANSWER_TOKENS,
@@ -42,7 +42,7 @@ def ask(
     json: bool = False,
     answer: Literal["quote", "generate"] = "quote",
     embedder: str | None = None,
-    generator: str = DEFAULT_MODEL,
+    generator: str = DEFAULT_GENERATOR,
     generator_model: str | None = None,
     generator_seconds: float = TOTAL_SECONDS,
     dtype: InferenceDtype = "auto",

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import InferenceDtype
-from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.hub.locate import DEFAULT_GENERATOR, is_cached
 from index import Index
 from serve.answers.answer import LEXICAL_ONLY, lexical_only
 from serve.app import create_loading_app
@@ -22,7 +22,7 @@ from serve.http.access import ANY_HOST, LOOPBACK_HOSTS
 from serve.work.call_thread import CallThread
 from serve.work.loading import MAX_CONTEXT, load, served_name
 from serve.work.remote import TOTAL_SECONDS, RemoteGenerator, remote_generator
-from serve.work.service import Service
+from serve.work.service import NO_GENERATOR, Service
 
 GRACE_SECONDS = 3  # time for running answers to finish when the server is told to stop
 
@@ -31,7 +31,7 @@ def run_server(
     *,
     index: str,
     embedder: str | None = None,
-    generator: str = DEFAULT_MODEL,
+    generator: str | None = None,
     generator_model: str | None = None,
     generator_seconds: float = TOTAL_SECONDS,
     dtype: InferenceDtype = "auto",
@@ -51,9 +51,10 @@ def run_server(
     Args:
         index: the index's folder.
         embedder: model folder or known name; default: the embedder that the index was built with.
-        generator: model folder or known name; or the URL of a server with OpenAI's API (vLLM, Ollama, llama.cpp) that
-            writes the answers, http://HOST/v1. Its API key, if it needs one, is the environment's ZHIZHI_GENERATOR_KEY.
-            With a URL no generator is loaded, and there are no completions and chats without retrieval.
+        generator: model folder or known name; default: smollm2-135m-instruct if it is in the model cache, else none,
+            and answers are quotes; or the URL of a server with OpenAI's API (vLLM, Ollama, llama.cpp) that writes the
+            answers, http://HOST/v1. Its API key, if it needs one, is the environment's ZHIZHI_GENERATOR_KEY.
+            Without a loaded generator there are no completions and chats without retrieval.
         generator_model: name of the model of the generator's server; default: the first one that the server lists.
         generator_seconds: maximum time that the generator's server may take for an answer.
         dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
@@ -72,6 +73,8 @@ def run_server(
             `create_loading_app` and `load`.
     """
     api_key = api_key if api_key is not None else os.environ.get("ZHIZHI_API_KEY") or None
+    if generator is None and is_cached(DEFAULT_GENERATOR):
+        generator = DEFAULT_GENERATOR
     remote = remote_generator(generator, generator_model, generator_seconds, max_requests)
     with _bind(host, port, api_key is not None) as listener:
         bound = listener.getsockname()[0].partition("%")[0]  # without an IPv6 zone
@@ -85,15 +88,17 @@ def run_server(
         search = CallThread("search", max_requests)
 
         def load_service() -> Service:
-            writer: Engine | RemoteGenerator
+            writer: Engine | RemoteGenerator | None
             if remote:
                 opened, writer = Index.open(index, embedder), remote
             else:
                 opened, writer = load(index, embedder, generator, max_running, context, dtype)
             if lexical_only(opened):
                 print(LEXICAL_ONLY, file=sys.stderr, flush=True)
+            if writer is None:
+                print(NO_GENERATOR, file=sys.stderr, flush=True)
             names = (
-                None if remote else served_name(generator),
+                None if remote or generator is None else served_name(generator),
                 served_name(embedder or opened.settings.embedder),
             )
             return Service(opened, writer, search, *names, max_requests)

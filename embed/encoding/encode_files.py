@@ -38,7 +38,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write, fsync_path, require_empty_folder
 from gpt_core.hardware.device import DeviceName, pick_device
 from gpt_core.hardware.onednn import choose_onednn
-from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.hub.locate import DEFAULT_EMBEDDER
 
 TEXTS_PER_WINDOW = (
     1024  # texts that are sorted by length together; the most that an interruption loses per process
@@ -53,7 +53,7 @@ def encode_files(
     *,
     input: str,
     out: str,
-    embedder: str = DEFAULT_MODEL,
+    embedder: str = DEFAULT_EMBEDDER,
     role: Literal["document", "query", "none"] = "document",
     column: str = "text",
     max_tokens: int | None = None,

@@ -1,19 +1,12 @@
 """Semantic textual similarity (STS): correlation of cosines with human scores, for an embedder and its baselines."""
 
-import csv
-import gzip
-import lzma
-import math
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed.data.sentence_pairs import SentencePairs
 from embed.data.vectors import Vectors
 from embed.encoding.contenders import Contender, contenders, names_of, variants
 from embed.encoding.encoder import Dtype, PromptName
@@ -21,24 +14,21 @@ from embed.evaluation.contamination import count_seen, training_texts
 from embed.evaluation.published import check_published, content_sha256
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
-from gpt_core.common.jsonl import JSONL, read_rows
-from gpt_core.common.list_files import has_ending
 from gpt_core.evaluation.report import print_report
 from gpt_core.hardware.device import DeviceName
-from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.hub.locate import DEFAULT_EMBEDDER
 
 Row = Literal["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dims"]
 Numbers = NDArray[np.float64]
 
 COLUMNS = ("dataset", "system", "model", "dimension", "Spearman", "Pearson", "vs baseline")
-FIELDS = ("sentence1", "sentence2", "score")
 RESAMPLES = 1000
 
 
 def evaluate_sts(
     *,
     data: list[str],
-    embedder: str = DEFAULT_MODEL,
+    embedder: str = DEFAULT_EMBEDDER,
     base: str | None = None,
     baseline: str = "all-MiniLM-L6-v2",
     max_tokens: int = 256,
@@ -79,7 +69,7 @@ def evaluate_sts(
         if n < 1:
             raise InputError(f"dims contains {n}; expected numbers of at least 1.")
     asked = set(rows or _usual_rows(base))
-    files = [Pairs.load(path) for path in data]
+    files = [SentencePairs.load(path) for path in data]
     tables: list[list[dict[str, Any]]] = [[] for _ in files]
     cosines: list[list[Numbers]] = [[] for _ in files]
     for contender in contenders(
@@ -115,44 +105,10 @@ def evaluate_sts(
     print_report(results, COLUMNS, _ratios(results), ("sentence-transformers", "scipy"))
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Sentence pairs with human scores: three columns of equal length."""
-
-    name: str
-    first: list[str]
-    second: list[str]
-    scores: Numbers
-
-    @cached_property
-    def sha256(self) -> str:
-        """Checksum of the pairs and their scores, whatever the file's name and format."""
-        columns = zip(self.first, self.second, self.scores, strict=True)
-        return content_sha256((first, second, f"{score:.3f}") for first, second, score in columns)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Pairs":
-        """Read a file of sentence1, sentence2 and score.
-
-        Raises:
-            InputError: for a missing file, an unknown file type, a missing column (the message lists the existing
-                ones), a score that is not a finite number, equal scores only, or fewer than two pairs.
-        """
-        path = Path(path)
-        rows = [(place, [row.get(key) for key in FIELDS]) for place, row in _read(path)]
-        for place, (first, second, score) in rows:
-            if not isinstance(first, str) or not isinstance(second, str):
-                raise InputError(f"{place}: expected sentence1 and sentence2, both strings.")
-            if not _is_number(score):
-                raise InputError(f"{place}: score is {score!r}; expected a number.")
-        if len(rows) < 2:
-            raise InputError(f"{path} has {len(rows)} sentence pairs; expected at least two.")
-        if len({float(score) for _, (_, _, score) in rows if score is not None}) < 2:
-            raise InputError(
-                f"{path}: all scores are {rows[0][1][2]}; expected different scores: a correlation needs variance."
-            )
-        first, second, scores = (list(column) for column in zip(*(values for _, values in rows), strict=True))
-        return cls(path.name.split(".")[0], first, second, np.array(scores, dtype=np.float64))
+def sha256_of(pairs: SentencePairs) -> str:
+    """Checksum of the pairs and their scores, whatever the file's name and format."""
+    columns = zip(pairs.first, pairs.second, pairs.scores, strict=True)
+    return content_sha256((first, second, f"{score:.3f}") for first, second, score in columns)
 
 
 def correlations(cosines: Numbers, scores: Numbers) -> dict[str, float]:
@@ -193,15 +149,8 @@ def intervals(scores: Numbers, cosines: Sequence[Numbers], seed: int = 0) -> lis
     return [(float(low), float(high)) for low, high in ends]
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
-
-
 def _rows(
-    pairs: Pairs, contender: Contender, role: PromptName | None, dims: Sequence[int], int8: bool
+    pairs: SentencePairs, contender: Contender, role: PromptName | None, dims: Sequence[int], int8: bool
 ) -> Iterator[tuple[dict[str, Any], Numbers]]:
     """A contender's table rows, each with its cosines (n,)."""
     first, second = contender.encode(pairs.first, role), contender.encode(pairs.second, role)
@@ -210,7 +159,7 @@ def _rows(
         figures = correlations(cosines, pairs.scores)
         check_published(
             contender.weights_sha256,
-            pairs.sha256,
+            sha256_of(pairs),
             "Spearman",
             figures["Spearman"],
             model=contender.model,
@@ -236,33 +185,3 @@ def _ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
         for (dataset, peer), value in figure.items()
         if (dataset, "dense") in figure and peer in ("baseline", "floor", "raw-weightedmean") and value
     }
-
-
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a file of any supported format, each with its location for messages."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a file of sentence1, sentence2 and score.")
-    if has_ending(path, JSONL):
-        yield from read_rows(path)
-        return
-    endings = [ending.lower() for ending in path.suffixes if ending.lower() in (".csv", ".tsv")]
-    if not endings:
-        raise InputError(
-            f"{path} has an unknown file type; expected .csv, .tsv or .jsonl, optionally with .gz or .xz."
-        )
-    # In tab-separated files, quotation marks belong to the sentence and do not quote a field.
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if endings[-1] == ".tsv" else {}
-    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, **dialect)
-            if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
-                raise InputError(
-                    f"{path} has no column {missing[0]}; its columns are {', '.join(reader.fieldnames or ['none'])}."
-                )
-            for row in reader:
-                yield f"{path}, line {reader.line_num}", row
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error.reason}; save it as UTF-8.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, csv.Error) as error:
-        raise InputError(f"{path} is damaged or not a table of sentences: {error}.") from None

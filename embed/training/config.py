@@ -96,8 +96,8 @@ class TrainEmbedderConfig(TrainConfig):
     batch_size: int = 64
     """Examples per step, over all ranks; the candidates of all of them are in-batch negatives."""
     group_by: str | None = None
-    """An embedder or sentence-transformers model whose vectors divide each dataset into groups of similar positives; a
-    batch is made of whole groups, so that the positives are hard negatives of each other. None: no groups."""
+    """An embedder, such as a table, whose vectors divide each dataset into groups of similar positives; a batch is made
+    of whole groups, so that the positives are hard negatives of each other. None: no groups."""
     group_size: int = 16
     """For group_by: examples of a group; batch_size is a multiple of it."""
     n_negatives: int = 1
@@ -126,6 +126,9 @@ class TrainEmbedderConfig(TrainConfig):
     """Distance to the teacher's vectors."""
     similarity_weight: float = 0.0
     """Weight of the KL divergence between the teacher's and the model's similarities within a batch."""
+    teacher_temperature: float | None = None
+    """For similarity_weight: temperature of the teacher's similarities. None: temperature. multilingual-e5-small has
+    cosines of 0.7 to 1 and was trained with 0.01."""
 
     lm_weight: float = 0.0
     """Weight of the language model's loss, which preserves generation: loss = emb + lm_weight · lm (GRIT)."""
@@ -163,9 +166,9 @@ class TrainEmbedderConfig(TrainConfig):
         for name in ("n_negatives", "contrastive_weight", "distill_weight", "similarity_weight", "lm_weight"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
-        for name in ("temperature", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; expected more than 0.")
+        for name in ("temperature", "teacher_temperature", "lora_alpha"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"{name} is {value}; expected more than 0.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected at least 0 and below 1.")
         if self.train_tokens is not None and self.train_tokens > self.max_tokens:

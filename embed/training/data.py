@@ -1,26 +1,32 @@
 """Training and evaluation data of an embedder, from a configuration."""
 
 from collections.abc import Sequence
-from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from embed.data.near_duplicates import without_near_duplicates
 from embed.data.pairs import Columns, Example, read_examples
+from embed.encoding.encoder import Encoder
 from embed.encoding.peer_model import Teacher
 from embed.text.key import text_key
 from embed.training.batches import TaskData
 from embed.training.config import TrainEmbedderConfig
 from embed.training.groups import groups_of_similar
 from gpt_core.common.errors import InputError
+from gpt_core.common.files import atomic_write
 from gpt_core.data.batches import Batches, Windows
 from gpt_core.data.check_tokenizer import check_tokenizer
 from gpt_core.data.shards import open_split
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.parallel.ranks import Ranks
 from gpt_core.training.pretraining.data import verify
+
+GROUPED_CHARACTERS = 512  # the start of a positive tells its topic; tokenising it takes most of the time
 
 
 def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskData]]:
@@ -115,18 +121,40 @@ def attach_vectors(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks:
 
 
 def attach_groups(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks: Ranks) -> None:
-    """Set the groups of similar examples of all datasets of pairs with two groups or more."""
+    """Set the groups of similar examples of all datasets of pairs with two groups or more.
+
+    Rank 0 computes them once and saves them in out_dir/groups.npz, so that a resumed run has the same.
+    """
     if config.group_by is None:
         return
-    model = Teacher(config.group_by, config.train_tokens or config.max_tokens, str(ranks.device))
+    large = [data for data in sets if data.paired and len(data.examples) >= 2 * config.group_size]
+    path = Path(config.out_dir, "groups.npz")
 
-    def groups(data: TaskData) -> NDArray[np.int64]:
-        positives = [example.positives[0] for example in data.examples]
-        return groups_of_similar(model.encode(positives, "document"), config.group_size, config.seed)
+    def groups() -> dict[str, NDArray[np.int64]]:
+        if path.is_file():
+            with np.load(path) as saved:
+                return dict(saved)
+        encoder = Encoder.from_pretrained(config.group_by or "", device="auto")
+        found: dict[str, Any] = {}
+        for data in tqdm(large, desc="grouping", disable=None):
+            texts = [example.positives[0][:GROUPED_CHARACTERS] for example in data.examples]
+            found[data.checksum()] = groups_of_similar(
+                encoder.encode_document(texts), config.group_size, config.seed
+            )
+        buffer = BytesIO()
+        np.savez(buffer, **found)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, buffer.getvalue())
+        return found
 
-    for data in sets:
-        if data.paired and len(data.examples) >= 2 * config.group_size:
-            data.groups = ranks.on_main(partial(groups, data))
+    by_checksum = ranks.on_main(groups)
+    for data in large:
+        data.groups = by_checksum.get(data.checksum())
+        if data.groups is None or data.groups.shape[1] != config.group_size:
+            raise InputError(
+                f"{path} has no groups of {config.group_size} examples of {data.name}; the data or group_size changed: "
+                "choose another out_dir."
+            )
 
 
 def open_lm(

@@ -139,6 +139,7 @@ def similarity_kl(
     teacher_documents: Tensor,
     temperature: float,
     masked: Tensor | None = None,
+    teacher_temperature: float | None = None,
 ) -> Tensor:
     """KL(teacher ‖ student) of the distributions softmax(cosine / temperature) over documents.
 
@@ -152,12 +153,13 @@ def similarity_kl(
         teacher_documents: (D, e) vectors of any length.
         temperature: above 0, for both.
         masked: (Q, D) bool, true at documents to ignore for a query.
+        teacher_temperature: above 0, for the teacher, if another: lower for one whose cosines are all similar.
 
     Returns:
         (Q,) losses, non-negative except for rounding; 0 for a query without unmasked documents.
     """
     student = cosines(student_queries, student_documents) / temperature
-    teacher = cosines(teacher_queries, teacher_documents) / temperature
+    teacher = cosines(teacher_queries, teacher_documents) / (teacher_temperature or temperature)
     if masked is not None:
         # Not -inf, which gives NaN for a query without unmasked documents.
         student, teacher = (x.masked_fill(masked, torch.finfo(x.dtype).min) for x in (student, teacher))

@@ -169,8 +169,9 @@ class Objective:
             teacher, same = batch.teacher, batch.texts[:, None] == batch.texts
 
             def imitate(student: Tensor) -> Tensor:
-                kl = similarity_kl(student, student, teacher, teacher, config.temperature, same)
-                return kl.mean()
+                return similarity_kl(
+                    student, student, teacher, teacher, config.temperature, same, config.teacher_temperature
+                ).mean()
 
             loss = loss + config.similarity_weight * matryoshka(imitate, [vectors], dimensions, shares)
         return loss

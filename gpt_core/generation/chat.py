@@ -21,7 +21,7 @@ from gpt_core.generation.prompts import read_prompt
 from gpt_core.generation.sample import follow
 from gpt_core.generation.sampling import SamplingParams
 from gpt_core.hardware.device import DeviceName
-from gpt_core.hub.locate import DEFAULT_MODEL, resolve
+from gpt_core.hub.locate import DEFAULT_GENERATOR, resolve
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 SAMPLING = SamplingParams(max_new_tokens=512, temperature=0.7, top_p=0.9)
@@ -37,7 +37,7 @@ Ctrl-C stops the current answer; without one it quits."""
 
 def chat(
     *,
-    model: str = DEFAULT_MODEL,
+    model: str = DEFAULT_GENERATOR,
     system: str | None = None,
     load: str | None = None,
     sampling: tyro.conf.OmitArgPrefixes[SamplingParams] = SAMPLING,

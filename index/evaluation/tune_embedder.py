@@ -19,7 +19,7 @@ from embed.network.corpus_map import CorpusMap
 from embed.network.pooling import pool
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
-from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from index.dense.scores import Scores, Spread
 from index.evaluation.collection import Collection
 from index.evaluation.metrics import score
@@ -38,7 +38,7 @@ def tune_embedder(
     *,
     data: list[str],
     out: str,
-    embedder: str = DEFAULT_MODEL,
+    embedder: str = DEFAULT_EMBEDDER,
     layers: list[int],
     prompts: list[str] | None = None,
     documents: int = 600,

@@ -69,7 +69,7 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
     marks.
     """
     finding = service.search.run(
-        prepare, body.question, service.index, service.generator if body.answer == "generate" else None,
+        prepare, body.question, service.index, service.writer() if body.answer == "generate" else None,
         k=body.k, mode=body.mode, filter=body.filter, max_new_tokens=body.max_tokens,
         answered=body.answered, perhaps=body.perhaps,
         second_stage=second_stage_of(service.index) if body.second_stage else None,

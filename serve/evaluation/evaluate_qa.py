@@ -18,7 +18,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.evaluation.plots import require_matplotlib
 from gpt_core.evaluation.report import print_report
 from gpt_core.generation.engine import Engine
-from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.hub.locate import DEFAULT_EMBEDDER, DEFAULT_GENERATOR
 from index import Index
 from index.evaluation.built_index import CachingEncoder, built_index
 from serve.answers.answer import answer_question
@@ -66,7 +66,7 @@ def evaluate_qa(
     weights: Path = SHIPPED,
     second_stage: bool = False,
     baseline: str | None = None,
-    generator: str = DEFAULT_MODEL,
+    generator: str = DEFAULT_GENERATOR,
     generated: int = 0,
     plots: Path | None = None,
 ) -> None:
@@ -110,7 +110,7 @@ def evaluate_qa(
         plots.mkdir(parents=True, exist_ok=True)
     writer = load_generator(generator, max_running=1) if generated else None
     results: list[dict[str, Any]] = []
-    for name in embedder or ["smollm2-135m-instruct"]:
+    for name in embedder or [DEFAULT_EMBEDDER]:
         encoder = CachingEncoder.from_pretrained(name)
         for path in data:
             read = read_qa(path, split).sample(questions, seed)

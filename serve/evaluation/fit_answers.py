@@ -19,6 +19,7 @@ from embed.evaluation.published import content_sha256
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
 from gpt_core.evaluation.report import machine, print_report
+from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from index.evaluation.built_index import CachingEncoder, built_index
 from serve.answers.features import NAMES, OF_EMBEDDER
 from serve.answers.language import Language, language_of
@@ -60,7 +61,7 @@ def fit_answers(
     *,
     data: list[str],
     out: Path,
-    embedder: str = "smollm2-135m-instruct",
+    embedder: str = DEFAULT_EMBEDDER,
     split: str = "dev",
     questions: int = 5000,
     articles: int = 130,

@@ -16,11 +16,11 @@ MAX_CONTEXT = 2048
 def load(
     index: str,
     embedder: str | None,
-    generator: str,
+    generator: str | None,
     max_running: int,
     context: int = MAX_CONTEXT,
     dtype: InferenceDtype = "auto",
-) -> tuple[Index, Engine]:
+) -> tuple[Index, Engine | None]:
     """Open the index and load embedder and generator.
 
     A model that is both embedder and generator is loaded once if `dtype` is float32, in which embedders compute; else
@@ -29,7 +29,7 @@ def load(
     Args:
         index: the index's folder.
         embedder: model folder or known name; None for the embedder named in the index.
-        generator: model folder or known name.
+        generator: model folder or known name; None for none.
         max_running: maximum number of sequences generated concurrently, each with a slot in the KV cache.
         context: maximum length of prompt and answer together, in tokens; limited to the model's block_size.
         dtype: number format of the generator; see `load_for_inference`.
@@ -40,6 +40,8 @@ def load(
     """
     opened = Index.open(index, embedder)
     encoder = encoder_of(opened)
+    if generator is None:
+        return opened, None
     if dtype == "float32" and resolve(generator).resolve() == encoder.folder:
         context = min(context, encoder.model.config.block_size)
         return opened, Engine(encoder.model, encoder.tokenizer, max_running=max_running, context=context)

@@ -200,18 +200,18 @@ class RemoteGenerator:
 
 
 def remote_generator(
-    generator: str, model: str | None, seconds: float, max_requests: int = 64
+    generator: str | None, model: str | None, seconds: float, max_requests: int = 64
 ) -> RemoteGenerator | None:
     """The remote generator, if `generator` is a URL; its key is the environment's ZHIZHI_GENERATOR_KEY.
 
     Raises:
         InputError: for a model's name without a URL, and as `RemoteGenerator`.
     """
-    if not URL.match(generator):
+    if generator is None or not URL.match(generator):
         if model is not None:
             raise InputError(
-                f"generator_model is {model}, but the generator {generator} is not a URL; name the model "
-                "with --generator, or the server's URL with --generator http://HOST/v1."
+                f"generator_model is {model}, but generator is {generator}, not a URL; name the model with "
+                "--generator, or the server's URL with --generator http://HOST/v1."
             )
         return None
     key = os.environ.get(KEY_VARIABLE) or None

@@ -13,6 +13,7 @@ from embed import Encoder
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
+from gpt_core.hub.locate import DEFAULT_GENERATOR
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from index import Index
 from serve.work.call_thread import CallThread
@@ -23,6 +24,10 @@ from serve.work.threads import TokenStream, Worker
 CLOSE_SECONDS = 1.0  # time for a running call to end when the server stops
 CHARACTERS_PER_CALL = 100_000  # between two calls the reader can tokenise other requests' texts
 MAX_CHARACTERS = 2_000_000  # of one request; tokenising them takes seconds
+NO_GENERATOR = (
+    f"This server has no generator, since none was named and {DEFAULT_GENERATOR} is not in the model cache; fetch it "
+    f"with python scripts/fetch_model.py {DEFAULT_GENERATOR} and start the server again."
+)
 RETRIEVAL_MODEL = "zhizhi-rag"  # the name under which chats are answered from the index
 
 
@@ -32,18 +37,18 @@ class Service:
 
     Attributes:
         index: the open index, used in the thread `search` only.
-        generator: a local one, stepped by `worker` only, or a remote one.
+        generator: a local one, stepped by `worker` only, or a remote one; None: answers are quotes only.
         search: the only thread that uses `index` and its encoder.
-        generator_name, embedder_name: names of the models in the HTTP API; a remote generator has none there.
+        generator_name, embedder_name: names of the models in the HTTP API; only a local generator has one there.
         max_requests: maximum number of running and waiting generations, and also of searches; more are refused.
         started: start time, in seconds since the epoch.
         encoder: the index's embedder.
         reader: the thread that tokenises texts.
-        worker: the generation thread; None for a remote generator.
+        worker: the generation thread of a local generator, or None.
     """
 
     index: Index
-    generator: Engine | RemoteGenerator
+    generator: Engine | RemoteGenerator | None
     search: CallThread
     generator_name: str | None
     embedder_name: str
@@ -107,8 +112,16 @@ class Service:
         if asked != served:
             raise NotFoundError(f"The model {asked!r} is not served here; use {served!r}.")
 
+    def writer(self) -> Engine | RemoteGenerator:
+        """The generator; InputError if there is none."""
+        if self.generator is None:
+            raise InputError(f'{NO_GENERATOR} Ask with "answer": "quote".')
+        return self.generator
+
     def local_worker(self, asked: str) -> Worker:
         """The thread of the local generator; NotFoundError if there is none, or the requested model is another one."""
+        if self.generator is None:
+            raise NotFoundError(f"{NO_GENERATOR} Chat with the model {RETRIEVAL_MODEL!r}.")
         if self.worker is None:
             raise NotFoundError(
                 "This server has no generator of its own, since it was started with the URL of another server, which "

@@ -32,9 +32,9 @@ def folders(tmp_path_factory, tokenizer):
     return root
 
 
-def run_server(folders, *arguments, index="index", **variables):
+def run_server(folders, *arguments, index="index", generator=True, **variables):
     command = [sys.executable, "scripts/run_server.py", "--index", str(folders / index)]
-    command += ["--generator", str(folders / "model"), *arguments]
+    command += [*(["--generator", str(folders / "model")] if generator else []), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -88,6 +88,33 @@ def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, st
     # "loading", the notes about embedder and weights, "ready", and "stopped" after Ctrl-C; no traceback of clients
     # that left
     assert error.count("\n") == 4 + (number == signal.SIGINT), error
+
+
+def test_a_server_without_a_generator_quotes_and_says_how_to_get_one(folders, tmp_path):
+    server = run_server(folders, "--port", "0", generator=False, ZHIZHI_CACHE=str(tmp_path))
+    try:
+        url = server.stderr.readline().split()[-1]
+        wait_until(lambda: httpx.get(f"{url}/readyz", timeout=20).status_code == 200, 120)
+        fetching = "python scripts/fetch_model.py smollm2-135m-instruct"
+        found = httpx.post(f"{url}/v1/answer", json={"question": QUESTION}, timeout=30).json()
+        assert found["hits"]
+        body = {"answer": "generate", "question": QUESTION}
+        for stream in (False, True):
+            response = httpx.post(f"{url}/v1/answer", json=body | {"stream": stream}, timeout=30)
+            assert response.status_code == 422
+            assert fetching in response.text
+        chat = {"model": "model", "messages": [{"role": "user", "content": QUESTION}]}
+        response = httpx.post(f"{url}/v1/chat/completions", json=chat)
+        assert response.status_code == 404
+        assert fetching in response.json()["error"]["message"]
+        chat["model"] = "zhizhi-rag"
+        assert httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=30).status_code == 200
+        server.terminate()
+        assert server.wait(30) == 0
+        assert fetching in server.communicate()[1]
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_a_server_with_a_remote_generator_loads_none(folders):

@@ -10,10 +10,11 @@ import pytest
 from scipy import stats
 
 from embed import Encoder
+from embed.data.sentence_pairs import SentencePairs
 from embed.data.vectors import unit_length
 from embed.encoding.fingerprint import files_sha256
 from embed.evaluation.published import Published
-from embed.evaluation.sts import Pairs, evaluate_sts, intervals
+from embed.evaluation.sts import evaluate_sts, intervals, sha256_of
 from embed.network.config import EmbedderConfig
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.cli import run_command
@@ -54,7 +55,7 @@ def test_correlations_equal_scipys_on_the_encoders_cosines(data, capsys):
     rows = {row["system"]: row for row in report["results"]}
     names = ["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dim-16"]
     assert list(rows) == names
-    encoder, pairs = Encoder.from_pretrained("ours"), Pairs.load(data)
+    encoder, pairs = Encoder.from_pretrained("ours"), SentencePairs.load(data)
     for name, n_dims in (("dense", None), ("dim-16", 16)):
         first, second = (
             encoder.encode(texts, max_tokens=64, truncate_dim=n_dims) for texts in (pairs.first, pairs.second)
@@ -83,7 +84,7 @@ def test_second_sentences_fit_the_map_and_are_quantised_and_a_prompt_begins_both
         data=[str(data)], embedder=str(folder), rows=["dense", "int8"], max_tokens=64, prompt_name=prompt_name
     )
     rows = {row["system"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["results"]}
-    encoder, pairs = Encoder.from_pretrained(folder), Pairs.load(data)
+    encoder, pairs = Encoder.from_pretrained(folder), SentencePairs.load(data)
     prompt = "query: " if prompt_name else ""
     first, second = (
         encoder.encode([prompt + text for text in texts], max_tokens=64)
@@ -140,7 +141,7 @@ def test_intervals_equal_spearman_percentiles_over_the_same_resamples():
 )
 def test_every_file_format_gives_the_same_pairs(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    pairs = Pairs.load(tmp_path / name)
+    pairs = SentencePairs.load(tmp_path / name)
     assert (pairs.name, pairs.first, pairs.second) == ("x", ['one, "two"', "four"], ["three", "five"])
     assert pairs.scores.tolist() == [4.5, 1.0]
 
@@ -167,16 +168,16 @@ def test_every_file_format_gives_the_same_pairs(tmp_path, name, text):
 def test_bad_files_are_refused(tmp_path, name, text, said):
     (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(InputError, match=said):
-        Pairs.load(tmp_path / name)
+        SentencePairs.load(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
-        Pairs.load(tmp_path / "none.csv")
+        SentencePairs.load(tmp_path / "none.csv")
 
 
 def test_nothing_is_printed_when_the_baseline_misses_its_published_score_under_any_name(
     data, models, tmp_path, monkeypatch, capsys
 ):
     model = shutil.copytree(models / "models" / "all-MiniLM-L6-v2", tmp_path / "a model")
-    known = files_sha256(model), Pairs.load(data).sha256
+    known = files_sha256(model), sha256_of(SentencePairs.load(data))
     monkeypatch.setattr("embed.evaluation.published.PUBLISHED", {known: Published(0.8203, 0.0005)})
     other = tmp_path / "other.jsonl"
     rows = [dict(zip(("sentence1", "sentence2", "score"), row, strict=True)) for row in ROWS]

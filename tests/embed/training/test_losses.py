@@ -128,16 +128,18 @@ def test_matryoshka_of_distillation_equals_sentence_transformers():
     assert_equal(matryoshka(distill_cosine, [ours, teacher], [D, 5]).mean(), ours, theirs, table)
 
 
-def test_similarity_kl_equals_distill_kl_div():
+@pytest.mark.parametrize("of_its_own", [None, 0.1])
+def test_similarity_kl_equals_distill_kl_div(of_its_own):
     """Their loss compares each query with its own candidates only, and includes Hinton's factor temperature²."""
     temperature, n_ways = 0.3, 4
     ours, table = vectors_and_table(1 + n_ways)
     teacher = normal((1 + n_ways) * N, 5, seed=9)
     of_teacher = [pairwise_cos_sim(teacher[:N], teacher[i * N : i * N + N]) for i in range(1, 1 + n_ways)]
     loss = reference.DistillKLDivLoss(table, similarity_fct=pairwise_cos_sim, temperature=temperature)
-    theirs = loss(columns(1 + n_ways), torch.stack(of_teacher, dim=1))
+    scale = temperature / (of_its_own or temperature)
+    theirs = loss(columns(1 + n_ways), scale * torch.stack(of_teacher, dim=1))
     others = ~torch.eye(N, dtype=torch.bool).repeat(1, n_ways)
-    kl = similarity_kl(ours[:N], ours[N:], teacher[:N], teacher[N:], temperature, others)
+    kl = similarity_kl(ours[:N], ours[N:], teacher[:N], teacher[N:], temperature, others, of_its_own)
     assert_equal(kl.mean() * temperature**2, ours, theirs, table)
 
 

@@ -16,7 +16,7 @@ from gpt_core.hardware import onednn as products
 from gpt_core.hardware.capability import Capability
 from gpt_core.hardware.device import peak_memory
 from gpt_core.hardware.onednn import PackedLinear, packs
-from gpt_core.hub.locate import DEFAULT_MODEL
+from gpt_core.hub.locate import DEFAULT_GENERATOR
 from gpt_core.model.cache import Cache, CacheRows
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
@@ -192,7 +192,7 @@ def test_text_is_generated_in_every_dtype(dtype):
 )
 def test_an_unsupported_dtype_is_rejected(dtype, message):
     with pytest.raises(InputError, match=message):
-        load_for_inference(DEFAULT_MODEL, dtype, "cpu")
+        load_for_inference(DEFAULT_GENERATOR, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
