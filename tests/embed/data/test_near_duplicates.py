@@ -1,5 +1,6 @@
 """Near-duplicates: exactly the pairs of texts that share enough n-grams are found."""
 
+import gzip
 import json
 
 import pytest
@@ -114,3 +115,6 @@ def test_reads_every_text_of_a_set(collection, tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"query": "q", "pos": ["p", "r"], "neg": ["n"]}) + "\n")
     assert read_texts(path) == ["q", "p", "r", "n"]
+    path = tmp_path / "pairs.csv.gz"
+    path.write_bytes(gzip.compress(b'sentence1,sentence2,score\na,"b, c",1.5\nd,e,2\n'))
+    assert read_texts(path) == ["a", "d", "b, c", "e"]

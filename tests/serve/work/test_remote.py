@@ -324,7 +324,7 @@ def test_completions_need_a_local_generator(served, client):
         ({"generator": "http://me:s3cret@127.0.0.1/v1"}, "a user name or a password; give a key in"),
         ({"seconds": 0}, "generator_seconds is 0; expected a positive number"),
         ({"seconds": float("nan")}, "generator_seconds is nan"),
-        ({"generator": "tiny", "model": "m"}, "generator_model is m, but the generator tiny is not a URL"),
+        ({"generator": "tiny", "model": "m"}, "generator_model is m, but generator is tiny, not a URL"),
     ],
 )
 def test_bad_settings_are_named(arguments, says):
