@@ -40,14 +40,23 @@ check: .venv/.dev  ## lint, types, import rules and private words
 bench: .venv/.dev  ## retrieval quality beside BM25 and MiniLM: make bench DATA="path/to/scifact …"
 	$(BIN)/python scripts/eval.py retrieval --data $(DATA)
 
-model: $(MINI)/tokenizer/tokenizer.json  ## an embedder from random weights, on two cores; resumes: make model DATA=path/to/data
+# Scores on development data, which decide; the test splits are for the end
+define development
+	$(BIN)/python scripts/eval.py retrieval --data $(DATA)/beir/nfcorpus $(DATA)/beir/cmrc2018 --split dev --embedder $(MINI)/$(1) --rows dense
+	$(BIN)/python scripts/eval.py retrieval --data $(DATA)/beir/scifact --split train --embedder $(MINI)/$(1) --rows dense
+	$(BIN)/python scripts/eval.py sts --data $(wildcard $(DATA)/sts/*_dev.*) --embedder $(MINI)/$(1) --rows dense
+endef
+
+model: $(MINI)/tokenizer/tokenizer.json  ## a small embedder, on two cores; resumes: make model DATA=path/to/data
+	$(BIN)/python scripts/fetch_model.py multilingual-e5-small
 	$(BIN)/python scripts/train_embedder.py --config configs/embedder_mini_table.yaml
-	$(BIN)/python scripts/eval.py retrieval --data $(DATA)/beir/nfcorpus $(DATA)/beir/cmrc2018 --split dev --embedder $(MINI)/table --rows dense
+	$(call development,table)
 	$(BIN)/python scripts/train_embedder.py --config configs/embedder_mini.yaml
-	$(BIN)/python scripts/eval.py retrieval --data $(DATA)/beir/nfcorpus $(DATA)/beir/cmrc2018 --split dev --embedder $(MINI)/network --rows dense
+	$(call development,network)
 
 $(MINI)/pairs/summary.json: | .venv/.dev
-	$(BIN)/python scripts/prepare_pairs.py --out $(MINI)/pairs --exclude $(wildcard $(DATA)/beir/*) $(wildcard $(DATA)/sts/*_dev.* $(DATA)/sts/*_test.*) --input \
+	$(BIN)/python scripts/prepare_pairs.py --out $(MINI)/pairs \
+		--exclude $(wildcard $(DATA)/beir/* $(DATA)/sts/*_dev.* $(DATA)/sts/*_test.*) --input \
 		$(filter-out %/nli.jsonl.gz, $(wildcard $(DATA)/pairs/*.jsonl*)) \
 		$(wildcard $(foreach name,wikipedia_2015_core_0 wikipedia_2015_core_1 wikinews openstax oi_wiki_zh javaguide_zh,$(DATA)/text/$(name).jsonl*))
 
