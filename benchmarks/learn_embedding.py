@@ -1,6 +1,5 @@
 """Benchmark embedder training from random weights: CPU time until retrieval reaches shares of a baseline's."""
 
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.learn import cpu_seconds_to
 from embed.encoding.contenders import Contender, contenders
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.report import print_report
@@ -94,7 +94,5 @@ def minutes_to(target: float, curve: Curve) -> float | None:
     """CPU minutes until the mean first reached `target`, interpolated; None if it never did."""
     if curve and curve[0][1] >= target:
         return curve[0][0] / 60
-    for (before, low), (after, high) in itertools.pairwise(curve):
-        if low < target <= high:
-            return (before + (after - before) * (target - low) / (high - low)) / 60
-    return None
+    seconds = cpu_seconds_to(-target, [(0, at, -mean) for at, mean in curve])
+    return None if seconds is None else seconds / 60

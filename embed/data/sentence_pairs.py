@@ -18,7 +18,8 @@ from gpt_core.common.jsonl import JSONL, read_rows
 from gpt_core.common.list_files import has_ending
 
 FIELDS = ("sentence1", "sentence2", "score")
-TABLES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", ".gz", ".xz"))
+CSV, TSV = (tuple(kind + packed for packed in ("", ".gz", ".xz")) for kind in (".csv", ".tsv"))
+TABLES = CSV + TSV
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             f"{path} has an unknown file type; expected .csv, .tsv or .jsonl, optionally with .gz or .xz."
         )
     # In tab-separated files, quotation marks belong to the sentence and do not quote a field.
-    dialect: dict[str, Any] = (
-        {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if ".tsv" in path.name.lower()[-7:] else {}
-    )
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if has_ending(path, TSV) else {}
     opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:

@@ -52,8 +52,7 @@ def open_data(config: TrainEmbedderConfig) -> tuple[list[TaskData], list[TaskDat
             examples, held_out = hold_out(examples, n, config.seed)
             dev_sets.append(TaskData(name_of(source, dev_sets), held_out))
         sets.append(TaskData(name_of(source, sets), examples))
-        imitating = config.teacher is not None and (config.distill_weight or config.similarity_weight)
-        if not sets[-1].paired and not imitating:
+        if not sets[-1].paired and not config.imitates:
             raise InputError(
                 f"{source} contains texts without positives, which need a teacher; name a teacher, or give pairs."
             )
@@ -128,6 +127,7 @@ def attach_groups(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks: 
     if config.group_by is None:
         return
     large = [data for data in sets if data.paired and len(data.examples) >= 2 * config.group_size]
+    checksums = [data.checksum() for data in large]
     path = Path(config.out_dir, "groups.npz")
 
     def groups() -> dict[str, NDArray[np.int64]]:
@@ -136,9 +136,9 @@ def attach_groups(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks: 
                 return dict(saved)
         encoder = Encoder.from_pretrained(config.group_by or "", device="auto")
         found: dict[str, Any] = {}
-        for data in tqdm(large, desc="grouping", disable=None):
+        for data, checksum in zip(tqdm(large, desc="grouping", disable=None), checksums, strict=True):
             texts = [example.positives[0][:GROUPED_CHARACTERS] for example in data.examples]
-            found[data.checksum()] = groups_of_similar(
+            found[checksum] = groups_of_similar(
                 encoder.encode_document(texts), config.group_size, config.seed
             )
         buffer = BytesIO()
@@ -148,8 +148,8 @@ def attach_groups(config: TrainEmbedderConfig, sets: Sequence[TaskData], ranks: 
         return found
 
     by_checksum = ranks.on_main(groups)
-    for data in large:
-        data.groups = by_checksum.get(data.checksum())
+    for data, checksum in zip(large, checksums, strict=True):
+        data.groups = by_checksum.get(checksum)
         if data.groups is None or data.groups.shape[1] != config.group_size:
             raise InputError(
                 f"{path} has no groups of {config.group_size} examples of {data.name}; the data or group_size changed: "

@@ -151,9 +151,9 @@ def similarity_kl(
         student_documents: (D, d) vectors of any length.
         teacher_queries: (Q, e) vectors of any length.
         teacher_documents: (D, e) vectors of any length.
-        temperature: above 0, for both.
+        temperature: above 0, for both, or for the student alone if there is a teacher_temperature.
         masked: (Q, D) bool, true at documents to ignore for a query.
-        teacher_temperature: above 0, for the teacher, if another: lower for one whose cosines are all similar.
+        teacher_temperature: above 0, for the teacher; None: temperature. Similar cosines need a low one.
 
     Returns:
         (Q,) losses, non-negative except for rounding; 0 for a query without unmasked documents.

@@ -201,7 +201,9 @@ def place_table(gpt: GPT, dense: Dense, table: Tensor) -> None:
         table: (V, d).
     """
     d, width = table.shape[1], gpt.config.n_embd
-    end = d + (width - d) // 2  # dimensions d to end are constant, the rest is for the previous token
+    end = (
+        d + (width - d + 1) // 2
+    )  # dimensions d to end are constant, the rest, if any, is for the previous token
     table = table * (
         TOKEN_SIZE * math.sqrt(d) / table.norm(dim=1).mean()
     )  # vectors are normalised in the end
@@ -223,7 +225,7 @@ def place_table(gpt: GPT, dense: Dense, table: Tensor) -> None:
                 weight[d:end] = math.sqrt((end - d) / width)
             elif weight.dim() == 2 and name not in ("attn.o.weight", "mlp.down.weight"):
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
-        if block is gpt.blocks[0]:
+        if block is gpt.blocks[0] and end < width:
             read_previous_token(block, gpt.config, d, end)
 
 

@@ -15,9 +15,8 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 
 MAX_TEXTS = 16384  # texts of the regression, and of the frequencies of tokens
 SIF = 3e-4  # the constant a of Arora et al. 2017
-LEAST_CHARACTERS = (
-    3  # of a token whose vector the teacher gives (docs/log.md, 2026-11-30, the start of a table)
-)
+# Characters of a token whose vector the teacher gives (docs/log.md, 2026-11-30, the start of a table)
+LEAST_CHARACTERS = 3
 RIDGE = 1e-2  # regularisation, as a fraction of the mean variance of the input
 
 

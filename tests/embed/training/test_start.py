@@ -27,6 +27,7 @@ from embed.training.teacher_start import start_table
 from embed.training.train import train_embedder
 from gpt_core.common.errors import InputError
 from gpt_core.data.train_tokenizer import train_tokenizer
+from gpt_core.hub.locate import resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.optim import build_optimizers
@@ -151,8 +152,18 @@ def test_blocks_above_a_table_change_nothing_at_first(config, trained, tmp_path,
     assert (peer.encode(texts) * table.encode(texts)).sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
+def test_one_dimension_more_than_the_table_is_enough(config, trained):
+    network, *_ = build(blocks_above(config, trained, n_embd=25, n_head=1, n_kv_head=1, head_dim=16))
+    ids, mask = torch.tensor([[5, 6, 7, 8]]), torch.ones(1, 4, dtype=torch.bool)
+    with torch.no_grad():
+        assert float((network(ids, mask) * load_network(resolve(trained))(ids, mask)).sum()) == pytest.approx(
+            1, abs=1e-5
+        )
+
+
 def test_the_first_block_above_a_table_multiplies_neighbouring_tokens(config, trained):
     """The gate of its MLP depends on the previous token only, the other factor on the own token only."""
+    torch.manual_seed(0)  # the drawn tokens decide how nearly
     network, *_ = build(blocks_above(config, trained, n_embd=24 + 64, n_head=1, n_kv_head=1, head_dim=64))
     block, seen = network.gpt.blocks[0], {}
     block.mlp.gate.register_forward_hook(lambda module, inputs, output: seen.update(gate=output))
