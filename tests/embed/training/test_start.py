@@ -17,12 +17,12 @@ from embed.encoding.peer_model import Teacher
 from embed.formats.export import export_model
 from embed.formats.folder import load_network, save_embedder
 from embed.formats.settings import load_settings
-from embed.network.network import Network
+from embed.network.network import Dense, Network
 from embed.network.pooling import pool
 from embed.training.batches import Collator
 from embed.training.config import TrainEmbedderConfig
 from embed.training.data import open_data
-from embed.training.start import build
+from embed.training.start import build, place_table, shape
 from embed.training.teacher_start import start_table
 from embed.training.train import train_embedder
 from gpt_core.common.errors import InputError
@@ -161,20 +161,23 @@ def test_one_dimension_more_than_the_table_is_enough(config, trained):
         )
 
 
-def test_the_first_block_above_a_table_multiplies_neighbouring_tokens(config, trained):
+def test_the_first_block_above_a_table_multiplies_neighbouring_tokens(config):
     """The gate of its MLP depends on the previous token only, the other factor on the own token only."""
-    torch.manual_seed(0)  # the drawn tokens decide how nearly
-    network, *_ = build(blocks_above(config, trained, n_embd=24 + 64, n_head=1, n_kv_head=1, head_dim=64))
-    block, seen = network.gpt.blocks[0], {}
+    torch.manual_seed(0)
+    sizes = shape(replace(config, n_layer=1, n_head=1, head_dim=64), 40, 256 + 32)
+    gpt, seen = GPT(sizes, init="zero"), {}
+    with torch.no_grad():
+        place_table(gpt, Dense(256 + 32, 256, bias=False), torch.randn(40, 256))
+    block = gpt.blocks[0]
     block.mlp.gate.register_forward_hook(lambda module, inputs, output: seen.update(gate=output))
     block.mlp.up.register_forward_hook(lambda module, inputs, output: seen.update(up=output))
-    ids = torch.randint(network.gpt.config.vocab_size, (1, 60))
+    ids = torch.randint(40, (1, 60))
     other = ids.clone()
-    other[0, 30] = (ids[0, 30] + 1) % network.gpt.config.vocab_size
+    other[0, 30] = (ids[0, 30] + 1) % 40
 
     def factors(ids):
         with torch.no_grad():
-            network.gpt(ids, logits=False)
+            gpt(ids, logits=False)
         return seen["gate"][0], seen["up"][0]
 
     changes = [(a - b).norm(dim=1) for a, b in zip(factors(ids), factors(other), strict=True)]
