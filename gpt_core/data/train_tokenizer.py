@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder, require_empty_folder
 from gpt_core.data.documents import OnBadRow
+from gpt_core.data.phrases import PhraseCounter
 from gpt_core.data.prepare_data import read_with_bar
 from gpt_core.data.sources import open_source
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ def train_tokenizer(
     column: str = "text",
     min_frequency: int = 2,
     uncased: bool = False,
+    n_phrases: int = 0,
     on_bad_row: OnBadRow = "stop",
 ) -> None:
     """Train a byte-level BPE with GPT-2's pre-tokenization and write a folder that --tokenizer and transformers load.
@@ -47,6 +49,8 @@ def train_tokenizer(
         min_frequency: how often a pair must occur to become a token.
         uncased: for embedders: text is lower-cased and normalised (NFKC), and the first word of a text gets a space
             before it, as every other word has one. Decoding then does not restore the text.
+        n_phrases: how many of the tokens are pairs of words, such as "blood pressure"; needs uncased. A table of token
+            vectors then knows more than single words.
         on_bad_row: what to do with a row that is invalid or has no string in the column (null is an empty document):
             stop with an error, or skip and count it.
     """
@@ -56,21 +60,30 @@ def train_tokenizer(
         )
     if min_frequency < 1:
         raise InputError(f"min_frequency is {min_frequency}; expected 1 or more.")
+    if n_phrases and not uncased:
+        raise InputError(f"n_phrases is {n_phrases}, which needs lower-case text; add --uncased.")
+    if not 0 <= n_phrases <= vocab_size - MIN_VOCAB_SIZE:
+        raise InputError(
+            f"n_phrases is {n_phrases}; expected 0 to {vocab_size - MIN_VOCAB_SIZE}, because {MIN_VOCAB_SIZE} of the "
+            f"{vocab_size} tokens are bytes and the end-of-text token."
+        )
     target = Path(out)
     require_empty_folder(target)
     source = open_source(input, dataset, dataset_config, dataset_split, column, on_bad_row)
     backend = RustTokenizer(models.BPE())
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     if uncased:
-        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=uncased)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - n_phrases,
         min_frequency=min_frequency,
         special_tokens=[EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    phrases = PhraseCounter()
     n = n_bad = 0
 
     def texts():  # type: ignore[no-untyped-def]
@@ -78,11 +91,16 @@ def train_tokenizer(
         for piece in read_with_bar(source, "reading"):
             n += len(piece.text)
             n_bad += bool(piece.fault)
+            if n_phrases:
+                phrases.add(normalizer.normalize_str(piece.text))  # the backend is locked while it trains
             yield piece.text
 
     backend.train_from_iterator(texts(), trainer)
     if not n:
         raise InputError("The input holds no text to train a tokenizer on; give files with text.")
+    # A phrase takes the space before it, as a word's token does, and is matched in whole words.
+    found = phrases.best(n_phrases)
+    backend.add_tokens([AddedToken(p, lstrip=True, single_word=True, normalized=True) for p in found])
     eos = backend.token_to_id(EOS)
     tokenizer = Tokenizer(backend, bos_id=eos, eos_id=eos)
     with atomic_folder(target) as folder:
@@ -92,5 +110,7 @@ def train_tokenizer(
     )
     if n_bad:
         print(f"skipped {n_bad:,} rows that cannot be used")
-    if tokenizer.vocab_size < vocab_size:
+    if len(found) < n_phrases:
+        print(f"fewer than the requested {n_phrases:,} phrases: {len(found):,}")
+    if tokenizer.vocab_size - len(found) < vocab_size - n_phrases:
         print(f"fewer than the requested {vocab_size:,}: no other pair occurs {min_frequency} times")

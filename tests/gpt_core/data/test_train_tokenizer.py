@@ -107,3 +107,47 @@ def test_bad_input_is_refused_and_leaves_no_files(tmp_path: Path, capsys: pytest
     with pytest.raises(InputError, match="exactly one of --input and --dataset"):
         train_tokenizer(vocab_size=300, out=out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.txt"]
+
+
+def test_pairs_of_words_become_tokens(tmp_path: Path) -> None:
+    text = (
+        "High blood pressure harms. Blood pressure, measured twice: a rat has blood, pressure has no blood.\n"
+        * 20
+    )
+    common = "".join(
+        f"{chr(97 + i // 26)}{chr(97 + i % 26)}x " * 200 for i in range(100)
+    )  # more frequent words
+    (tmp_path / "a.txt").write_text(text + common)
+    out = tmp_path / "out"
+    train_tokenizer(input=[str(tmp_path / "a.txt")], vocab_size=400, n_phrases=1, uncased=True, out=str(out))
+    tokenizer = Tokenizer.from_pretrained(out)
+    assert tokenizer.vocab_size == 400
+    phrase = tokenizer.encode("blood pressure")
+    assert [tokenizer.decode([i]).strip() for i in phrase] == ["blood pressure"]
+    ids = tokenizer.encode("A Blood Pressure of 120")
+    assert phrase[0] in ids
+    # the phrase takes the space before it, and no other token differs
+    rest = tokenizer.encode("a") + phrase + tokenizer.encode("of 120")
+    assert ids == rest
+    for other in ("blood pressures", "lifeblood pressure", "blood, pressure"):
+        assert phrase[0] not in tokenizer.encode(other), other
+
+    from transformers import AutoTokenizer
+
+    peer = AutoTokenizer.from_pretrained(out)
+    for sentence in ("Blood pressure", "the blood  pressure; BLOOD PRESSURE", "知道 blood pressure"):
+        assert peer(sentence, add_special_tokens=False)["input_ids"] == tokenizer.encode(sentence)
+
+
+@pytest.mark.parametrize(("n", "uncased"), [(1, False), (200, True), (-1, True)])
+def test_phrases_that_do_not_fit_are_an_error(tmp_path: Path, n: int, uncased: bool) -> None:
+    (tmp_path / "a.txt").write_text("blood pressure " * 50)
+    with pytest.raises(InputError, match=f"n_phrases is {n}"):
+        train_tokenizer(
+            input=[str(tmp_path / "a.txt")],
+            vocab_size=400,
+            n_phrases=n,
+            uncased=uncased,
+            out=str(tmp_path / "out"),
+        )
+    assert not (tmp_path / "out").exists()
