@@ -1,4 +1,4 @@
-"""Choose the settings of an embedder that is not fine-tuned for retrieval."""
+"""Choose the settings of an embedder on development collections."""
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 

@@ -39,42 +39,47 @@ def tune_embedder(
     data: list[str],
     out: str,
     embedder: str = DEFAULT_EMBEDDER,
-    layers: list[int],
+    layers: list[int] | None = None,
     prompts: list[str] | None = None,
     documents: int = 600,
     queries: int = 250,
 ) -> None:
-    """Choose an untrained embedder's settings on development collections, and write them as embedder.json.
+    """Choose an embedder's settings on development collections, and write them as embedder.json.
 
-    Evaluates dense search with every combination of layer, pooling, prompt and corpus map, and chooses the highest mean
-    nDCG@10 over the collections. Then chooses fusion and weight for hybrid search with these settings in the same way.
+    With layers, which an untrained embedder needs, evaluates dense search with every combination of layer, pooling,
+    prompt and corpus map, and chooses the highest mean nDCG@10 over the collections. Then chooses fusion and weight for
+    hybrid search with these settings in the same way.
 
     Args:
         data: BEIR folders with the split dev, else train (never test), or JSON lines of query and positive.
         out: file to write the chosen settings to.
         embedder: a model folder, a run's out_dir, or a known name.
-        layers: layers to try; 0 is the token embeddings.
-        prompts: prompts to try, each before both queries and documents; default: no prompt.
+        layers: layers to try; 0 is the token embeddings; default: the embedder keeps its settings, and only the fusion
+            is chosen.
+        prompts: with layers, prompts to try, each before both queries and documents; default: no prompt.
         documents: number of documents sampled from each collection, truncated to 256 tokens.
         queries: number of queries sampled from each collection.
     """
-    if not data or not layers:
-        raise InputError("--data or --layers is empty; give at least one collection and one layer.")
+    if not data:
+        raise InputError("--data is empty; give at least one collection.")
+    if prompts and not layers:
+        raise InputError("--prompts needs --layers; without it, the embedder keeps its settings.")
     if not Path(out).absolute().parent.is_dir():  # checked before an hour of measuring
         raise InputError(f"{out} cannot be written: its folder does not exist; create the folder first.")
     encoder = Encoder.from_pretrained(embedder)
     collections = [_load(Path(path)).sample(queries, documents) for path in data]
-    if too_high := [layer for layer in layers if not 0 <= layer <= encoder.model.config.n_layer]:
+    if too_high := [layer for layer in layers or [] if not 0 <= layer <= encoder.model.config.n_layer]:
         raise InputError(
             f"layer {too_high[0]} is not in the model; expected 0 to {encoder.model.config.n_layer}."
         )
     # Position-weighted pooling is not tried: below the top layer, tokens do not yet summarise the tokens before them,
     # and it only scores lower.
-    poolings = [Pooling("mean", *rest) for rest in product(layers, (False, True), (False, True))]
+    poolings = [Pooling("mean", *rest) for rest in product(layers or [], (False, True), (False, True))]
     dense: dict[EmbedderConfig, Figures] = {}
     scores: dict[tuple[str, EmbedderConfig], Scores] = {}
     for collection in collections:
-        for config, cosines in _dense_scores(encoder, collection, poolings, prompts or [""]):
+        tried = _dense_scores(encoder, collection, poolings, prompts or [""])
+        for config, cosines in tried if layers else [_own_scores(encoder, collection)]:
             dense.setdefault(config, {})[collection.name] = _ndcg(collection, cosines)
             scores[collection.name, config] = cosines
     ranked = sorted(dense, key=lambda config: -_mean(dense[config]))
@@ -108,6 +113,14 @@ def _dense_scores(
             fitted = CorpusMap.fit(kind, documents[pooling])
             config = EmbedderConfig(pooling, prompt, prompt, corpus_map=kind)
             yield config, fitted.apply(queries[pooling]) @ fitted.apply(documents[pooling]).T
+
+
+def _own_scores(encoder: Encoder, collection: Collection) -> tuple[EmbedderConfig, Scores]:
+    """The embedder's own settings with its cosines (Q, n) of queries and documents."""
+    documents = encoder.encode_document(collection.texts)
+    queries = encoder.encode_query(list(collection.queries.values()))
+    fitted = CorpusMap.fit(encoder.config.corpus_map, documents)
+    return encoder.config, fitted.apply(queries) @ fitted.apply(documents).T
 
 
 @torch.inference_mode()
@@ -167,7 +180,7 @@ def _print_dense(ranked: list[EmbedderConfig], dense: dict[EmbedderConfig, Figur
     names = list(dense[ranked[0]])
     print(f"nDCG@10 of dense search{'':<40}  mean  {'  '.join(f'{name[:12]:>12}' for name in names)}")
     shown = ranked[:10]
-    for kind, layer in sorted({(c.corpus_map, c.pooling.layer or 0) for c in ranked}):
+    for kind, layer in sorted({(c.corpus_map, c.pooling.layer or 0) for c in ranked[10:]}):
         same = (c for c in ranked if (c.corpus_map, c.pooling.layer) == (kind, layer))
         shown.append(next(same))
     for i, config in enumerate(shown):

@@ -1,6 +1,7 @@
 """Tuning settings: the measured values equal those of an encoder and an index with these settings."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_writes_the_settings_whose_printed_mean_is_highest(model, pairs, tmp_pat
     assert chosen.fusion.kind in max(fused, key=fused.__getitem__)
 
 
+def test_without_layers_only_the_fusion_is_chosen(model, pairs, tmp_path):
+    own = EmbedderConfig(Pooling("mean", 1), query_prompt="Q: ", max_tokens=64)
+    (model / "embedder.json").write_text(own.to_json())
+    try:
+        out = tmp_path / "embedder.json"
+        tune_embedder(data=[str(pairs)], out=str(out), embedder=str(model))
+    finally:
+        (model / "embedder.json").unlink()
+    chosen = EmbedderConfig.from_json(out.read_text())
+    assert replace(chosen, fusion=own.fusion) == own
+
+
 def test_never_tunes_on_a_test_split(model, tmp_path):
     folder = tmp_path / "set"
     (folder / "qrels").mkdir(parents=True)
@@ -93,7 +106,7 @@ def test_never_tunes_on_a_test_split(model, tmp_path):
     ("arguments", "message"),
     [
         ({"data": []}, "is empty"),
-        ({"layers": []}, "is empty"),
+        ({"layers": None, "prompts": ["\n"]}, "needs --layers"),
         ({"out": "no/such/folder/x.json"}, "folder does not exist"),
     ],
 )
