@@ -90,7 +90,7 @@ def evaluate_qa(
 
     Args:
         data: SQuAD's JSON, 1.1 or 2.0 (may be .gz), or BEIR folders whose queries have answers in their metadata.
-        embedder: model folders or known names, each with rows of its own; default: smollm2-135m-instruct. One that the
+        embedder: model folders or known names, each with rows of its own; default: zhizhi-mini. One that the
             weights were not fitted with gets those that need no embedder.
         split: split of the BEIR folders.
         index_as: corpus: all paragraphs are searched. paragraph: each question is answered from its own paragraph.

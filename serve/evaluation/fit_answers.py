@@ -66,7 +66,7 @@ def fit_answers(
     questions: int = 5000,
     articles: int = 130,
     passages: int = 8,
-    second_stage_questions: int = 300,
+    second_stage_questions: int = 0,
     seed: int = 0,
 ) -> None:
     """Fit weights and thresholds for answers, and write them to a JSON file; never fit on a test split.
@@ -78,19 +78,24 @@ def fit_answers(
 
     Args:
         data: one or more of SQuAD's JSON files, or BEIR folders whose queries have answers in their metadata.
-        out: the file to write; languages that it has already, and that are not fitted now, stay.
+        out: the file to write; what it has for other languages and other embedders stays.
         embedder: model folder or known name.
         split: split of the BEIR folders.
         questions: number of questions of each data set, drawn at random.
         articles: number of articles of each SQuAD file, drawn at random; they are the corpus.
         passages: number of passages whose sentences are ranked.
-        second_stage_questions: number of these questions that the second stage is fitted on, which takes one to
-            three seconds of a core for each; 0: no second stage.
+        second_stage_questions: number of these questions that the second stage is fitted on, such as 300, which takes
+            one to three seconds of a core for each; 0: no second stage. The embedder must be a language model, too.
         seed: seed of the draws.
     """
     if not data:
         raise InputError("--data names nothing; expected SQuAD's JSON or BEIR folders.")
     encoder = CachingEncoder.from_pretrained(embedder)
+    if second_stage_questions and not encoder.model.config.n_layer:
+        raise InputError(
+            f"second_stage_questions is {second_stage_questions}, but {embedder} is a table of token vectors and no "
+            "language model; leave it out."
+        )
     rankers: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for path in data:
@@ -112,9 +117,9 @@ def fit_answers(
                             "provenance": _provenance(read, embedder)})  # fmt: skip
             results.append({"dataset": read.name, "language": language, "embedder": embedder if fingerprint else "any",
                             "questions": len(read.questions), **figures})  # fmt: skip
-    fitted = {ranker["language"] for ranker in rankers}
+    fitted = {(ranker["embedder"], ranker["language"]) for ranker in rankers}
     kept = json.loads(out.read_text())["rankers"] if out.exists() else []
-    rankers = [*(r for r in kept if r["language"] not in fitted), *rankers]
+    rankers = [*(r for r in kept if (r["embedder"], r["language"]) not in fitted), *rankers]
     atomic_write(out, json.dumps({"rankers": rankers}, indent=1, ensure_ascii=False) + "\n")
     print_report(results, COLUMNS, {})
 

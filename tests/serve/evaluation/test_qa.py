@@ -117,12 +117,14 @@ def test_weights_are_kept_by_language_and_embedder_with_their_provenance(folder,
     with pytest.raises(InputError, match=r"no weights for the language zh"):
         ranker_for("zh", None, weights)
     again = folder / "again.json"
-    again.write_text(json.dumps({"rankers": [{**content[0], "language": "zh"}]}))
+    others = [{**content[0], "language": "zh"}, {**content[0], "embedder": "another"}]
+    again.write_text(json.dumps({"rankers": [*others, content[0]]}))
     fit_answers(data=[str(folder / "train.json")], out=again, embedder=str(folder / "model"), passages=4,
                 second_stage_questions=0)  # fmt: skip
-    languages = [r["language"] for r in json.loads(again.read_text())["rankers"]]
-    assert languages == ["zh", "en", "en"]
-    first = json.loads(again.read_text())["rankers"][1]
+    written = json.loads(again.read_text())["rankers"]
+    assert written[:2] == others
+    assert [(r["language"], r["embedder"] is None) for r in written[2:]] == [("en", False), ("en", True)]
+    first = written[2]
     assert "likelihood_weight" not in first
     assert first["weights"] == content[0]["weights"]  # the same data and seed give the same weights
 
