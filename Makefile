@@ -13,8 +13,7 @@ MINI := runs/zhizhi-mini
 .PHONY: demo install test soak check bench model clean
 
 demo: .venv/.runtime  ## an index over the sample corpus, four questions, then the page on 127.0.0.1:8000
-	$(BIN)/python scripts/fetch_model.py smollm2-135m-instruct
-	$(BIN)/python scripts/build_index.py --input examples/peps.jsonl.xz --index demo/peps --passages_per_document 1
+	$(BIN)/python scripts/build_index.py --input examples/peps.jsonl.xz --index demo/peps
 	$(BIN)/python scripts/ask.py --index demo/peps \
 		"What is the End Of Life date for Python 2.7?" \
 		"What did the operator of PEP 572 become informally known as?" \
@@ -61,7 +60,7 @@ $(MINI)/pairs/summary.json: | .venv/.dev
 		$(wildcard $(foreach name,wikipedia_2015_core_0 wikipedia_2015_core_1 wikinews openstax oi_wiki_zh javaguide_zh,$(DATA)/text/$(name).jsonl*))
 
 $(MINI)/tokenizer/tokenizer.json: $(MINI)/pairs/summary.json
-	$(BIN)/python scripts/train_tokenizer.py --input $(MINI)/pairs/texts.jsonl --vocab_size 32000 --uncased --out $(MINI)/tokenizer
+	$(BIN)/python scripts/train_tokenizer.py --input $(MINI)/pairs/texts.jsonl --vocab_size 34000 --n_phrases 6000 --uncased --out $(MINI)/tokenizer
 
 clean:  ## remove what make made; the model cache stays
 	rm -rf .venv demo build *.egg-info

@@ -51,7 +51,7 @@ def build_index(
         index: folder of the index.
         input: files and folders: .jsonl (also .gz, .xz; "text", optionally "_id", "title"; other keys are metadata),
             .txt, .md, .markdown; folders are searched recursively.
-        embedder: model folder or known name; default: the existing index's embedder, or smollm2-135m-instruct.
+        embedder: model folder or known name; default: the existing index's embedder, or zhizhi-mini.
         max_tokens: maximum tokens per passage, without the title; fixed when the index is created, 256 by default.
         overlap: maximum tokens that neighbouring passages share; fixed when the index is created, max_tokens / 8 by
             default.
@@ -163,6 +163,11 @@ def _opened(
     if (folder / FILE).exists():
         with Index.open(folder, embedder) as index:
             settings = index.settings
+            if embedder is None and settings.embedder not in ("", DEFAULT_EMBEDDER):
+                print(
+                    f"{folder} keeps its embedder {settings.embedder}; a new index would get {DEFAULT_EMBEDDER}",
+                    file=sys.stderr,
+                )
             own = {**{name: getattr(settings, name) for name in given}, "fusion": settings.fusion.kind}
             for name, value in {**given, **({"fusion": fusion} if fusion else {})}.items():
                 if value != own[name]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from embed.formats.folder import (
@@ -15,6 +16,7 @@ from embed.formats.folder import (
     save_embedder,
 )
 from embed.formats.settings import load_settings
+from embed.formats.static import is_table
 from embed.network.config import EmbedderConfig
 from embed.network.network import Network
 from gpt_core.common.errors import InputError
@@ -48,7 +50,8 @@ def export_model(
         model: a model or embedder folder, a run's out_dir, or a known name.
         to: the target format.
         dtype: dtype of the weights. hf: float32 (default), bfloat16 or float16; gguf: float16 (default), or q8_0, which
-            is half as large; sentence-transformers: float32.
+            is half as large; sentence-transformers: float32 (default), or bfloat16 on disk; it computes
+            with float32 then, but with bfloat16 for a table of token vectors, whose lengths it rounds.
     """
     target = Path(out)
     require_empty_folder(target)
@@ -61,14 +64,16 @@ def export_model(
     elif to == "gguf" and dtype in (None, "float16", "q8_0"):
         file = export_gguf(model_folder(folder), target, "q8_0" if dtype == "q8_0" else "float16", card)
         print(f"{file}: {file.stat().st_size / 2**20:,.1f} MiB, for llama.cpp")
-    elif to == "sentence-transformers" and dtype in (None, "float32"):
-        export_embedder(folder, target, model, card)
+    elif to == "sentence-transformers" and dtype in (None, "float32", "bfloat16"):
+        export_embedder(folder, target, model, card, getattr(torch, dtype or "float32"))
     else:
-        wanted = {"hf": "float32, bfloat16 or float16", "gguf": "float16 or q8_0"}.get(to, "float32")
+        wanted = {"hf": "float32, bfloat16 or float16", "gguf": "float16 or q8_0"}.get(
+            to, "float32 or bfloat16"
+        )
         raise InputError(f"--to {to} has no dtype {dtype}; expected {wanted}.")
 
 
-def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
+def export_embedder(folder: Path, target: Path, model: str, card: Card, dtype: torch.dtype) -> None:
     """Export the embedder or model in `folder` to a sentence-transformers folder.
 
     Args:
@@ -76,6 +81,7 @@ def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
         target: the output folder.
         model: the model's name in messages.
         card: contents of README.md; the model's shape and vectors are added.
+        dtype: of the weights on disk.
 
     Raises:
         InputError: as `check_exportable`, and for a pooling that sentence-transformers does not support.
@@ -83,7 +89,8 @@ def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
     config = load_settings(folder)
     tokenizer = Tokenizer.from_pretrained(model_folder(folder))
     network = load_network(folder, config)
-    check_exportable(network.gpt.config, tokenizer, model)
+    if not is_table(network.gpt.config):
+        check_exportable(network.gpt.config, tokenizer, model)
     network, config = truncated(network, config)
     if reason := beyond_sentence_transformers(network.pooling, network.gpt.config):
         raise InputError(
@@ -97,7 +104,7 @@ def export_embedder(folder: Path, target: Path, model: str, card: Card) -> None:
             file=sys.stderr,
         )
     with atomic_folder(target) as scratch:
-        save_embedder(scratch, network, config, tokenizer, card=card)
+        save_embedder(scratch, network, config, tokenizer, card=card, dtype=dtype)
     print(f'{target}: SentenceTransformer("{target}") returns vectors of {network.dimension} dimensions')
 
 

@@ -15,6 +15,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -74,6 +75,7 @@ def save_embedder(
     tokenizer: Tokenizer,
     weights: dict[str, Tensor] | None = None,
     card: Card | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write an embedder's folder; the module's docstring lists the files.
 
@@ -84,9 +86,12 @@ def save_embedder(
         tokenizer: the GPT's tokenizer.
         weights: the full state dict, for a sharded network; None: `network.state_dict()`.
         card: contents of README.md; the model's shape and vectors are added.
+        dtype: of the weights on disk; transformers reads all of them as float32.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     weights = network.state_dict() if weights is None else weights
+    weights = {name: weight.to(dtype) for name, weight in weights.items()}
     config = replace(config, pooling=network.pooling)
     # modules.json is written last, so that a partly written folder does not open as a complete one.
     (folder / "modules.json").unlink(missing_ok=True)
@@ -95,10 +100,18 @@ def save_embedder(
     if is_table(network.gpt.config):
         save_table(folder, weights["gpt.wte.weight"])
         tokenizer.save(folder)
-        write_card(folder, with_command(card), network.gpt.config, network.gpt.wte.weight.numel(), "float32")
+        write_card(
+            folder,
+            with_command(card),
+            network.gpt.config,
+            network.gpt.wte.weight.numel(),
+            str(dtype).removeprefix("torch."),
+        )
     else:
         gpt_weights = {name.removeprefix("gpt."): w for name, w in weights.items() if name.startswith("gpt.")}
         network.gpt.save_pretrained(folder, gpt_weights, card)
+        settings = read_json(folder / "config.json") | {"dtype": "float32"}
+        atomic_write(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         _save_tokenizer(folder, tokenizer, max_tokens)
     first = 1 if is_table(network.gpt.config) else 2  # number of the module after the pooling
     for i, layer in enumerate(network.dense_layers):

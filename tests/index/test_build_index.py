@@ -16,6 +16,7 @@ import pytest
 from embed.encoding.encoder import Encoder
 from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
+from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from index.build_index import build_index
 from index.index import Index
 from index.reading.document import Document
@@ -43,6 +44,22 @@ def built(tmp_path, notes, embedder, capsys):
     assert "3 documents added, 0 updated, 0 unchanged" in out
     assert "skipped 1 files of other types: " in err
     return tmp_path / "index"
+
+
+def test_a_new_index_gets_the_shipped_embedder_and_an_old_one_keeps_its_own(built, notes, tmp_path, capsys):
+    build_index(input=[str(notes)], index=str(tmp_path / "new"))
+    with Index.open(tmp_path / "new") as index:
+        assert index.settings.embedder == DEFAULT_EMBEDDER
+        assert index.search("grammar of expressions", 1, "dense")[0].doc_id == "walrus"
+    build_index(input=[str(notes)], index=str(tmp_path / "new"))
+    assert "keeps its embedder" not in capsys.readouterr().err
+    with Index.open(built) as index:
+        own = index.settings.embedder
+    build_index(input=[str(notes)], index=str(built))
+    said = f"{built} keeps its embedder {own}; a new index would get {DEFAULT_EMBEDDER}"
+    assert said in capsys.readouterr().err
+    build_index(input=[str(notes)], index=str(built), embedder=own)
+    assert "keeps its embedder" not in capsys.readouterr().err
 
 
 def test_building_again_adds_updates_and_deletes(built, notes, capsys):

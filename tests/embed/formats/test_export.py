@@ -4,6 +4,7 @@ import resource
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -12,7 +13,9 @@ from sentence_transformers import SentenceTransformer
 from embed import Encoder
 from embed.formats.export import export_model
 from embed.formats.folder import load_network, save_embedder
-from embed.network.config import EmbedderConfig, Pooling
+from embed.formats.static import table_shape
+from embed.network.config import TABLE, EmbedderConfig, Pooling
+from embed.network.network import Network
 from gpt_core import GPT, InputError, Tokenizer
 from gpt_core.formats.card import read_card
 from tests.tiny_models import GRAPHS, TEXTS, reference_model, save_model
@@ -63,6 +66,29 @@ def test_a_sentence_transformers_folder_has_a_card_and_keeps_its_vectors(embedde
     assert (Encoder.from_pretrained(tmp_path / "saved").encode_query(TEXTS) * ours).sum(axis=1).min() > 0.9999
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("blocks", "bfloat16"), ("table", "float16"), ("table", "bfloat16")]
+)
+def test_16_bits_on_disk_are_float32_in_memory_and_the_same_vectors(embedder, tmp_path, kind, dtype):
+    if kind == "table":
+        tokenizer = Tokenizer.from_pretrained(embedder)
+        network = Network(GPT(table_shape(tokenizer.vocab_size, 48)), TABLE)
+        embedder = tmp_path / "table"
+        save_embedder(embedder, network, EmbedderConfig(TABLE), tokenizer)
+    export_model(str(tmp_path / "full"), model=str(embedder), to="sentence-transformers")
+    export_model(str(tmp_path / "half"), model=str(embedder), to="sentence-transformers", dtype="bfloat16")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")]
+    assert sizes[0] < 0.52 * sizes[1]
+    ours = Encoder.from_pretrained(tmp_path / "half").encode_query(TEXTS)
+    peer = SentenceTransformer(str(tmp_path / "half"), device="cpu")
+    if kind == "blocks":
+        assert {p.dtype for p in peer.parameters()} == {torch.float32}
+    theirs = peer.encode_query(TEXTS).astype(np.float32)
+    assert np.linalg.norm(theirs, axis=1) == pytest.approx(1, abs=3e-3)
+    assert (ours * theirs / np.linalg.norm(theirs, axis=1, keepdims=True)).sum(axis=1).min() > 0.9999
+    assert (ours * Encoder.from_pretrained(embedder).encode_query(TEXTS)).sum(axis=1).min() > 0.999
+
+
 def test_exports_the_model_of_a_sentence_transformers_folder(tmp_path):
     folder = save_model(tmp_path / "model", "gpt2")
     reference_model(folder, "mean").save(str(tmp_path / "theirs"))
@@ -75,7 +101,7 @@ def test_exports_the_model_of_a_sentence_transformers_folder(tmp_path):
     [
         ("hf", "q8_0", "--to hf has no dtype q8_0; expected float32, bfloat16 or float16"),
         ("gguf", "bfloat16", "--to gguf has no dtype bfloat16; expected float16 or q8_0"),
-        ("sentence-transformers", "float16", "has no dtype float16; expected float32"),
+        ("sentence-transformers", "float16", "has no dtype float16; expected float32 or bfloat16"),
     ],
 )
 def test_unsupported_dtypes_and_existing_folders_are_refused(to, dtype, said, tmp_path):
