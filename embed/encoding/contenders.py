@@ -12,7 +12,8 @@ from embed.encoding.encoder import Dtype, Encoder, PromptName
 from embed.encoding.fingerprint import files_sha256
 from embed.encoding.peer_model import Teacher
 from embed.encoding.vector_cache import cached_vectors
-from embed.formats.folder import model_folder
+from embed.formats.folder import is_static, model_folder
+from embed.formats.static import load_table
 from embed.network.config import EmbedderConfig, Pooling
 from embed.network.corpus_map import CorpusMap
 from embed.network.pooling import pool
@@ -113,7 +114,8 @@ def contenders(
     if "random" in names or "floor" in names or raw:
         source = base or embedder
         folder = model_folder(resolve(source))
-        gpt, tokenizer = GPT.from_pretrained(folder).to(place), Tokenizer.from_pretrained(folder)
+        gpt = (load_table(folder) if is_static(folder) else GPT.from_pretrained(folder)).to(place)
+        tokenizer = Tokenizer.from_pretrained(folder)
         if "random" in names:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """The embedder that is part of the package: found without a network, small, and the same in sentence-transformers."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from embed import Encoder
+from embed.evaluation.sts import evaluate_sts
 from embed.formats.folder import load_network
 from gpt_core.formats.card import read_card
 from gpt_core.hub.locate import DEFAULT_EMBEDDER, SHIPPED, known_names, resolve
@@ -66,6 +68,18 @@ def test_it_gives_the_same_vectors_in_sentence_transformers(encoder: Encoder) ->
         assert lengths[2] == 0  # a text without tokens
         cosines = (ours * theirs).sum(axis=1)[[0, 1, 3, 4]] / lengths[[0, 1, 3, 4]]
         assert cosines.min() > 0.9999
+
+
+def test_evaluations_have_rows_of_a_table_without_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("a rainy day", "wet weather", 4), ("a rainy day", "a loaf of bread", 0), ("下雨", "天气", 3)]
+    lines = (json.dumps({"sentence1": a, "sentence2": b, "score": s}) + "\n" for a, b, s in rows)
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    evaluate_sts(data=[str(tmp_path / "pairs.jsonl")], rows=["random", "raw-mean", "floor", "dense"])
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert [row["system"] for row in results] == ["random", "raw-mean", "floor", "dense"]
+    assert results[-1]["Spearman"] >= 0.5
 
 
 def test_it_finds_what_no_word_says_in_both_languages(tmp_path: Path, encoder: Encoder) -> None:
