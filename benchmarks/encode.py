@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 
 from benchmarks.own_process import in_own_process
@@ -122,10 +123,12 @@ def _sentence_transformers(
             return unit_length(model.encode_document(texts, show_progress_bar=False).astype(np.float32))
 
     prompt = (model.prompts or {}).get("document") or ""
-    rows = model.tokenizer(
-        [prompt + text for text in texts], truncation=True, max_length=model.max_seq_length
-    )
-    return _timed(encode, texts, device, sum(map(len, rows["input_ids"])), loaded)
+    prompted = [prompt + text for text in texts]
+    if isinstance(model.tokenizer, tokenizers.Tokenizer):  # of a StaticEmbedding, which truncates no text
+        rows = [row.ids for row in model.tokenizer.encode_batch(prompted, add_special_tokens=False)]
+    else:
+        rows = model.tokenizer(prompted, truncation=True, max_length=model.max_seq_length)["input_ids"]
+    return _timed(encode, texts, device, sum(map(len, rows)), loaded)
 
 
 def _timed(

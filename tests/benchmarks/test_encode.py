@@ -8,6 +8,7 @@ import torch
 from benchmarks import encode as bench_encode
 from benchmarks.encode import OURS, PEER
 from gpt_core.common.errors import InputError
+from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from tests.tiny_models import TEXTS, save_model
 
 
@@ -47,6 +48,17 @@ def test_ours_and_sentence_transformers_encode_the_same_documents_to_the_same_ve
     assert ratio == pytest.approx(ours["docs_per_cpu_s"] / peer["docs_per_cpu_s"], rel=1e-4)
     assert f"ours bfloat16/{model} float32 docs/s" in report["ratios"]
     assert {"sentence-transformers", "transformers"} < set(report["versions"])
+
+
+def test_a_table_is_measured_as_well(tmp_path, in_this_process, capsys):
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    bench_encode.bench_encode(
+        data=str(tmp_path / "texts.jsonl"), embedder=DEFAULT_EMBEDDER, baseline=None, docs=4, rounds=1,
+        dtypes=("float32",), threads=1, device="cpu",
+    )  # fmt: skip
+    peer, ours = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert ours["tokens_per_doc"] == peer["tokens_per_doc"] > 5
+    assert ours["lowest_cosine"] > 0.9999
 
 
 @pytest.mark.parametrize("keys", [{"docs": 0}, {"rounds": 0}, {"threads": 0}, {"dtypes": ()}])
