@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 
@@ -41,10 +42,7 @@ def near_duplicates(
         (position of the training text, position of the evaluation text, overlap), sorted by training text. Overlaps are
         exact: hashes only select the pairs to compare.
     """
-    owners, hashes = _hashed(eval_texts)
-    order = np.argsort(hashes, kind="stable")
-    owners, hashes = owners[order], hashes[order]
-    n_grams = np.bincount(owners, minlength=len(eval_texts))
+    owners, hashes, n_grams = _sorted_hashes(tuple(eval_texts))
     found: list[tuple[int, int, float]] = []
     texts, done = iter(train_texts), 0
     while chunk := list(islice(texts, TEXTS_PER_CHUNK)):
@@ -123,6 +121,14 @@ def _matches(
     for pair, n in zip(pairs.tolist(), shared.tolist(), strict=True):
         train, text = divmod(pair, n_eval)
         yield train, text, n, int(n_grams[train])
+
+
+@lru_cache(maxsize=1)  # several files are compared with the same evaluation texts
+def _sorted_hashes(texts: tuple[str, ...]) -> tuple[Positions, Hashes, Positions]:
+    """`_hashed`, sorted by hash, and each text's number of distinct n-grams."""
+    owners, hashes = _hashed(texts)
+    order = np.argsort(hashes, kind="stable")
+    return owners[order], hashes[order], np.bincount(owners, minlength=len(texts))
 
 
 def _hashed(texts: Sequence[str]) -> tuple[Positions, Hashes]:
