@@ -12,8 +12,7 @@ from embed.encoding.encoder import Dtype, Encoder, PromptName
 from embed.encoding.fingerprint import files_sha256
 from embed.encoding.peer_model import Teacher
 from embed.encoding.vector_cache import cached_vectors
-from embed.formats.folder import is_static, model_folder
-from embed.formats.static import load_table
+from embed.formats.folder import load_gpt, model_folder
 from embed.network.config import EmbedderConfig, Pooling
 from embed.network.corpus_map import CorpusMap
 from embed.network.pooling import pool
@@ -113,9 +112,8 @@ def contenders(
     raw: list[Name] = [name for name in names if name in ("raw-mean", "raw-weightedmean")]
     if "random" in names or "floor" in names or raw:
         source = base or embedder
-        folder = model_folder(resolve(source))
-        gpt = (load_table(folder) if is_static(folder) else GPT.from_pretrained(folder)).to(place)
-        tokenizer = Tokenizer.from_pretrained(folder)
+        folder = resolve(source)
+        gpt, tokenizer = load_gpt(folder).to(place), Tokenizer.from_pretrained(model_folder(folder))
         if "random" in names:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)

@@ -54,8 +54,13 @@ def load_network(folder: str | Path, config: EmbedderConfig | None = None) -> Ne
     """
     folder = Path(folder)
     config = config or load_settings(folder)
-    gpt = load_table(folder) if is_static(folder) else GPT.from_pretrained(model_folder(folder))
-    return Network(gpt, config.pooling, [_load_dense(dense) for dense in _dense_folders(folder)]).eval()
+    dense = [_load_dense(place) for place in _dense_folders(folder)]
+    return Network(load_gpt(folder), config.pooling, dense).eval()
+
+
+def load_gpt(folder: Path) -> GPT:
+    """The GPT of an embedder's or a model's folder, in float32; of a table of token vectors, one without blocks."""
+    return load_table(folder) if is_static(folder) else GPT.from_pretrained(model_folder(folder))
 
 
 def model_folder(folder: Path) -> Path:

@@ -21,9 +21,8 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 SCRATCH = "scratch"  # nanoGPT's name
 # Length of the constant part of each token's state, relative to the mean length of the table's vectors.
 CONSTANT_LENGTH = 3.0
-CONSTANT_DIMENSIONS = (
-    8  # that it takes; the rest of those that the table does not have are for the previous token
-)
+# Dimensions of that part; the others that the table does not have are for the previous token.
+CONSTANT_DIMENSIONS = 8
 # Mean length of a token's vector per dimension (its root mean square) in the states. The mean over a text is a sixth of
 # it or less, and what a block adds to all tokens alike counts in full there, so usual learning rates need long vectors
 # (docs/log.md, 2026-11-29, blocks above a table).

@@ -180,7 +180,8 @@ def _print_dense(ranked: list[EmbedderConfig], dense: dict[EmbedderConfig, Figur
     names = list(dense[ranked[0]])
     print(f"nDCG@10 of dense search{'':<40}  mean  {'  '.join(f'{name[:12]:>12}' for name in names)}")
     shown = ranked[:10]
-    for kind, layer in sorted({(c.corpus_map, c.pooling.layer or 0) for c in ranked[10:]}):
+    different = {(c.corpus_map, c.pooling.layer or 0) for c in ranked} if len(ranked) > 10 else set()
+    for kind, layer in sorted(different):
         same = (c for c in ranked if (c.corpus_map, c.pooling.layer) == (kind, layer))
         shown.append(next(same))
     for i, config in enumerate(shown):
