@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 import torch
 
 from benchmarks.own_process import in_own_process
 from embed.data.text_files import TextFile
 from embed.data.vectors import Vectors, unit_length
 from embed.encoding.encoder import Dtype, Encoder
+from embed.encoding.peer_model import count_tokens
 from embed.formats.export import export_model
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
@@ -112,6 +112,7 @@ def _sentence_transformers(
     folder: str, dtype: Dtype, texts: list[str], threads: int, device: DeviceName
 ) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     torch.set_num_threads(threads)
     start = time.perf_counter()
@@ -123,12 +124,10 @@ def _sentence_transformers(
             return unit_length(model.encode_document(texts, show_progress_bar=False).astype(np.float32))
 
     prompt = (model.prompts or {}).get("document") or ""
-    prompted = [prompt + text for text in texts]
-    if isinstance(model.tokenizer, tokenizers.Tokenizer):  # of a StaticEmbedding, which truncates no text
-        rows = [row.ids for row in model.tokenizer.encode_batch(prompted, add_special_tokens=False)]
-    else:
-        rows = model.tokenizer(prompted, truncation=True, max_length=model.max_seq_length)["input_ids"]
-    return _timed(encode, texts, device, sum(map(len, rows)), loaded)
+    static = isinstance(model[0], StaticEmbedding)  # which truncates no text
+    longest = sys.maxsize if static else int(model.max_seq_length or sys.maxsize)
+    n_tokens = sum(min(n, longest) for n in count_tokens(model, [prompt + text for text in texts]))
+    return _timed(encode, texts, device, n_tokens, loaded)
 
 
 def _timed(

@@ -3,8 +3,10 @@
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 from safetensors import SafetensorError
 
@@ -90,8 +92,8 @@ class Teacher:
     def count_cut(self, texts: Sequence[str], prompt_name: str | None = None) -> int:
         """How many texts are longer than `max_tokens`, prompt and special tokens included."""
         prompt = self._prompt(prompt_name)
-        rows = self.model.tokenizer([prompt + text for text in texts], verbose=False)["input_ids"]
-        return sum(len(ids) > (self.max_tokens or len(ids)) for ids in rows)
+        counts = count_tokens(self.model, [prompt + text for text in texts])
+        return sum(n > (self.max_tokens or n) for n in counts)
 
     def _prompt(self, prompt_name: str | None) -> str:
         return (self.model.prompts or {}).get(prompt_name or "") or ""
@@ -118,3 +120,10 @@ class Teacher:
                 normalize_embeddings=True,
                 show_progress_bar=False,
             ).astype(np.float32)
+
+
+def count_tokens(model: Any, texts: Sequence[str]) -> list[int]:
+    """Number of tokens of each text for a SentenceTransformer, before truncation, with the special tokens it adds."""
+    if isinstance(model.tokenizer, tokenizers.Tokenizer):  # of a StaticEmbedding
+        return [len(row.ids) for row in model.tokenizer.encode_batch(texts, add_special_tokens=False)]
+    return [len(ids) for ids in model.tokenizer(texts, verbose=False)["input_ids"]]

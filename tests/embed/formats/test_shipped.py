@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from embed import Encoder
+from embed.encoding.peer_model import Teacher
 from embed.evaluation.sts import evaluate_sts
 from embed.formats.folder import load_network
 from gpt_core.formats.card import read_card
@@ -68,6 +69,10 @@ def test_it_gives_the_same_vectors_in_sentence_transformers(encoder: Encoder) ->
         assert lengths[2] == 0  # a text without tokens
         cosines = (ours * theirs).sum(axis=1)[[0, 1, 3, 4]] / lengths[[0, 1, 3, 4]]
         assert cosines.min() > 0.9999
+
+
+def test_as_a_baseline_it_cuts_no_text() -> None:
+    assert Teacher(DEFAULT_EMBEDDER, 16).count_cut(TEXTS, "query") == 0
 
 
 def test_evaluations_have_rows_of_a_table_without_blocks(
