@@ -54,8 +54,10 @@ model: $(MINI)/tokenizer/tokenizer.json  ## a small embedder, on two cores; resu
 	$(call development,network)
 
 $(MINI)/pairs/summary.json: | .venv/.dev
+	mkdir -p $(MINI)
+	$(BIN)/python scripts/fit_answers.py --documents_only --data $(DATA)/qa/squad_train-v1.1.json.gz --out $(MINI)/fit_answers.jsonl
 	$(BIN)/python scripts/prepare_pairs.py --out $(MINI)/pairs \
-		--exclude $(wildcard $(DATA)/beir/* $(DATA)/sts/*_dev.* $(DATA)/sts/*_test.*) --input \
+		--exclude $(MINI)/fit_answers.jsonl $(wildcard $(DATA)/beir/* $(DATA)/sts/*_dev.* $(DATA)/sts/*_test.*) --input \
 		$(filter-out %/nli.jsonl.gz, $(wildcard $(DATA)/pairs/*.jsonl*)) \
 		$(wildcard $(foreach name,wikipedia_2015_core_0 wikipedia_2015_core_1 wikinews openstax oi_wiki_zh javaguide_zh,$(DATA)/text/$(name).jsonl*))
 

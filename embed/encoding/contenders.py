@@ -153,7 +153,7 @@ def _raw(names: Sequence[Name], model: str, encoder: Encoder, max_tokens: int) -
             with Numerics(encoder.model.device.type, encoder.dtype).autocast():
                 hidden = encoder.model(ids, logits=False).hidden
             for i, pooling in enumerate(poolings.values()):
-                vectors[places, i] = pool(hidden, mask, pooling).cpu().numpy()
+                vectors[places, i] = pool(hidden, ids, mask, pooling).cpu().numpy()
         return unit_length(vectors.reshape(-1, width)).reshape(len(texts), 2 * width)
 
     side_by_side = _cached("raw-mean", model, encoder, max_tokens, "both means", both, encoder.config)

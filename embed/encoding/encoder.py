@@ -280,7 +280,7 @@ class Encoder:
         for places, ids, mask in self._padded(rows):
             slots = cache.rows(places, [len(rows[i]) for i in places])
             hidden = self.model(ids, cache=slots, logits=False).hidden
-            vectors[places] = self.network.vectors(pool(hidden, mask, self.config.pooling)).cpu().numpy()
+            vectors[places] = self.network.vectors(pool(hidden, ids, mask, self.config.pooling)).cpu().numpy()
         return unit_length(vectors[:, : self.dimension]), cache
 
     def _prompted(

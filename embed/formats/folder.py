@@ -5,7 +5,8 @@
     config_sentence_transformers.json, sentence_bert_config.json    for `SentenceTransformer(folder)`
     embedder.json                                     all settings, for this package
 
-A table of token vectors alone is saved as sentence-transformers' `StaticEmbedding` (embed/formats/static.py).
+A table of token vectors alone is saved as sentence-transformers' `StaticEmbedding` (embed/formats/static.py). Sublinear
+pooling needs a module that sentence-transformers does not have; the folder then contains its source, sublinear.py.
 
 sentence-transformers pools only a model's last hidden states. With other settings (a lower layer, the first token
 excluded) no `modules.json` is written, because sentence-transformers would silently compute different vectors from it.
@@ -23,7 +24,7 @@ from torch import Tensor
 from embed.formats.sentence_transformers import read_modules
 from embed.formats.settings import load_settings
 from embed.formats.static import is_table, load_table, save_table
-from embed.network.config import TABLE, EmbedderConfig, Pooling
+from embed.network.config import TABLE_POOLINGS, EmbedderConfig, Pooling
 from embed.network.network import Activation, Dense, Network
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
@@ -38,6 +39,7 @@ TORCH_CLASSES: dict[Activation, str] = {
     "identity": "torch.nn.modules.linear.Identity",
     "tanh": "torch.nn.modules.activation.Tanh",
 }
+SUBLINEAR = Path(__file__).with_name("sublinear.py")
 VECTORS = "Vectors"  # heading of a model card's section
 ACTIVATIONS = {path.rpartition(".")[2]: activation for activation, path in TORCH_CLASSES.items()}
 
@@ -69,8 +71,20 @@ def model_folder(folder: Path) -> Path:
 
 
 def is_static(folder: Path) -> bool:
-    """Whether `folder` is a `StaticEmbedding` of sentence-transformers."""
+    """Whether `folder` is a table of token vectors in sentence-transformers' format."""
     return (folder / "modules.json").is_file() and read_modules(folder).pooling is None
+
+
+def has_own_code(folder: Path) -> bool:
+    """Whether the only code that sentence-transformers would run from `folder` is this project's `sublinear.py`."""
+    if not (folder / "modules.json").is_file() or not (folder / SUBLINEAR.name).is_file():
+        return False
+    modules = read_json(folder / "modules.json", list)
+    packages = {str(module.get("type")).partition(".")[0] for module in modules if isinstance(module, dict)}
+    return (
+        packages == {"sentence_transformers", SUBLINEAR.stem}
+        and (folder / SUBLINEAR.name).read_bytes() == SUBLINEAR.read_bytes()
+    )
 
 
 def save_embedder(
@@ -150,7 +164,8 @@ def embedder_card(card: Card, network: Network, config: EmbedderConfig) -> Card:
 def beyond_sentence_transformers(pooling: Pooling, config: GPTConfig) -> str:
     """Why sentence-transformers cannot compute a pooling of a model of this shape, as a phrase; "" if it can."""
     if is_table(config):
-        return "" if pooling == TABLE else "a table of token vectors has another pooling than their mean"
+        known = pooling in TABLE_POOLINGS.values()
+        return "" if known else "a table of token vectors has another pooling than their mean"
     if config.position == "alibi":
         return "the model has ALiBi positions, which no supported format can describe"
     if pooling.skip_first:
@@ -198,15 +213,16 @@ def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_to
         (folder / name).parent.mkdir(exist_ok=True)
         atomic_write(folder / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
-    first = ["StaticEmbedding"]
+    sublinear = network.pooling.mode == "sublinear"
+    first = ["SublinearEmbedding" if sublinear else "StaticEmbedding"]
     if not is_table(network.gpt.config):
-        first = ["Transformer", "Pooling"]
+        first = ["Transformer", "SublinearPooling" if sublinear else "Pooling"]
         write(
-            "1_Pooling/config.json",
+            f"1_{first[1]}/config.json",
             {
                 "word_embedding_dimension": network.gpt.config.n_embd,
                 "pooling_mode_cls_token": False,
-                "pooling_mode_mean_tokens": network.pooling.mode == "mean",
+                "pooling_mode_mean_tokens": network.pooling.mode in ("mean", "sublinear"),
                 "pooling_mode_max_tokens": False,
                 "pooling_mode_mean_sqrt_len_tokens": False,
                 "pooling_mode_weightedmean_tokens": network.pooling.mode == "weightedmean",
@@ -215,6 +231,8 @@ def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_to
             },
         )
         write("sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    if sublinear:
+        atomic_write(folder / "sublinear.py", SUBLINEAR.read_text(encoding="utf-8"))
     kinds = [*first, *["Dense"] * len(network.dense), "Normalize"]
     (folder / f"{len(kinds) - 1}_Normalize").mkdir(exist_ok=True)
     write(f"{len(kinds) - 1}_Normalize/config.json", {})  # git and some archives drop empty folders
@@ -228,7 +246,7 @@ def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_to
             "idx": i,
             "name": str(i),
             "path": f"{i}_{kind}" if i else "",
-            "type": f"sentence_transformers.models.{kind}",
+            "type": f"{'sublinear' if kind.startswith('Sublinear') else 'sentence_transformers.models'}.{kind}",
         }
         for i, kind in enumerate(kinds)
     ]

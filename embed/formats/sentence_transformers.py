@@ -10,7 +10,9 @@ from pathlib import Path
 from gpt_core.common.errors import InputError
 from gpt_core.common.json_files import read_json
 
-FIRST = ("Transformer", "StaticEmbedding")
+TABLES = ("StaticEmbedding", "SublinearEmbedding")  # the second: embed/formats/sublinear.py
+POOLINGS = ("Pooling", "SublinearPooling")
+FIRST = ("Transformer", *TABLES)
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,14 @@ class Modules:
 
     Attributes:
         transformer: folder of the model and the tokenizer; usually the embedder's folder itself.
-        pooling: folder of the pooling's settings; None for a `StaticEmbedding`, a table of token vectors whose mean is
-            the text's vector.
+        pooling: folder of the pooling's settings; None for a table of token vectors, whose mean is the text's vector.
+        sublinear: whether the pooling is this project's sublinear one.
         dense: folders of the dense layers, in order.
     """
 
     transformer: Path
     pooling: Path | None
+    sublinear: bool
     dense: tuple[Path, ...]
 
 
@@ -44,14 +47,14 @@ def read_modules(folder: Path) -> Modules:
         kind, place = str(module.get("type", "")).rpartition(".")[2], folder / str(module.get("path", ""))
         settings = read_json(place / "config.json") if kind not in FIRST else {}
         if kind in FIRST and not seen:
-            transformer, pooled = place, kind == "StaticEmbedding"
-        elif kind == "Pooling" and seen == ["Transformer"]:
+            transformer, pooled = place, kind in TABLES
+        elif kind in POOLINGS and seen == ["Transformer"]:
             pooling, pooled = place, True
         elif kind == "Dense" and pooled and "Normalize" not in seen:
             dense.append(place)
-        elif kind not in (*FIRST, "Pooling", "Dense", "Normalize"):
+        elif kind not in (*FIRST, *POOLINGS, "Dense", "Normalize"):
             raise InputError(
-                f"{folder} has a module {kind!r}; expected only {', '.join(FIRST)}, Pooling, Dense and Normalize."
+                f"{folder} has a module {kind!r}; expected only {', '.join((*FIRST, *POOLINGS))}, Dense and Normalize."
             )
         elif kind != "Normalize" or not pooled:
             order = ", ".join([*seen, kind])
@@ -77,4 +80,4 @@ def read_modules(folder: Path) -> Modules:
             f"{folder} has similarity_fn_name {similarity!r} without a Normalize module; expected cosine, or vectors "
             "of unit length."
         )
-    return Modules(transformer, pooling, tuple(dense))
+    return Modules(transformer, pooling, any(kind.startswith("Sublinear") for kind in seen), tuple(dense))

@@ -1,12 +1,20 @@
 """Loading of an embedder's settings from `embedder.json`, sentence-transformers' files, or `embed/known/`."""
 
 import sys
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from embed.formats.sentence_transformers import read_modules
-from embed.network.config import TABLE, EmbedderConfig, Pooling, PoolingMode, check_choice, check_type
+from embed.network.config import (
+    TABLE_POOLINGS,
+    EmbedderConfig,
+    Pooling,
+    PoolingMode,
+    check_choice,
+    check_type,
+)
 from gpt_core.common.errors import InputError
 from gpt_core.common.json_files import read_json, read_text
 
@@ -48,10 +56,12 @@ def _from_sentence_transformers(folder: Path) -> EmbedderConfig:
         max_tokens = read_json(modules.transformer / "tokenizer_config.json").get("model_max_length")
     if type(max_tokens) in (int, float) and (not max_tokens or max_tokens >= 1e9):
         max_tokens = None  # transformers writes 1e30 for a tokenizer without a limit
-    pooling = TABLE
+    pooling = TABLE_POOLINGS["sublinear" if modules.sublinear else "mean"]
     if modules.pooling is not None:
         values = read_json(modules.pooling / "config.json", optional=False)
         pooling = _sentence_transformers_pooling(values, modules.pooling)
+        if modules.sublinear:
+            pooling = replace(pooling, mode="sublinear")
     return EmbedderConfig(
         pooling,
         query_prompt=prompts.get("query") or "",

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 from gpt_core.common.errors import InputError
 from gpt_core.common.json_files import parse_json
 
-PoolingMode = Literal["weightedmean", "mean", "lasttoken"]  # sentence-transformers' spelling
-MapKind = Literal["none", "standardise", "whiten"]
+# The first three are sentence-transformers' modes, under its names.
+PoolingMode = Literal["weightedmean", "mean", "lasttoken", "sublinear"]
+MapKind = Literal["none", "standardise", "whiten", "half-whiten"]
 FusionKind = Literal["tm2c2", "z", "rrf"]
 
 
@@ -42,7 +43,8 @@ class Pooling:
     """Which hidden states are pooled, and how.
 
     Attributes:
-        mode: "weightedmean" (SGPT: weight i for the i-th token), "mean", or "lasttoken".
+        mode: "weightedmean" (SGPT: weight i for the i-th token), "mean", "lasttoken", or "sublinear" (sublinear term
+            frequency: the n occurrences of a token in a text together have the weight √n instead of n).
         layer: pool the hidden states after this many blocks (0: the token embeddings); None: the model's last hidden
             states, after the final norm.
         skip_first: exclude a text's first token, unless it is the only one. In a GPT that was not tuned as an embedder
@@ -65,7 +67,9 @@ class Pooling:
         check_type("pooling.unit_tokens", self.unit_tokens, bool, "true or false")
 
 
-TABLE = Pooling("mean", layer=0)  # of an embedder without blocks: the mean of token vectors
+# Of an embedder without blocks: the mean of token vectors, in which a repeated token may count less.
+TABLE = Pooling("mean", layer=0)
+TABLE_POOLINGS = {"mean": TABLE, "sublinear": Pooling("sublinear", layer=0)}
 
 
 @dataclass(frozen=True)

@@ -111,12 +111,12 @@ class Network(nn.Module):
             hidden = self.gpt.norm(hidden)
         # Pooling sums over many tokens, which needs float32 even where the GPT runs under autocast.
         with torch.autocast(ids.device.type, enabled=False):
-            return pool(hidden, mask, self.pooling)
+            return pool(hidden, ids, mask, self.pooling)
 
     def _means_of_table(self, ids: Tensor, mask: Tensor) -> Tensor:
         """`pooled` of a table, in a tenth of the time of looking up (B, T, n_embd): padding is not even read."""
         table = self.gpt.wte.weight
-        weights = token_weights(mask, self.pooling, table.dtype)  # (B, T)
+        weights = token_weights(ids, mask, self.pooling, table.dtype)  # (B, T)
         n_tokens = mask.sum(dim=1)  # (B,)
         starts = n_tokens.cumsum(0) - n_tokens  # (B,)
         return F.embedding_bag(ids[mask], table, starts, per_sample_weights=weights[mask], mode="sum")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from embed.network.config import PoolingMode
+from embed.network.config import MapKind, PoolingMode
 from gpt_core.common.errors import InputError
 from gpt_core.training.config import TrainConfig
 
@@ -52,6 +52,8 @@ class TrainEmbedderConfig(TrainConfig):
     """For scratch and for blocks above a table: width of the MLP. None: 8/3 of n_embd, to a multiple of 64."""
     pooling: PoolingMode | None = None
     """Pooling of token states. None: the embedder's own; for a plain GPT weightedmean."""
+    corpus_map: MapKind | None = None
+    """The map that an index fits on its corpus, of no effect in training. None: the embedder's own; if new, none."""
     pooling_layer: int | None = None
     """Pool after n blocks and the final norm; later blocks are kept for generation. None: after all blocks."""
     dimension: int | None = None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from embed.formats.folder import load_network, model_folder, pad_token_id
 from embed.formats.settings import load_settings
 from embed.formats.static import is_table, table_shape
-from embed.network.config import TABLE, EmbedderConfig, Pooling
+from embed.network.config import TABLE, TABLE_POOLINGS, EmbedderConfig, Pooling
 from embed.network.network import Dense, Network
 from embed.training.config import TrainEmbedderConfig
 from gpt_core.common.errors import InputError
@@ -58,6 +58,7 @@ def build(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeniz
     settings = replace(
         settings,
         pooling=network.pooling,
+        corpus_map=settings.corpus_map if config.corpus_map is None else config.corpus_map,
         # sentence-transformers does not truncate texts for a table.
         max_tokens=None if table else min(config.max_tokens, network.gpt.config.block_size),
         query_prompt=settings.query_prompt if query_prompt is None else query_prompt,
@@ -75,7 +76,8 @@ def new_network(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, T
     if config.n_layer == 0:
         check_table_keys(config)
         gpt = GPT(table_shape(tokenizer.vocab_size, config.n_embd))
-        return Network(gpt, TABLE), EmbedderConfig(pooling=TABLE), tokenizer
+        pooling = TABLE_POOLINGS[config.pooling or TABLE.mode]
+        return Network(gpt, pooling), EmbedderConfig(pooling=pooling), tokenizer
     gpt = GPT(shape(config, tokenizer.vocab_size, config.n_embd), init="zero")
     pooling = Pooling(config.pooling or "weightedmean")
     return Network(gpt, pooling, new_dense(config, config.n_embd)), EmbedderConfig(pooling=pooling), tokenizer
@@ -83,10 +85,10 @@ def new_network(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, T
 
 def check_table_keys(config: TrainEmbedderConfig) -> None:
     """Raise InputError for a pooling or dimension that a table, and blocks above it, cannot have."""
-    if config.pooling not in (None, TABLE.mode):
+    if config.pooling not in (None, *TABLE_POOLINGS):
         raise InputError(
             f"pooling is {config.pooling}, but a table's vectors are means, and blocks above it start as the table; "
-            "omit pooling."
+            f"give {' or '.join(TABLE_POOLINGS)}."
         )
     if config.dimension is not None:
         raise InputError(
@@ -165,6 +167,8 @@ def from_table(
 ) -> tuple[Network, EmbedderConfig]:
     """The table itself, or blocks above it that at first change nothing."""
     check_table_keys(config)
+    if config.pooling is not None:
+        start = Network(start.gpt, TABLE_POOLINGS[config.pooling], start.dense_layers)
     if not config.n_layer:
         return start, settings
     if start.dense_layers:
@@ -181,7 +185,7 @@ def from_table(
     dense = Dense(width, dimension, bias=False)
     with torch.no_grad():
         place_table(gpt, dense, table)
-    return Network(gpt, replace(TABLE, layer=None), [dense]), settings
+    return Network(gpt, replace(start.pooling, layer=None), [dense]), settings
 
 
 def place_table(gpt: GPT, dense: Dense, table: Tensor) -> None:

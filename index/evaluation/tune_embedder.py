@@ -139,7 +139,7 @@ def encode_all(encoder: Encoder, texts: list[str], poolings: Sequence[Pooling]) 
         states.clear()
         model(ids, logits=False, layer=top)
         for p in poolings:
-            vectors[p][places] = pool(states[p.layer or 0], mask, p).cpu().numpy()
+            vectors[p][places] = pool(states[p.layer or 0], ids, mask, p).cpu().numpy()
         bar.update(len(places))
     bar.close()
     for hook in hooks:

@@ -68,6 +68,7 @@ def fit_answers(
     passages: int = 8,
     second_stage_questions: int = 0,
     seed: int = 0,
+    documents_only: bool = False,
 ) -> None:
     """Fit weights and thresholds for answers, and write them to a JSON file; never fit on a test split.
 
@@ -87,9 +88,15 @@ def fit_answers(
         second_stage_questions: number of these questions that the second stage is fitted on, such as 300, which takes
             one to three seconds of a core for each; 0: no second stage. The embedder must be a language model, too.
         seed: seed of the draws.
+        documents_only: write only the texts of the data's documents to `out`, as JSON lines. An embedder must be
+            trained without them (prepare_pairs --exclude), or its scores are too good on these questions.
     """
     if not data:
         raise InputError("--data names nothing; expected SQuAD's JSON or BEIR folders.")
+    if documents_only:
+        texts = [d.text for path in data for d in read_qa(path, split, articles, seed).documents.values()]
+        atomic_write(out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+        return
     encoder = CachingEncoder.from_pretrained(embedder)
     if second_stage_questions and not encoder.model.config.n_layer:
         raise InputError(

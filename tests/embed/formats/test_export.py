@@ -11,10 +11,11 @@ import transformers
 from sentence_transformers import SentenceTransformer
 
 from embed import Encoder
+from embed.encoding.peer_model import Teacher
 from embed.formats.export import export_model
 from embed.formats.folder import load_network, save_embedder
 from embed.formats.static import table_shape
-from embed.network.config import TABLE, EmbedderConfig, Pooling
+from embed.network.config import TABLE, TABLE_POOLINGS, EmbedderConfig, Pooling
 from embed.network.network import Network
 from gpt_core import GPT, InputError, Tokenizer
 from gpt_core.formats.card import read_card
@@ -87,6 +88,31 @@ def test_16_bits_on_disk_are_float32_in_memory_and_the_same_vectors(embedder, tm
     assert np.linalg.norm(theirs, axis=1) == pytest.approx(1, abs=3e-3)
     assert (ours * theirs / np.linalg.norm(theirs, axis=1, keepdims=True)).sum(axis=1).min() > 0.9999
     assert (ours * Encoder.from_pretrained(embedder).encode_query(TEXTS)).sum(axis=1).min() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["blocks", "table"])
+def test_sublinear_pooling_is_exported_with_its_source(embedder, tmp_path, kind):
+    tokenizer = Tokenizer.from_pretrained(embedder)
+    if kind == "table":
+        network = Network(GPT(table_shape(tokenizer.vocab_size, 48)), TABLE_POOLINGS["sublinear"])
+    else:
+        network = Network(GPT.from_pretrained(embedder), Pooling("sublinear"))
+    config = EmbedderConfig(network.pooling, query_prompt="search: ")
+    save_embedder(tmp_path / "saved", network, config, tokenizer)
+    export_model(str(tmp_path / "out"), model=str(tmp_path / "saved"), to="sentence-transformers")
+    texts = [*TEXTS, "a a a a b", "a b", ""]
+    ours = Encoder.from_pretrained(tmp_path / "out").encode_query(texts)
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu", trust_remote_code=True)
+    assert ours == pytest.approx(theirs.encode_query(texts), abs=1e-5)
+    repeated, once, *_ = ours[len(TEXTS) :]
+    assert repeated @ once < 0.999
+    assert Teacher(str(tmp_path / "out")).encode(texts, "query") == pytest.approx(ours, abs=1e-5)
+    (tmp_path / "out" / "embedder.json").unlink()  # the files of sentence-transformers say the same
+    assert Encoder.from_pretrained(tmp_path / "out").encode_query(texts) == pytest.approx(ours, abs=1e-6)
+    with (tmp_path / "out" / "sublinear.py").open("a") as file:
+        file.write("raise SystemExit\n")
+    with pytest.raises(InputError, match="not a model that sentence-transformers can read"):
+        Teacher(str(tmp_path / "out"))  # other code than ours is not run
 
 
 def test_exports_the_model_of_a_sentence_transformers_folder(tmp_path):

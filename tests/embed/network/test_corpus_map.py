@@ -1,10 +1,10 @@
-"""Corpus maps (standardise, whiten): statistics of the mapped vectors, and edge cases."""
+"""Corpus maps (standardise, whiten, half-whiten): statistics of the mapped vectors, and edge cases."""
 
 import numpy as np
 import pytest
 
 from embed.data.vectors import unit_length
-from embed.network.corpus_map import SHRINKAGE, CorpusMap
+from embed.network.corpus_map import PRIOR_DOCUMENTS, SHRINKAGE, CorpusMap
 
 
 def corpus(n: int, d: int = 24, seed: int = 0) -> np.ndarray:
@@ -42,6 +42,20 @@ def test_whiten_decorrelates_and_shrinks_weak_components():
     assert wanted[-1] < 0.5
 
 
+def test_half_whitening_is_the_fourth_root_of_the_inverse_second_moment():
+    vectors = corpus(2000).astype(np.float64)
+    fitted = CorpusMap.fit("half-whiten", vectors)
+    assert not fitted.mean.any()
+    moment = vectors.T @ vectors / len(vectors)
+    moment += PRIOR_DOCUMENTS / len(vectors) * np.trace(moment) / len(moment) * np.eye(len(moment))
+    product = fitted.transform.astype(np.float64) @ fitted.transform.T  # moment^-½
+    np.testing.assert_allclose(product @ moment @ product, np.eye(len(moment)), atol=1e-3)
+    small = CorpusMap.fit("half-whiten", vectors[:3])  # nearly the prior: cosines change little
+    cosines = vectors[3:9] @ vectors[3:9].T
+    mapped = small.apply(vectors[3:9].astype(np.float32))
+    assert np.abs(mapped @ mapped.T - cosines).max() < 0.1
+
+
 def test_map_components_keeps_the_first_components_of_the_full_whitening():
     vectors = corpus(200)
     mapped = map_without_normalising(CorpusMap.fit("whiten", vectors, 8), vectors)
@@ -50,7 +64,7 @@ def test_map_components_keeps_the_first_components_of_the_full_whitening():
     np.testing.assert_allclose(whole[:, :8], mapped, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["none", "standardise", "whiten"])
+@pytest.mark.parametrize("kind", ["none", "standardise", "whiten", "half-whiten"])
 def test_results_are_unit_float32_and_serialisation_is_bit_exact(kind):
     vectors = corpus(50)
     fitted = CorpusMap.fit(kind, vectors, 8)
@@ -60,7 +74,7 @@ def test_results_are_unit_float32_and_serialisation_is_bit_exact(kind):
     np.testing.assert_array_equal(CorpusMap.from_bytes(fitted.to_bytes()).apply(vectors), mapped)
 
 
-@pytest.mark.parametrize("kind", ["standardise", "whiten"])
+@pytest.mark.parametrize("kind", ["standardise", "whiten", "half-whiten"])
 def test_a_vector_of_zeros_stays_zero_and_is_not_fitted_on(kind):
     vectors = corpus(50)
     with_empty = np.vstack([vectors, np.zeros((3, 24), np.float32)])

@@ -7,9 +7,14 @@ from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.modules import Pooling as ReferencePooling
 
 from embed.network.config import Pooling
-from embed.network.pooling import pool
+from embed.network.pooling import pool as pool_tokens
 
 LENGTHS = [7, 1, 12, 5]
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Pool with token ids that no mode used here reads."""
+    return pool_tokens(hidden, torch.zeros_like(mask, dtype=torch.long), mask, pooling)
 
 
 def padded(side: str) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -82,3 +87,24 @@ def test_low_precision_states_are_pooled_in_float32():
     ours = pool(hidden, mask, Pooling("weightedmean"))
     assert ours.dtype == torch.float32
     assert torch.allclose(ours, pool(hidden.float(), mask, Pooling("weightedmean")), atol=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 4), max_size=9), min_size=1, max_size=4),
+    left=st.integers(0, 2),
+    skip_first=st.booleans(),
+)
+def test_the_sublinear_mean_counts_n_equal_tokens_as_the_root_of_n(rows, left, skip_first):
+    states = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).double()
+    width = left + max(map(len, rows)) + 1
+    ids, mask = torch.full((len(rows), width), 3), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, left : left + len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, left : left + len(row)] = True
+    ours = pool_tokens(states[ids], ids, mask, Pooling("sublinear", skip_first=skip_first))
+    for row, vector in zip(rows, ours, strict=True):
+        pooled = row[1:] if skip_first and len(row) > 1 else row
+        roots = {token: pooled.count(token) ** 0.5 for token in pooled}
+        wanted = sum((root * states[token] for token, root in roots.items()), torch.zeros(8).double())
+        assert torch.allclose(vector, wanted / max(sum(roots.values()), 1e-9), atol=1e-9)

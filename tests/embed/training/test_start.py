@@ -17,6 +17,7 @@ from embed.encoding.peer_model import Teacher
 from embed.formats.export import export_model
 from embed.formats.folder import load_network, save_embedder
 from embed.formats.settings import load_settings
+from embed.network.config import Pooling
 from embed.network.network import Dense, Network
 from embed.network.pooling import pool
 from embed.training.batches import Collator
@@ -85,11 +86,25 @@ def test_the_fast_mean_of_a_table_equals_looking_up_and_pooling(config):
     ids = torch.randint(network.gpt.config.vocab_size, (5, 7))
     mask = torch.arange(7) < torch.tensor([7, 3, 0, 1, 5])[:, None]
     fast = network.pooled(ids, mask)
-    slow = pool(network.gpt.wte(ids), mask, network.pooling)
+    slow = pool(network.gpt.wte(ids), ids, mask, network.pooling)
     assert torch.allclose(fast, slow, atol=1e-12)
     weight = torch.randn_like(fast)
     gradients = [torch.autograd.grad((x * weight).sum(), network.gpt.wte.weight)[0] for x in (fast, slow)]
     assert torch.allclose(*gradients, atol=1e-12)
+
+
+def test_a_table_with_sublinear_pooling_keeps_it_and_its_map_also_below_blocks(config, trained, tmp_path):
+    network, settings, tokenizer, _ = build(replace(config, pooling="sublinear", corpus_map="half-whiten"))
+    assert network.is_table
+    assert (network.pooling.mode, settings.corpus_map) == ("sublinear", "half-whiten")
+    save_embedder(tmp_path / "table", network, settings, tokenizer)
+    again, settings, *_ = build(blocks_above(config, str(tmp_path / "table"), tokenizer=None))
+    assert (again.pooling, settings.corpus_map) == (Pooling("sublinear"), "half-whiten")
+    ids = torch.randint(network.gpt.config.vocab_size, (5, 7))
+    mask = torch.arange(7) < torch.tensor([7, 3, 1, 1, 5])[:, None]
+    assert (network(ids, mask) * again(ids, mask)).sum(dim=1).min() > 0.9999  # the blocks change nothing yet
+    changed, settings, *_ = build(replace(config, init_from=trained, tokenizer=None, pooling="sublinear"))
+    assert (changed.pooling.mode, settings.corpus_map) == ("sublinear", "none")
 
 
 def test_the_tables_start_follows_the_teacher_and_the_tokens_frequencies(config, tmp_path):

@@ -129,6 +129,15 @@ def test_weights_are_kept_by_language_and_embedder_with_their_provenance(folder,
     assert first["weights"] == content[0]["weights"]  # the same data and seed give the same weights
 
 
+def test_the_documents_of_a_fit_are_those_that_it_writes_without_fitting(folder, weights, tmp_path):
+    out = tmp_path / "documents.jsonl"
+    fit_answers(data=[str(folder / "train.json")], out=out, articles=3, documents_only=True)
+    texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    fitted = read_qa(folder / "train.json", "dev", articles=3, seed=0)
+    assert texts == [document.text for document in fitted.documents.values()]
+    assert len(texts) == 3 * len(THINGS)
+
+
 def test_a_question_answered_from_its_own_paragraph(folder, weights, capsys):
     evaluate_qa(
         data=[str(folder / "test.json.gz")],
