@@ -262,15 +262,16 @@ def test_a_filtered_search_finds_k_hits_if_k_match(tmp_path, encoder, mode):
         assert index.search("python", mode=mode, filter={"rare": "no such value"}) == []
 
 
-def test_the_corpus_map_is_fitted_at_the_first_build_and_on_request(tmp_path, make_encoder):
-    encoder = make_encoder(corpus_map="whiten", map_components=6)
+@pytest.mark.parametrize("kind", ["whiten", "half-whiten"])
+def test_the_corpus_map_is_fitted_at_the_first_build_and_on_request(tmp_path, make_encoder, kind):
+    encoder = make_encoder(corpus_map=kind, map_components=6)
     texts = [document.text for document in corpus(70)[0]]
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
         index.add(Document(f"d{i}", text) for i, text in enumerate(texts[:40]))
         assert index.settings.dtype == "float32"
         for n in (40, 70):
             vectors = encoder.encode_document(texts)
-            fitted = CorpusMap.fit("whiten", vectors[:n], 6)
+            fitted = CorpusMap.fit(kind, vectors[:n], 6)
             query = encoder.encode_query("python type 大学")
             expected = (fitted.apply(query) @ fitted.apply(vectors[:n]).T)[0]
             for hits in (index.search("python type 大学", 5, "dense"), index.search(query[0], 5)):
