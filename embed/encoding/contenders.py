@@ -1,6 +1,6 @@
 """The models of an evaluation ("contenders"): a baseline, the untrained GPT with several poolings, and the embedder."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -22,6 +22,7 @@ from gpt_core.hub.locate import resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
+OF_EMBEDDER = {"unmapped", "int8", "dims"}  # rows of further variants of the embedder's vectors
 Name = Literal["baseline", "random", "floor", "raw-mean", "raw-weightedmean", "dense"]
 Compute = Callable[[Sequence[str], PromptName | None], Vectors]
 
@@ -67,10 +68,8 @@ class Variant:
 
 
 def names_of(rows: Collection[str]) -> list[Name]:
-    """The contenders that these table rows need; "int8" and "dims" need the embedder ("dense")."""
-    return [
-        name for name in get_args(Name) if name in rows or (name == "dense" and {"int8", "dims"} & set(rows))
-    ]
+    """The contenders that these table rows need; those of OF_EMBEDDER need the embedder ("dense")."""
+    return [name for name in get_args(Name) if name in rows or (name == "dense" and OF_EMBEDDER & set(rows))]
 
 
 def contenders(
@@ -192,27 +191,30 @@ def _cached(
 
 
 def variants(
-    contender: Contender, queries: Vectors, documents: Vectors, dims: Sequence[int], int8: bool
+    contender: Contender, queries: Vectors, documents: Vectors, rows: Container[str], dims: Sequence[int]
 ) -> Iterator[Variant]:
-    """A contender's vectors after its corpus map; for the embedder also quantised and truncated variants.
+    """A contender's vectors after its corpus map; for the embedder also the variants that `rows` asks for.
 
     Args:
         contender: the model of the vectors.
         queries: (Q, d) unit vectors.
         documents: (n, d) unit vectors, on which the corpus map and the int8 ranges are fitted.
-        dims: dimensions to which the embedder's vectors are truncated and renormalised; values from d on are skipped.
-        int8: whether to add a variant of the embedder with int8 documents and float32 queries.
+        rows: "unmapped": without the corpus map, if the embedder has one; "int8": int8 documents and float32 queries;
+            "dims": truncated and renormalised.
+        dims: dimensions of "dims"; values from d on are skipped.
     """
     dimension = documents.shape[1]
     yield _mapped(contender.name, contender.config, queries, documents)
     if contender.name != "dense":
         return
-    if int8:
+    if "unmapped" in rows and contender.config.corpus_map != "none":
+        yield _mapped("unmapped", replace(contender.config, corpus_map="none"), queries, documents)
+    if "int8" in rows:
         ranges = fit_ranges(documents)
         codes = quantize_embeddings(documents, "int8", ranges)
         restored = unit_length(dequantize_embeddings(codes, "int8", ranges))
         yield _mapped("int8", contender.config, queries, restored, itemsize=1)
-    for n in dims:
+    for n in dims if "dims" in rows else ():
         if n < dimension:
             first = unit_length(queries[:, :n]), unit_length(documents[:, :n])
             yield _mapped(f"dim-{n}", contender.config, *first)

@@ -18,7 +18,9 @@ from gpt_core.evaluation.report import print_report
 from gpt_core.hardware.device import DeviceName
 from gpt_core.hub.locate import DEFAULT_EMBEDDER
 
-Row = Literal["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dims"]
+Row = Literal[
+    "baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "unmapped", "int8", "dims"
+]
 Numbers = NDArray[np.float64]
 
 COLUMNS = ("dataset", "system", "model", "dimension", "Spearman", "Pearson", "vs baseline")
@@ -41,9 +43,9 @@ def evaluate_sts(
 ) -> None:
     """Evaluate an embedder on sentence pairs: Spearman and Pearson correlation of cosines with human scores.
 
-    Rows, as in `eval.py retrieval`: baseline; random, raw-mean, raw-weightedmean and floor of the base; dense, int8 and
-    dims of the embedder. First sentences are treated as queries, second sentences as documents: the corpus map is
-    fitted on the second sentences, and only they are quantised for int8.
+    Rows, as in `eval.py retrieval`: baseline; random, raw-mean, raw-weightedmean and floor of the base; dense,
+    unmapped, int8 and dims of the embedder. First sentences are treated as queries, second sentences as documents: the
+    corpus map is fitted on the second sentences, and only they are quantised for int8.
 
     "vs baseline" is the 95 % interval of the difference in Spearman: paired bootstrap over pairs, 1,000 resamples with
     seed 0. Prints a table and a last line of JSON; prints neither if the baseline misses its published score.
@@ -82,9 +84,7 @@ def evaluate_sts(
         dtype=dtype,
     ):
         for pairs, table, columns in zip(files, tables, cosines, strict=True):
-            for row, values in _rows(
-                pairs, contender, prompt_name, dims if "dims" in asked else (), "int8" in asked
-            ):
+            for row, values in _rows(pairs, contender, prompt_name, asked, dims):
                 if row["system"] != "dense" or "dense" in asked:
                     table.append(row)
                     columns.append(values)
@@ -150,11 +150,11 @@ def intervals(scores: Numbers, cosines: Sequence[Numbers], seed: int = 0) -> lis
 
 
 def _rows(
-    pairs: SentencePairs, contender: Contender, role: PromptName | None, dims: Sequence[int], int8: bool
+    pairs: SentencePairs, contender: Contender, role: PromptName | None, asked: set[Row], dims: Sequence[int]
 ) -> Iterator[tuple[dict[str, Any], Numbers]]:
     """A contender's table rows, each with its cosines (n,)."""
     first, second = contender.encode(pairs.first, role), contender.encode(pairs.second, role)
-    for variant in variants(contender, first, second, dims, int8):
+    for variant in variants(contender, first, second, asked, dims):
         cosines = _cosines(variant.queries, variant.stored)
         figures = correlations(cosines, pairs.scores)
         check_published(
@@ -175,7 +175,7 @@ def _cosines(first: Vectors, second: Vectors) -> Numbers:
 
 def _usual_rows(base: str | None) -> list[Row]:
     needs_base: list[Row] = ["random", "raw-mean", "raw-weightedmean"] if base else []
-    return ["baseline", *needs_base, "floor", "dense", "int8", "dims"]
+    return ["baseline", *needs_base, "floor", "dense", "unmapped", "int8", "dims"]
 
 
 def _ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -274,7 +274,7 @@ def _scorer(
         [kind], embedder=name, base=None, baseline=name, max_tokens=max_tokens, device=device
     )
     vectors = model.encode(queries, "query"), model.encode(texts, "document")
-    searched = next(variants(model, *vectors, dims=[], int8=False))
+    searched = next(variants(model, *vectors, rows=(), dims=()))
     ours, theirs = torch.from_numpy(searched.queries), torch.from_numpy(searched.stored)
     return Scorer(lambda start, stop: ours[start:stop] @ theirs.T)
 

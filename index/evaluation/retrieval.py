@@ -38,6 +38,7 @@ Row = Literal[
     "raw-weightedmean",
     "floor",
     "dense",
+    "unmapped",
     "int8",
     "dims",
     "hybrid",
@@ -48,7 +49,14 @@ MODES: tuple[Mode, ...] = ("lexical", "dense", "hybrid")
 RESULTS_PER_QUERY = 100  # as many as Recall@100 needs
 COLUMNS = ("dataset", "system", "model", "dimension", "bytes", *METRICS, "vs bm25", "vs baseline")
 RATIO_PAIRS = (
-    *("dense/baseline", "dense/bm25", "dense/floor", "dense/raw-weightedmean", "int8/dense"),
+    *(
+        "dense/baseline",
+        "dense/bm25",
+        "dense/floor",
+        "dense/raw-weightedmean",
+        "int8/dense",
+        "dense/unmapped",
+    ),
     *("hybrid/baseline", "hybrid/bm25", "hybrid/dense", "hybrid/baseline-hybrid"),
     *("index-lexical/bm25", "index-hybrid/baseline", "index-hybrid/bm25", "index-hybrid/hybrid"),
 )
@@ -84,6 +92,7 @@ def evaluate_retrieval(
     - random, raw-mean, raw-weightedmean: a GPT of the base's shape with random weights; the base's last layer.
     - floor: mean of the base's token embeddings, whitened on the corpus; the base's layers should beat it.
     - dense: the embedder, with its corpus map.
+    - unmapped: the embedder without its corpus map, if it has one, as other tools compute it.
     - int8, dims: like dense, with document vectors in 8 bits; with vectors truncated to `dims` dimensions.
     - hybrid: each of these fused with the index's lexical retriever: the embedder by its own fusion setting, the others
       by tm2c2 with weight 0.8.
@@ -179,7 +188,7 @@ class _Table:
         documents = contender.encode(texts, "document")
         of_model: dict[str, Any] = {"cut": contender.n_cut(texts, "document")}
         for variant in tqdm(
-            variants(contender, queries, documents, dims if "dims" in asked else (), "int8" in asked),
+            variants(contender, queries, documents, asked, dims),
             desc=f"searching {self.collection.name}, {contender.name}",
             disable=None,
             leave=False,
@@ -259,7 +268,18 @@ class _Table:
 def _usual_rows(base: str | None) -> list[Row]:
     needs_base: list[Row] = ["random", "raw-mean", "raw-weightedmean"] if base else []
     of_index: list[Row] = ["index-lexical", "index-dense", "index-hybrid"]
-    return ["bm25", *of_index, "baseline", *needs_base, "floor", "dense", "int8", "dims", "hybrid"]
+    return [
+        "bm25",
+        *of_index,
+        "baseline",
+        *needs_base,
+        "floor",
+        "dense",
+        "unmapped",
+        "int8",
+        "dims",
+        "hybrid",
+    ]
 
 
 def _bm25(collection: Collection) -> Run:

@@ -81,7 +81,11 @@ def test_second_sentences_fit_the_map_and_are_quantised_and_a_prompt_begins_both
     settings = EmbedderConfig(corpus_map="standardise", query_prompt="query: ", document_prompt="text: ")
     (folder / "embedder.json").write_text(settings.to_json())
     evaluate_sts(
-        data=[str(data)], embedder=str(folder), rows=["dense", "int8"], max_tokens=64, prompt_name=prompt_name
+        data=[str(data)],
+        embedder=str(folder),
+        rows=["dense", "unmapped", "int8"],
+        max_tokens=64,
+        prompt_name=prompt_name,
     )
     rows = {row["system"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["results"]}
     encoder, pairs = Encoder.from_pretrained(folder), SentencePairs.load(data)
@@ -94,6 +98,8 @@ def test_second_sentences_fit_the_map_and_are_quantised_and_a_prompt_begins_both
     codes = encoder.encode(
         [prompt + text for text in pairs.second], max_tokens=64, precision="int8", ranges=ranges
     )
+    plain = stats.pearsonr((first * second).sum(axis=1), pairs.scores)[0]
+    assert rows["unmapped"]["Pearson"] == pytest.approx(plain, abs=1e-4)
     step = (ranges[1] - ranges[0]) / 255
     for name, stored in (("dense", second), ("int8", unit_length(ranges[0] + step * (codes + 128.5)))):
         fitted = CorpusMap.fit("standardise", stored)

@@ -82,7 +82,8 @@ def cache(models, monkeypatch) -> Path:
 def test_prints_all_rows_and_ends_in_json(data, cache, capsys):
     _, rows, report = run(capsys, data=[str(data)], base="ours", dims=(64, 16))
     assert set(report) == {"command", "machine", "versions", "results", "ratios"}
-    dense = ["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", "int8", "dim-16"]
+    compressed = ["unmapped", "int8", "dim-16"]
+    dense = ["baseline", "random", "raw-mean", "raw-weightedmean", "floor", "dense", *compressed]
     hybrids = ["hybrid" if name == "dense" else f"{name}-hybrid" for name in dense]
     pairs = [name for both in zip(dense, hybrids, strict=True) for name in both]
     of_index = ["index-lexical", "index-dense", "index-hybrid"]
