@@ -18,6 +18,7 @@ from embed.data.vectors import Vectors, unit_length
 from embed.encoding.encoder import Dtype, Encoder
 from embed.encoding.peer_model import count_tokens
 from embed.formats.export import export_model
+from embed.formats.folder import has_own_code
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.evaluation.report import print_report
@@ -116,7 +117,8 @@ def _sentence_transformers(
 
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    model = SentenceTransformer(folder, device=device, local_files_only=True)
+    trust = has_own_code(Path(folder))
+    model = SentenceTransformer(folder, device=device, local_files_only=True, trust_remote_code=trust)
     loaded = time.perf_counter() - start
 
     def encode(texts: list[str]) -> Vectors:

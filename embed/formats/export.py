@@ -11,6 +11,7 @@ from torch import nn
 from embed.formats.folder import (
     VECTORS,
     beyond_sentence_transformers,
+    has_own_code,
     load_network,
     model_folder,
     save_embedder,
@@ -105,7 +106,10 @@ def export_embedder(folder: Path, target: Path, model: str, card: Card, dtype: t
         )
     with atomic_folder(target) as scratch:
         save_embedder(scratch, network, config, tokenizer, card=card, dtype=dtype)
-    print(f'{target}: SentenceTransformer("{target}") returns vectors of {network.dimension} dimensions')
+    trust = ", trust_remote_code=True" if has_own_code(target) else ""
+    print(
+        f'{target}: SentenceTransformer("{target}"{trust}) returns vectors of {network.dimension} dimensions'
+    )
 
 
 def truncated(network: Network, config: EmbedderConfig) -> tuple[Network, EmbedderConfig]:

@@ -106,7 +106,8 @@ def test_sublinear_pooling_is_exported_with_its_source(embedder, tmp_path, kind)
     assert ours == pytest.approx(theirs.encode_query(texts), abs=1e-5)
     repeated, once, *_ = ours[len(TEXTS) :]
     assert repeated @ once < 0.999
-    assert Teacher(str(tmp_path / "out")).encode(texts, "query") == pytest.approx(ours, abs=1e-5)
+    # a peer on a CPU runs in bfloat16 where that is faster
+    assert Teacher(str(tmp_path / "out")).encode(texts, "query") == pytest.approx(ours, abs=2e-2)
     (tmp_path / "out" / "embedder.json").unlink()  # the files of sentence-transformers say the same
     assert Encoder.from_pretrained(tmp_path / "out").encode_query(texts) == pytest.approx(ours, abs=1e-6)
     with (tmp_path / "out" / "sublinear.py").open("a") as file:

@@ -58,7 +58,7 @@ def test_it_is_small_and_its_card_names_licence_teacher_and_data() -> None:
 def test_it_gives_the_same_vectors_in_sentence_transformers(encoder: Encoder) -> None:
     from sentence_transformers import SentenceTransformer
 
-    peer = SentenceTransformer(str(resolve(DEFAULT_EMBEDDER)), device="cpu")
+    peer = SentenceTransformer(str(resolve(DEFAULT_EMBEDDER)), device="cpu", trust_remote_code=True)
     for ours, theirs in (
         (encoder.encode_query(TEXTS), peer.encode_query(TEXTS)),
         (encoder.encode_document(TEXTS), peer.encode_document(TEXTS)),
