@@ -16,7 +16,7 @@ PRESETS = sorted(path for path in Path("configs").glob("*.yaml") if not path.ste
 NEEDED = {
     "shakespeare_char", "shakespeare_char_cpu", "shakespeare_char_cpu_gpt2", "shakespeare_char_2cores",
     "shakespeare_finetune", "gpt2-124m", "gpt2-medium", "gpt2-large", "gpt2-xl", "eval-gpt2", "eval-gpt2-medium",
-    "eval-gpt2-large", "eval-gpt2-xl", "small-90m", "small-300m", "zhizhi-mini", "smoke",
+    "eval-gpt2-large", "eval-gpt2-xl", "small-41m", "small-90m", "small-300m", "smoke",
 }  # fmt: skip
 GPT2 = {  # OpenAI's models: layers, heads, width
     "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)
