@@ -76,15 +76,19 @@ def is_static(folder: Path) -> bool:
 
 
 def has_own_code(folder: Path) -> bool:
-    """Whether the only code that sentence-transformers would run from `folder` is this project's `sublinear.py`."""
-    if not (folder / "modules.json").is_file() or not (folder / SUBLINEAR.name).is_file():
+    """Whether the only code that sentence-transformers would run from `folder` is this project's `sublinear.py`.
+
+    With trust_remote_code, transformers also runs the code that an `auto_map` of its own files names.
+    """
+    source = folder / SUBLINEAR.name
+    if not source.is_file() or source.read_bytes() != SUBLINEAR.read_bytes():
         return False
-    modules = read_json(folder / "modules.json", list)
-    packages = {str(module.get("type")).partition(".")[0] for module in modules if isinstance(module, dict)}
-    return (
-        packages == {"sentence_transformers", SUBLINEAR.stem}
-        and (folder / SUBLINEAR.name).read_bytes() == SUBLINEAR.read_bytes()
-    )
+    for path in folder.rglob("*.json"):
+        if path.name not in ("modules.json", "tokenizer.json") and "auto_map" in read_json(path):
+            return False
+    types = [str(module.get("type")) for module in read_json(folder / "modules.json", list)]
+    ours = [f"{SUBLINEAR.stem}.{kind}" for kind in ("SublinearEmbedding", "SublinearPooling")]
+    return all(kind in ours or kind.startswith("sentence_transformers.") for kind in types)
 
 
 def save_embedder(
@@ -232,7 +236,7 @@ def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_to
         )
         write("sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     if sublinear:
-        atomic_write(folder / "sublinear.py", SUBLINEAR.read_text(encoding="utf-8"))
+        atomic_write(folder / SUBLINEAR.name, SUBLINEAR.read_text(encoding="utf-8"))
     kinds = [*first, *["Dense"] * len(network.dense), "Normalize"]
     (folder / f"{len(kinds) - 1}_Normalize").mkdir(exist_ok=True)
     write(f"{len(kinds) - 1}_Normalize/config.json", {})  # git and some archives drop empty folders
@@ -246,7 +250,7 @@ def _save_modules(folder: Path, network: Network, config: EmbedderConfig, max_to
             "idx": i,
             "name": str(i),
             "path": f"{i}_{kind}" if i else "",
-            "type": f"{'sublinear' if kind.startswith('Sublinear') else 'sentence_transformers.models'}.{kind}",
+            "type": f"{SUBLINEAR.stem if kind.startswith('Sublinear') else 'sentence_transformers.models'}.{kind}",
         }
         for i, kind in enumerate(kinds)
     ]

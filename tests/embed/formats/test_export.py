@@ -1,5 +1,6 @@
 """The export command: an embedder's language model in all formats, and refused inputs."""
 
+import json
 import resource
 import signal
 from dataclasses import replace
@@ -13,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from embed import Encoder
 from embed.encoding.peer_model import Teacher
 from embed.formats.export import export_model
-from embed.formats.folder import load_network, save_embedder
+from embed.formats.folder import has_own_code, load_network, save_embedder
 from embed.formats.static import table_shape
 from embed.network.config import TABLE, TABLE_POOLINGS, EmbedderConfig, Pooling
 from embed.network.network import Network
@@ -108,6 +109,13 @@ def test_sublinear_pooling_is_exported_with_its_source(embedder, tmp_path, kind)
     assert repeated @ once < 0.999
     # a peer on a CPU runs in bfloat16 where that is faster
     assert Teacher(str(tmp_path / "out")).encode(texts, "query") == pytest.approx(ours, abs=2e-2)
+    if kind == "blocks":  # transformers would run what an auto_map names
+        path = tmp_path / "out" / "config.json"
+        config_json = path.read_text()
+        path.write_text(json.dumps(json.loads(config_json) | {"auto_map": {"AutoModel": "other.Model"}}))
+        assert not has_own_code(tmp_path / "out")
+        path.write_text(config_json)
+    assert has_own_code(tmp_path / "out")
     (tmp_path / "out" / "embedder.json").unlink()  # the files of sentence-transformers say the same
     assert Encoder.from_pretrained(tmp_path / "out").encode_query(texts) == pytest.approx(ours, abs=1e-6)
     with (tmp_path / "out" / "sublinear.py").open("a") as file:
