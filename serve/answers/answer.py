@@ -33,7 +33,7 @@ GREEDY = SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0, stop=("\n
 
 NOT_FOUND = {"en": "The corpus does not say.", "zh": "资料里没有答案。"}
 LEXICAL_ONLY = (
-    "English answers are ranked by their words alone, since no weights were fitted with this index's embedder; "
+    "The weights of answers were not fitted with this index's embedder, so sentences are ranked by their words alone; "
     "scripts/fit_answers.py fits them."
 )
 PERHAPS = {"en": "The corpus may say:", "zh": "资料里也许有："}
