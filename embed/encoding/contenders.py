@@ -22,6 +22,7 @@ from gpt_core.hub.locate import resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
+OF_BASE = {"random", "raw-mean", "raw-weightedmean"}  # slow rows, which are usual only if a base is named
 OF_EMBEDDER = {"unmapped", "int8", "dims"}  # rows of further variants of the embedder's vectors
 Name = Literal["baseline", "random", "floor", "raw-mean", "raw-weightedmean", "dense"]
 Compute = Callable[[Sequence[str], PromptName | None], Vectors]

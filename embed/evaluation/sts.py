@@ -1,14 +1,14 @@
 """Semantic textual similarity (STS): correlation of cosines with human scores, for an embedder and its baselines."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed.data.sentence_pairs import SentencePairs
 from embed.data.vectors import Vectors
-from embed.encoding.contenders import Contender, contenders, names_of, variants
+from embed.encoding.contenders import OF_BASE, Contender, contenders, names_of, variants
 from embed.encoding.encoder import Dtype, PromptName
 from embed.evaluation.contamination import count_seen, training_texts
 from embed.evaluation.published import check_published, content_sha256
@@ -174,8 +174,7 @@ def _cosines(first: Vectors, second: Vectors) -> Numbers:
 
 
 def _usual_rows(base: str | None) -> list[Row]:
-    needs_base: list[Row] = ["random", "raw-mean", "raw-weightedmean"] if base else []
-    return ["baseline", *needs_base, "floor", "dense", "unmapped", "int8", "dims"]
+    return [row for row in get_args(Row) if base or row not in OF_BASE]
 
 
 def _ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -50,9 +50,8 @@ class CorpusMap:
         vectors = vectors[np.any(vectors != 0, axis=1)]
         if kind == "none" or len(vectors) < 2:
             return cls()
-        mean = vectors.mean(axis=0, dtype=np.float64)
-        if kind == "half-whiten":
-            mean = np.zeros_like(mean)
+        half = kind == "half-whiten"
+        mean = np.zeros(vectors.shape[1]) if half else vectors.mean(axis=0, dtype=np.float64)
         covariance = np.zeros((len(mean), len(mean)))
         for start in range(
             0, len(vectors), 16384
@@ -66,7 +65,6 @@ class CorpusMap:
             transform = np.where(variance < NO_VARIANCE, 0, np.maximum(variance, NO_VARIANCE) ** -0.5)
         else:
             eigenvalues, axes = np.linalg.eigh(covariance)  # ascending eigenvalues
-            half = kind == "half-whiten"
             shrinkage, power = (PRIOR_DOCUMENTS / len(vectors), -0.25) if half else (SHRINKAGE, -0.5)
             transform = axes * (np.maximum(eigenvalues, 0) + shrinkage * variance.mean()) ** power
             transform = transform[:, ::-1][:, :n_components]

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from embed.data.bm25 import BM25
-from embed.encoding.contenders import Contender, contenders, names_of, variants
+from embed.encoding.contenders import OF_BASE, Contender, contenders, names_of, variants
 from embed.encoding.encoder import Dtype
 from embed.encoding.rerank import Reranker, rerank_run
 from embed.evaluation.contamination import count_seen, training_texts
@@ -266,20 +266,7 @@ class _Table:
 
 
 def _usual_rows(base: str | None) -> list[Row]:
-    needs_base: list[Row] = ["random", "raw-mean", "raw-weightedmean"] if base else []
-    of_index: list[Row] = ["index-lexical", "index-dense", "index-hybrid"]
-    return [
-        "bm25",
-        *of_index,
-        "baseline",
-        *needs_base,
-        "floor",
-        "dense",
-        "unmapped",
-        "int8",
-        "dims",
-        "hybrid",
-    ]
+    return [row for row in get_args(Row) if row != "rerank" and (base or row not in OF_BASE)]
 
 
 def _bm25(collection: Collection) -> Run:
