@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from embed.data.beir import is_beir, read_corpus, read_queries
 from embed.data.pairs import Example, read_examples
-from embed.data.sentence_pairs import TABLES, SentencePairs
+from embed.data.sentence_pairs import SentencePairs
 from embed.text.analysis import words
 from gpt_core.common.errors import InputError
 from gpt_core.common.list_files import has_ending
+from gpt_core.data.tables import CSV, TSV
 
 NGRAM_WORDS = 8  # as in PaLM's leakage check (Chowdhery et al. 2022)
 MIN_OVERLAP = 0.5  # one changed word in sixteen leaves half of the 8-grams unchanged
@@ -101,7 +102,7 @@ def read_texts(source: str | Path) -> list[str]:
     """
     if is_beir(Path(source)):
         return [*read_corpus(source).values(), *read_queries(source).values()]
-    if has_ending(Path(source), TABLES):
+    if has_ending(Path(source), CSV + TSV):
         return SentencePairs.load(source).texts
     return [text for example in read_examples(source) for text in example.texts]
 

@@ -12,15 +12,13 @@ from embed.text.key import text_key
 from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
 from gpt_core.common.list_files import has_ending
-from gpt_core.data.sources import open_builder, unreadable
+from gpt_core.data.tables import dataset_rows
 
 # Column names of FlagEmbedding, GritLM and sentence-transformers, in order of preference
 QUERY = ("query", "anchor")
 POSITIVE = ("positive", "pos")
 NEGATIVE = ("negative", "neg")
 TEXT = "text"
-
-Row = tuple[str, dict[str, Any]]  # location for messages, values by column
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +84,8 @@ def read_examples(source: str | Path, split: str = "train", columns: Columns = C
             raise InputError(f"{path} has an unknown file type; expected {', '.join(JSONL)} or a folder.")
         examples = (_from_row(place, row, columns) for place, row in read_rows(path))
     else:
-        examples = (_from_row(place, row, columns) for place, row in _dataset_rows(str(source), split))
+        examples = (_from_row(place, row, columns) for place, row in dataset_rows(str(source), split))
     return _drop_unusable(examples, path.name)
-
-
-def _dataset_rows(source: str, split: str) -> Iterator[Row]:
-    """Rows of a dataset of the library `datasets`, whose cache allows training to resume offline."""
-    name, _, config = source.partition(":")
-    builder = open_builder(name, config or None)
-    try:
-        builder.download_and_prepare()
-        rows = builder.as_dataset(split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(unreadable(source, error)) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{source}, row {number}", row
 
 
 def _from_row(place: str, row: dict[str, Any], columns: Columns) -> Example:

@@ -1,11 +1,6 @@
 """Files of sentence pairs with human scores, such as STS-B's."""
 
-import csv
-import gzip
-import lzma
 import math
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.jsonl import JSONL, read_rows
-from gpt_core.common.list_files import has_ending
+from gpt_core.data.tables import read_table
 
 FIELDS = ("sentence1", "sentence2", "score")
-CSV, TSV = (tuple(kind + packed for packed in ("", ".gz", ".xz")) for kind in (".csv", ".tsv"))
-TABLES = CSV + TSV
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class SentencePairs:
                 ones), a score that is not a finite number, equal scores only, or fewer than two pairs.
         """
         path = Path(path)
-        rows = [(place, [row.get(key) for key in FIELDS]) for place, row in _read(path)]
+        rows = [(place, [row.get(key) for key in FIELDS]) for place, row in read_table(path, FIELDS)]
         for place, (first, second, score) in rows:
             if not isinstance(first, str) or not isinstance(second, str):
                 raise InputError(f"{place}: expected sentence1 and sentence2, both strings.")
@@ -66,32 +58,3 @@ def _is_number(value: Any) -> bool:
         return not isinstance(value, bool) and math.isfinite(float(value))
     except (TypeError, ValueError):
         return False
-
-
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a file of any supported format, each with its location for messages."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a file of sentence1, sentence2 and score.")
-    if has_ending(path, JSONL):
-        yield from read_rows(path)
-        return
-    if not has_ending(path, TABLES):
-        raise InputError(
-            f"{path} has an unknown file type; expected .csv, .tsv or .jsonl, optionally with .gz or .xz."
-        )
-    # In tab-separated files, quotation marks belong to the sentence and do not quote a field.
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if has_ending(path, TSV) else {}
-    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, **dialect)
-            if missing := [field for field in FIELDS if field not in (reader.fieldnames or ())]:
-                raise InputError(
-                    f"{path} has no column {missing[0]}; its columns are {', '.join(reader.fieldnames or ['none'])}."
-                )
-            for row in reader:
-                yield f"{path}, line {reader.line_num}", row
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error.reason}; save it as UTF-8.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, csv.Error) as error:
-        raise InputError(f"{path} is damaged or not a table of sentences: {error}.") from None

@@ -6,11 +6,11 @@ from typing import Literal
 
 from embed.network.config import MapKind, PoolingMode
 from gpt_core.common.errors import InputError
-from gpt_core.training.config import TrainConfig
+from gpt_core.training.trainable import TrainableConfig
 
 
 @dataclass(frozen=True)
-class TrainEmbedderConfig(TrainConfig):
+class TrainEmbedderConfig(TrainableConfig):
     """Configuration of embedding training: model, data, losses, and the keys of the training loop."""
 
     max_iters: int = 1000
@@ -66,17 +66,6 @@ class TrainEmbedderConfig(TrainConfig):
     """The embedder's longest input in tokens, prompt included."""
     train_tokens: int | None = None
     """Truncate texts to n tokens in training. None: max_tokens."""
-
-    trainable: Literal["full", "last-k", "lora", "bitfit"] = "full"
-    """full: all weights that vectors depend on; last-k: the last blocks; lora: low-rank updates; bitfit: biases."""
-    last_k: int = 2
-    """For last-k: number of last blocks before the pooling to train."""
-    lora_rank: int = 16
-    """For lora: rank of the updates."""
-    lora_alpha: int = 32
-    """For lora: updates are scaled by lora_alpha / lora_rank."""
-    dropout: float = 0.0
-    """Dropout probability of the GPT in training."""
 
     data: tuple[str, ...] = ()
     """Training data: JSON lines of pairs, triples or texts, BEIR folders, or names of `datasets`."""
@@ -159,7 +148,7 @@ class TrainEmbedderConfig(TrainConfig):
         if self.n_layer is not None and self.n_layer < 0:
             raise InputError(f"n_layer is {self.n_layer}; expected at least 0.")
         for name in ("pooling_layer", "dimension", "n_embd", "n_head", "n_kv_head", "head_dim", "n_inner", "max_tokens",
-                     "train_tokens", "last_k", "lora_rank", "batch_size", "group_size", "chunk_size", "lm_batch_size",
+                     "train_tokens", "batch_size", "group_size", "chunk_size", "lm_batch_size",
                      "lm_block_size", "dev_examples"):  # fmt: skip
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} is {value}; expected at least 1.")
@@ -168,11 +157,9 @@ class TrainEmbedderConfig(TrainConfig):
         for name in ("n_negatives", "contrastive_weight", "distill_weight", "similarity_weight", "lm_weight"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
-        for name in ("temperature", "teacher_temperature", "lora_alpha"):
+        for name in ("temperature", "teacher_temperature"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{name} is {value}; expected more than 0.")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}; expected at least 0 and below 1.")
         if self.train_tokens is not None and self.train_tokens > self.max_tokens:
             raise InputError(
                 f"train_tokens is {self.train_tokens}; expected at most max_tokens, which is {self.max_tokens}."

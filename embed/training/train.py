@@ -22,7 +22,7 @@ from embed.training.dev_scores import evaluator
 from embed.training.start import SCRATCH, build
 from embed.training.step import EmbeddingLoss, LanguageModel, Objective, Trainee
 from embed.training.teacher_start import fit_to_teacher, start_table
-from embed.training.trainable import choose_trainable, merge_lora, plain_shell
+from embed.training.trainable import choose_trainable, plain_shell
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
 from gpt_core.data.batches import Batches
@@ -34,6 +34,7 @@ from gpt_core.training.loop import train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
 from gpt_core.training.out_of_memory import explain_full_memory_or_disk
 from gpt_core.training.parallel.ranks import ALONE, Ranks, join
+from gpt_core.training.trainable import merge_lora
 from gpt_core.training.validation import split_loss
 
 # Padding included. Smaller forwards are dominated by kernel launches. On a CPU, memory of larger tensors is mapped anew

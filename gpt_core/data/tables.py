@@ -1,0 +1,84 @@
+"""Rows with named columns: of files of JSON lines, CSV and TSV, and of datasets of the library `datasets`."""
+
+import csv
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt_core.common.errors import InputError
+from gpt_core.common.jsonl import JSONL, read_rows
+from gpt_core.common.list_files import has_ending
+from gpt_core.data.row_files import MAX_CSV_FIELD
+from gpt_core.data.sources import open_builder, unreadable
+
+CSV, TSV = (tuple(kind + packed for packed in ("", ".gz", ".xz")) for kind in (".csv", ".tsv"))
+TABLES = JSONL + CSV + TSV
+
+Row = tuple[str, dict[str, Any]]  # location for messages, values by column
+
+
+def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
+    """Read the rows of a file; values of CSV and TSV are strings.
+
+    Args:
+        path: .jsonl, .csv or .tsv, optionally with .gz or .xz. The first line of CSV and TSV names the columns.
+        columns: columns that a CSV or TSV file must have.
+
+    Raises:
+        InputError: for a missing or damaged file, an unknown file type, a missing column (the message lists the
+            existing ones), a line of JSON that is no object, or a row with too many or too few fields.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; expected a file of type {', '.join(TABLES)}.")
+    if has_ending(path, JSONL):
+        yield from read_rows(path)
+        return
+    if not has_ending(path, TABLES):
+        raise InputError(
+            f"{path} has an unknown file type; expected .csv, .tsv or .jsonl, optionally with .gz or .xz."
+        )
+    # In tab-separated files, quotation marks belong to the text and do not quote a field.
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if has_ending(path, TSV) else {}
+    csv.field_size_limit(MAX_CSV_FIELD)
+    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, strict=True, **dialect)
+            names = reader.fieldnames or ()
+            if missing := [column for column in columns if column not in names]:
+                raise InputError(
+                    f"{path} has no column {missing[0]}; its columns are {', '.join(names or ['none'])}."
+                )
+            for row in reader:
+                place = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise InputError(f"{place}: expected {len(names)} fields as in the first line.")
+                yield place, row
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error.reason}; save it as UTF-8.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, csv.Error) as error:
+        raise InputError(f"{path} is damaged or not a table: {error}.") from None
+
+
+def dataset_rows(source: str, split: str) -> Iterator[Row]:
+    """Rows of a dataset of the library `datasets`, whose cache allows training to resume offline.
+
+    Args:
+        source: a name on the Hugging Face hub or a folder, optionally with a colon and a configuration.
+        split: the split.
+
+    Raises:
+        InputError: if there is no such data set, configuration or split, or no network.
+    """
+    name, _, config = source.partition(":")
+    builder = open_builder(name, config or None)
+    try:
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(unreadable(source, error)) from error
+    for number, row in enumerate(rows, 1):
+        yield f"{source}, row {number}", row
