@@ -16,6 +16,7 @@ from gpt_core.formats.gguf.container import GGUF
 from gpt_core.formats.gguf.read import read_gguf, read_gguf_config
 from gpt_core.formats.huggingface.adapter import base_of, with_adapter
 from gpt_core.formats.huggingface.config import from_hf, generation_eos_ids, generation_settings, to_hf
+from gpt_core.formats.huggingface.heads import Head, HeadKind
 from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names, unwrapped, with_head
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
 from gpt_core.formats.pickles import read_bin
@@ -52,18 +53,20 @@ def read_config(name_or_folder: str | Path) -> GPTConfig:
     raise _no_model(folder)
 
 
+def load_with_head(folder: Path, kind: HeadKind) -> tuple[GPT, dict[str, Tensor]]:
+    """Load the GPT of a folder that `save` wrote with a head, in float32, and the head's tensors by their names.
+
+    Raises:
+        InputError: as `load`.
+    """
+    raw, tensors = Head.split(_read_tensors(folder), kind)
+    return _from_hf(folder, _read_config(folder), raw, torch.float32), tensors
+
+
 def _load(folder: Path, dtype: torch.dtype) -> GPT:
     if (folder / "config.json").exists():
-        config = _read_config(folder)
-        raw = _read_tensors(folder)
-        try:
-            raw, config = with_head(unwrapped(raw, config), config)
-        except InputError as error:
-            raise InputError(f"{folder} cannot be loaded: {error}.") from error
-        model = _empty(config)
-        state = from_hf_names(raw, model)
-        del raw
-    elif gguf := gguf_in(folder):
+        return _from_hf(folder, _read_config(folder), _read_tensors(folder), dtype)
+    if gguf := gguf_in(folder):
         config, state = read_gguf(gguf, dtype)
         model = _empty(config)
     elif checkpoint := checkpoint_in(folder):
@@ -75,6 +78,18 @@ def _load(folder: Path, dtype: torch.dtype) -> GPT:
     return model.eval()
 
 
+def _from_hf(folder: Path, config: GPTConfig, raw: dict[str, Tensor], dtype: torch.dtype) -> GPT:
+    try:
+        raw, config = with_head(unwrapped(raw, config), config)
+    except InputError as error:
+        raise InputError(f"{folder} cannot be loaded: {error}.") from error
+    model = _empty(config)
+    state = from_hf_names(raw, model)
+    del raw
+    _assign(model, state, folder, dtype)
+    return model.eval()
+
+
 def _no_model(folder: Path) -> InputError:
     return InputError(
         f"{folder} is not a model folder: it has no config.json, no .gguf file, no ckpt.pt of nanoGPT and no .pth "
@@ -82,8 +97,22 @@ def _no_model(folder: Path) -> InputError:
     )
 
 
-def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card | None) -> None:
-    """Write `model` as a Hugging Face folder; see `GPT.save_pretrained`."""
+def save(
+    model: GPT,
+    folder: Path,
+    weights: dict[str, Tensor] | None,
+    card: Card | None,
+    head: Head | None = None,
+) -> None:
+    """Write `model` as a Hugging Face folder; see `GPT.save_pretrained`.
+
+    Args:
+        model: the GPT.
+        folder: the folder.
+        weights: its weights; None: its own.
+        card: content of the model card.
+        head: a head instead of the language model's, with tied embeddings.
+    """
     weights = model.state_dict() if weights is None else weights
     if "blocks.0.attn.q.weight" not in weights:
         raise InputError(
@@ -92,6 +121,8 @@ def save(model: GPT, folder: Path, weights: dict[str, Tensor] | None, card: Card
         )
     raw = to_hf(model.config) | {"dtype": str(weights["wte.weight"].dtype).removeprefix("torch.")}
     state = to_hf_names(model, weights)
+    if head is not None:
+        raw, state = head.add(raw, state)
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "model.safetensors", state, {"format": "pt"})
     atomic_write(folder / "config.json", json.dumps(raw, indent=2) + "\n")

@@ -198,7 +198,7 @@ class GPT(nn.Module):
             hidden,
             logits=self.logits(hidden) if logits else None,  # (B, T, V)
             # (B·T, C), (B·T,) → 0-dim
-            loss_sum=None if targets is None else self._loss_sum(hidden.flatten(0, 1), targets.flatten()),
+            loss_sum=None if targets is None else self.loss_sum(hidden.flatten(0, 1), targets.flatten()),
             n_targets=None if targets is None else (targets != -100).sum(),
         )
 
@@ -237,7 +237,7 @@ class GPT(nn.Module):
         # (…, C) → (…, V)
         return F.linear(hidden, self.wte.weight) if self.head is None else self.head(hidden)
 
-    def _loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum of the cross-entropy over N tokens, in chunks of n tokens whose logits are recomputed in backward.
 
         Args:

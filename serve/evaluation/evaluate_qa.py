@@ -19,6 +19,7 @@ from gpt_core.evaluation.plots import require_matplotlib
 from gpt_core.evaluation.report import print_report
 from gpt_core.generation.engine import Engine
 from gpt_core.hub.locate import DEFAULT_EMBEDDER, DEFAULT_GENERATOR
+from gpt_core.tasks.metrics import exact_match, f1
 from index import Index
 from index.evaluation.built_index import CachingEncoder, built_index
 from serve.answers.answer import answer_question
@@ -27,7 +28,7 @@ from serve.answers.language import language_of
 from serve.answers.likelihood import Likelihood
 from serve.answers.quotes import Verdict, best_quote, choose
 from serve.answers.ranker import SHIPPED, Ranker, SecondStage, ranker_for
-from serve.evaluation.metrics import auroc, coverage, exact_match, f1, precisions
+from serve.evaluation.metrics import auroc, coverage, precisions
 from serve.evaluation.plot_confidence import plot_confidence
 from serve.evaluation.qa_cases import Absent, Case, holds_answer, make_cases
 from serve.evaluation.qa_data import QaData, read_qa

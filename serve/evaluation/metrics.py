@@ -1,36 +1,7 @@
-"""Figures of answers: SQuAD's exact match and F1, AUROC, coverage at a precision."""
-
-import re
-from collections import Counter
-from collections.abc import Sequence
+"""Figures of answers: AUROC, coverage at a precision."""
 
 import numpy as np
-import regex
 from numpy.typing import NDArray
-
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = regex.compile(r"[\p{P}$+<=>^`|~]")  # Python's `string.punctuation`, and that of other scripts
-_CHARACTER_OR_WORD = regex.compile(r"\p{Han}|[^\s\p{Han}]+")
-
-
-def normal_words(text: str) -> list[str]:
-    """The words of an answer as SQuAD 1.1 compares them; Chinese characters are a word each, as in CMRC 2018."""
-    return _CHARACTER_OR_WORD.findall(_ARTICLES.sub(" ", _PUNCTUATION.sub("", text.lower())))
-
-
-def exact_match(text: str, answers: Sequence[str]) -> float:
-    """1 if the text equals one of the answers, else 0."""
-    return float(any(normal_words(text) == normal_words(answer) for answer in answers))
-
-
-def f1(text: str, answers: Sequence[str]) -> float:
-    """The best F1 of the text's words and an answer's, counted with repetitions."""
-    return max((_f1(normal_words(text), normal_words(answer)) for answer in answers), default=0.0)
-
-
-def _f1(words: Sequence[str], answer: Sequence[str]) -> float:
-    same = (Counter(words) & Counter(answer)).total()
-    return 2 * same / (len(words) + len(answer)) if same else 0.0
 
 
 def auroc(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:

@@ -1,0 +1,225 @@
+"""Batches of a task: examples in a seeded order, divided into ranks and into micro-batches of similar rows."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt_core.common.errors import InputError
+from gpt_core.data.permutation import endless_order
+from gpt_core.tasks.examples import Example, Span
+from gpt_core.tasks.inputs import InputFormat, InputRow
+from gpt_core.training.parallel.ranks import ALONE, Ranks
+
+# Rows are padded to a multiple of the second number, short ones of the first: few different shapes bound the memory
+# that a CPU maps.
+LENGTH_STEPS = (8, 32)
+SHORT = 64
+# A micro-batch of at least this many tokens takes no rows that are much shorter than its longest one: padding them
+# costs more than another forward.
+ENOUGH_TOKENS = 256
+MUCH_SHORTER = 0.8
+
+
+class Unit(NamedTuple):
+    """What gets one loss: the rows of an example, or for span one of them.
+
+    Attributes:
+        rows: its rows.
+        target: index of the right label or choice; the score; for span the first and the last token of the answer in
+            the row; None: unknown, or for span no answer.
+    """
+
+    rows: list[InputRow]
+    target: float | tuple[int, int] | None
+
+    def place(self, length: int) -> int:
+        """Index of the target among the unit's logits, for span with rows padded to `length`; -1: None."""
+        if isinstance(self.target, tuple):
+            return self.target[0] * length + self.target[1]
+        return -1 if self.target is None else int(self.target)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskBatch:
+    """Rows of M examples.
+
+    Attributes:
+        ids, begins, ends, counts: as for `TaskNetwork.forward`.
+        targets: (M,) int64 index of the right label, choice or span; float32 score for similarity.
+        weight: 0-dim; 0 for a batch that only keeps the ranks' numbers of forwards equal, else 1.
+    """
+
+    ids: Tensor
+    begins: Tensor
+    ends: Tensor
+    counts: Tensor
+    targets: Tensor
+    weight: Tensor = field(default_factory=lambda: torch.ones(()))
+
+    def to(self, device: torch.device) -> "TaskBatch":
+        """The batch with its tensors on `device`."""
+        return TaskBatch(*(x.to(device) for x in vars(self).values()))
+
+
+class Collator:
+    """Makes batches from examples.
+
+    Args:
+        inputs: makes rows.
+        labels: the labels, for classification and entailment.
+        padding_mask: False: rows begin with padding up to the longest row that `inputs` makes.
+    """
+
+    def __init__(self, inputs: InputFormat, labels: Sequence[str], padding_mask: bool) -> None:
+        self.inputs, self.padding_mask = inputs, padding_mask
+        self.index = {label: i for i, label in enumerate(labels)}
+
+    def padded_length(self, length: int) -> int:
+        """Tokens to which a row of `length` tokens is padded if it is the longest of a batch."""
+        if not self.padding_mask:
+            return self.inputs.max_tokens
+        step = LENGTH_STEPS[length > SHORT]
+        return min(self.inputs.max_tokens, -(-length // step) * step)
+
+    def units(self, example: Example, rows: Sequence[InputRow]) -> list[Unit]:
+        """All rows of an example as one unit; for span each part of the passage."""
+        if self.inputs.task == "span":
+            return [Unit([row], span_target(example.spans, row)) for row in rows]
+        if example.label is not None:
+            return [Unit(list(rows), self.index[example.label])]
+        return [Unit(list(rows), example.number)]
+
+    def batch(self, units: Sequence[Unit]) -> TaskBatch:
+        """Pad the rows of `units` to one length."""
+        rows = [row for unit in units for row in unit.rows]
+        length = self.padded_length(max(len(row) for row in rows))
+        ids = torch.full((len(rows), length), self.inputs.pad_id)  # (N, T)
+        begins, ends = (torch.empty(len(rows), dtype=torch.long) for _ in range(2))  # (N,) each
+        for i, row in enumerate(rows):
+            shift = 0 if self.padding_mask else length - len(row)
+            ids[i, shift : shift + len(row)] = torch.from_numpy(row.ids.astype(np.int64))
+            begins[i], ends[i] = shift + row.first, shift + len(row) - 1
+        if self.inputs.task == "similarity":
+            scores = [unit.target if isinstance(unit.target, float) else 0.0 for unit in units]
+            targets = torch.tensor(scores)  # (M,)
+        else:
+            found = [unit.place(length) for unit in units]
+            if self.inputs.task == "span":
+                found = [length**2 if index < 0 else index for index in found]
+            targets = torch.tensor(found)  # (M,)
+        return TaskBatch(ids, begins, ends, torch.tensor([len(unit.rows) for unit in units]), targets)
+
+    def micro_batches(self, units: Sequence[Unit], tokens: int) -> tuple[list[list[int]], list[TaskBatch]]:
+        """Batches of at most `tokens` tokens, padding included, of units of similar length, the longest first.
+
+        Returns:
+            For each batch the positions of its units, and the batches.
+        """
+        lengths = [self.padded_length(max(len(row) for row in unit.rows)) for unit in units]
+        order = sorted(range(len(units)), key=lambda i: lengths[i], reverse=True)
+        groups: list[list[int]] = []
+        size = 0  # tokens of the last group, padding included
+        for i in order:
+            longest = lengths[groups[-1][0]] if groups else 0
+            more = len(units[i].rows) * longest
+            uneven = size >= ENOUGH_TOKENS and lengths[i] < MUCH_SHORTER * longest
+            if not groups or uneven or size + more > tokens:
+                groups.append([])
+                size, more = 0, len(units[i].rows) * lengths[i]
+            groups[-1].append(i)
+            size += more
+        return groups, [self.batch([units[i] for i in group]) for group in groups]
+
+
+def span_target(spans: Sequence[Span], row: InputRow) -> tuple[int, int] | None:
+    """The first and the last token, in `row`, of the first answer that lies in its part of the passage; or None."""
+    for start, end in spans:
+        if row.offsets and row.offsets[0][0] <= start and end <= row.offsets[-1][1]:
+            # tokens that cover a part of the answer; several may cover one character
+            covered = [i for i, (begin, stop) in enumerate(row.offsets) if begin < end and stop > start]
+            if covered:
+                return row.first + covered[0], row.first + covered[-1]
+    return None
+
+
+class TaskBatches:
+    """The endless stream of batches of training; each epoch is a new permutation of the examples.
+
+    A resumed run continues with the same batches as an uninterrupted one, with any number of ranks.
+
+    Args:
+        examples: the training examples.
+        collate: makes batches.
+        batch_size: examples per step, over all ranks.
+        tokens: tokens of a micro-batch, padding included.
+        seed: seed of the permutations.
+        identity: further settings, by name, that must be equal for a run to resume.
+        ranks: the processes.
+
+    Raises:
+        InputError: if batch_size is not a multiple of the number of ranks.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        collate: Collator,
+        batch_size: int,
+        tokens: int,
+        seed: int,
+        identity: dict[str, Any],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        if batch_size % ranks.world_size:
+            raise InputError(
+                f"batch_size is {batch_size}; expected a multiple of the number of ranks, {ranks.world_size}."
+            )
+        self.examples, self.collate, self.batch_size, self.tokens = examples, collate, batch_size, tokens
+        self.seed, self.ranks, self.taken = seed, ranks, 0
+        digest = hashlib.sha256()
+        for example in examples:
+            digest.update(repr((example.texts, example.label, example.number, example.spans)).encode())
+        self.identity = {"seed": seed, "batch_size": batch_size, "data": digest.hexdigest(), **identity}
+
+    def __next__(self) -> list[TaskBatch]:
+        """This rank's micro-batches of the next step."""
+        positions = np.arange(self.taken * self.batch_size, (self.taken + 1) * self.batch_size)
+        indices, _ = endless_order(positions, len(self.examples), self.seed)
+        self.taken += 1
+        share = self.batch_size // self.ranks.world_size
+        mine = [self.examples[i] for i in indices[self.ranks.rank * share : (self.ranks.rank + 1) * share]]
+        rows = self.collate.inputs.rows(mine)
+        units = [unit for e, r in zip(mine, rows, strict=True) for unit in self.collate.units(e, r)]
+        _, batches = self.collate.micro_batches(units, self.tokens)
+        # Every forward of a sharded model needs all ranks, so all need the same number.
+        missing = self.ranks.max(len(batches)) - len(batches)
+        batches = [replace(batches[-1], weight=torch.zeros(()))] * missing + batches
+        return [batch.to(self.ranks.device) for batch in batches]
+
+    def describe(self, step: int) -> str:
+        """The data in the batch of step `step` (from 1), as text for an error message."""
+        index, _ = endless_order(np.array([(step - 1) * self.batch_size]), len(self.examples), self.seed)
+        return f"{self.batch_size} examples, the first of them {self.examples[int(index[0])].place}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the stream, and the settings that must be equal to resume it."""
+        return {"taken": self.taken, **self.identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the stream from `state`.
+
+        Raises:
+            InputError: if the data or another setting of `identity` differs.
+        """
+        for key, mine in self.identity.items():
+            if state.get(key) != mine:
+                raise InputError(
+                    f"The checkpoint was made with {key} = {state.get(key)}, but this run has {mine}; resume with the "
+                    "same configuration and data, or choose another out_dir."
+                )
+        self.taken = state["taken"]

@@ -1,0 +1,232 @@
+"""Fine-tuning: it learns every task, resumes bit for bit, gives the same on two ranks, and refuses bad input."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpt_core.common.errors import InputError
+from gpt_core.hub import run_folder
+from gpt_core.model.gpt import GPT
+from gpt_core.tasks.examples import FIELDS, Example
+from gpt_core.tasks.finetune import class_weights, finetune, open_examples, unanswered
+from gpt_core.tasks.settings import TaskSettings
+from gpt_core.tasks.task_model import TaskModel
+from tests.gpt_core.tasks.finetune_driver import settings
+from tests.gpt_core.tasks.tiny_tasks import write_tasks
+from tests.tiny_models import save_model
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuning")
+    write_tasks(folder)
+    for graph in ("qwen3", "gpt2"):
+        save_model(folder / graph, graph)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def driven(folder):
+    command = [sys.executable, str(Path(__file__).with_name("finetune_driver.py")), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) | {"said": done.stderr}
+
+
+@pytest.mark.parametrize("task", FIELDS)
+def test_every_task_is_learned(folder, tmp_path, task):
+    figure = {"similarity": "Pearson", "span": "EM"}.get(task, "accuracy")
+    least = {"similarity": 0.8}.get(task, 0.95)
+    config = settings(folder, task, str(tmp_path / "out"), max_iters=60, eval_interval=60, batch_size=32)
+    found = finetune(
+        replace(config, learning_rate=3e-3, warmup_iters=5, lm_weight=0.1, tokens_per_forward=4096)
+    )
+    assert found[figure] >= least
+    rows = [json.loads(line) for line in (folder / f"{task}.jsonl").read_text().splitlines()[:40]]
+    right = [row.get("label", row.get("score")) for row in rows]
+    if task == "span":
+        right = [row["answers"]["text"][0] for row in rows]
+    values = [p.value for p in TaskModel.from_pretrained(tmp_path / "out", "cpu").predict(rows)]
+    if task == "similarity":
+        assert sum((v > 3) == (r > 3) for v, r in zip(values, right, strict=True)) >= 34
+    else:
+        assert sum(str(v) == str(r) for v, r in zip(values, right, strict=True)) >= 38
+
+
+@pytest.mark.parametrize("task", ["span", "choice"])
+def test_a_killed_and_resumed_run_ends_bit_identical(driven, folder, task):
+    assert driven[f"{task} straight"] == [0], driven["said"]
+    assert driven[f"{task} killed"] == [-9, -9, 0], driven["said"]
+    one, other = (folder / "runs" / f"{task} {how}" / "step-6" for how in ("straight", "killed"))
+    names = sorted(path.name for path in one.glob("*.safetensors"))
+    assert names == sorted(path.name for path in other.glob("*.safetensors"))
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert run_folder.load_state(one)["figures"] == run_folder.load_state(other)["figures"]
+
+
+@pytest.mark.parametrize("task", ["similarity", "span"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_ranks_equal_one(driven, folder, task, parallel):
+    assert driven[f"{task} {parallel}"] == [0, 0], driven["said"]
+    assert driven[f"{task} one"] == [0], driven["said"]
+    weights = [
+        load_file(folder / "runs" / f"{task} {how}" / "step-6" / "model.safetensors")
+        for how in (parallel, "one")
+    ]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trainable", ["full", "last-k", "lora", "bitfit"])
+def test_weights_that_are_not_trained_stay_as_they_are(folder, tmp_path, trainable):
+    config = settings(folder, "entailment", str(tmp_path / "out"), max_iters=2, weight_decay=0.1)
+    config = replace(
+        config, init_from=str(folder / "gpt2"), trainable=trainable, last_k=1, lora_rank=2, n_layer=2
+    )
+    finetune(config)
+    before = GPT.from_pretrained(folder / "gpt2").state_dict()
+    after = TaskModel.from_pretrained(tmp_path / "out", "cpu").network.gpt.state_dict()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert {name for name in changed if "blocks.2" in name} == set()
+    wanted = {
+        "full": set(after),
+        "last-k": {n for n in after if "blocks.1." in n or n.startswith("norm")},
+        "lora": {n for n in after if "blocks." in n and n.endswith("weight") and "norm" not in n},
+        "bitfit": {n for n in after if "blocks." in n and n.endswith("bias")},
+    }[trainable]
+    unused = {n for n in wanted if n.endswith("k.bias")}  # a constant added to all scores of a query
+    assert changed | unused == wanted
+
+
+def test_the_command_trains_and_predicts(folder, tmp_path):
+    out = tmp_path / "out"
+    script = [sys.executable, "scripts/finetune.py"]
+    keys = {"task": "classification", "init_from": folder / "qwen3", "data": folder / "classification.jsonl",
+            "max_iters": 40, "eval_interval": 40, "warmup_iters": 5, "learning_rate": 3e-3, "out_dir": out,
+            "max_tokens": 32}  # fmt: skip
+    options = [str(word) for key, value in keys.items() for word in (f"--{key}", value)]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert "for development" in done.stdout
+    assert "best checkpoint" in done.stdout
+    (tmp_path / "in.csv").write_text("id,review\n1,it is good so\n2,it is ugly\n")
+    files = [
+        "--input",
+        str(tmp_path / "in.csv"),
+        "--out",
+        str(tmp_path / "out.jsonl"),
+        "--columns",
+        "text=review",
+    ]
+    done = subprocess.run([*script, "--predict", "--model", str(out), *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "out.jsonl: 2 predictions" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(x["id"], x["review"], x["prediction"]) for x in lines] == [
+        ("1", "it is good so", "yes"),
+        ("2", "it is ugly", "no"),
+    ]
+    done = subprocess.run(
+        [*script, "--predict", "--model", str(folder), *files], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "has no task.json; expected a folder that scripts/finetune.py" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_articles_are_not_on_both_sides_of_the_held_out_split(folder):
+    examples, dev = open_examples(settings(folder, "span", "x", no_answer=0.0))
+    assert len(dev) == 12
+    assert not {e.group for e in examples} & {e.group for e in dev}
+
+
+def test_questions_without_an_answer_have_another_paragraph_of_their_article():
+    def example(passage, answer):
+        start = passage.index(answer)
+        return Example("here", ("q", passage), spans=((start, start + len(answer)),), group="a")
+
+    examples = [example("it is red", "red"), example("it is blue", "blue"), example("red and blue", "and")]
+    found = unanswered(examples, 1.0, random.Random(0))
+    assert {(e.spans, e.group) for e in found} == {((), "a")}
+    assert {e.texts[1] for e in found} <= {
+        "it is red",
+        "it is blue",
+    }  # the third paragraph has every answer but its own
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"data": ()}, "data is empty"),
+        ({"labels": ("yes", "maybe")}, "the label 'no' is none of yes, maybe"),
+        ({"labels": ("yes", "no", "maybe")}, "labels has 'maybe', of which there is no example"),
+        ({"labels": ("yes",)}, "expected at least two"),
+        ({"class_weights": (1.0,)}, "class_weights has 1 numbers for 0 labels"),
+        ({"labels": ("no", "yes"), "class_weights": (1.0, 0.0)}, "expected numbers above 0"),
+        (
+            {"columns": ("words=text",)},
+            "expected field=column, where the fields of classification are text, label",
+        ),
+        ({"task": "similarity", "balanced": True}, "balanced is set, but the task similarity has no labels"),
+        ({"n_layer": 9}, "n_layer is 9; .* has 3 blocks"),
+        ({"trainable": "last-k", "last_k": 4}, "last_k is 4; expected at most 3"),
+        ({"trainable": "bitfit"}, "has no biases to train"),
+        ({"parallel": "deepspeed", "deepspeed_config": "x"}, "which fine-tuning does not support"),
+        ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(folder, tmp_path, keys, said):
+    with pytest.raises(InputError, match=said):
+        finetune(replace(settings(folder, "classification", str(tmp_path / "out")), **keys))
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("step-*"))
+
+
+def test_one_class_and_too_few_examples_are_refused(folder, tmp_path):
+    for name, rows, said in [
+        ("one", [{"text": str(i), "label": "a"} for i in range(20)], "All examples have the label 'a'"),
+        (
+            "few",
+            [{"text": str(i), "label": str(i % 2)} for i in range(9)],
+            "has 9 examples; expected at least ten",
+        ),
+    ]:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(InputError, match=said):
+            finetune(settings(folder, "classification", str(tmp_path / "out"), data=(str(path),)))
+
+
+def test_resuming_with_other_settings_is_refused(folder, tmp_path):
+    config = settings(folder, "classification", str(tmp_path / "out"), max_iters=2)
+    finetune(config)
+    longer = replace(config, max_iters=4)
+    for keys, said in [
+        ({"batch_size": 4}, "made with batch_size = 8, but this run has 4"),
+        ({"trainable": "last-k"}, "holds AdamW's state of .*, which this run does not train"),
+        ({"n_layer": 2}, "does not match this configuration"),
+        ({"task": "entailment", "data": (str(folder / "entailment.jsonl"),)}, "does not match|made with"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            finetune(replace(longer, **keys))
+    finetune(longer)
+    assert run_folder.latest(config.out_dir).name == "step-4"
+    again = replace(config, out_dir=str(tmp_path / "again"), init_from=str(tmp_path / "out"))
+    finetune(again)  # a fine-tuned model is a start for another fine-tuning
+
+
+def test_balanced_weights_make_rare_labels_count_as_much(folder):
+    examples = [Example("here", ("x",), label="ab"[i % 10 == 0]) for i in range(100)]
+    config = settings(folder, "classification", "x", balanced=True)
+    weights = class_weights(config, TaskSettings("classification", ("a", "b")), examples)
+    assert weights.tolist() == pytest.approx([100 / 2 / 90, 100 / 2 / 10])
