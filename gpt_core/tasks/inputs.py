@@ -87,14 +87,14 @@ class InputFormat:
 
     def _row(self, parts: list[list[int]]) -> InputRow:
         """One row; if it is too long, the longest part loses its last tokens, two long parts equally many."""
-        room = max(0, self.max_tokens - 1 - len(parts))  # without start, delimiters and extract
+        space = max(0, self.max_tokens - 1 - len(parts))  # without start, delimiters and extract
         lengths = [len(part) for part in parts]
-        if sum(lengths) > room:
+        if sum(lengths) > space:
             self.n_cut += 1
-            rest = min(lengths[-1], room // 2) if len(parts) > 1 else 0
-            lengths[0] = min(lengths[0], room - rest)
+            rest = min(lengths[-1], space // 2) if len(parts) > 1 else 0
+            lengths[0] = min(lengths[0], space - rest)
             if len(parts) > 1:
-                lengths[1] = room - lengths[0]
+                lengths[1] = space - lengths[0]
         ids = [self.start]
         for part, length in zip(parts, lengths, strict=True):
             ids += [*part[:length], self.end]  # the last one is the extract token
