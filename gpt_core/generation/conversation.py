@@ -100,7 +100,7 @@ def load(path: Path) -> tuple[str | None, list[Message]]:
     content = read_json(path, optional=False)
     try:
         messages = content["messages"]
-        _check(messages)
+        check_messages(messages)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not a saved conversation ({type(error).__name__}: {error}); expected "
@@ -110,7 +110,8 @@ def load(path: Path) -> tuple[str | None, list[Message]]:
     return model if isinstance(model, str) else None, messages
 
 
-def _check(messages: Any) -> None:
+def check_messages(messages: Any) -> None:
+    """Raise ValueError, KeyError or TypeError unless there are turns of user and assistant, after one of system."""
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     roles = [m["role"] for m in turns]
     if roles != ["user", "assistant"] * (len(roles) // 2):

@@ -216,10 +216,19 @@ class TaskBatches:
         Raises:
             InputError: if the data or another setting of `identity` differs.
         """
-        for key, mine in self.identity.items():
-            if state.get(key) != mine:
-                raise InputError(
-                    f"The checkpoint was made with {key} = {state.get(key)}, but this run has {mine}; resume with the "
-                    "same configuration and data, or choose another out_dir."
-                )
+        check_identity(state, self.identity)
         self.taken = state["taken"]
+
+
+def check_identity(state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Check that a checkpoint was made with the same data and settings.
+
+    Raises:
+        InputError: naming the first that differs.
+    """
+    for key, mine in identity.items():
+        if state.get(key) != mine:
+            raise InputError(
+                f"The checkpoint was made with {key} = {state.get(key)}, but this run has {mine}; resume with the "
+                "same configuration and data, or choose another out_dir."
+            )

@@ -27,16 +27,19 @@ class FinetuneConfig(TrainableConfig):
     warmup_iters: int = 50
     """Steps of linear warm-up of the learning rates from zero."""
 
-    task: Task = "classification"
+    task: Literal[Task, "chat"] = "classification"
     """classification: a label for a text; entailment: a label for a premise and a hypothesis; similarity: a score for
-    two sentences; choice: the best of several continuations; span: the words of a passage that answer a question."""
+    two sentences; choice: the best of several continuations; span: the words of a passage that answer a question; chat:
+    the replies of conversations, which gives a language model again."""
     init_from: str = "smollm2-135m-instruct"
     """Model to start from: a model folder, a run's out_dir or a known model."""
     n_layer: int | None = None
     """Keep only the first n blocks. None: all."""
 
     data: tuple[str, ...] = ()
-    """Training data: .jsonl, .csv or .tsv (.gz, .xz), SQuAD's .json for span, or names of `datasets`."""
+    """Training data: .jsonl, .csv or .tsv (.gz, .xz), SQuAD's .json for span, or names of `datasets`. For chat lines of
+    {"messages": …}, as scripts/chat.py saves them, {"turns": […]} or {"instruction", "input", "output"}; or .txt with a
+    conversation a line and tabs between its turns."""
     columns: tuple[str, ...] = ()
     """Columns of the data with other names than the task's fields, such as text=review. Choices in several columns:
     choices=sol1+sol2."""
@@ -54,7 +57,8 @@ class FinetuneConfig(TrainableConfig):
     """Weight of the language model's loss on the same texts, as in GPT-1."""
     max_tokens: int = 256
     """Longest row in tokens. Of longer ones the longest text loses its last tokens; a passage for span is divided into
-    overlapping parts instead."""
+    overlapping parts instead; a conversation loses its last tokens. For chat also the length of a row in which several
+    conversations are packed."""
     padding_mask: bool = True
     """False: shorter rows begin with padding up to max_tokens that is read like text, to measure what that costs."""
     answer_tokens: int = 30
@@ -106,6 +110,10 @@ class FinetuneConfig(TrainableConfig):
         Raises:
             InputError: for an entry that is not field=column, or another field.
         """
+        if self.task == "chat":
+            if self.columns:
+                raise InputError("columns is set, but conversations have no columns; remove it.")
+            return {}
         names = {}
         for entry in self.columns:
             field, equals, column = entry.partition("=")

@@ -1,40 +1,35 @@
 """The command that fine-tunes a GPT: connects data, network and training loop."""
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
 from gpt_core.formats.card import trained
-from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hub import run_folder
-from gpt_core.hub.locate import resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tasks.batches import Collator, TaskBatch, TaskBatches
 from gpt_core.tasks.config import FinetuneConfig
-from gpt_core.tasks.examples import Example, read_examples
+from gpt_core.tasks.examples import Example, Task
+from gpt_core.tasks.finetune_chat import finetune_chat
 from gpt_core.tasks.folder import load_task, save_task
 from gpt_core.tasks.inputs import InputFormat
 from gpt_core.tasks.network import TaskNetwork
+from gpt_core.tasks.open_data import open_examples
 from gpt_core.tasks.predictions import figures, forward, mean_loss, predictions
-from gpt_core.tasks.settings import TASK_FILE, TaskSettings
-from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.tasks.settings import TaskSettings
+from gpt_core.tasks.start import load_gpt, load_trained, save_lora, set_trainable
 from gpt_core.training.loop import LossFunction, train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
 from gpt_core.training.out_of_memory import explain_full_memory_or_disk
 from gpt_core.training.parallel.ranks import Ranks, join
-from gpt_core.training.trainable import choose_trainable, merge_lora
-
-LORA_FILE = "lora.safetensors"  # of a checkpoint: the updates, which the model has merged
+from gpt_core.training.trainable import merge_lora
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
@@ -56,27 +51,23 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             "tokens_per_forward, which does not change the result, or a smaller max_tokens."
         )
         with explain_full_memory_or_disk(config.out_dir, memory):
-            return _finetune(config, ranks)
+            if config.task == "chat":
+                return finetune_chat(config, ranks)
+            return _finetune(config, config.task, ranks)
 
 
-def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
+def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, float]:
     resume = ranks.on_main(lambda: run_folder.latest(config.out_dir))
     torch.manual_seed(config.seed)
     gpt, tokenizer = load_gpt(config)
-    examples, dev_examples = open_examples(config)
-    settings = task_settings(config, examples, gpt)
+    examples, dev_examples = open_examples(config, task)
+    settings = task_settings(config, task, examples, gpt)
     check_labels([*examples, *dev_examples], settings)
-    network = TaskNetwork(
-        gpt, config.task, len(settings.labels), config.answer_tokens, lm=config.lm_weight > 0
-    )
-    choose_trainable(gpt, config, gpt.config.n_layer, config.init_from)
-    if config.trainable in ("full", "last-k"):
-        gpt.norm.requires_grad_(True)
-    if gpt.head is not None and config.lm_weight:
-        gpt.head.requires_grad_(config.trainable == "full")
-    inputs = InputFormat(config.task, tokenizer, settings.max_tokens)
+    network = TaskNetwork(gpt, task, len(settings.labels), config.answer_tokens, lm=config.lm_weight > 0)
+    set_trainable(gpt, config)
+    inputs = InputFormat(task, tokenizer, settings.max_tokens)
     collate = Collator(inputs, settings.labels, config.padding_mask)
-    dev_inputs = InputFormat(config.task, tokenizer, settings.max_tokens)  # counts its own truncated rows
+    dev_inputs = InputFormat(task, tokenizer, settings.max_tokens)  # counts its own truncated rows
     dev_collate = Collator(dev_inputs, settings.labels, config.padding_mask)
     identity = {"task": config.task, "labels": list(settings.labels), "trainable": config.trainable,
                 "max_tokens": settings.max_tokens, "padding_mask": config.padding_mask}  # fmt: skip
@@ -86,7 +77,10 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
     numerics = agree_on_numerics(config, ranks, resume)
     network.to(ranks.device)
     if resume is not None:
-        load_trained(network, resume, config)
+        saved = load_task(resume)[0].state_dict()
+        if gpt.head is not None:  # of the language model's loss; not trained and not saved
+            saved["gpt.head.weight"] = gpt.head.state_dict()["weight"]
+        load_trained(network, saved, resume, config, kept="head.")
 
     weights = class_weights(config, settings, examples)
     loss_function = task_loss(
@@ -106,9 +100,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
 
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
         save_task(folder, network, settings, tokenizer, merge_lora(weights, config), card)
-        lora = {name: w for name, w in weights.items() if ".lora_" in name}
-        if lora:
-            save_tensors(folder / LORA_FILE, lora)
+        save_lora(folder, weights)
 
     if ranks.main:
         learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -140,100 +132,7 @@ def _finetune(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
     return result
 
 
-def load_gpt(config: FinetuneConfig) -> tuple[GPT, Tokenizer]:
-    """The GPT of `init_from`, or of the task folder there, with its first blocks, and its tokenizer.
-
-    Raises:
-        InputError: for an n_layer above the number of blocks.
-    """
-    folder = resolve(config.init_from)
-    start = load_task(folder)[0].gpt if (folder / TASK_FILE).is_file() else GPT.from_pretrained(folder)
-    n_layer = start.config.n_layer if config.n_layer is None else config.n_layer
-    if n_layer > start.config.n_layer:
-        raise InputError(f"n_layer is {n_layer}; {config.init_from} has {start.config.n_layer} blocks.")
-    kept = tuple(i for i in start.config.window_layers if i < n_layer)
-    shape = replace(
-        start.config,
-        n_layer=n_layer,
-        dropout=config.dropout,
-        window_layers=kept,
-        window=start.config.window if kept else None,
-        tie_embeddings=start.config.tie_embeddings or not config.lm_weight,
-    )
-    gpt = GPT(shape)
-    gpt.load_state_dict({name: w for name, w in start.state_dict().items() if name in gpt.state_dict()})
-    return gpt, Tokenizer.from_pretrained(folder)
-
-
-def open_examples(config: FinetuneConfig) -> tuple[list[Example], list[Example]]:
-    """Read training and development examples; questions without an answer are added for span.
-
-    Raises:
-        InputError: as `read_examples`, or if no example is left to train on.
-    """
-    columns = config.column_names()
-    examples = [e for source in config.data for e in read_examples(source, config.task, columns)]
-    order = random.Random(config.seed)
-    if config.dev_data:
-        dev = [
-            e
-            for source in config.dev_data
-            for e in read_examples(source, config.task, columns, split="validation")
-        ]
-        if len(dev) > config.dev_examples:
-            dev = order.sample(dev, config.dev_examples)
-    else:
-        n_dev = min(config.dev_examples, len(examples) // 10)
-        if not n_dev:
-            raise InputError(
-                f"{config.data[0]} has {len(examples)} examples; expected at least ten, a tenth of which is held "
-                "out, or dev_data."
-            )
-        size = Counter(group_of(e) for e in examples)
-        groups = sorted(size)
-        order.shuffle(groups)
-        held: set[str] = set()
-        n_held = 0
-        for group in groups:
-            if n_held + size[group] <= n_dev:
-                held.add(group)
-                n_held += size[group]
-        dev = [e for e in examples if group_of(e) in held]
-        examples = [e for e in examples if group_of(e) not in held]
-        if not dev:
-            raise InputError(
-                f"{config.data[0]} has no article or first text with at most {n_dev} examples, a tenth of all, that "
-                "could be held out; give dev_data."
-            )
-    if config.task == "span":
-        examples = examples + unanswered(examples, config.no_answer, order)
-    return examples, dev
-
-
-def group_of(example: Example) -> str:
-    """What must not be on both sides of a split: an article, or the first text of an example."""
-    return example.group or example.texts[0]
-
-
-def unanswered(examples: Sequence[Example], share: float, order: random.Random) -> list[Example]:
-    """Questions with another paragraph of the same article that does not contain any of their answers."""
-    passages: dict[str, list[str]] = {}
-    for example in examples:
-        known = passages.setdefault(example.group, [])
-        if not known or known[-1] != example.texts[1]:
-            known.append(example.texts[1])
-    found = []
-    for example in order.sample(list(examples), min(len(examples), round(share * len(examples)))):
-        others = [
-            p for p in passages[example.group]
-            if p != example.texts[1] and not any(answer in p for answer in example.answers)
-        ]  # fmt: skip
-        if others:
-            found.append(replace(example, texts=(example.texts[0], order.choice(others)), spans=()))
-    return found
-
-
-def task_settings(config: FinetuneConfig, examples: Sequence[Example], gpt: GPT) -> TaskSettings:
+def task_settings(config: FinetuneConfig, task: Task, examples: Sequence[Example], gpt: GPT) -> TaskSettings:
     """The settings that the task's folder will have.
 
     Raises:
@@ -241,19 +140,17 @@ def task_settings(config: FinetuneConfig, examples: Sequence[Example], gpt: GPT)
     """
     labels = config.labels
     mean, deviation = 0.0, 1.0
-    if config.task in ("classification", "entailment"):
+    if task in ("classification", "entailment"):
         labels = labels or tuple(sorted({e.label for e in examples if e.label is not None}))
         if len(labels) < 2:
             raise InputError(f"All examples have the label {labels[0]!r}; expected at least two labels.")
-    elif config.task == "similarity":
+    elif task == "similarity":
         scores = torch.tensor([e.number for e in examples], dtype=torch.float64)
         mean, deviation = float(scores.mean()), float(scores.std(correction=0))
         if not deviation:
             raise InputError(f"All scores are {mean:g}; expected different scores.")
     max_tokens = min(config.max_tokens, gpt.config.block_size)
-    return TaskSettings(
-        config.task, labels, max_tokens, config.padding_mask, config.answer_tokens, mean, deviation
-    )
+    return TaskSettings(task, labels, max_tokens, config.padding_mask, config.answer_tokens, mean, deviation)
 
 
 def check_labels(examples: Sequence[Example], settings: TaskSettings) -> None:
@@ -313,27 +210,3 @@ def task_loss(settings: TaskSettings, weights: Tensor | None, lm_weight: float) 
         return batch.weight * (share * losses).sum(), batch.weight * share.sum()
 
     return loss_function
-
-
-def load_trained(network: TaskNetwork, path: Path, config: FinetuneConfig) -> None:
-    """Load the weights of the checkpoint `path` into `network`.
-
-    Raises:
-        InputError: if names or shapes of the weights do not match the configuration.
-    """
-    saved = load_task(path)[0].state_dict()
-    mine = network.state_dict()
-    if config.trainable == "lora":  # the GPT in the checkpoint has the updates merged; keep that of init_from
-        if not (path / LORA_FILE).is_file():
-            raise InputError(f"{path} was trained without LoRA; choose another out_dir.")
-        saved = {n: w for n, w in saved.items() if n.startswith("head.")} | load_file(path / LORA_FILE)
-        mine = {n: w for n, w in mine.items() if n in saved or ".lora_" in n}
-    mine = {n: w for n, w in mine.items() if n != "gpt.head.weight"}
-    for name in sorted(mine.keys() | saved.keys()):
-        if name not in mine or name not in saved or mine[name].shape != saved[name].shape:
-            raise InputError(
-                f"The checkpoint {path} does not match this configuration: {name} differs. Resume with the same "
-                "configuration, or choose another out_dir."
-            )
-    # Copied, not assigned: memory-mapped tensors may have another alignment, with which kernels round differently.
-    network.load_state_dict(saved, strict=False)

@@ -80,10 +80,10 @@ def save_task(
     atomic_write(folder / TASK_FILE, settings.to_json())
 
 
-def plain_gpt(gpt: GPT) -> GPT:
-    """A GPT of the same shape with tied embeddings and without LoRA, on the meta device."""
+def plain_gpt(gpt: GPT, tie: bool = True) -> GPT:
+    """A GPT of the same shape without LoRA, on the meta device; `tie`: with tied embeddings."""
     with torch.device("meta"):
-        return GPT(replace(gpt.config, tie_embeddings=True))
+        return GPT(replace(gpt.config, tie_embeddings=tie))
 
 
 def head_kind(settings: TaskSettings) -> HeadKind:

@@ -59,13 +59,8 @@ class InputFormat:
     def __init__(self, task: Task, tokenizer: Tokenizer, max_tokens: int) -> None:
         self.task, self.tokenizer, self.max_tokens = task, tokenizer, max_tokens
         self.n_cut = 0
-        ends = [i for i in (tokenizer.eos_id, tokenizer.bos_id) if i is not None]
-        if not ends:
-            raise InputError(
-                "The tokenizer has no token for the end or the begin of a text, which marks where a row is read; name "
-                "an eos_token in its tokenizer_config.json."
-            )
-        self.start, self.end = ends[-1], ends[0]
+        self.end = require_end(tokenizer)
+        self.start = self.end if tokenizer.bos_id is None else tokenizer.bos_id
         self.pad_id = next(i for i in (tokenizer.pad_id, 0, 1) if i is not None and i != self.end)
 
     def rows(self, examples: Sequence[Example]) -> list[list[InputRow]]:
@@ -118,3 +113,18 @@ class InputFormat:
             if begin + size >= len(ids):
                 break
         return rows
+
+
+def require_end(tokenizer: Tokenizer) -> int:
+    """The id of the token for the end of a text, or else for its begin.
+
+    Raises:
+        InputError: if the tokenizer has neither.
+    """
+    for token_id in (tokenizer.eos_id, tokenizer.bos_id):
+        if token_id is not None:
+            return token_id
+    raise InputError(
+        "The tokenizer has no token for the end or the begin of a text, which ends every row; name an eos_token in its "
+        "tokenizer_config.json."
+    )

@@ -77,8 +77,10 @@ if hasattr(os, "register_at_fork"):  # missing on Windows, which has no fork
     os.register_at_fork(after_in_child=_renderer.reset_after_fork)
 
 
-def render(template: str, messages: list[dict[str, str]], special_tokens: dict[str, str]) -> str:
-    """Render a conversation as text that ends where the assistant's reply starts.
+def render(
+    template: str, messages: list[dict[str, str]], special_tokens: dict[str, str], reply: bool = True
+) -> str:
+    """Render a conversation as text.
 
     The template gets the variables of transformers' `apply_chat_template`. It runs in Jinja's sandbox, in a separate
     process with limits on CPU time and memory.
@@ -87,6 +89,7 @@ def render(template: str, messages: list[dict[str, str]], special_tokens: dict[s
         template: Jinja source.
         messages: `{"role", "content"}`, oldest first.
         special_tokens: those of `bos_token`, `eos_token`, `pad_token` that the tokenizer has.
+        reply: whether the text ends where the assistant's reply starts, instead of after the last message.
 
     Raises:
         InputError: if the template fails, rejects the messages, violates the sandbox or exceeds a limit.
@@ -95,9 +98,11 @@ def render(template: str, messages: list[dict[str, str]], special_tokens: dict[s
         "messages": messages,
         "tools": None,
         "documents": None,
-        "add_generation_prompt": True,
+        "add_generation_prompt": reply,
     }
-    reply = _renderer.ask({"template": template, "values": values | special_tokens})
-    if "refused" in reply:
-        raise InputError(f"The model's chat template rejects these messages: {reply['refused'].rstrip('.')}.")
-    return reply["text"]
+    answer = _renderer.ask({"template": template, "values": values | special_tokens})
+    if "refused" in answer:
+        raise InputError(
+            f"The model's chat template rejects these messages: {answer['refused'].rstrip('.')}."
+        )
+    return answer["text"]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import secrets
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_write
 from gpt_core.hub.locate import resolve
 from gpt_core.tokenizer.builtin import BYTE_OF, character_backend, gpt2_rust, gpt2_tiktoken
-from gpt_core.tokenizer.chat_template import render
+from gpt_core.tokenizer.chat_text import ChatText, check_unicode
 
 # Tokenizers with the same vocabulary but different pre-tokenization give different ids for this text.
 PROBE = "It's 2026, we'll see:\n\n  x_1 += 3.14159  # naïve café — 知之为知之 🙂🏽\t\r\n"
@@ -96,7 +95,7 @@ class Tokenizer:
         Raises:
             InputError: for a character that is not in a character vocabulary, or text that is not valid Unicode.
         """
-        _check_unicode(text)
+        check_unicode(text)
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.encode_ordinary(text)
         return self.encode_batch([text], add_special_tokens)[0]
@@ -109,16 +108,16 @@ class Tokenizer:
         Raises:
             InputError: as `encode`.
         """
-        _check_unicode(text)
+        check_unicode(text)
         try:
-            return self._encode_template(text, add_special_tokens=True)
+            return self.encode_template(text, add_special_tokens=True)
         except Exception as error:  # `tokenizers` raises bare Exception for a token out of vocabulary
             raise self._unknown_character([text], error) from error
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
         """`encode` of each text, on all CPU cores."""
         for text in texts:
-            _check_unicode(text)
+            check_unicode(text)
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.encode_ordinary_batch(texts)
         try:
@@ -138,7 +137,7 @@ class Tokenizer:
         if self._characters is not None:
             return [self._look_up(text, self._characters) for text in texts]
         for text in texts:
-            _check_unicode(text)
+            check_unicode(text)
         if isinstance(self._backend, tiktoken.Encoding):
             return [self._backend.encode_to_numpy(text, disallowed_special=()) for text in texts]
         try:
@@ -148,7 +147,7 @@ class Tokenizer:
         return [np.array(e.ids, dtype=np.uint32) for e in encodings]
 
     def _look_up(self, text: str, characters: NDArray[np.int32]) -> NDArray[np.uint32]:
-        _check_unicode(text)
+        check_unicode(text)
         points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
         ids = characters[np.minimum(points, len(characters) - 1)]
         if len(ids) and ids.min() < 0:
@@ -177,7 +176,7 @@ class Tokenizer:
     def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
         """Token ids, and for each the half-open range of code points of `text` that it covers, also in part."""
         if not isinstance(self._backend, tiktoken.Encoding):
-            _check_unicode(text)
+            check_unicode(text)
             try:
                 encoding = self._backend.encode(text, add_special_tokens=False)
             except Exception as error:  # `tokenizers` raises bare Exception for a token out of vocabulary
@@ -237,33 +236,26 @@ class Tokenizer:
         Raises:
             InputError: if there is no template, or it fails, rejects the messages or violates the sandbox.
         """
-        if self.chat_template is None:
-            raise InputError(
-                "This model has no chat template; use a model that is trained for chat, or complete text instead."
-            )
-        # Special tokens that are spelled out in a message are replaced by a nonce before the rendering and inserted as
-        # text afterwards. The text between them is tokenised in one piece, as in the model's training.
-        nonce = secrets.token_hex(8)
-        marks = {token: f"\ue000{nonce}:{i}\ue001" for i, token in enumerate(self._special_tokens)}
-        tokens = {mark: token for token, mark in marks.items()}
-        spelled = re.compile("|".join(map(re.escape, marks)) or "(?!)")  # (?!) matches nothing
-        hidden = []
-        for message in messages:
-            for text in message.values():
-                _check_unicode(text)
-            hidden.append({k: spelled.sub(lambda m: marks[m[0]], text) for k, text in message.items()})
-        named = (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id))
-        special = {name: self.decode([i]) for name, i in named if i is not None}
-        rendered = render(self.chat_template, hidden, special)
-        _check_unicode(rendered)
+        conversation = ChatText(self, messages)
+        return conversation.encode(conversation.render(len(messages), reply=True))
 
-        ids: list[int] = []
-        pieces = re.split(f"({'|'.join(tokens) or '(?!)'})", rendered)
-        for i, piece in enumerate(pieces):  # marks have odd indices
-            ids += self.encode(tokens[piece]) if i % 2 else self._encode_template(piece)
-        return ids
+    def chat_replies(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        """Token ids of a conversation up to its last reply, and which of them a model must learn to write.
 
-    def _encode_template(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        The assistant's replies are encoded as a model generates them, apart from the prompt before; what must be
+        learned is each reply with the special token that ends it.
+
+        Args:
+            messages: as for `chat`, with at least one reply of the assistant.
+
+        Raises:
+            InputError: as `chat`; also for a template that writes the turns before a reply in another way than after.
+        """
+        special = set(self.eos_ids) | {i for i, token in self._added.items() if token.special}
+        return ChatText(self, messages).replies(special)
+
+    def encode_template(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """`encode` of a template's own text, in which special tokens that are spelled out become special tokens."""
         if isinstance(self._backend, tiktoken.Encoding):
             return self._backend.encode(text, allowed_special="all")
         return self._template_backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -275,7 +267,8 @@ class Tokenizer:
         return RustTokenizer.from_str(self._backend.to_str())
 
     @cached_property
-    def _special_tokens(self) -> list[str]:
+    def special_tokens(self) -> list[str]:
+        """The special tokens as text, longest first."""
         if isinstance(self._backend, tiktoken.Encoding):
             return sorted(self._backend.special_tokens_set)
         # longest first, so that a token that contains another one is matched completely
@@ -331,13 +324,3 @@ class Tokenizer:
                     f"{self.vocab_size}; leave it out, or use a byte-level tokenizer such as gpt2."
                 )
         return InputError(f"The tokenizer cannot encode this text: {error}")
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"The text is not valid Unicode: lone surrogate U+{ord(text[error.start]):04X} at character "
-            f"{error.start}; decode its source with errors='replace'."
-        ) from error

@@ -16,7 +16,8 @@ from gpt_core.common.errors import InputError
 from gpt_core.hub import run_folder
 from gpt_core.model.gpt import GPT
 from gpt_core.tasks.examples import FIELDS, Example
-from gpt_core.tasks.finetune import class_weights, finetune, open_examples, unanswered
+from gpt_core.tasks.finetune import class_weights, finetune
+from gpt_core.tasks.open_data import open_examples, unanswered
 from gpt_core.tasks.settings import TaskSettings
 from gpt_core.tasks.task_model import TaskModel
 from tests.gpt_core.tasks.finetune_driver import settings
@@ -146,7 +147,7 @@ def test_the_command_trains_and_predicts(folder, tmp_path):
 
 
 def test_articles_are_not_on_both_sides_of_the_held_out_split(folder):
-    examples, dev = open_examples(settings(folder, "span", "x", no_answer=0.0))
+    examples, dev = open_examples(settings(folder, "span", "x", no_answer=0.0), "span")
     assert len(dev) == 12
     assert not {e.group for e in examples} & {e.group for e in dev}
 

@@ -1,0 +1,80 @@
+"""Training and development examples of a task."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from gpt_core.common.errors import InputError
+from gpt_core.tasks.config import FinetuneConfig
+from gpt_core.tasks.examples import Example, Task, read_examples
+
+T = TypeVar("T")
+
+
+def open_examples(config: FinetuneConfig, task: Task) -> tuple[list[Example], list[Example]]:
+    """Read training and development examples; questions without an answer are added for span.
+
+    Raises:
+        InputError: as `read_examples`, or if no example can be held out.
+    """
+    columns = config.column_names()
+    examples = [e for source in config.data for e in read_examples(source, task, columns)]
+    dev = [e for s in config.dev_data for e in read_examples(s, task, columns, split="validation")]
+    order = random.Random(config.seed)
+    examples, dev = split(examples, dev, group_of, config, order)
+    if task == "span":
+        examples = examples + unanswered(examples, config.no_answer, order)
+    return examples, dev
+
+
+def split(
+    examples: list[T], dev: list[T], group: Callable[[T], str], config: FinetuneConfig, order: random.Random
+) -> tuple[list[T], list[T]]:
+    """Examples to train on and for development: a sample of `dev`, or if it is empty, held out of `examples`.
+
+    Raises:
+        InputError: if no group of examples is small enough to be held out.
+    """
+    if dev:
+        return examples, dev if len(dev) <= config.dev_examples else order.sample(dev, config.dev_examples)
+    n_dev = min(config.dev_examples, len(examples) // 10)
+    size = Counter(map(group, examples))
+    groups = sorted(size)
+    order.shuffle(groups)
+    held: set[str] = set()
+    n_held = 0
+    for name in groups:
+        if n_held + size[name] <= n_dev:
+            held.add(name)
+            n_held += size[name]
+    if not held:
+        raise InputError(
+            f"{config.data[0]} has {len(examples)} examples; expected at least ten, a tenth of which is held out, not "
+            "all of one article or first text; or give dev_data."
+        )
+    return [e for e in examples if group(e) not in held], [e for e in examples if group(e) in held]
+
+
+def group_of(example: Example) -> str:
+    """What must not be on both sides of a split: an article, or the first text of an example."""
+    return example.group or example.texts[0]
+
+
+def unanswered(examples: Sequence[Example], share: float, order: random.Random) -> list[Example]:
+    """Questions with another paragraph of the same article that does not contain any of their answers."""
+    passages: dict[str, list[str]] = {}
+    for example in examples:
+        known = passages.setdefault(example.group, [])
+        if not known or known[-1] != example.texts[1]:
+            known.append(example.texts[1])
+    found = []
+    for example in order.sample(list(examples), min(len(examples), round(share * len(examples)))):
+        others = [
+            p for p in passages[example.group]
+            if p != example.texts[1] and not any(answer in p for answer in example.answers)
+        ]  # fmt: skip
+        if others:
+            found.append(replace(example, texts=(example.texts[0], order.choice(others)), spans=()))
+    return found

@@ -1,0 +1,96 @@
+"""The GPT that fine-tuning starts from, what is trained of it, and the weights of a checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch.nn as nn
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gpt_core.common.errors import InputError
+from gpt_core.formats.tensor_file import save_tensors
+from gpt_core.hub.locate import resolve
+from gpt_core.model.gpt import GPT
+from gpt_core.tasks.config import FinetuneConfig
+from gpt_core.tasks.folder import load_task
+from gpt_core.tasks.settings import TASK_FILE
+from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training.trainable import choose_trainable
+
+LORA_FILE = "lora.safetensors"  # of a checkpoint: the updates, which the model has merged
+
+
+def load_gpt(config: FinetuneConfig) -> tuple[GPT, Tokenizer]:
+    """The GPT of `init_from`, or of the task folder there, with its first blocks, and its tokenizer.
+
+    Raises:
+        InputError: for an n_layer above the number of blocks.
+    """
+    folder = resolve(config.init_from)
+    start = load_task(folder)[0].gpt if (folder / TASK_FILE).is_file() else GPT.from_pretrained(folder)
+    n_layer = start.config.n_layer if config.n_layer is None else config.n_layer
+    if n_layer > start.config.n_layer:
+        raise InputError(f"n_layer is {n_layer}; {config.init_from} has {start.config.n_layer} blocks.")
+    kept = tuple(i for i in start.config.window_layers if i < n_layer)
+    shape = replace(
+        start.config,
+        n_layer=n_layer,
+        dropout=config.dropout,
+        window_layers=kept,
+        window=start.config.window if kept else None,
+        tie_embeddings=start.config.tie_embeddings or not (config.lm_weight or config.task == "chat"),
+    )
+    gpt = GPT(shape)
+    gpt.load_state_dict({name: w for name, w in start.state_dict().items() if name in gpt.state_dict()})
+    return gpt, Tokenizer.from_pretrained(folder)
+
+
+def set_trainable(gpt: GPT, config: FinetuneConfig) -> None:
+    """Set requires_grad of the GPT's weights as configured; with LoRA, its matrices are replaced.
+
+    Raises:
+        InputError: as `choose_trainable`.
+    """
+    choose_trainable(gpt, config, gpt.config.n_layer, config.init_from)
+    if config.trainable in ("full", "last-k"):
+        gpt.norm.requires_grad_(True)
+    if gpt.head is not None and config.task == "chat":
+        gpt.head.requires_grad_(config.trainable == "full")
+
+
+def save_lora(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Save the low-rank updates among `weights`, if there are any, for resuming."""
+    lora = {name: w for name, w in weights.items() if ".lora_" in name}
+    if lora:
+        save_tensors(folder / LORA_FILE, lora)
+
+
+def load_trained(
+    network: nn.Module, saved: dict[str, Tensor], path: Path, config: FinetuneConfig, kept: str
+) -> None:
+    """Load the weights of a checkpoint into `network`.
+
+    Args:
+        network: the network to train.
+        saved: the checkpoint's weights, with low-rank updates merged.
+        path: the checkpoint.
+        config: the configuration.
+        kept: with LoRA, the prefix of the weights that `saved` has and the updates do not change.
+
+    Raises:
+        InputError: if names or shapes of the weights do not match the configuration.
+    """
+    mine = network.state_dict()
+    if config.trainable == "lora":  # the GPT in the checkpoint has the updates merged; keep that of init_from
+        if not (path / LORA_FILE).is_file():
+            raise InputError(f"{path} was trained without LoRA; choose another out_dir.")
+        saved = {n: w for n, w in saved.items() if kept and n.startswith(kept)} | load_file(path / LORA_FILE)
+        mine = {n: w for n, w in mine.items() if n in saved or ".lora_" in n}
+    for name in sorted(mine.keys() | saved.keys()):
+        if name not in mine or name not in saved or mine[name].shape != saved[name].shape:
+            raise InputError(
+                f"The checkpoint {path} does not match this configuration: {name} differs. Resume with the same "
+                "configuration, or choose another out_dir."
+            )
+    # Copied, not assigned: memory-mapped tensors may have another alignment, with which kernels round differently.
+    network.load_state_dict(saved, strict=False)
