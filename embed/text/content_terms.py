@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from embed.text.analysis import FUNCTION_WORDS, Atom, bigrams, stems, tokens
+from embed.text.analysis import Atom, bigrams, stems, tokens
+from gpt_core.common.stop_words import FUNCTION_WORDS
 
 _SYMBOLS = {
     "%": "percent",

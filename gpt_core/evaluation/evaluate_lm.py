@@ -13,15 +13,16 @@ from gpt_core.common.errors import InputError
 from gpt_core.data.batches import EVAL_TOKENS, IGNORED, Windows
 from gpt_core.data.check_tokenizer import check_tokenizer
 from gpt_core.data.shards import open_split
+from gpt_core.data.strided_windows import StridedWindows
 from gpt_core.evaluation.report import print_report
 from gpt_core.generation.fast_model import prepare
-from gpt_core.hardware.device import DeviceName, Numerics, pick_device
+from gpt_core.hardware.device import DeviceName, Numerics
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
-from gpt_core.training.parallel.ranks import Ranks
+from gpt_core.training.parallel.ranks import Ranks, join
 from gpt_core.training.validation import split_loss
 
-COLUMNS = ("dataset", "split", "model", "block_size", "loss", "perplexity", "bits_per_byte")
+COLUMNS = ("dataset", "split", "model", "block_size", "stride", "loss", "perplexity", "bits_per_byte")
 
 
 def evaluate_lm(
@@ -30,13 +31,16 @@ def evaluate_lm(
     data: str,
     split: str = "val",
     block_size: int | None = None,
+    stride: int | None = None,
     dtype: Literal["float32", "bfloat16", "int8"] = "float32",
     device: DeviceName = "auto",
 ) -> None:
     """Evaluate language models on a whole split of token shards: loss, perplexity, bits per byte.
 
-    The split is cut into non-overlapping windows of block_size tokens; each token except a shard's first is predicted
-    once, from the tokens before it in its window. loss is the mean cross-entropy in nats, perplexity its exponential.
+    The split is cut into windows of block_size tokens; each token except a shard's first is predicted once, from the
+    tokens before it in its window. Windows do not overlap, so the first tokens of each have a short context, unless
+    stride is given: then a window predicts only its last `stride` tokens. Under torchrun, the ranks share the windows.
+    loss is the mean cross-entropy in nats, perplexity its exponential.
     bits_per_byte compares models with different tokenizers: the total loss in bits divided by the UTF-8 bytes of the
     predicted tokens; an end-of-text token adds loss but no bytes. Prints a table and ends with a line of JSON.
 
@@ -45,37 +49,45 @@ def evaluate_lm(
         data: a folder with token shards, from scripts/prepare_data.py, made with the models' tokenizer.
         split: which split to evaluate, such as val or train.
         block_size: window length in tokens; by default each model's context.
+        stride: tokens from one window to the next, at most block_size; by default block_size. Small strides are slow.
         dtype: of the matrix products; int8: int8 weights, as in `sample.py --dtype int8`.
         device: auto: cuda, else mps, else cpu.
     """
     if not model:
         raise InputError("--model names nothing; expected one or more model folders or known names.")
     shards = open_split(data, split)
-    place = pick_device(device)
     tokenizers = [Tokenizer.from_pretrained(name) for name in model]
     for name, tokenizer in zip(model, tokenizers, strict=True):
         check_tokenizer(shards, tokenizer, name)
     results = []
-    for name, tokenizer in zip(model, tokenizers, strict=True):
-        gpt = GPT.from_pretrained(name).to(place)
-        if block_size is not None and not 1 <= block_size <= gpt.config.block_size:
-            raise InputError(
-                f"block_size is {block_size}; expected 1 to {gpt.config.block_size}, the context of {name}."
-            )
-        for shard in shards:
-            shard.verify(min(tokenizer.vocab_size, gpt.config.vocab_size))
-        windows = Windows(shards, block_size or gpt.config.block_size)
-        if dtype == "int8":
-            figures = score(prepare(gpt, "int8"), windows, byte_lengths(tokenizer))
-        else:
-            figures = score(gpt, windows, byte_lengths(tokenizer), dtype)
-        row = {"dataset": Path(data).resolve().name, "split": split, "model": name}
-        results.append(row | {"block_size": windows.block_size, "dtype": dtype} | figures)
-    print_report(results, COLUMNS, _ratios(results))
+    with join(device) as ranks:
+        for name, tokenizer in zip(model, tokenizers, strict=True):
+            gpt = GPT.from_pretrained(name).to(ranks.device)
+            if block_size is not None and not 1 <= block_size <= gpt.config.block_size:
+                raise InputError(
+                    f"block_size is {block_size}; expected 1 to {gpt.config.block_size}, the context of {name}."
+                )
+            for shard in shards:
+                shard.verify(min(tokenizer.vocab_size, gpt.config.vocab_size))
+            length = block_size or gpt.config.block_size
+            windows = Windows(shards, length) if stride is None else StridedWindows(shards, length, stride)
+            if dtype == "int8":
+                figures = score(prepare(gpt, "int8"), windows, byte_lengths(tokenizer), ranks)
+            else:
+                figures = score(gpt, windows, byte_lengths(tokenizer), ranks, dtype)
+            row: dict[str, Any] = {"dataset": Path(data).resolve().name, "split": split, "model": name}
+            row |= {"block_size": windows.block_size, "stride": stride or windows.block_size, "dtype": dtype}
+            results.append(row | figures)
+        if ranks.main:
+            print_report(results, COLUMNS, _ratios(results))
 
 
 def score(
-    model: GPT, windows: Windows, lengths: NDArray[np.int64], dtype: str = "float32"
+    model: GPT,
+    windows: Windows | StridedWindows,
+    lengths: NDArray[np.int64],
+    ranks: Ranks,
+    dtype: str = "float32",
 ) -> dict[str, float]:
     """Loss, perplexity and bits per byte over all targets of `windows`, with the numbers of tokens and bytes.
 
@@ -83,10 +95,11 @@ def score(
         model: the model, in evaluation mode.
         windows: inputs and targets.
         lengths: (V,) UTF-8 bytes of each token, from `byte_lengths`.
+        ranks: the processes, among which the windows are divided.
         dtype: "float32" for the model's own dtype, or "bfloat16" for autocast.
     """
     numerics = Numerics(model.device.type, dtype)
-    loss, n_targets = split_loss(model, windows, numerics, Ranks(device=model.device), progress=True)
+    loss, n_targets = split_loss(model, windows, numerics, ranks, progress=ranks.main)
     batches = windows.in_order(max(1, EVAL_TOKENS // windows.block_size))
     n_bytes = sum(int(lengths[targets[targets != IGNORED].numpy()].sum()) for _, targets in batches)
     return {

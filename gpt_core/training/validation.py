@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt_core.data.batches import EVAL_TOKENS, IGNORED, Windows
+from gpt_core.data.strided_windows import StridedWindows
 from gpt_core.hardware.device import Numerics
 from gpt_core.training.monitoring.diagnostics import Maxima
 from gpt_core.training.parallel.ranks import ALONE, Ranks
@@ -23,7 +24,7 @@ def next_token_loss(model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> tup
 
 def split_loss(
     model: nn.Module,
-    windows: Windows,
+    windows: Windows | StridedWindows,
     numerics: Numerics,
     ranks: Ranks = ALONE,
     progress: bool = False,

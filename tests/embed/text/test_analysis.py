@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed.text.analysis import STOP_WORDS, index_terms, normalise, query_terms, stems, tokens, words
+from embed.text.analysis import index_terms, normalise, query_terms, stems, tokens, words
+from gpt_core.common.stop_words import STOP_WORDS
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,32 @@ def test_every_token_is_predicted_once_as_transformers_does(
         }
 
 
+@pytest.mark.parametrize(("block_size", "stride"), [(9, 1), (9, 4), (16, 16)])
+def test_with_a_stride_only_the_last_tokens_of_a_window_are_predicted(
+    folder: Path, capsys: pytest.CaptureFixture[str], block_size: int, stride: int
+) -> None:
+    """As in transformers' documentation of perplexity: targets that an earlier window predicted are masked."""
+    name = str(folder / "gpt2")
+    (row,) = report(capsys, model=[name], data=str(folder / "data"), block_size=block_size, stride=stride)[
+        "results"
+    ]
+    (shard,) = open_split(folder / "data", "val")
+    ids = torch.from_numpy(shard.tokens.astype(np.int64))
+    theirs = AutoModelForCausalLM.from_pretrained(name).eval()
+    total, n, done = 0.0, 0, 1
+    while done < len(ids):
+        end = min(len(ids), done + (block_size if done == 1 else stride))
+        window = ids[max(0, end - 1 - block_size) : end]
+        with torch.no_grad():
+            logits = theirs(window[None, :-1]).logits[0]
+        new = end - done
+        total += torch.nn.functional.cross_entropy(logits[-new:], window[-new:], reduction="sum").item()
+        n, done = n + new, end
+    assert (row["tokens"], row["stride"]) == (n, stride)
+    assert n == len(ids) - 1
+    assert row["loss"] == pytest.approx(total / n, abs=1e-5)
+
+
 def test_another_split_and_other_number_formats(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {"model": [str(folder / "qwen3")], "data": str(folder / "data"), "split": "train"}
     (exact,) = report(capsys, **arguments)["results"]
@@ -109,6 +135,8 @@ def test_invalid_arguments_are_rejected(folder: Path, tmp_path: Path) -> None:
     refused("no token shards of the split 'test'", split="test")
     for size in (0, 513):
         refused(f"block_size is {size}; expected 1 to 512, the context of ", block_size=size)
+    refused("stride is 600; expected 1 to 512", stride=600)
+    refused("stride is 0; expected 1 to 8", stride=0, block_size=8)
     (tmp_path / "a.txt").write_text("abc" * 50)
     prepare_data(input=[str(tmp_path / "a.txt")], tokenizer="char", out=str(tmp_path / "data"))
     refused("was made with the tokenizer", data=str(tmp_path / "data"))
