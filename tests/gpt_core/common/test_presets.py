@@ -10,9 +10,15 @@ from gpt_core.common.presets import read_preset
 from gpt_core.data.batches import check_batch_sizes
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
+from gpt_core.tasks.config import FinetuneConfig
 from gpt_core.training.pretraining.config import PretrainConfig
 
-PRESETS = sorted(path for path in Path("configs").glob("*.yaml") if not path.stem.startswith("embedder"))
+PRESETS = sorted(
+    path for path in Path("configs").glob("*.yaml") if not path.stem.startswith(("embedder", "chat", "task"))
+)
+TASK_PRESETS = sorted(
+    path for path in Path("configs").glob("*.yaml") if path.stem.startswith(("chat", "task"))
+)
 NEEDED = {
     "shakespeare_char", "shakespeare_char_cpu", "shakespeare_char_cpu_gpt2", "shakespeare_char_2cores",
     "shakespeare_finetune", "gpt2-124m", "gpt2-medium", "gpt2-large", "gpt2-xl", "eval-gpt2", "eval-gpt2-medium",
@@ -36,6 +42,15 @@ def shape_of(config: PretrainConfig) -> GPTConfig:
         return config.gpt_config(None)
     n_layer, n_head, n_embd = GPT2[config.init_from.removeprefix("openai-community/")]
     return GPTConfig.gpt2(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+
+
+@pytest.mark.parametrize("path", TASK_PRESETS, ids=lambda path: path.stem)
+def test_presets_of_tasks_are_read_and_their_commands_exist(path: Path) -> None:
+    read_preset(FinetuneConfig, path)
+    commands = [line.strip() for line in head_of(path).splitlines() if "scripts/" in line]
+    assert f"scripts/finetune.py --config {path}" in commands[0]
+    for command in commands:
+        assert Path(next(w for w in command.split() if w.startswith("scripts/"))).exists()
 
 
 def test_all_presets_are_there() -> None:
