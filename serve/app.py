@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from gpt_core.generation.engine import Engine
 from index import Index
+from serve.answers.reader import Reader
 from serve.api import answer, completions, embeddings
 from serve.api.schemas import ErrorResponse
 from serve.http.access import LOOPBACK_HOSTS, AccessCheck, check_hosts, hash_key
@@ -42,6 +43,7 @@ def create_app(
     generator_name: str = "generator",
     embedder_name: str | None = None,
     max_requests: int = 64,
+    reader: Reader | None = None,
     api_key: str | None = None,
     allowed_hosts: Sequence[str] | None = None,
 ) -> FastAPI:
@@ -53,6 +55,7 @@ def create_app(
         generator_name: name of a local generator in /v1/completions and /v1/chat/completions.
         embedder_name: name of the embedder in /v1/embeddings; None for the encoder's name, or its folder's.
         max_requests: maximum number of running and waiting generations, and also of searches; more get status 503.
+        reader: finds the short answer inside the first quote; None: there is none.
         api_key, allowed_hosts: as for `create_loading_app`.
 
     Raises:
@@ -62,7 +65,7 @@ def create_app(
     app = create_loading_app(api_key, allowed_hosts)
     search = CallThread("search", max_requests)
     name = generator_name if isinstance(generator, Engine) else None
-    app.state.service = Service(index, generator, search, name, embedder_name, max_requests)
+    app.state.service = Service(index, generator, search, name, embedder_name, max_requests, reader)
     return app
 
 

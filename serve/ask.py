@@ -4,7 +4,7 @@ import json as json_format
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +27,7 @@ from serve.answers.answer import (
     second_stage_of,
 )
 from serve.answers.quotes import Quote
+from serve.answers.reader import Reader
 from serve.work.loading import load
 from serve.work.remote import TOTAL_SECONDS, RemoteGenerator, remote_generator
 
@@ -50,6 +51,7 @@ def ask(
     answered: float | None = None,
     perhaps: float | None = None,
     second_stage: bool = False,
+    reader: str | None = None,
     max_tokens: int = ANSWER_TOKENS,
 ) -> None:
     """Answer questions from an index, by quoting the sentences that answer them.
@@ -62,8 +64,9 @@ def ask(
         index: the index's folder.
         questions: a file with a question per line, which are answered after those of the command line.
         json: print a line of JSON per question: question, kind (quote, perhaps, generated or not_found), text,
-            probability, unanswered (of several questions in a line), failure (of the generator's server, or null), and
-            quotes with text, doc_id, title, headings, start, end (in code points) and probability.
+            probability, unanswered (of several questions in a line), failure (of the generator's server, or null), span
+            (the reader's short answer, with text, start, end and probability, or null), and quotes with text, doc_id,
+            title, headings, start, end (in code points) and probability.
         answer: quote, or generate: a text of the generator, of which only sentences are kept that a passage supports.
         embedder: model folder or known name; default: the embedder that the index was built with.
         generator: model folder or known name, for --answer generate; or the URL of a server with OpenAI's API (vLLM,
@@ -77,6 +80,8 @@ def ask(
             ranker's.
         second_stage: order the best four sentences again by how much each helps the embedder's GPT to predict the
             question; more answers are right, for about a second per question.
+        reader: model folder or run's out_dir of the task span (scripts/finetune.py), which finds the short answer
+            inside the first quote; default: none.
         max_tokens: maximum length of a generated answer in tokens.
 
     Raises:
@@ -103,6 +108,7 @@ def ask(
     else:
         opened = Index.open(index, embedder)
     params = replace(GREEDY, max_new_tokens=max_tokens)
+    short = Reader(reader) if reader is not None else None
     with opened:
         if lexical_only(opened):
             print(LEXICAL_ONLY, file=sys.stderr)
@@ -118,6 +124,7 @@ def ask(
                 answered=answered,
                 perhaps=perhaps,
                 second_stage=rescore,
+                reader=short,
                 params=params,
             )
             if found.failure:
@@ -137,7 +144,10 @@ def as_json(question: str, found: Answer) -> str:
     """An answer as a line of JSON."""
     quotes = [{name: getattr(quote, name) for name in QUOTE_FIELDS} for quote in found.quotes]
     fields = {name: getattr(found, name) for name in ("kind", "text", "probability", "unanswered", "failure")}
-    return json_format.dumps({"question": question, **fields, "quotes": quotes}, ensure_ascii=False)
+    span = None if found.span is None else asdict(found.span)
+    return json_format.dumps(
+        {"question": question, **fields, "span": span, "quotes": quotes}, ensure_ascii=False
+    )
 
 
 def render(found: Answer, width: int = 100) -> str:
@@ -155,6 +165,8 @@ def render(found: Answer, width: int = 100) -> str:
             lines.append(f"[{number}] {where}: {source.text}")
     elif found.kind != "quote":
         lines.append(found.text.partition("\n")[0])
+    if found.span is not None:
+        lines.append(f"{found.span.text} ({found.span.probability:.0%}, in:)")
     for quote in found.quotes:
         lines += [f"“{quote.text}”", f"— {_place(quote)}, {quote.probability:.0%}"]
     if found.kind != "generated":

@@ -17,6 +17,7 @@ from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_GENERATOR, is_cached
 from index import Index
 from serve.answers.answer import LEXICAL_ONLY, lexical_only
+from serve.answers.reader import Reader
 from serve.app import create_loading_app
 from serve.http.access import ANY_HOST, LOOPBACK_HOSTS
 from serve.work.call_thread import CallThread
@@ -35,6 +36,7 @@ def run_server(
     generator_model: str | None = None,
     generator_seconds: float = TOTAL_SECONDS,
     dtype: InferenceDtype = "auto",
+    reader: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     max_running: int = 4,
@@ -58,6 +60,8 @@ def run_server(
         generator_model: name of the model of the generator's server; default: the first one that the server lists.
         generator_seconds: maximum time that the generator's server may take for an answer.
         dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
+        reader: model folder or run's out_dir of the task span (scripts/finetune.py), which finds the short answer
+            inside the first quote; default: none.
         host: address to listen on; 0.0.0.0 for all, which needs an API key.
         port: port to listen on; 0 for any free port.
         max_running: maximum number of sequences generated concurrently.
@@ -101,7 +105,8 @@ def run_server(
                 None if remote or generator is None else served_name(generator),
                 served_name(embedder or opened.settings.embedder),
             )
-            return Service(opened, writer, search, *names, max_requests)
+            short = Reader(reader) if reader is not None else None
+            return Service(opened, writer, search, *names, max_requests, short)
 
         # uvicorn raises SIGTERM again after its shutdown; ignored here, so that the exit status is 0.
         signal.signal(signal.SIGTERM, lambda *_: None)

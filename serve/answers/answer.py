@@ -24,6 +24,7 @@ from serve.answers.likelihood import Likelihood
 from serve.answers.prompt import ChatPrompt, Prompt, build_chat, build_prompt
 from serve.answers.quotes import Quote, Quoted, Verdict, quote
 from serve.answers.ranker import SecondStage, Thresholds, ranker_for
+from serve.answers.reader import Reader, ShortAnswer
 from serve.work.remote import Draft, RemoteGenerator
 
 Kind = Literal["quote", "perhaps", "generated", "not_found"]
@@ -51,6 +52,7 @@ class Prepared:
         prompt: the generator's, if it is to write.
         unanswered: of several questions, those to which the quotes do not belong.
         queries: the texts that were searched for: each question after the earlier ones that it refers to.
+        span: a short answer inside the first quote.
     """
 
     question: str
@@ -59,6 +61,7 @@ class Prepared:
     prompt: Prompt | ChatPrompt | None = None
     unanswered: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
+    span: ShortAnswer | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Answer:
         probability: that the first quote, or the best sentence that is not quoted, is right.
         present: the probability that the corpus answers the question.
         quotes: verbatim text of the documents, best first.
-        span: a short answer inside the first quote; None without a model that finds one.
+        span: a short answer inside the first quote; None without a reader, or if it finds none.
         hits: the retrieved passages, best first.
         unanswered: of several questions in one text, those to which the quotes do not belong.
         draft: the generated text without surrounding white space; "" if nothing was generated.
@@ -91,7 +94,7 @@ class Answer:
     probability: float
     present: float
     quotes: list[Quote]
-    span: str | None
+    span: ShortAnswer | None
     hits: list[Hit]
     unanswered: list[str] = field(default_factory=list)
     draft: str = ""
@@ -113,6 +116,7 @@ def answer_question(
     answered: float | None = None,
     perhaps: float | None = None,
     second_stage: SecondStage | None = None,
+    reader: Reader | None = None,
     params: SamplingParams = GREEDY,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
@@ -129,6 +133,7 @@ def answer_question(
         answered: least probability that a quote is right for an answer; None: the ranker's.
         perhaps: least probability that the corpus answers for the kind "perhaps"; None: the ranker's.
         second_stage: from `second_stage_of`; None: there is none.
+        reader: finds a short answer inside the first quote; None: there is none.
         params: generation parameters; greedy, 96 tokens by default.
         on_text: called with each new piece of a local generator's draft.
 
@@ -146,6 +151,7 @@ def answer_question(
         answered=answered,
         perhaps=perhaps,
         second_stage=second_stage,
+        reader=reader,
         max_new_tokens=n_kept,
     )
     draft = Draft()
@@ -171,6 +177,7 @@ def prepare(
     answered: float | None = None,
     perhaps: float | None = None,
     second_stage: SecondStage | None = None,
+    reader: Reader | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
     history: Sequence[str] = (),
 ) -> Prepared:
@@ -202,7 +209,11 @@ def prepare(
         prompt = build_chat(question, hits)
     elif hits and isinstance(generator, Engine):
         prompt = build_prompt(question, hits, generator.tokenizer, generator.context, max_new_tokens)
-    return Prepared(question, hits, merged, prompt, unanswered, [one.query for one in found])
+    span = None
+    if reader is not None and merged.quotes:
+        asked_first = next(one.question for one in found if merged.quotes[0] in one.quoted.quotes)
+        span = reader.read(asked_first, merged.quotes[0])
+    return Prepared(question, hits, merged, prompt, unanswered, [one.query for one in found], span)
 
 
 class _Found(NamedTuple):
@@ -292,7 +303,8 @@ def ground(
         kind, text = "not_found", NOT_FOUND[language]
     read = (prepared.prompt.n_hits, prepared.prompt.n_cut) if prepared.prompt else (0, 0)
     return Answer(
-        *(kind, text, quoted.probability, quoted.present, quoted.quotes, None, hits, prepared.unanswered),
+        *(kind, text, quoted.probability, quoted.present, quoted.quotes, prepared.span, hits),
+        prepared.unanswered,
         *(draft, sentences, *read, finish_reason, failure),
     )
 

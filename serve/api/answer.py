@@ -61,7 +61,9 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
     `kind` says which: `quote`, `perhaps` (the nearest quotes, which are probably no answer), `not_found`, or, for a
     request with `"answer": "generate"`, `generated`: `text` then has the sentences of the model that a passage
     supports, `draft` all that the model wrote, and `sentences` say which of its sentences are supported. Without a
-    supported sentence the answer consists of quotes. `failure` says why a remote generator wrote nothing.
+    supported sentence the answer consists of quotes. `span` is the short answer inside the first quote, if
+    the server has a reader: its `text`, its `start` and `end` in code points of the document, its `probability`.
+    `failure` says why a remote generator wrote nothing.
 
     With `"stream": true` the response is server-sent events: one `sources` (`hits`, `n_prompt_hits`), any number of
     `token` (`text`, a piece of a local generator's draft, not checked yet), then `done` (the fields of the plain
@@ -72,7 +74,7 @@ async def answer(body: AnswerRequest, request: Request, service: ServiceDep) -> 
         prepare, body.question, service.index, service.writer() if body.answer == "generate" else None,
         k=body.k, mode=body.mode, filter=body.filter, max_new_tokens=body.max_tokens,
         answered=body.answered, perhaps=body.perhaps,
-        second_stage=second_stage_of(service.index) if body.second_stage else None,
+        second_stage=second_stage_of(service.index) if body.second_stage else None, reader=service.short_answers,
     )  # fmt: skip
     prepared = await until_disconnect(request, finding)
     params = SamplingParams(body.max_tokens, body.temperature, seed=body.seed, stop=GREEDY.stop)

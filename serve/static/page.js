@@ -161,7 +161,7 @@ function showAnswer(answer) {
     draft.hidden = !answer.draft;
     draft.querySelector("p").textContent = answer.draft;
   }
-  answer.quotes.forEach((quote) => quotes.append(quoteNode(quote)));
+  answer.quotes.forEach((quote, i) => quotes.append(quoteNode(quote, i ? null : answer.span)));
   if (answer.kind !== "generated" && answer.unanswered.length) {
     for (const line of answer.text.split("\n").slice(-answer.unanswered.length)) { // "Not answered: …"
       quotes.append(Object.assign(document.createElement("p"), { textContent: line }));
@@ -174,9 +174,15 @@ function showAnswer(answer) {
 const citationsOf = (answer, hit) =>
   [...answer.sentences.map((sentence) => sentence.citation), ...answer.quotes].filter((c) => c?.passage_id === hit.passage_id);
 
-function quoteNode(quote) {
+// A quote, in which the reader's short answer, if there is one, is marked.
+function quoteNode(quote, span) {
   const node = byId("quote").content.cloneNode(true).firstElementChild;
-  node.querySelector("blockquote").append(quote.text, sourceButton(quote));
+  const characters = Array.from(quote.text); // offsets count code points
+  const [from, to] = span ? [span.start - quote.start, span.end - quote.start] : [0, 0];
+  const mark = document.createElement("mark");
+  mark.textContent = characters.slice(from, to).join("");
+  const parts = [characters.slice(0, from).join(""), mark, characters.slice(to).join("")];
+  node.querySelector("blockquote").append(...(span ? parts : [quote.text]), sourceButton(quote));
   const path = [...new Set([quote.title || quote.doc_id, ...quote.headings])].join(" › ");
   node.querySelector("figcaption").textContent = `${path} · ${Math.round(100 * quote.probability)} %`;
   return node;

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
@@ -20,6 +20,9 @@ from serve.work.call_thread import CallThread
 from serve.work.errors import NotFoundError, UnavailableError
 from serve.work.remote import RemoteGenerator
 from serve.work.threads import TokenStream, Worker
+
+if TYPE_CHECKING:
+    from serve.answers.reader import Reader
 
 CLOSE_SECONDS = 1.0  # time for a running call to end when the server stops
 CHARACTERS_PER_CALL = 100_000  # between two calls the reader can tokenise other requests' texts
@@ -41,6 +44,7 @@ class Service:
         search: the only thread that uses `index` and its encoder.
         generator_name, embedder_name: names of the models in the HTTP API; only a local generator has one there.
         max_requests: maximum number of running and waiting generations, and also of searches; more are refused.
+        short_answers: finds the short answer inside a quote, in the thread `search`; or None.
         started: start time, in seconds since the epoch.
         encoder: the index's embedder.
         reader: the thread that tokenises texts.
@@ -53,6 +57,7 @@ class Service:
     generator_name: str | None
     embedder_name: str
     max_requests: int = 64
+    short_answers: "Reader | None" = None
     started: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:

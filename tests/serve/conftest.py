@@ -15,7 +15,11 @@ from torch import nn
 
 from embed import Encoder
 from gpt_core import GPT, GPTConfig, Tokenizer
+from gpt_core.formats.card import Card
 from gpt_core.generation.engine import Engine
+from gpt_core.tasks.folder import save_task
+from gpt_core.tasks.network import TaskNetwork
+from gpt_core.tasks.settings import TaskSettings
 from index import Document, Index
 from serve import create_app
 from serve.run_server import Server
@@ -73,6 +77,31 @@ def speaker(tokenizer, text, for_ever=False, block_size=4096):
     return model
 
 
+@pytest.fixture(scope="session")
+def reader(tokenizer, tmp_path_factory):
+    """The folder of a reader whose answers begin with " October" and end with "24".
+
+    Attention and MLP output zeros, as in `speaker`; the head gives a high logit to these two tokens.
+    """
+    first, last = tokenizer.encode(" October")[0], tokenizer.encode(" October 2024")[-1]
+    gpt = GPT(
+        GPTConfig(vocab_size=50257, block_size=512, n_layer=1, n_head=1, head_dim=8, n_inner=8, n_embd=2)
+    )
+    for layer in (gpt.wte, gpt.blocks[0].attn.o, gpt.blocks[0].mlp.down):
+        nn.init.zeros_(layer.weight)
+    network = TaskNetwork(gpt, "span", 0, answer_tokens=8)
+    with torch.no_grad():
+        gpt.wte.weight[first, 0] = gpt.wte.weight[last, 1] = 1
+        for parameter in network.head.parameters():
+            parameter.zero_()
+        network.head.ends.weight.copy_(torch.eye(2) * 8)
+        network.head.none.bias.fill_(14)  # above a start without its end, which has the logit 8 · √2
+    folder = tmp_path_factory.mktemp("reader")
+    settings = TaskSettings("span", max_tokens=128, answer_tokens=8)
+    save_task(folder, network, settings, tokenizer, network.state_dict(), Card())
+    return folder
+
+
 def random_gpt(seed=0):
     torch.manual_seed(seed)
     return GPT(GPTConfig.gpt2(vocab_size=50257, block_size=1024, n_layer=2, n_head=2, n_embd=32))
@@ -119,11 +148,11 @@ def serve(index, tokenizer):
     """serve(text or model, …) → (base URL, app): a server whose generator writes `text`."""
     with contextlib.ExitStack() as stack:
 
-        def start(generator, max_running=4, max_requests=64, access=None, **engine):
+        def start(generator, max_running=4, max_requests=64, access=None, reader=None, **engine):
             model = speaker(tokenizer, generator) if isinstance(generator, str) else generator
             engine = Engine(model, tokenizer, max_running=max_running, **engine)
-            options = {"generator_name": "tiny-gpt", "max_requests": max_requests} | (access or {})
-            app = create_app(index, engine, **options)
+            options = {"generator_name": "tiny-gpt", "max_requests": max_requests, "reader": reader}
+            app = create_app(index, engine, **options | (access or {}))
             return stack.enter_context(serving(app)), app
 
         yield start

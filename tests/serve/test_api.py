@@ -5,6 +5,7 @@ import re
 import httpx
 import pytest
 
+from serve.answers.reader import Reader
 from serve.work.threads import MAX_FAILURES
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, sse
 
@@ -116,6 +117,17 @@ def test_plain_answer_cites_the_sentence_that_supports_it(serve, client):
     assert sentence["supported"]
     assert citation["text"] == "The interpreter lock became optional in October 2024."
     assert TEXT[citation["doc_id"]][citation["start"] : citation["end"]] == citation["text"]
+
+
+def test_a_servers_reader_adds_the_short_answer(serve, client, reader):
+    url, _ = serve(TRUE, reader=Reader(reader))
+    found = client.post(f"{url}/v1/answer", json={"question": QUESTION}).json()
+    span = found["span"]
+    assert span["text"] == "October 2024"
+    assert TEXT["gil"][span["start"] : span["end"]] == span["text"]
+    assert 0 < span["probability"] <= 1
+    with client.stream("POST", f"{url}/v1/answer", json={"question": QUESTION, "stream": True}) as response:
+        assert [json.loads(data) for _, data in sse(response)][-1] == found
 
 
 def test_stream_gives_sources_then_tokens_then_the_plain_answer(serve, client):

@@ -9,6 +9,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from index import Document
 from serve import create_app
+from serve.answers.reader import Reader
 from serve.work.remote import RemoteGenerator
 from tests.serve.conftest import DOCUMENTS, QUESTION, serving, speaker
 
@@ -90,6 +91,15 @@ def test_a_quote_is_shown_with_its_place_and_marked_in_its_passage(page, serve, 
     expect(page.locator("mark.strong")).to_have_text(
         "Kill it and run it again: it resumes from its last checkpoint."
     )
+
+
+def test_the_readers_short_answer_is_marked_in_the_quote(page, serve, reader):
+    url, _ = serve(MIXED, reader=Reader(reader))
+    page.goto(f"{url}/?q={QUESTION}")
+    expect(page.locator("#status")).to_have_text(ANSWERED)
+    quote = page.locator("figure").first
+    expect(quote.locator("mark")).to_have_text("October 2024")
+    expect(quote.locator("blockquote")).to_contain_text(SUPPORT.removesuffix("."))
 
 
 def test_markup_in_documents_titles_and_answers_stays_text(page, serve):

@@ -1,5 +1,7 @@
 """Answers without HTTP, and the command ask."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -20,7 +22,8 @@ from serve.answers.answer import (
 )
 from serve.answers.prompt import MAX_PASSAGE_TOKENS, build_prompt
 from serve.answers.quotes import Quoted
-from serve.ask import ask, render
+from serve.answers.reader import Reader
+from serve.ask import as_json, ask, render
 from serve.work.loading import load
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, speaker
 from tests.tiny_models import save_model
@@ -292,3 +295,30 @@ def test_smollm2_answers_and_declines(tmp_path, smollm2):
         assert (
             answer_question("Who won the football World Cup in 2010?", index, engine, k=2).kind == "not_found"
         )
+
+
+def test_a_reader_finds_the_short_answer_inside_the_quote(index, reader):
+    found = answer_question(QUESTION, index, reader=Reader(reader))
+    assert found.kind in ("quote", "perhaps")
+    assert found.span.text == "October 2024"
+    assert DOCUMENTS[0].text[found.span.start : found.span.end] == "October 2024"
+    assert found.quotes[0].start <= found.span.start
+    assert found.span.end <= found.quotes[0].end
+    assert found.span.probability > 0.5
+    assert "October 2024 (" in render(found).replace("\n", " ")
+    assert json.loads(as_json(QUESTION, found))["span"]["text"] == "October 2024"
+    assert answer_question(QUESTION, index).span is None
+    assert json.loads(as_json(QUESTION, answer_question(QUESTION, index)))["span"] is None
+    cats = answer_question("When does a cat hunt mice?", index, reader=Reader(reader))
+    assert (cats.quotes[0].doc_id, cats.span) == ("cats", None)
+
+
+def test_a_model_of_another_task_is_no_reader(reader, tmp_path):
+    shutil.copytree(reader, tmp_path / "other")
+    path = tmp_path / "other" / "task.json"
+    with pytest.raises(InputError, match=r"has no task\.json"):
+        Reader(tmp_path)
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="is damaged"):
+        Reader(tmp_path / "other")
+    assert path.exists()
