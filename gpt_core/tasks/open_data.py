@@ -49,10 +49,13 @@ def split(
         if n_held + size[name] <= n_dev:
             held.add(name)
             n_held += size[name]
+    smallest = min(groups, key=size.__getitem__)
+    if not held and n_dev and 3 * size[smallest] <= len(examples):
+        held = {smallest}
     if not held:
         raise InputError(
             f"{config.data[0]} has {len(examples)} examples; expected at least ten, a tenth of which is held out, not "
-            "all of one article or first text; or give dev_data."
+            "nearly all of one article or first text; or give dev_data."
         )
     return [e for e in examples if group(e) not in held], [e for e in examples if group(e) in held]
 

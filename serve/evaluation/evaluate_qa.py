@@ -28,13 +28,14 @@ from serve.answers.language import language_of
 from serve.answers.likelihood import Likelihood
 from serve.answers.quotes import Verdict, best_quote, choose
 from serve.answers.ranker import SHIPPED, Ranker, SecondStage, ranker_for
+from serve.answers.reader import Reader
 from serve.evaluation.metrics import auroc, coverage, precisions
 from serve.evaluation.plot_confidence import plot_confidence
 from serve.evaluation.qa_cases import Absent, Case, holds_answer, make_cases
 from serve.evaluation.qa_data import QaData, read_qa
 from serve.work.loading import load_generator
 
-System = Literal["quote", "second stage", "overlap", "random", "baseline", "generate"]
+System = Literal["quote", "second stage", "reader", "overlap", "random", "baseline", "generate"]
 TIMED = 200  # questions whose time is measured, one at a time
 COLUMNS = (
     "dataset", "system", "model", "absent", "questions", "sentence_accuracy", "answered", "answered_right",
@@ -66,6 +67,7 @@ def evaluate_qa(
     seed: int = 0,
     weights: Path = SHIPPED,
     second_stage: bool = False,
+    reader: str | None = None,
     baseline: str | None = None,
     generator: str = DEFAULT_GENERATOR,
     generated: int = 0,
@@ -87,6 +89,7 @@ def evaluate_qa(
       thresholds that were fitted with the weights. coverage@90: the largest share that could be answered with 90 %
       right. AUROC_right: of the probability that the quote is right, over both kinds of questions.
     - EM, F1: SQuAD's, of the whole quote, which is a sentence where the answers are a few words.
+    - reader: the product's quotes, with EM and F1 of the short answer that a reader finds in each; none counts 0.
     - milliseconds: median over 200 questions, one at a time, search included.
 
     Args:
@@ -99,6 +102,7 @@ def evaluate_qa(
         seed: seed of the draw.
         weights: file of scripts/fit_answers.py; default: the one that is shipped.
         second_stage: whether to evaluate the second stage, too, which takes about a second per question and case.
+        reader: model folder or run's out_dir of the task span, for the rows reader.
         baseline: a sentence-transformers model for the rows baseline, such as all-MiniLM-L6-v2; it needs extra eval.
         generator: model folder or known name, for the rows generate.
         generated: number of questions of each data set that it answers, drawn at random; it takes seconds for each.
@@ -110,13 +114,16 @@ def evaluate_qa(
         require_matplotlib()
         plots.mkdir(parents=True, exist_ok=True)
     writer = load_generator(generator, max_running=1) if generated else None
+    short = Reader(reader) if reader is not None else None
     results: list[dict[str, Any]] = []
     for name in embedder or [DEFAULT_EMBEDDER]:
         encoder = CachingEncoder.from_pretrained(name)
         for path in data:
             read = read_qa(path, split).sample(questions, seed)
             with built_index(read.collection, encoder) as index:
-                results += _rows(read, index, name, index_as == "paragraph", weights, second_stage, plots)
+                results += _rows(
+                    read, index, name, index_as == "paragraph", weights, second_stage, short, plots
+                )
                 if writer:
                     few = read.sample(generated, seed)
                     results.append({"dataset": read.name, "system": "generate", "model": name, "absent": "nothing",
@@ -177,6 +184,7 @@ def _rows(
     own_paragraph: bool,
     weights: Path,
     second_stage: bool,
+    reader: Reader | None,
     plots: Path | None,
 ) -> list[dict[str, Any]]:
     ranker = ranker_for(language_of(data.questions[0].text), index.settings.fingerprint, weights)
@@ -184,6 +192,8 @@ def _rows(
     outcomes: dict[System, dict[str, list[Outcome]]] = {}
     for case, absent in _cases(data, index, ranker, own_paragraph):
         found: dict[System, Outcome] = {"quote": _quote(case, ranker, data)}
+        if reader:
+            found["reader"] = _quote(case, ranker, data, reader=reader)
         if rescore:
             found["second stage"] = _quote(case, ranker, data, rescore)
         found |= {"overlap": _overlap(case), "random": _random(case)}
@@ -192,6 +202,7 @@ def _rows(
     milliseconds = {
         "quote": _latency(data, index),
         "second stage": rescore and _latency(data, index, rescore),
+        "reader": reader and _latency(data, index, reader=reader),
     }
     rows: list[dict[str, Any]] = []
     for system, by_absent in outcomes.items():
@@ -214,7 +225,14 @@ def _second_stage(ranker: Ranker, index: Index) -> SecondStage:
     return Likelihood(index.encoder)
 
 
-def _quote(case: Case, ranker: Ranker, data: QaData, rescore: SecondStage | None = None) -> Outcome:
+def _quote(
+    case: Case,
+    ranker: Ranker,
+    data: QaData,
+    rescore: SecondStage | None = None,
+    reader: Reader | None = None,
+) -> Outcome:
+    """What the best quote is worth; with a reader, EM and F1 are those of its short answer."""
     if not case.candidates or not case.question.keys:
         return Outcome(0, 0, 0, "not_found", 0, 0)
 
@@ -222,9 +240,13 @@ def _quote(case: Case, ranker: Ranker, data: QaData, rescore: SecondStage | None
         return data.documents[doc_id].text
 
     ranking = ranker.rank(case.question, case.candidates, case.matrix, rescore)
-    text, answers = best_quote(ranking, document).text, case.asked.answers
+    best, answers = best_quote(ranking, document), case.asked.answers
     verdict = choose(ranking, document, ranker.thresholds).verdict
-    is_right = holds_answer(text, case.asked)
+    is_right = holds_answer(best.text, case.asked)
+    text = best.text
+    if reader:
+        span = reader.read(case.asked.text, best) if answers else None
+        text = span.text if span else ""
     return Outcome(
         ranking.right, ranking.present, is_right, verdict, exact_match(text, answers), f1(text, answers)
     )
@@ -317,13 +339,15 @@ def _risk_coverage(scores: NDArray[np.float64], is_right: NDArray[np.bool_]) -> 
     return [[end / len(wrong), float(wrong[end - 1])] for end in ends]
 
 
-def _latency(data: QaData, index: Index, rescore: SecondStage | None = None) -> float:
+def _latency(
+    data: QaData, index: Index, rescore: SecondStage | None = None, reader: Reader | None = None
+) -> float:
     """The median time of a question in milliseconds, after one that opens the index."""
-    answer_question(data.questions[0].text, index, second_stage=rescore)
+    answer_question(data.questions[0].text, index, second_stage=rescore, reader=reader)
     seconds = []
     for asked in data.questions[:TIMED]:
         start = time.perf_counter()
-        answer_question(asked.text, index, second_stage=rescore)
+        answer_question(asked.text, index, second_stage=rescore, reader=reader)
         seconds.append(time.perf_counter() - start)
     return 1000 * median(seconds)
 

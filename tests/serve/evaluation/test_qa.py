@@ -6,6 +6,8 @@ import json
 import pytest
 
 from gpt_core.common.errors import InputError
+from gpt_core.tasks.config import FinetuneConfig
+from gpt_core.tasks.finetune import finetune
 from serve.answers.ranker import ranker_for
 from serve.evaluation.evaluate_qa import evaluate_qa
 from serve.evaluation.fit_answers import fit_answers
@@ -31,12 +33,12 @@ def squad(articles, impossible=False):
                 {
                     "id": f"{a}-{t}-0",
                     "question": f"When was the {thing} of {town} built?",
-                    "answers": [{"text": year}],
+                    "answers": [{"text": year, "answer_start": context.index(year)}],
                 },
                 {
                     "id": f"{a}-{t}-1",
                     "question": f"Who paid for the {thing} of {town}?",
-                    "answers": [{"text": name}],
+                    "answers": [{"text": name, "answer_start": context.index(name)}],
                 },
             ]
             if impossible:
@@ -177,3 +179,27 @@ def test_a_baselines_passages_and_a_generators_texts_have_rows_of_their_own(fold
     assert 1 <= generate["questions"] <= 3
     assert generate["EM"] == 0  # random weights write nothing that a passage supports
     assert generate["milliseconds"] > 0
+
+
+def test_a_readers_short_answers_have_rows_of_their_own(folder, weights, tmp_path, capsys):
+    save_model(tmp_path / "gpt", "qwen3")
+    config = FinetuneConfig(
+        task="span", init_from=str(tmp_path / "gpt"), data=(str(folder / "train.json"),), no_answer=0.0,
+        max_tokens=96, max_iters=60, eval_interval=60, warmup_iters=5, learning_rate=1e-2, batch_size=16,
+        out_dir=str(tmp_path / "reader"), answer_tokens=20, device="cpu", dtype="float32",
+    )  # fmt: skip
+    finetune(config)
+    capsys.readouterr()
+    evaluate_qa(
+        data=[str(folder / "test.json.gz")],
+        embedder=[str(folder / "model")],
+        weights=weights,
+        reader=str(tmp_path / "reader"),
+    )
+    rows = {(row["system"], row["absent"]): row for row in last_line(capsys)["results"]}
+    quote, reader = rows["quote", "paragraph"], rows["reader", "paragraph"]
+    for name in ("sentence_accuracy", "answered", "AUROC_present", "questions"):
+        assert reader[name] == quote[name]
+    assert quote["EM"] == 0
+    assert reader["EM"] > 0.3
+    assert reader["milliseconds"] > 0
