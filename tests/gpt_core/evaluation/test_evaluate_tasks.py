@@ -147,26 +147,32 @@ def test_function_words_are_not_the_most_probable_first_token_with_the_filter():
         assert bool(banned[token]) == expected, text
 
 
-def test_two_ranks_share_the_questions(folder):
-    command = [
-        "scripts/eval.py",
-        "tasks",
-        "--model",
-        str(folder / "qwen3"),
-        "--data",
-        *files(folder),
-        "--device",
-        "cpu",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    one, two = (
-        subprocess.run([*start, *command], capture_output=True, text=True, env=environment, timeout=300)
-        for start in ([sys.executable], launcher)
+def test_two_ranks_share_the_questions(folder, capsys):
+    arguments = {"model": [str(folder / "qwen3")], "data": files(folder), "device": "cpu"}
+    evaluate_tasks(**arguments)
+    one = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    script = folder / "ranks.py"
+    script.write_text(
+        "from gpt_core.evaluation.evaluate_tasks import evaluate_tasks\n"
+        + f"evaluate_tasks(**{arguments!r})\n"
     )
-    assert one.returncode == two.returncode == 0, two.stderr
-    rows = [json.loads(run.stdout.splitlines()[-1])["results"] for run in (one, two)]
-    assert rows[0] == rows[1]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+    ]
+    done = subprocess.run(
+        launcher,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["results"] == one
 
 
 @pytest.mark.parametrize(

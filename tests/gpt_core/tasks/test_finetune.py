@@ -19,7 +19,7 @@ from gpt_core.tasks.examples import FIELDS, Example
 from gpt_core.tasks.finetune import class_weights, finetune
 from gpt_core.tasks.open_data import open_examples, unanswered
 from gpt_core.tasks.settings import TaskSettings
-from gpt_core.tasks.task_model import TaskModel
+from gpt_core.tasks.task_model import TaskModel, predict_file
 from tests.gpt_core.tasks.finetune_driver import settings
 from tests.gpt_core.tasks.tiny_tasks import write_tasks
 from tests.tiny_models import save_model
@@ -138,12 +138,9 @@ def test_the_command_trains_and_predicts(folder, tmp_path):
         ("1", "it is good so", "yes"),
         ("2", "it is ugly", "no"),
     ]
-    done = subprocess.run(
-        [*script, "--predict", "--model", str(folder), *files], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "has no task.json; expected a folder that scripts/finetune.py" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(InputError, match=r"has no task\.json; expected a folder that scripts/finetune\.py"):
+        predict_file(model=str(folder), input=str(tmp_path / "in.csv"), out=str(tmp_path / "other.jsonl"))
+    assert not (tmp_path / "other.jsonl").exists()
 
 
 def test_articles_are_not_on_both_sides_of_the_held_out_split(folder):
