@@ -60,17 +60,11 @@ def evaluate_tasks(
                 step = 1.0 if limit is None else max(1.0, len(questions) / limit)
                 chosen = [int(i * step) for i in range(math.ceil(len(questions) / step))]
                 row = {"dataset": path.name.partition(".")[0], "model": name, "dtype": dtype}
-                variants = ("lambada_openai", "lambada_stopwords") if task.name == "lambada" else (task.name,)
-                for variant in variants:
-                    figures = score(
-                        gpt,
-                        tokenizer,
-                        [questions[i] for i in chosen],
-                        [groups[i] for i in chosen],
-                        Numerics(ranks.device.type, dtype),
-                        ranks,
-                        variant,
-                    )
+                some, their_groups = [questions[i] for i in chosen], [groups[i] for i in chosen]
+                numerics = Numerics(ranks.device.type, dtype)
+                for variant, figures in score(
+                    gpt, tokenizer, some, their_groups, numerics, ranks, task.name
+                ).items():
                     results.append(row | {"variant": variant} | figures)
         if ranks.main:
             print_report(results, COLUMNS, {})
@@ -83,8 +77,8 @@ def score(
     groups: Sequence[str],
     numerics: Numerics,
     ranks: Ranks,
-    variant: str,
-) -> dict[str, float]:
+    name: str,
+) -> dict[str, dict[str, float]]:
     """Figures of a task over all ranks, each of which scores its share of the questions.
 
     Args:
@@ -94,46 +88,54 @@ def score(
         groups: the group of each question; the accuracy is the mean over groups.
         numerics: dtype of matrix products.
         ranks: the processes.
-        variant: the task's name, or a variant of LAMBADA.
+        name: the task's name.
 
     Returns:
-        n, accuracy, accuracy_norm (with several continuations), stderr, perplexity, and cut: the number of contexts
-        that lost their first tokens.
+        For each variant of the task: n, accuracy, accuracy_norm (with several continuations), stderr, perplexity, and
+        cut: the number of contexts that lost their first tokens.
     """
     mine = questions[ranks.rank :: ranks.world_size]
     pairs = [encode_pair(tokenizer, before, after) for before, after in pairs_of(mine)]
-    banned = function_word_tokens(tokenizer, model) if variant == "lambada_stopwords" else None
-    found = likelihoods(model, pairs, numerics, banned, variant if ranks.main else "")
+    single = len(questions[0].continuations) == 1
+    banned = function_word_tokens(tokenizer, model) if single else None
+    found = likelihoods(model, pairs, numerics, banned, name if ranks.main else "")
     names = sorted(set(groups))
-    # per group: questions, right, right by bytes; then over all: nats and tokens of right continuations, contexts cut
+    # per group: questions, and right ones of two kinds; then over all: nats and tokens of right continuations, cut ones
     sums = torch.zeros(3 * len(names) + 3, dtype=torch.float64)
     start = 0
     for question, group in zip(mine, groups[ranks.rank :: ranks.world_size], strict=True):
         part = found[start : start + len(question.continuations)]
         start += len(part)
         place = 3 * names.index(group)
-        right, right_norm = is_right(question, part)
-        sums[place : place + 3] += torch.tensor([1.0, right, right_norm], dtype=torch.float64)
+        sums[place : place + 3] += torch.tensor([1.0, *is_right(question, part)], dtype=torch.float64)
         best = part[question.right]
         cut = sum(x.n_cut > 0 for x in part)
         sums[-3:] += torch.tensor([-best.total, best.n_tokens, cut], dtype=torch.float64)
     sums = ranks.sum(sums)
     counts = sums[:-3].view(-1, 3)  # (groups, 3)
-    shares = (counts[:, 1:] / counts[:, :1]).mean(0).tolist()
+    first, second = (counts[:, 1:] / counts[:, :1]).mean(0).tolist()
     n = int(counts[:, 0].sum())
-    figures: dict[str, float] = {"n": n, "accuracy": shares[0]}
-    if len(questions[0].continuations) > 1:
-        figures["accuracy_norm"] = shares[1]
-    figures["stderr"] = standard_error(shares[0], n)
     # of a whole continuation for LAMBADA, as lm-eval's, else per token
-    per = n if variant.startswith("lambada") else float(sums[-2])
-    return figures | {"perplexity": math.exp(float(sums[-3]) / per), "cut": int(sums[-1])}
+    perplexity = math.exp(float(sums[-3]) / (n if single else float(sums[-2])))
+    rest = {"perplexity": perplexity, "cut": int(sums[-1])}
+    if single:
+        shares = {f"{name}_openai": first, f"{name}_stopwords": second}
+        return {
+            variant: {"n": n, "accuracy": share, "stderr": standard_error(share, n), **rest}
+            for variant, share in shares.items()
+        }
+    return {
+        name: {"n": n, "accuracy": first, "accuracy_norm": second, "stderr": standard_error(first, n), **rest}
+    }
 
 
 def is_right(question: Question, found: Sequence[Likelihood]) -> tuple[bool, bool]:
-    """Whether the right continuation is the most probable one, and per byte; of a single one, whether it is greedy."""
+    """Whether the right continuation is the most probable one, and the most probable one per byte.
+
+    Of a single continuation: whether it is the greedy one, without and with the filter of function words.
+    """
     if len(found) == 1:
-        return found[0].greedy, found[0].greedy
+        return found[0].greedy, found[0].filtered
     totals = [x.total for x in found]
     lengths = [len(text.removeprefix(" ").encode()) for text in question.continuations]
     by_byte = [total / max(1, n) for total, n in zip(totals, lengths, strict=True)]

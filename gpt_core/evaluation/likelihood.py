@@ -24,12 +24,14 @@ class Likelihood(NamedTuple):
         total: log-probability in nats, summed over its tokens.
         n_tokens: number of its tokens.
         greedy: whether each of its tokens is the most probable one.
+        filtered: the same, where the tokens that are banned as the first one do not count.
         n_cut: tokens of the context that did not fit, its first ones.
     """
 
     total: float
     n_tokens: int
     greedy: bool
+    filtered: bool
     n_cut: int
 
 
@@ -73,7 +75,7 @@ def likelihoods(
         pairs: token ids of a context, at least one, and of its continuation. The context loses its first tokens if both
             are too long.
         numerics: dtype of matrix products.
-        banned_first: (V,) bool, tokens that do not count when the most probable first token is chosen; None: none.
+        banned_first: (V,) bool, tokens that do not count for `Likelihood.filtered` as the first one; None: none.
         progress: name of the progress bar; "": no bar.
 
     Raises:
@@ -115,6 +117,8 @@ def _likelihood(logits: Tensor, after: list[int], banned_first: Tensor | None, n
     targets = torch.tensor(after, device=logits.device)  # (n,)
     total = -F.cross_entropy(logits, targets, reduction="sum")  # 0-dim
     best = logits.argmax(-1)  # (n,)
+    greedy = filtered = bool((best == targets).all())
     if banned_first is not None:
         best[0] = logits[0].masked_fill(banned_first, float("-inf")).argmax()
-    return Likelihood(float(total), len(after), bool((best == targets).all()), n_cut)
+        filtered = bool((best == targets).all())
+    return Likelihood(float(total), len(after), greedy, filtered, n_cut)
