@@ -7,6 +7,7 @@ from benchmarks.encode import bench_encode
 from benchmarks.generate import bench_generate
 from benchmarks.learn import bench_learn
 from benchmarks.learn_embedding import bench_learn_embedding
+from benchmarks.learn_reader import bench_learn_reader
 from benchmarks.learn_sentiment import bench_learn_sentiment
 from benchmarks.train import bench_train
 from gpt_core.common.cli import run_command
@@ -20,6 +21,7 @@ def main() -> None:
             "learn": bench_learn,
             "learn-embedding": bench_learn_embedding,
             "learn-sentiment": bench_learn_sentiment,
+            "learn-reader": bench_learn_reader,
             "generate": bench_generate,
             "encode": bench_encode,
         }

@@ -32,7 +32,8 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
             existing ones), a line of JSON that is no object, or a row with too many or too few fields.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a file of type {', '.join(TABLES)}.")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{str(path)!r} {found}; expected a file of type {', '.join(TABLES)}.")
     if has_ending(path, JSONL):
         yield from read_rows(path)
         return
@@ -51,6 +52,10 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
             if missing := [column for column in columns if column not in names]:
                 raise InputError(
                     f"{path} has no column {missing[0]}; its columns are {', '.join(names or ['none'])}."
+                )
+            if twice := [name for name in names if list(names).count(name) > 1]:
+                raise InputError(
+                    f"{path} names the column {twice[0]} twice; give every column a name of its own."
                 )
             for row in reader:
                 place = f"{path}, line {reader.line_num}"
@@ -75,10 +80,12 @@ def dataset_rows(source: str, split: str) -> Iterator[Row]:
     """
     name, _, config = source.partition(":")
     builder = open_builder(name, config or None)
+    from datasets.exceptions import DatasetsError  # `open_builder` has imported the library
+
     try:
         builder.download_and_prepare()
         rows = builder.as_dataset(split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(unreadable(source, error)) from error
     for number, row in enumerate(rows, 1):
         yield f"{source}, row {number}", row

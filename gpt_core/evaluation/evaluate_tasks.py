@@ -18,6 +18,7 @@ from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.parallel.ranks import Ranks, join
 
+MAX_NATS = 700.0  # whose exponential is a number still
 COLUMNS = ("dataset", "variant", "model", "n", "accuracy", "accuracy_norm", "stderr", "perplexity")
 
 
@@ -116,7 +117,8 @@ def score(
     first, second = (counts[:, 1:] / counts[:, :1]).mean(0).tolist()
     n = int(counts[:, 0].sum())
     # of a whole continuation for LAMBADA, as lm-eval's, else per token
-    perplexity = math.exp(float(sums[-3]) / (n if single else float(sums[-2])))
+    nats = float(sums[-3]) / (n if single else float(sums[-2]))
+    perplexity = math.exp(min(nats, MAX_NATS))
     rest = {"perplexity": perplexity, "cut": int(sums[-1])}
     if single:
         shares = {f"{name}_openai": first, f"{name}_stopwords": second}

@@ -85,7 +85,9 @@ def likelihoods(
     rows, cut = [], []
     for before, after in pairs:
         if len(after) > size:
-            raise InputError(f"A continuation has {len(after)} tokens; the model's context holds {size}.")
+            raise InputError(
+                f"A text to score has {len(after)} tokens; the model's context holds {size}. Leave that row out."
+            )
         row = before + after
         cut.append(max(0, len(row) - 1 - size))
         rows.append(row[cut[-1] :])

@@ -21,12 +21,12 @@ class Question:
     """A context and continuations, one of which is right.
 
     Attributes:
-        contexts: the context of each continuation; all equal, except for LAMBADA's and BLiMP's single texts.
-        continuations: the continuations.
+        context: the context; "" for whole texts.
+        continuations: the continuations; a single one for LAMBADA.
         right: index of the right one.
     """
 
-    contexts: tuple[str, ...]
+    context: str
     continuations: tuple[str, ...]
     right: int
 
@@ -38,33 +38,60 @@ def hellaswag(row: Row) -> Question:
         text = text.strip().replace(" [title]", ". ")
         return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
-    context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
-    ends = tuple(" " + clean(end) for end in row["endings"])
-    return Question((context,) * len(ends), ends, int(row["label"]))
+    begin = f"{_text(row, 'activity_label')}: {_text(row, 'ctx_a')} {_text(row, 'ctx_b', empty=True).capitalize()}"
+    endings = row["endings"]
+    if not isinstance(endings, list) or not all(isinstance(end, str) and end.strip() for end in endings):
+        raise ValueError(f"endings is {str(endings)[:60]!r}; expected a list of texts")
+    return _question(clean(begin), [" " + clean(end) for end in endings], row["label"])
 
 
 def piqa(row: Row) -> Question:
     """PIQA (Bisk et al. 2020): a goal and two solutions."""
-    context = f"Question: {row['goal']}\nAnswer:"
-    return Question((context,) * 2, (f" {row['sol1']}", f" {row['sol2']}"), int(row["label"]))
+    solutions = [" " + _text(row, name) for name in ("sol1", "sol2")]
+    return _question(f"Question: {_text(row, 'goal')}\nAnswer:", solutions, row["label"])
 
 
 def openbookqa(row: Row) -> Question:
     """OpenBookQA (Mihaylov et al. 2018): a question stem and four choices, without the book."""
-    parts = re.split(r"\(([A-D])\)\s*", row["Choices"])[1:]
-    letters, choices = parts[::2], tuple(" " + text.strip() for text in parts[1::2])
-    return Question((row["Question Stem"],) * len(choices), choices, letters.index(row["Answer Key"].strip()))
+    parts = re.split(r"\(([A-Z])\)\s*", _text(row, "Choices"))[1:]
+    letters, choices = "".join(parts[::2]), [text.strip() for text in parts[1::2]]
+    if not letters or letters not in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" or letters[0] != "A" or not all(choices):
+        raise ValueError(f'Choices is {row["Choices"][:60]!r}; expected "(A) … (B) …"')
+    key = _text(row, "Answer Key").strip()
+    if key not in letters:
+        raise ValueError(f"Answer Key is {key!r}; expected one of {', '.join(letters)}")
+    return _question(_text(row, "Question Stem"), [" " + text for text in choices], letters.index(key))
 
 
 def blimp(row: Row) -> Question:
     """BLiMP (Warstadt et al. 2020): an acceptable sentence and one that differs and is not."""
-    return Question(("", ""), (row["sentence_good"], row["sentence_bad"]), 0)
+    return _question("", [_text(row, "sentence_good"), _text(row, "sentence_bad")], 0)
 
 
 def lambada(row: Row) -> Question:
     """LAMBADA (Paperno et al. 2016): the last word of a passage."""
-    context, _, word = row["text"].rstrip().rpartition(" ")
-    return Question((context,), (" " + word,), 0)
+    context, _, word = _text(row, "text").rstrip().rpartition(" ")
+    if not context:
+        raise ValueError(f"text is {row['text'][:60]!r}; expected at least two words")
+    return Question(context, (" " + word,), 0)
+
+
+def _text(row: Row, name: str, empty: bool = False) -> str:
+    value = row[name]
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise ValueError(f"{name} is {str(value)[:60]!r}; expected a text")
+    return value
+
+
+def _question(context: str, continuations: Sequence[str], label: Any) -> Question:
+    """A question of at least two continuations; the label is a whole number, which a table has as a string."""
+    whole = label if type(label) is int else int(label) if str(label).isdecimal() else -1
+    if len(continuations) < 2 or not 0 <= whole < len(continuations):
+        raise ValueError(
+            f"the label is {label!r} of {len(continuations)} choices; expected 0 to {len(continuations) - 1}, of at "
+            "least two"
+        )
+    return Question(context, tuple(continuations), whole)
 
 
 @dataclass(frozen=True)
@@ -106,12 +133,12 @@ def read_questions(path: Path) -> tuple[ZeroShotTask, list[Question], list[str]]
         task = task or next((t for t in TASKS if all(c in row for c in t.columns)), None)
         if task is None:
             raise InputError(f"{path} has the columns {', '.join(row)}; expected those of {_known()}.")
+        if missing := [column for column in task.columns if column not in row]:
+            raise InputError(f"{place} has no {missing[0]}, which rows of {task.name} have; remove the row.")
         try:
             questions.append(task.question(row))
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"{place} is no row of {task.name} ({type(error).__name__}: {error}).") from None
-        if not 0 <= questions[-1].right < len(questions[-1].continuations):
-            raise InputError(f"{place}: the label is none of {len(questions[-1].continuations)} choices.")
+        except ValueError as error:
+            raise InputError(f"{place} is no row of {task.name}: {error}.") from None
         groups.append(str(row[task.group]) if task.group else "")
     if task is None:
         raise InputError(f"{path} has no rows; expected those of {_known()}.")
@@ -125,7 +152,7 @@ def _known() -> str:
 def pairs_of(questions: Sequence[Question]) -> Iterator[tuple[str, str]]:
     """Context and continuation of all choices of all questions, one after another."""
     for question in questions:
-        yield from zip(question.contexts, question.continuations, strict=True)
+        yield from ((question.context, text) for text in question.continuations)
 
 
 def standard_error(accuracy: float, n: int) -> float:

@@ -21,7 +21,7 @@ from gpt_core.formats.huggingface.weights import from_hf_names, to_hf_names, unw
 from gpt_core.formats.nanogpt import checkpoint_in, read_checkpoint
 from gpt_core.formats.pickles import read_bin
 from gpt_core.formats.tensor_file import save_tensors
-from gpt_core.hub.locate import ADAPTER_CONFIG, gguf_in, resolve
+from gpt_core.hub.locate import ADAPTER_CONFIG, TASK_FILE, gguf_in, resolve
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.model.masks import Alibi
@@ -31,6 +31,11 @@ from gpt_core.model.rope import Rope
 def load(name_or_folder: str | Path, dtype: torch.dtype = torch.float32) -> GPT:
     """Load a GPT in evaluation mode, one tensor at a time into `dtype`; see `GPT.from_pretrained`."""
     folder = resolve(name_or_folder)
+    if (folder / TASK_FILE).exists():
+        raise InputError(
+            f"{folder} was fine-tuned for a task and is no language model; use it with scripts/finetune.py, or give "
+            "the model that it was made from."
+        )
     if (folder / ADAPTER_CONFIG).exists():
         model = with_adapter(_load(base_of(folder), torch.float32), folder)
         return model.to(dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 from gpt_core.common.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"  # of an adapter of peft
+TASK_FILE = "task.json"  # of a model that was fine-tuned for a task
 
 
 @dataclass(frozen=True)

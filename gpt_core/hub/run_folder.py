@@ -99,7 +99,12 @@ def lock_run_folder(out_dir: Path) -> Iterator[None]:
     Raises:
         InputError: if another training has locked it.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"out_dir is {out_dir}, but that is a file, or is inside one; name a folder."
+        ) from None
     try:
         with filelock.FileLock(out_dir / ".lock", timeout=0):
             yield

@@ -13,6 +13,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.data.permutation import endless_order
 from gpt_core.tasks.examples import Example, Span
 from gpt_core.tasks.inputs import InputFormat, InputRow
+from gpt_core.tasks.settings import TaskSettings
 from gpt_core.training.parallel.ranks import ALONE, Ranks
 
 # Rows are padded to a multiple of the second number, short ones of the first: few different shapes bound the memory
@@ -71,13 +72,17 @@ class Collator:
 
     Args:
         inputs: makes rows.
-        labels: the labels, for classification and entailment.
-        padding_mask: False: rows begin with padding up to the longest row that `inputs` makes.
+        settings: labels, padding, and the longest answer.
+
+    Attributes:
+        n_long: number of rows so far whose answer has more than the longest answer's tokens; its first ones count.
     """
 
-    def __init__(self, inputs: InputFormat, labels: Sequence[str], padding_mask: bool) -> None:
-        self.inputs, self.padding_mask = inputs, padding_mask
-        self.index = {label: i for i, label in enumerate(labels)}
+    def __init__(self, inputs: InputFormat, settings: TaskSettings) -> None:
+        self.inputs, self.padding_mask = inputs, settings.padding_mask
+        self.longest = settings.answer_tokens
+        self.index = {label: i for i, label in enumerate(settings.labels)}
+        self.n_long = 0
 
     def padded_length(self, length: int) -> int:
         """Tokens to which a row of `length` tokens is padded if it is the longest of a batch."""
@@ -89,7 +94,14 @@ class Collator:
     def units(self, example: Example, rows: Sequence[InputRow]) -> list[Unit]:
         """All rows of an example as one unit; for span each part of the passage."""
         if self.inputs.task == "span":
-            return [Unit([row], span_target(example.spans, row)) for row in rows]
+            targets = [span_target(example.spans, row, self.longest) for row in rows]
+            units = []
+            for row, target in zip(rows, targets, strict=True):
+                if target and target[1] - target[0] >= self.longest:
+                    self.n_long += 1
+                    target = target[0], target[0] + self.longest - 1
+                units.append(Unit([row], target))
+            return units
         if example.label is not None:
             return [Unit(list(rows), self.index[example.label])]
         return [Unit(list(rows), example.number)]
@@ -136,15 +148,19 @@ class Collator:
         return groups, [self.batch([units[i] for i in group]) for group in groups]
 
 
-def span_target(spans: Sequence[Span], row: InputRow) -> tuple[int, int] | None:
-    """The first and the last token, in `row`, of the first answer that lies in its part of the passage; or None."""
+def span_target(spans: Sequence[Span], row: InputRow, longest: int) -> tuple[int, int] | None:
+    """The first and the last token, in `row`, of an answer that lies in its part of the passage; or None.
+
+    The first answer of at most `longest` tokens, else the first one.
+    """
+    found = []
     for start, end in spans:
         if row.offsets and row.offsets[0][0] <= start and end <= row.offsets[-1][1]:
             # tokens that cover a part of the answer; several may cover one character
             covered = [i for i, (begin, stop) in enumerate(row.offsets) if begin < end and stop > start]
             if covered:
-                return row.first + covered[0], row.first + covered[-1]
-    return None
+                found.append((row.first + covered[0], row.first + covered[-1]))
+    return next((x for x in found if x[1] - x[0] < longest), found[0] if found else None)
 
 
 class TaskBatches:

@@ -55,6 +55,10 @@ def read_conversations(source: str, split: str = "train") -> list[list[Message]]
         found = _read_text(path)
     elif path.is_file() or has_ending(path, JSONL):
         found = (_messages(place, row) for place, row in read_table(path))
+    elif path.suffix or not source:
+        raise InputError(
+            f"{source!r} is no file; expected {', '.join((*JSONL, *TEXT))}, or a dataset's name."
+        )
     else:
         found = (_messages(place, row) for place, row in dataset_rows(source, split))
     conversations = [messages for messages in found if messages]
@@ -86,11 +90,19 @@ def _alternating(turns: Sequence[str]) -> list[Message]:
 
 def _messages(place: str, row: dict[str, Any]) -> list[Message]:
     """The conversation in a row; [] if its turns have no reply."""
-    if isinstance(turns := row.get("turns"), list) and all(isinstance(turn, str) for turn in turns):
+    if "turns" in row:
+        turns = row["turns"]
+        if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
+            raise InputError(f"{place}: turns is {str(turns)[:80]}; expected a list of strings.")
         return _alternating([turn.strip() for turn in turns])
-    if isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
-        asked = "\n\n".join(filter(None, (row["instruction"].strip(), str(row.get("input") or "").strip())))
-        return _alternating([asked, row["output"].strip()])
+    if "instruction" in row and "output" in row:
+        for name in ("instruction", "input", "output"):
+            if not isinstance(row.get(name) or "", str):
+                raise InputError(f"{place}: {name} is {str(row[name])[:80]}; expected a string.")
+        asked = "\n\n".join(
+            filter(None, ((row[name] or "").strip() for name in ("instruction", "input") if name in row))
+        )
+        return _alternating([asked, (row["output"] or "").strip()])
     if "messages" not in row:
         raise InputError(
             f"{place} has {', '.join(map(repr, row)) or 'nothing'}; expected messages, turns, or instruction and "
@@ -101,14 +113,20 @@ def _messages(place: str, row: dict[str, Any]) -> list[Message]:
         check_messages(messages)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{place} is no conversation ({type(error).__name__}: {error}); expected turns of user and assistant, "
-            "optionally after one of system, each with role and content."
+            f"{place} is no conversation ({_reason(error)}); expected turns of user and assistant, optionally after "
+            "one of system, each with role and content, both strings."
         ) from None
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError(
             f"{place} has no turn of the assistant, so nothing can be learned from it; remove it."
         )
     return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _reason(error: Exception) -> str:
+    return (
+        str(error) if isinstance(error, ValueError) or "content" in str(error) else "messages of another form"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +168,7 @@ def pack(conversations: Sequence[list[Message]], tokenizer: Tokenizer, length: i
     n_cut = n_dropped = 0
     encoded = []
     for messages in conversations:
-        ids, learned = tokenizer.chat_replies(messages)
+        ids, learned = tokenizer.chat_replies(messages, length + 1)
         # the last token is only a target, so a row of `length` inputs holds one token more
         n_cut += len(ids) > length + 1
         ids, learned = ids[: length + 1], learned[: length + 1]

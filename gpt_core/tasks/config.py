@@ -7,6 +7,8 @@ from gpt_core.common.errors import InputError
 from gpt_core.tasks.examples import FIELDS, Task
 from gpt_core.training.trainable import TrainableConfig
 
+LEAST_TOKENS = {"classification": 3, "span": 8, "chat": 2}  # that a row needs; other tasks 5
+
 
 @dataclass(frozen=True)
 class FinetuneConfig(TrainableConfig):
@@ -83,6 +85,15 @@ class FinetuneConfig(TrainableConfig):
         for name in ("lm_weight", "no_answer"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
+        least = LEAST_TOKENS.get(self.task, 5)
+        if self.max_tokens < least:
+            raise InputError(f"max_tokens is {self.max_tokens}; expected at least {least} for {self.task}.")
+        if self.no_answer > 1:
+            raise InputError(f"no_answer is {self.no_answer}; expected a fraction, 0 to 1.")
+        if self.lm_weight and self.task == "chat":
+            raise InputError(
+                f"lm_weight is {self.lm_weight}, but the task chat has no other loss; remove it."
+            )
         self.column_names()
         labelled = self.task in ("classification", "entailment")
         for name in ("labels", "class_weights", "balanced"):
@@ -90,6 +101,8 @@ class FinetuneConfig(TrainableConfig):
                 raise InputError(
                     f"{name} is set, but the task {self.task} has no labels; it is for classification and entailment."
                 )
+        if self.labels != tuple(label.strip() for label in self.labels):
+            raise InputError(f"labels is {self.labels}; expected labels without white space around them.")
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise InputError(f"labels is {self.labels}; expected at least two, all different.")
         if self.class_weights and len(self.class_weights) != len(self.labels):
@@ -97,9 +110,10 @@ class FinetuneConfig(TrainableConfig):
                 f"class_weights has {len(self.class_weights)} numbers for {len(self.labels)} labels; give both, of "
                 "equal length."
             )
-        if self.class_weights and (self.balanced or min(self.class_weights) <= 0):
+        if self.class_weights and (self.balanced or not all(0 < w < 1e6 for w in self.class_weights)):
             raise InputError(
-                f"class_weights is {self.class_weights}; expected numbers above 0, and not with balanced."
+                f"class_weights is {self.class_weights}; expected numbers above 0 and below a million, and not "
+                "with balanced."
             )
         if self.parallel == "deepspeed":
             raise InputError("parallel is deepspeed, which fine-tuning does not support; use ddp or fsdp2.")
@@ -117,10 +131,11 @@ class FinetuneConfig(TrainableConfig):
         names = {}
         for entry in self.columns:
             field, equals, column = entry.partition("=")
-            if not equals or not column or field not in FIELDS[self.task]:
+            parts = column.split("+") if field == "choices" else [column]
+            if not equals or not all(parts) or field not in FIELDS[self.task] or field in names:
                 raise InputError(
-                    f"columns contains {entry!r}; expected field=column, where the fields of {self.task} are "
-                    f"{', '.join(FIELDS[self.task])}."
+                    f"columns contains {entry!r}; expected field=column, once for a field, where the fields of "
+                    f"{self.task} are {', '.join(FIELDS[self.task])}."
                 )
             names[field] = column
         return names

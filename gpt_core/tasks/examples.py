@@ -24,6 +24,7 @@ FIELDS: dict[Task, tuple[str, ...]] = {
     "span": ("question", "context", "answers"),
 }
 SQUAD = (".json", ".json.gz")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTERED = re.compile(r"\(([A-Z])\)\s*")  # the mark of a choice in OpenBookQA's and ARC's tables
 
 Span = tuple[int, int]  # half-open range of code points
@@ -74,10 +75,12 @@ def read_examples(
     """
     path = Path(source)
     if task == "span" and has_ending(path, SQUAD):
+        if columns:
+            raise InputError(f"{path} is SQuAD's JSON, which has no columns; omit columns.")
         examples = list(_read_squad(path))
     else:
         one = {field: columns.get(field, field) for field in FIELDS[task]}
-        rows = _rows(source, [name for column in one.values() for name in column.split("+")], labelled, split)
+        rows = _rows(source, [name for field in one for name in _parts(field, one[field])], labelled, split)
         examples = [to_example(place, row, task, one, labelled) for place, row in rows]
     if not examples:
         raise InputError(f"{source} has no rows; expected at least one.")
@@ -101,13 +104,14 @@ def to_example(
     Raises:
         InputError: for a missing or wrong value, naming its place.
     """
-    for column in [c for field in FIELDS[task][:-1] for c in columns[field].split("+")]:
+    for column in [c for field in FIELDS[task][:-1] for c in _parts(field, columns[field])]:
         if column not in row:
             raise InputError(f"{place} has no column {column}; it has {_names(row)}.")
     last = columns[FIELDS[task][-1]]  # of the label
-    target = row.get(last)
+    target = row.get(last) if labelled else None
     if target is None and labelled:
-        raise InputError(f"{place} has no {last}; it has {_names(row)}.")
+        found = f"{last} is null" if last in row else f"there is no {last}, only {_names(row)}"
+        raise InputError(f"{place}: {found}; expected a value, or remove the row.")
     if task == "choice":
         choices = _choices(place, row, columns["choices"])
         texts = (_text(place, row, columns["context"]), *choices)
@@ -126,19 +130,28 @@ def to_example(
     return Example(place, texts, label=str(target).strip())
 
 
+def _parts(field: str, column: str) -> list[str]:
+    """The columns that a field names; choices may have one each."""
+    return column.split("+") if field == "choices" else [column]
+
+
 def _text(place: str, row: Mapping[str, Any], column: str) -> str:
     if not isinstance(text := row[column], str):
-        raise InputError(f"{place}: {column} is a {type(text).__name__}; expected a string.")
+        raise InputError(
+            f"{place}: {column} is {str(text)[:40]!r}, of type {type(text).__name__}; expected a string."
+        )
     return text
 
 
 def _choices(place: str, row: Mapping[str, Any], column: str) -> tuple[str, ...]:
     """The choices: a list, a column each, or a string with marks, "(A) … (B) …"."""
     value = [row[name] for name in column.split("+")] if "+" in column else row[column]
+    if isinstance(value, dict):  # as in ARC: {"text": […], "label": […]}
+        value = value.get("text")
     if isinstance(value, str):
         marked = LETTERED.split(value)[1:]  # letter, text, letter, text …
         letters = "".join(marked[::2])
-        if not letters or letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)]:
+        if not letters or letters != LETTERS[: len(letters)]:
             raise InputError(f'{place}: {column} is {value[:80]!r}; expected a list, or "(A) … (B) …".')
         value = [text.strip() for text in marked[1::2]]
     if not isinstance(value, list) or len(value) < 2:
@@ -152,22 +165,20 @@ def _choices(place: str, row: Mapping[str, Any], column: str) -> tuple[str, ...]
 def _index(place: str, target: Any, n_choices: int) -> int:
     """The index of the right choice, which may be given as a letter."""
     text = str(target).strip()
-    index = int(text) if text.isdecimal() else ord(text) - ord("A") if len(text) == 1 else -1
+    index = int(text) if text.isdecimal() else LETTERS.find(text) if len(text) == 1 else -1
     if isinstance(target, bool) or not 0 <= index < n_choices:
-        last = chr(ord("A") + n_choices - 1)
-        raise InputError(
-            f"{place}: the label is {target!r}; expected 0 to {n_choices - 1}, or A to {last}, one of the choices."
-        )
+        letters = f", or A to {LETTERS[n_choices - 1]}" if n_choices <= len(LETTERS) else ""
+        raise InputError(f"{place}: the label is {target!r}; expected 0 to {n_choices - 1}{letters}.")
     return index
 
 
 def _score(place: str, target: Any) -> float:
     try:
         score = math.nan if isinstance(target, bool) else float(target)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise InputError(f"{place}: score is {target!r}; expected a number.")
+        raise InputError(f"{place}: score is {str(target)[:40]!r}; expected a number.")
     return score
 
 
@@ -205,18 +216,18 @@ def _title(row: Mapping[str, Any]) -> str:
 def _read_squad(path: Path) -> Iterator[Example]:
     opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
             articles = json.load(file)["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:
-                context = paragraph["context"]
                 for qa in paragraph["qas"]:
                     place = f"{path}, question {qa['id']}"
+                    question, context = _text(place, qa, "question"), _text(place, paragraph, "context")
                     given = [] if qa.get("is_impossible") else qa["answers"]
                     spans = tuple(_span(place, context, a["text"], a["answer_start"]) for a in given)
-                    yield Example(place, (qa["question"], context), spans=spans, group=article["title"])
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected SQuAD's JSON.") from None
+                    yield Example(place, (question, context), spans=spans, group=str(article["title"]))
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path} is no file; expected SQuAD's JSON.") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged or not JSON: {error}.") from None
     except (KeyError, TypeError, AttributeError) as error:

@@ -1,8 +1,10 @@
 """The command that fine-tunes a GPT: connects data, network and training loop."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -61,16 +63,19 @@ def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, flo
     torch.manual_seed(config.seed)
     gpt, tokenizer = load_gpt(config)
     examples, dev_examples = open_examples(config, task)
-    settings = task_settings(config, task, examples, gpt)
+    settings = task_settings(config, task, examples, [] if config.dev_data else dev_examples, gpt)
     check_labels([*examples, *dev_examples], settings)
     network = TaskNetwork(gpt, task, len(settings.labels), config.answer_tokens, lm=config.lm_weight > 0)
     set_trainable(gpt, config)
     inputs = InputFormat(task, tokenizer, settings.max_tokens)
-    collate = Collator(inputs, settings.labels, config.padding_mask)
+    collate = Collator(inputs, settings)
     dev_inputs = InputFormat(task, tokenizer, settings.max_tokens)  # counts its own truncated rows
-    dev_collate = Collator(dev_inputs, settings.labels, config.padding_mask)
-    identity = {"task": config.task, "labels": list(settings.labels), "trainable": config.trainable,
-                "max_tokens": settings.max_tokens, "padding_mask": config.padding_mask}  # fmt: skip
+    dev_collate = Collator(dev_inputs, settings)
+    identity = asdict(settings) | {
+        name: getattr(config, name)
+        for name in ("trainable", "lora_alpha", "lm_weight", "class_weights", "balanced")
+    }
+    identity = {name: list(x) if isinstance(x, tuple) else x for name, x in identity.items()}
     batches = TaskBatches(
         examples, collate, config.batch_size, config.tokens_per_forward, config.seed, identity, ranks
     )
@@ -123,7 +128,12 @@ def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, flo
     n_cut = int(ranks.sum(torch.tensor(inputs.n_cut, device=ranks.device)))
     if ranks.main:
         if n_cut:
-            print(f"{n_cut:,} rows were cut to {settings.max_tokens} tokens, repetitions included")
+            print(f"rows that were cut to {settings.max_tokens} tokens: {n_cut:,}, repetitions included")
+        if collate.n_long:
+            print(
+                f"answers of more than {config.answer_tokens} tokens (answer_tokens), whose first ones were learned: "
+                f"{collate.n_long:,}, repetitions included"
+            )
         best = run_folder.best_or_latest(config.out_dir)
         if best is not None:
             found = run_folder.load_state(best)["figures"].items()
@@ -132,7 +142,9 @@ def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, flo
     return result
 
 
-def task_settings(config: FinetuneConfig, task: Task, examples: Sequence[Example], gpt: GPT) -> TaskSettings:
+def task_settings(
+    config: FinetuneConfig, task: Task, examples: Sequence[Example], dev: Sequence[Example], gpt: GPT
+) -> TaskSettings:
     """The settings that the task's folder will have.
 
     Raises:
@@ -141,14 +153,19 @@ def task_settings(config: FinetuneConfig, task: Task, examples: Sequence[Example
     labels = config.labels
     mean, deviation = 0.0, 1.0
     if task in ("classification", "entailment"):
-        labels = labels or tuple(sorted({e.label for e in examples if e.label is not None}))
-        if len(labels) < 2:
-            raise InputError(f"All examples have the label {labels[0]!r}; expected at least two labels.")
+        labels = labels or tuple(sorted({e.label for e in [*examples, *dev] if e.label is not None}))
+        if len({e.label for e in examples}) < 2:
+            raise InputError(
+                f"All examples have the label {examples[0].label!r}; expected at least two labels."
+            )
     elif task == "similarity":
         scores = torch.tensor([e.number for e in examples], dtype=torch.float64)
         mean, deviation = float(scores.mean()), float(scores.std(correction=0))
-        if not deviation:
-            raise InputError(f"All scores are {mean:g}; expected different scores.")
+        if scores.min() == scores.max() or not math.isfinite(deviation):
+            raise InputError(
+                f"The scores are {float(scores.min()):g} to {float(scores.max()):g}; expected different ones, whose "
+                "squares are finite."
+            )
     max_tokens = min(config.max_tokens, gpt.config.block_size)
     return TaskSettings(task, labels, max_tokens, config.padding_mask, config.answer_tokens, mean, deviation)
 
@@ -163,9 +180,9 @@ def check_labels(examples: Sequence[Example], settings: TaskSettings) -> None:
         return
     for example in examples:
         if example.label not in settings.labels:
+            known = ", ".join(settings.labels[:20]) + (" …" if len(settings.labels) > 20 else "")
             raise InputError(
-                f"{example.place}: the label {example.label!r} is none of {', '.join(settings.labels)}; correct it, or "
-                "add it to labels."
+                f"{example.place}: the label {example.label!r} is none of {known}; correct it, or add it to labels."
             )
     found = {example.label for example in examples}
     if empty := [label for label in settings.labels if label not in found]:

@@ -54,7 +54,9 @@ def finetune_chat(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
     ranks.on_main(lambda: report_packs(packs))
     set_trainable(gpt, config)
     micro_batch_size = max(1, config.tokens_per_forward // length)
-    identity = {"task": "chat", "trainable": config.trainable, "max_tokens": length}
+    identity = {
+        "task": "chat", "trainable": config.trainable, "lora_alpha": config.lora_alpha, "max_tokens": length
+    }  # fmt: skip
     batches = ChatBatches(packs, config.batch_size, micro_batch_size, config.seed, identity, ranks)
     numerics = agree_on_numerics(config, ranks, resume)
     gpt.to(ranks.device)

@@ -54,8 +54,8 @@ def split(
         held = {smallest}
     if not held:
         raise InputError(
-            f"{config.data[0]} has {len(examples)} examples; expected at least ten, a tenth of which is held out, not "
-            "nearly all of one article or first text; or give dev_data."
+            f"{', '.join(config.data)}: {len(examples)} in all; expected at least ten, of several first texts or "
+            "articles, of which a tenth can be held out; or give dev_data."
         )
     return [e for e in examples if group(e) not in held], [e for e in examples if group(e) in held]
 

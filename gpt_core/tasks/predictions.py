@@ -1,5 +1,6 @@
 """Predictions from logits: the best label, choice or span, with its probability."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,15 +132,23 @@ def best_span(passage: str, rows: Sequence[InputRow], logits: Sequence[Tensor]) 
         rows: a row for each part.
         logits: of each part, (T·T + 1,).
     """
-    relative = [row[:-1] - row[-1] for row in logits]  # (T·T,) each
-    total = torch.logsumexp(torch.cat([*relative, torch.zeros(1)]), 0)  # 0-dim
+    relative = []  # (T, T) each
+    for row, scores in zip(rows, logits, strict=True):
+        length = round((len(scores) - 1) ** 0.5)
+        matrix = (scores[:-1] - scores[-1]).view(length, length).clone()  # (T, T)
+        blank = [
+            row.first + i for i, (start, end) in enumerate(row.offsets) if not passage[start:end].strip()
+        ]
+        matrix[blank] = -math.inf  # white space neither begins nor ends an answer
+        matrix[:, blank] = -math.inf
+        relative.append(matrix)
+    total = torch.logsumexp(torch.cat([*(x.flatten() for x in relative), torch.zeros(1)]), 0)  # 0-dim
     score_none = float((-total).exp())
     part = max(range(len(rows)), key=lambda i: float(relative[i].max()))
     best = float(relative[part].max())
     if best <= 0 or not rows[part].offsets:
         return Prediction("", score_none, {"start": None, "end": None, "score_none": score_none})
-    length = round(len(relative[part]) ** 0.5)
-    first, last = divmod(int(relative[part].argmax()), length)
+    first, last = divmod(int(relative[part].argmax()), len(relative[part]))
     offsets, before = rows[part].offsets, rows[part].first
     start, end = offsets[first - before][0], offsets[last - before][1]
     found = passage[start:end]

@@ -7,9 +7,8 @@ from typing import get_args
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.json_files import read_json
+from gpt_core.hub.locate import TASK_FILE
 from gpt_core.tasks.examples import Task
-
-TASK_FILE = "task.json"
 
 
 @dataclass(frozen=True)

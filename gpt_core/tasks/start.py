@@ -27,7 +27,13 @@ def load_gpt(config: FinetuneConfig) -> tuple[GPT, Tokenizer]:
         InputError: for an n_layer above the number of blocks.
     """
     folder = resolve(config.init_from)
-    start = load_task(folder)[0].gpt if (folder / TASK_FILE).is_file() else GPT.from_pretrained(folder)
+    language_model = config.lm_weight > 0 or config.task == "chat"
+    if (folder / TASK_FILE).is_file() and not language_model:
+        start = load_task(folder)[0].gpt
+    else:
+        start = GPT.from_pretrained(
+            folder
+        )  # refuses a task's folder, which has no language model's output layer
     n_layer = start.config.n_layer if config.n_layer is None else config.n_layer
     if n_layer > start.config.n_layer:
         raise InputError(f"n_layer is {n_layer}; {config.init_from} has {start.config.n_layer} blocks.")

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_open
+from gpt_core.common.signals import StopSignal, raise_for_signal
 from gpt_core.data.tables import read_table
 from gpt_core.hardware.device import DeviceName, Numerics, pick_device
 from gpt_core.hub.locate import resolve
@@ -40,7 +41,7 @@ class TaskModel:
     ) -> None:
         self.network, self.settings, self.tokenizer = network, settings, tokenizer
         self._inputs = InputFormat(settings.task, tokenizer, settings.max_tokens)
-        self._collate = Collator(self._inputs, settings.labels, settings.padding_mask)
+        self._collate = Collator(self._inputs, settings)
         self._numerics = Numerics(network.gpt.device.type, dtype)
 
     @classmethod
@@ -74,8 +75,7 @@ class TaskModel:
         """
         task = self.settings.task
         names = {field: (columns or {}).get(field, field) for field in FIELDS[task]}
-        texts = [{k: v for k, v in row.items() if k != names[FIELDS[task][-1]]} for row in rows]
-        examples = [to_example(f"row {i}", row, task, names, False) for i, row in enumerate(texts, 1)]
+        examples = [to_example(f"row {i}", row, task, names, False) for i, row in enumerate(rows, 1)]
         return self.predict_examples(examples)
 
     def predict_examples(self, examples: Sequence[Example]) -> list[Prediction]:
@@ -98,8 +98,8 @@ def predict_file(
     """Predict with a fine-tuned model for every row of a file.
 
     Each row is written to `out` as a line of JSON with `prediction` and `score` (its probability; for similarity the
-    prediction) added: classification, entailment and choice also get `scores`; span gets the answer's `start` and `end`
-    (characters of the context; null if it does not hold the answer) and `score_none`.
+    prediction, unless the row has a score) added: classification, entailment and choice also get `scores`; span gets
+    the answer's `start` and `end` (characters of the context; null if it does not hold the answer) and `score_none`.
 
     Args:
         model: a folder that fine-tuning wrote, or a run's out_dir.
@@ -117,20 +117,25 @@ def predict_file(
         if not equals or not column or field not in names:
             raise InputError(f"columns contains {entry!r}; expected field=column with {', '.join(names)}.")
         names[field] = column
-    if Path(out).suffix != ".jsonl":
-        raise InputError(f"out is {out}; expected the name of a .jsonl file.")
-    last = names[FIELDS[task][-1]]
+    if Path(out).suffix != ".jsonl" or Path(out).is_dir() or not Path(out).parent.is_dir():
+        raise InputError(f"out is {out!r}; expected the name of a .jsonl file in a folder that exists.")
     rows = [
-        (row, to_example(place, {k: v for k, v in row.items() if k != last}, task, names, False))
-        for place, row in read_table(Path(input))
+        (row, to_example(place, row, task, names, False), place) for place, row in read_table(Path(input))
     ]
-    with atomic_open(out) as file:
+    with StopSignal() as stop, atomic_open(out) as file:
         for start in tqdm(range(0, len(rows), ROWS_PER_CALL), "predicting", leave=False, disable=None):
+            raise_for_signal(stop.received)
             some = rows[start : start + ROWS_PER_CALL]
-            found = task_model.predict_examples([example for _, example in some])
-            for (row, _), prediction in zip(some, found, strict=True):
-                line = row | {"prediction": prediction.value, "score": prediction.score} | prediction.details
-                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            found = task_model.predict_examples([example for _, example, _ in some])
+            for (row, _, place), prediction in zip(some, found, strict=True):
+                new = {"prediction": prediction.value, "score": prediction.score} | prediction.details
+                if task == "similarity" and "score" in row:
+                    del new["score"]  # the row's own
+                if taken := sorted(row.keys() & new.keys()):
+                    raise InputError(
+                        f"{place} has a {taken[0]} already, which the prediction would replace; rename that column."
+                    )
+                file.write((json.dumps(row | new, ensure_ascii=False) + "\n").encode())
     cut = (
         f"; {task_model.n_cut:,} rows were cut to {task_model.settings.max_tokens} tokens"
         if task_model.n_cut

@@ -57,7 +57,7 @@ class ChatText:
             )
         return ids
 
-    def replies(self, special: Container[int]) -> tuple[list[int], list[bool]]:
+    def replies(self, special: Container[int], limit: int | None = None) -> tuple[list[int], list[bool]]:
         """See `Tokenizer.chat_replies`; `special` are the ids of special tokens."""
         ids: list[int] = []
         learned: list[bool] = []
@@ -65,6 +65,8 @@ class ChatText:
         for n, message in enumerate(self.hidden):
             if message["role"] != "assistant":
                 continue
+            if limit is not None and len(ids) >= limit:
+                break
             before, after = self.render(n, reply=True), self.render(n + 1, reply=False)
             if not before.startswith(done) or not after.startswith(before):
                 raise InputError(

@@ -239,7 +239,9 @@ class Tokenizer:
         conversation = ChatText(self, messages)
         return conversation.encode(conversation.render(len(messages), reply=True))
 
-    def chat_replies(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+    def chat_replies(
+        self, messages: list[dict[str, str]], limit: int | None = None
+    ) -> tuple[list[int], list[bool]]:
         """Token ids of a conversation up to its last reply, and which of them a model must learn to write.
 
         The assistant's replies are encoded as a model generates them, apart from the prompt before; what must be
@@ -247,12 +249,13 @@ class Tokenizer:
 
         Args:
             messages: as for `chat`, with at least one reply of the assistant.
+            limit: leave out the replies after this many tokens, since each takes the time of all turns before it.
 
         Raises:
             InputError: as `chat`; also for a template that writes the turns before a reply in another way than after.
         """
         special = set(self.eos_ids) | {i for i, token in self._added.items() if token.special}
-        return ChatText(self, messages).replies(special)
+        return ChatText(self, messages).replies(special, limit)
 
     def encode_template(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """`encode` of a template's own text, in which special tokens that are spelled out become special tokens."""

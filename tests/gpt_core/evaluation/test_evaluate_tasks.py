@@ -58,18 +58,18 @@ def files(folder):
 
 def test_prompts(folder):
     questions = {name: read_questions(folder / f"{name}.jsonl")[1][0] for name in ROWS}
-    assert questions["hellaswag"].contexts[0] == "Pole vault: A man runs. He"
+    assert questions["hellaswag"].context == "Pole vault: A man runs. He"
     assert questions["hellaswag"].continuations == (" jumps high.", " eats.", " sleeps. well.", " so.")
-    assert (questions["piqa"].contexts[0], questions["piqa"].continuations[1]) == (
+    assert (questions["piqa"].context, questions["piqa"].continuations[1]) == (
         "Question: open a jar\nAnswer:",
         " eat it",
     )
-    assert (questions["lambada"].contexts[0], questions["lambada"].continuations[0]) == (
+    assert (questions["lambada"].context, questions["lambada"].continuations[0]) == (
         "to know what you do not",
         " know",
     )
     question = read_questions(folder / "openbookqa.tsv")[1][0]
-    assert (question.contexts[0], question.continuations, question.right) == (
+    assert (question.context, question.continuations, question.right) == (
         "The sun is",
         (" hot", " cold", " old", " a star"),
         2,
@@ -180,8 +180,30 @@ def test_two_ranks_share_the_questions(folder, capsys):
     [
         ("x.jsonl", '{"a": 1}\n', "has the columns a; expected those of hellaswag"),
         ("x.jsonl", "", "has no rows"),
-        ("x.jsonl", json.dumps(ROWS["piqa"] | {"label": 2}) + "\n", "line 1: the label is none of 2 choices"),
-        ("x.jsonl", json.dumps(ROWS["piqa"]) + '\n{"goal": "x"}\n', "line 2 is no row of piqa"),
+        (
+            "x.jsonl",
+            json.dumps(ROWS["piqa"] | {"label": 2}) + "\n",
+            "line 1 is no row of piqa: the label is 2 of 2 choices; expected 0 to 1",
+        ),
+        (
+            "x.jsonl",
+            json.dumps(ROWS["piqa"]) + '\n{"goal": "x"}\n',
+            "line 2 has no sol1, which rows of piqa have",
+        ),
+        ("x.jsonl", json.dumps(ROWS["piqa"] | {"label": 0.7}) + "\n", "the label is 0.7 of 2 choices"),
+        ("x.jsonl", json.dumps(ROWS["piqa"] | {"label": True}) + "\n", "the label is True of 2 choices"),
+        ("x.jsonl", json.dumps(ROWS["piqa"] | {"sol1": None}) + "\n", "sol1 is 'None'; expected a text"),
+        (
+            "x.jsonl",
+            json.dumps(ROWS["hellaswag"] | {"endings": "abc"}) + "\n",
+            "endings is 'abc'; expected a list",
+        ),
+        ("x.jsonl", json.dumps(ROWS["hellaswag"] | {"endings": ["a"], "label": 0}) + "\n", "0 of 1 choices"),
+        ("x.jsonl", json.dumps(ROWS["blimp"] | {"sentence_good": 5}) + "\n", "sentence_good is '5'"),
+        ("x.jsonl", '{"text": "word"}\n', "text is 'word'; expected at least two words"),
+        ("x.jsonl", '{"text": " "}\n', "text is ' '; expected a text"),
+        ("x.tsv", TABLE.replace("(B)", "(A)"), "Choices is '(A) hot (A) cold"),
+        ("x.tsv", TABLE.replace("cold", ""), "Choices is '(A) hot (B)  (C)"),
         ("x.tsv", TABLE.replace("\tC\n", "\tE\n"), "line 2 is no row of openbookqa"),
         ("x.txt", "a", "unknown file type"),
     ],

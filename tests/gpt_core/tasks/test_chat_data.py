@@ -89,6 +89,9 @@ def test_formats(tmp_path):
         ),
         ({"messages": "hello"}, "is no conversation"),
         ({"text": "hello"}, "has 'text'; expected messages, turns, or instruction and output"),
+        ({"turns": ["a", 1]}, "turns is .* expected a list of strings"),
+        ({"instruction": 5, "output": "y"}, "instruction is 5; expected a string"),
+        ({"instruction": "a", "input": ["b"], "output": "y"}, r"input is \['b'\]; expected a string"),
         ({"turns": ["a"]}, "has no conversation with a reply"),
     ],
 )
@@ -122,6 +125,14 @@ def test_replies_are_encoded_as_after_the_prompt_of_a_chat(smollm2):
         )
     ends = [i for i in range(len(ids)) if learned[i] and not [*learned, False][i + 1]]
     assert {tokenizer.decode([ids[i]]) for i in ends} == {"<|im_end|>"}  # not the newline after it
+
+
+def test_replies_after_the_limit_are_left_out(tokenizer):
+    talk = turns(*(f"turn {i}" for i in range(40)))
+    ids, learned = tokenizer.chat_replies(talk)
+    some, some_learned = tokenizer.chat_replies(talk, limit=50)
+    assert 50 <= len(some) < 100
+    assert (some, some_learned) == (ids[: len(some)], learned[: len(some)])
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(folder):
@@ -249,7 +260,9 @@ def test_a_resumed_run_ends_bit_identical(folder, tmp_path, trainable):
         ({"columns": ("text=a",)}, "conversations have no columns"),
         ({"max_tokens": 8}, "No reply is left in the first 8 tokens"),
         ({"labels": ("a", "b")}, "the task chat has no labels"),
-        ({"data": ("none.jsonl",)}, "none.jsonl does not exist"),
+        ({"data": ("none.jsonl",)}, "none.jsonl' does not exist"),
+        ({"data": ("none.json",)}, "'none.json' is no file; expected .jsonl"),
+        ({"lm_weight": 0.5}, "the task chat has no other loss"),
     ],
 )
 def test_bad_settings_are_refused(folder, tmp_path, keys, said):

@@ -68,16 +68,23 @@ def test_spans_in_rows_and_in_squads_json(tmp_path):
 @pytest.mark.parametrize(
     ("task", "row", "said"),
     [
-        ("classification", {"text": "a"}, "line 1 has no label; it has 'text'"),
+        ("classification", {"text": "a"}, "line 1: there is no label, only 'text'"),
+        ("classification", {"text": "a", "label": None}, "line 1: label is null"),
+        ("similarity", {"sentence1": "a", "sentence2": "b", "score": 10**401}, "score is '1000"),
+        (
+            "choice",
+            {"context": "a", "choices": [str(i) for i in range(40)], "label": "a"},
+            "expected 0 to 39.$",
+        ),
         ("classification", {"text": "a", "label": 1.5}, "label is 1.5; expected a string or a whole number"),
-        ("classification", {"text": 3, "label": "x"}, "text is a int; expected a string"),
+        ("classification", {"text": 3, "label": "x"}, "text is '3', of type int; expected a string"),
         ("entailment", {"premise": "a", "label": "x"}, "has no column hypothesis"),
         (
             "similarity",
             {"sentence1": "a", "sentence2": "b", "score": "good"},
             "score is 'good'; expected a number",
         ),
-        ("similarity", {"sentence1": "a", "sentence2": "b", "score": True}, "score is True"),
+        ("similarity", {"sentence1": "a", "sentence2": "b", "score": True}, "score is 'True'"),
         (
             "choice",
             {"context": "a", "choices": ["b", ""], "label": 0},
@@ -114,6 +121,8 @@ def test_bad_rows_are_refused_with_their_place(tmp_path, task, row, said):
         ("x.csv", "a,b\n1,2\n", "has no column text; its columns are a, b"),
         ("x.json", "{", "is damaged or not JSON"),
         ("x.json", "[]", "is not SQuAD's JSON"),
+        ("x.json", json.dumps(SQUAD).replace('"colour?"', "5"), "question 1: question is '5', of type int"),
+        ("x.csv", "text,text,label\na,b,c\n", "names the column text twice"),
         ("x.json.gz", "no archive", "is damaged or not JSON"),
         ("x.txt", "a", "has an unknown file type"),
     ],

@@ -1,6 +1,7 @@
 """Fine-tuning: it learns every task, resumes bit for bit, gives the same on two ranks, and refuses bad input."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -174,7 +175,7 @@ def test_questions_without_an_answer_have_another_paragraph_of_their_article():
         ({"labels": ("no", "yes"), "class_weights": (1.0, 0.0)}, "expected numbers above 0"),
         (
             {"columns": ("words=text",)},
-            "expected field=column, where the fields of classification are text, label",
+            "once for a field, where the fields of classification are text, label",
         ),
         ({"task": "similarity", "balanced": True}, "balanced is set, but the task similarity has no labels"),
         ({"n_layer": 9}, "n_layer is 9; .* has 3 blocks"),
@@ -182,6 +183,16 @@ def test_questions_without_an_answer_have_another_paragraph_of_their_article():
         ({"trainable": "bitfit"}, "has no biases to train"),
         ({"parallel": "deepspeed", "deepspeed_config": "x"}, "which fine-tuning does not support"),
         ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+        ({"max_tokens": 2}, "max_tokens is 2; expected at least 3 for classification"),
+        ({"columns": ("text=",)}, "columns contains 'text='"),
+        ({"columns": ("text=a", "text=b")}, "columns contains 'text=b'"),
+        ({"columns": ("text=label+text",)}, r"has no column label\+text"),
+        ({"labels": ("no", "yes "), "task": "classification"}, "labels without white space around them"),
+        (
+            {"labels": ("no", "yes"), "class_weights": (float("nan"), 1.0)},
+            "expected a finite|expected numbers above 0",
+        ),
+        ({"no_answer": 5.0}, "no_answer is 5.0; expected a fraction"),
     ],
 )
 def test_bad_settings_are_refused(folder, tmp_path, keys, said):
@@ -196,13 +207,92 @@ def test_one_class_and_too_few_examples_are_refused(folder, tmp_path):
         (
             "few",
             [{"text": str(i), "label": str(i % 2)} for i in range(9)],
-            "has 9 examples; expected at least ten",
+            "few.jsonl: 9 in all; expected at least ten",
         ),
     ]:
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(InputError, match=said):
             finetune(settings(folder, "classification", str(tmp_path / "out"), data=(str(path),)))
+
+
+def test_a_rare_label_may_be_held_out(folder, tmp_path):
+    rows = [{"text": f"it is {'good' if i % 2 else 'bad'} {i}", "label": "ab"[i % 2]} for i in range(39)]
+    path = tmp_path / "rare.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "rare", "label": "c"}]))
+    config = settings(folder, "classification", str(tmp_path / "out"), data=(str(path),), max_iters=2)
+    held_out = 0
+    for seed in range(12):
+        _, dev = open_examples(replace(config, seed=seed), "classification")
+        if "c" in {e.label for e in dev}:
+            held_out += 1
+            finetune(replace(config, seed=seed, out_dir=str(tmp_path / str(seed))))
+            model = TaskModel.from_pretrained(tmp_path / str(seed), "cpu")
+            assert model.settings.labels == ("a", "b", "c")
+            break
+    assert held_out
+
+
+def test_answers_that_are_too_long_count_with_their_first_tokens(folder, tmp_path, capsys):
+    context = "start " * 20
+    row = {
+        "question": "what?",
+        "context": context,
+        "answers": {"text": [context.strip()], "answer_start": [0]},
+    }
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row | {"title": str(i)}) + "\n" for i in range(24)))
+    config = settings(folder, "span", str(tmp_path / "out"), data=(str(path),), max_tokens=200, max_iters=2)
+    found = finetune(replace(config, answer_tokens=3, no_answer=0.0, tokens_per_forward=4096))
+    assert math.isfinite(found["val_loss"])
+    assert (
+        "answers of more than 3 tokens (answer_tokens), whose first ones were learned: 16"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("number", [0.1, 1e308])
+def test_scores_without_variance_are_refused(folder, tmp_path, number):
+    rows = [
+        {"sentence1": f"a {i}", "sentence2": "b", "score": number * (i % 2 or number < 1)} for i in range(40)
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="expected different ones, whose squares are finite"):
+        finetune(settings(folder, "similarity", str(tmp_path / "out"), data=(str(path),)))
+
+
+def test_a_folder_of_a_task_is_no_language_model_and_an_out_dir_no_file(folder, tmp_path):
+    config = settings(folder, "classification", str(tmp_path / "out"), max_iters=2)
+    finetune(config)
+    step = run_folder.best_or_latest(config.out_dir)
+    for start in (replace(config, lm_weight=0.5), replace(config, task="chat")):
+        with pytest.raises(InputError, match="was fine-tuned for a task and is no language model"):
+            finetune(replace(start, init_from=str(step), out_dir=str(tmp_path / "other")))
+    (tmp_path / "file").write_text("x")
+    for name in ("file", "file/x"):
+        with pytest.raises(InputError, match="but that is a file, or is inside one; name a folder"):
+            finetune(replace(config, out_dir=str(tmp_path / name)))
+
+
+def test_predicting_keeps_the_rows_own_values(folder, tmp_path):
+    config = settings(folder, "similarity", str(tmp_path / "out"), max_iters=2)
+    finetune(config)
+    row = {"sentence1": "a", "sentence2": "b", "score": 4.5}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    files = {"model": str(tmp_path / "out"), "input": str(tmp_path / "in.jsonl"), "device": "cpu"}
+    predict_file(**files, out=str(tmp_path / "p.jsonl"))
+    line = json.loads((tmp_path / "p.jsonl").read_text())
+    assert line["score"] == 4.5
+    assert isinstance(line["prediction"], float)
+    (tmp_path / "in.jsonl").write_text(json.dumps(row | {"prediction": 1}) + "\n")
+    with pytest.raises(
+        InputError, match="line 1 has a prediction already, which the prediction would replace"
+    ):
+        predict_file(**files, out=str(tmp_path / "q.jsonl"))
+    with pytest.raises(InputError, match=r"expected the name of a \.jsonl file in a folder"):
+        predict_file(**files, out=str(tmp_path / "none" / "q.jsonl"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out", "p.jsonl"]
 
 
 def test_resuming_with_other_settings_is_refused(folder, tmp_path):
@@ -213,6 +303,8 @@ def test_resuming_with_other_settings_is_refused(folder, tmp_path):
         ({"batch_size": 4}, "made with batch_size = 8, but this run has 4"),
         ({"trainable": "last-k"}, "holds AdamW's state of .*, which this run does not train"),
         ({"n_layer": 2}, "does not match this configuration"),
+        ({"balanced": True}, "made with balanced = False"),
+        ({"lora_alpha": 1}, "made with lora_alpha = 32"),
         ({"task": "entailment", "data": (str(folder / "entailment.jsonl"),)}, "does not match|made with"),
     ]:
         with pytest.raises(InputError, match=said):

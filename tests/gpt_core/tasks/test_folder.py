@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
             network = TaskNetwork(GPT(config), task, len(labels), 5)
             settings = TaskSettings(task, labels, 40, answer_tokens=5, mean=2.5)
             save_task(folder / f"{task}-{graph}", network, settings, tokenizer, network.state_dict(), Card())
-            reference = Collator(InputFormat(task, tokenizer, 40), labels, True)
+            reference = Collator(InputFormat(task, tokenizer, 40), settings)
             examples = read_examples(str(folder / f"{task}.jsonl"), task, {})
             done = forward(network.eval(), reference, examples, Numerics(), 500)
             torch.save(done.logits, folder / f"{task}-{graph}.pt")
@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("task", ["classification", "span", "similarity"])
 def test_a_saved_folder_gives_the_same_logits(folder, graph, task):
     network, settings, tokenizer = load_task(folder / f"{task}-{graph}")
-    collate = Collator(InputFormat(task, tokenizer, 40), settings.labels, True)
+    collate = Collator(InputFormat(task, tokenizer, 40), settings)
     examples = read_examples(str(folder / f"{task}.jsonl"), task, {})
     found = forward(network, collate, examples, Numerics(), 500).logits
     for a, b in zip(found, torch.load(folder / f"{task}-{graph}.pt"), strict=True):
@@ -75,8 +75,8 @@ def test_transformers_gives_the_same_logits(folder, graph):
     inputs = InputFormat("classification", tokenizer, 40)
     examples = read_examples(str(folder / "classification.jsonl"), "classification", {})
     units = [u for e, rows in zip(examples, inputs.rows(examples), strict=True)
-             for u in Collator(inputs, settings.labels, True).units(e, rows)]  # fmt: skip
-    batch = Collator(inputs, settings.labels, True).batch(units)
+             for u in Collator(inputs, settings).units(e, rows)]  # fmt: skip
+    batch = Collator(inputs, settings).batch(units)
     theirs, info = AutoModelForSequenceClassification.from_pretrained(
         folder / f"classification-{graph}", output_loading_info=True
     )
@@ -120,6 +120,11 @@ def test_predictions_of_rows(folder):
     context = "红色的天空 and more words than one row can hold, " * 5
     (answer,) = spans.predict([{"question": "colour?", "context": context}])
     details = answer.details
+    for context in ("   ", "  a  ", "\n\n"):
+        (blank,) = spans.predict([{"question": "colour?", "context": context}])
+        assert blank.value == context.strip() or (blank.value, blank.details["start"]) == ("", None)
+        assert not blank.value or context[blank.details["start"] : blank.details["end"]] == blank.value
+    context = "红色的天空 and more words than one row can hold, " * 5
     assert answer.value == ("" if details["start"] is None else context[details["start"] : details["end"]])
     assert answer.score + (details["score_none"] if answer.value else 0) <= 1 + 1e-6
 

@@ -8,6 +8,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.tasks.batches import Collator, span_target
 from gpt_core.tasks.examples import Example
 from gpt_core.tasks.inputs import InputFormat
+from gpt_core.tasks.settings import TaskSettings
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 GPT2 = Tokenizer.from_pretrained("gpt2")
@@ -55,7 +56,7 @@ def test_parts_of_a_passage_cover_it_and_hold_every_short_answer(n_words, max_to
         assert len(row) == row.first + len(row.offsets) + 1
     start = data.draw(st.integers(0, len(passage) - 1))
     end = data.draw(st.integers(start + 1, min(len(passage), start + 6)))
-    targets = [(row, span_target(((start, end),), row)) for row in rows]
+    targets = [(row, span_target(((start, end),), row, 99)) for row in rows]
     found = [(row, target) for row, target in targets if target is not None]
     assert found
     for row, (first, last) in found:
@@ -73,11 +74,11 @@ def test_a_question_that_fills_the_row_is_cut_and_counted():
 
 def test_the_padding_id_is_not_that_of_the_last_token():
     assert InputFormat("classification", GPT2, 8).pad_id != END
-    batch = Collator(InputFormat("classification", GPT2, 8), (), False).batch(
-        Collator(InputFormat("classification", GPT2, 8), (), False).units(
-            Example("here", ("x",)), InputFormat("classification", GPT2, 8).rows([Example("here", ("x",))])[0]
-        )
+    collate = Collator(
+        InputFormat("classification", GPT2, 8), TaskSettings("classification", padding_mask=False)
     )
+    example = Example("here", ("x",))
+    batch = collate.batch(collate.units(example, collate.inputs.rows([example])[0]))
     assert batch.ids[0].tolist() == [0] * 5 + [END, GPT2.encode("x")[0], END]
     assert (batch.begins.tolist(), batch.ends.tolist()) == ([5], [7])
 

@@ -36,7 +36,8 @@ def made(folder, task, lm=False, padding_mask=True):
     settings = TaskSettings(task, labels, 48, mean=3.0, deviation=2.0, answer_tokens=4)
     inputs = InputFormat(task, Tokenizer.from_pretrained(folder / "qwen3"), 48)
     examples = read_examples(str(folder / f"{task}.jsonl"), task, {})
-    return network.eval(), settings, Collator(inputs, labels, padding_mask), examples
+    settings = replace(settings, padding_mask=padding_mask)
+    return network.eval(), settings, Collator(inputs, settings), examples
 
 
 def units_of(collate, examples):
