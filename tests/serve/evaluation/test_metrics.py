@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from serve.evaluation.metrics import auroc, coverage, exact_match, f1
+from serve.evaluation.metrics import auroc, coverage
 
 LABELLED = st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=40).filter(
     lambda pairs: len({label for _, label in pairs}) == 2
@@ -27,19 +27,3 @@ def test_coverage_is_the_largest_share_with_enough_right_ones(pairs, precision):
     good = [n / len(ordered) for n in range(1, len(ordered) + 1) if ordered[:n].mean() >= precision]
     assert share == pytest.approx(max(good, default=0))
     assert threshold == (np.sort(scores)[::-1][round(share * len(ordered)) - 1] if good else 1)
-
-
-@pytest.mark.parametrize(
-    ("text", "answers", "em", "expected"),
-    [
-        ("The Denver Broncos!", ["denver broncos"], 1, 1),
-        ("Denver", ["Denver Broncos", "Broncos"], 0, 2 / 3),
-        ("", ["x"], 0, 0),
-        ("x", [], 0, 0),
-        ("《战国无双3》", ["战国无双3"], 1, 1),
-        ("光荣公司", ["光荣"], 0, 2 / 3),
-    ],
-)
-def test_exact_match_and_f1_are_squads(text, answers, em, expected):
-    assert exact_match(text, answers) == em
-    assert f1(text, answers) == pytest.approx(expected)
