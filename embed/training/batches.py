@@ -16,6 +16,7 @@ from embed.text.key import text_key
 from gpt_core.common.errors import InputError
 from gpt_core.data.batches import Batches
 from gpt_core.data.permutation import endless_order
+from gpt_core.training.checkpoint import check_identity
 
 Role = Literal["query", "document"]  # which prompt is prepended to a text
 RoleText = tuple[Role, str]
@@ -342,12 +343,7 @@ class MixedBatches:
         Raises:
             InputError: if the data or another setting of `identity` differs.
         """
-        for key, mine in self.identity.items():
-            if state.get(key) != mine:
-                raise InputError(
-                    f"The checkpoint was made with {key} = {state.get(key)}, but this run has {mine}; resume with the "
-                    "same configuration and data, or choose another out_dir."
-                )
+        check_identity(state, self.identity)
         if (state["lm"] is None) != (self.lm is None):
             raise InputError(
                 "lm_weight was zero in the checkpoint and is not now, or the other way round; resume with the same "

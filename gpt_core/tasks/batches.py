@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_core.common.errors import InputError
-from gpt_core.data.permutation import endless_order
 from gpt_core.tasks.examples import Example, Span
 from gpt_core.tasks.inputs import InputFormat, InputRow
 from gpt_core.tasks.settings import TaskSettings
+from gpt_core.tasks.stream import ShuffledStream
 from gpt_core.training.parallel.ranks import ALONE, Ranks
 
 # Rows are padded to a multiple of the second number, short ones of the first: few different shapes bound the memory
@@ -163,10 +162,8 @@ def span_target(spans: Sequence[Span], row: InputRow, longest: int) -> tuple[int
     return next((x for x in found if x[1] - x[0] < longest), found[0] if found else None)
 
 
-class TaskBatches:
-    """The endless stream of batches of training; each epoch is a new permutation of the examples.
-
-    A resumed run continues with the same batches as an uninterrupted one, with any number of ranks.
+class TaskBatches(ShuffledStream):
+    """The endless stream of micro-batches of examples.
 
     Args:
         examples: the training examples.
@@ -178,7 +175,7 @@ class TaskBatches:
         ranks: the processes.
 
     Raises:
-        InputError: if batch_size is not a multiple of the number of ranks.
+        InputError: as `ShuffledStream`.
     """
 
     def __init__(
@@ -191,24 +188,15 @@ class TaskBatches:
         identity: dict[str, Any],
         ranks: Ranks = ALONE,
     ) -> None:
-        if batch_size % ranks.world_size:
-            raise InputError(
-                f"batch_size is {batch_size}; expected a multiple of the number of ranks, {ranks.world_size}."
-            )
-        self.examples, self.collate, self.batch_size, self.tokens = examples, collate, batch_size, tokens
-        self.seed, self.ranks, self.taken = seed, ranks, 0
         digest = hashlib.sha256()
         for example in examples:
             digest.update(repr((example.texts, example.label, example.number, example.spans)).encode())
-        self.identity = {"seed": seed, "batch_size": batch_size, "data": digest.hexdigest(), **identity}
+        super().__init__(len(examples), batch_size, seed, {"data": digest.hexdigest(), **identity}, ranks)
+        self.examples, self.collate, self.tokens = examples, collate, tokens
 
     def __next__(self) -> list[TaskBatch]:
         """This rank's micro-batches of the next step."""
-        positions = np.arange(self.taken * self.batch_size, (self.taken + 1) * self.batch_size)
-        indices, _ = endless_order(positions, len(self.examples), self.seed)
-        self.taken += 1
-        share = self.batch_size // self.ranks.world_size
-        mine = [self.examples[i] for i in indices[self.ranks.rank * share : (self.ranks.rank + 1) * share]]
+        mine = [self.examples[i] for i in self.next_indices()]
         rows = self.collate.inputs.rows(mine)
         units = [unit for e, r in zip(mine, rows, strict=True) for unit in self.collate.units(e, r)]
         _, batches = self.collate.micro_batches(units, self.tokens)
@@ -219,32 +207,4 @@ class TaskBatches:
 
     def describe(self, step: int) -> str:
         """The data in the batch of step `step` (from 1), as text for an error message."""
-        index, _ = endless_order(np.array([(step - 1) * self.batch_size]), len(self.examples), self.seed)
-        return f"{self.batch_size} examples, the first of them {self.examples[int(index[0])].place}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the stream, and the settings that must be equal to resume it."""
-        return {"taken": self.taken, **self.identity}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the stream from `state`.
-
-        Raises:
-            InputError: if the data or another setting of `identity` differs.
-        """
-        check_identity(state, self.identity)
-        self.taken = state["taken"]
-
-
-def check_identity(state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Check that a checkpoint was made with the same data and settings.
-
-    Raises:
-        InputError: naming the first that differs.
-    """
-    for key, mine in identity.items():
-        if state.get(key) != mine:
-            raise InputError(
-                f"The checkpoint was made with {key} = {state.get(key)}, but this run has {mine}; resume with the "
-                "same configuration and data, or choose another out_dir."
-            )
+        return f"{self.batch_size} examples, the first of them {self.examples[self.first_index(step)].place}"

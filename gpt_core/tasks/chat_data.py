@@ -20,10 +20,9 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL
 from gpt_core.common.list_files import has_ending
 from gpt_core.data.batches import IGNORED
-from gpt_core.data.permutation import endless_order
 from gpt_core.data.tables import dataset_rows, read_table
 from gpt_core.generation.conversation import Message, check_messages
-from gpt_core.tasks.batches import check_identity
+from gpt_core.tasks.stream import ShuffledStream
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.parallel.ranks import ALONE, Ranks
 
@@ -204,10 +203,8 @@ def pack(conversations: Sequence[list[Message]], tokenizer: Tokenizer, length: i
 ChatBatch = tuple[Tensor, Tensor, Tensor]  # ids, targets, segments, each (B, T) int64
 
 
-class ChatBatches:
-    """The endless stream of batches of packed rows; each epoch is a new permutation of the rows.
-
-    A resumed run continues with the same batches as an uninterrupted one, with any number of ranks.
+class ChatBatches(ShuffledStream):
+    """The endless stream of micro-batches of packed rows.
 
     Args:
         packs: the rows.
@@ -218,7 +215,7 @@ class ChatBatches:
         ranks: the processes.
 
     Raises:
-        InputError: if batch_size is not a multiple of the number of ranks.
+        InputError: as `ShuffledStream`.
     """
 
     def __init__(
@@ -230,43 +227,20 @@ class ChatBatches:
         identity: dict[str, Any],
         ranks: Ranks = ALONE,
     ) -> None:
-        if batch_size % ranks.world_size:
-            raise InputError(
-                f"batch_size is {batch_size}; expected a multiple of the number of ranks, {ranks.world_size}."
-            )
-        self.packs, self.batch_size, self.micro_batch_size = packs, batch_size, micro_batch_size
-        self.seed, self.ranks, self.taken = seed, ranks, 0
-        self.identity = {"seed": seed, "batch_size": batch_size, "data": packs.checksum(), **identity}
+        super().__init__(len(packs.ids), batch_size, seed, {"data": packs.checksum(), **identity}, ranks)
+        self.packs, self.micro_batch_size = packs, micro_batch_size
 
     def __next__(self) -> list[ChatBatch]:
         """This rank's micro-batches of the next step."""
-        positions = np.arange(self.taken * self.batch_size, (self.taken + 1) * self.batch_size)
-        indices, _ = endless_order(positions, len(self.packs.ids), self.seed)
-        self.taken += 1
-        share = self.batch_size // self.ranks.world_size
-        mine = indices[self.ranks.rank * share : (self.ranks.rank + 1) * share]
+        mine, size = self.next_indices(), self.micro_batch_size
         return [
-            chat_batch(self.packs, mine[i : i + self.micro_batch_size], self.ranks.device)
-            for i in range(0, share, self.micro_batch_size)
+            chat_batch(self.packs, mine[i : i + size], self.ranks.device) for i in range(0, len(mine), size)
         ]
 
     def describe(self, step: int) -> str:
         """The data in the batch of step `step` (from 1), as text for an error message."""
-        index, _ = endless_order(np.array([(step - 1) * self.batch_size]), len(self.packs.ids), self.seed)
-        return f"{self.batch_size} packed rows, the first of them row {int(index[0]) + 1} of {len(self.packs.ids)}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the stream, and the settings that must be equal to resume it."""
-        return {"taken": self.taken, **self.identity}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the stream from `state`.
-
-        Raises:
-            InputError: if the data or another setting of `identity` differs.
-        """
-        check_identity(state, self.identity)
-        self.taken = state["taken"]
+        first = self.first_index(step) + 1
+        return f"{self.batch_size} packed rows, the first of them row {first} of {self.n_items}"
 
 
 def chat_batch(packs: Packs, rows: Any, device: torch.device) -> ChatBatch:

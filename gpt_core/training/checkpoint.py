@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder, sha256_file
 from gpt_core.formats.card import README, add_progress
 from gpt_core.formats.tensor_file import save_tensors
@@ -40,6 +41,24 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a position that `state_dict` returned."""
         ...
+
+
+def check_identity(state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Check that the saved position of a stream is of the same data and settings.
+
+    Args:
+        state: what a checkpoint saved.
+        identity: the settings of this run, by name.
+
+    Raises:
+        InputError: naming the first that differs.
+    """
+    for key, mine in identity.items():
+        if state.get(key) != mine:
+            raise InputError(
+                f"The checkpoint was made with {key} = {state.get(key)}, but this run has {mine}; resume with the same "
+                "configuration and data, or choose another out_dir."
+            )
 
 
 def save(
