@@ -1,6 +1,5 @@
 """Benchmark answer spans: a span head on a GPT's first blocks and on a sentence-transformers model, trained alike."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.learn_embedding import cpu_seconds
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.evaluation.report import print_report
@@ -135,7 +135,7 @@ def bench_learn_reader(
                 "blocks": len(network.blocks),
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "steps": max_iters,
-                "cpu_minutes": cpu_minutes(Path(own.out_dir)),
+                "cpu_minutes": cpu_seconds(Path(own.out_dir))[-1][1] / 60,
                 "milliseconds": 1000 * (time.perf_counter() - start) / len(timed),
                 **figures(settings, test, predictions(settings, done)),
             }
@@ -198,9 +198,3 @@ def load_baseline(name: str) -> tuple[nn.Module, Tokenizer]:
 def run_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint of this benchmark."""
     return load_file(checkpoint / "model.safetensors")
-
-
-def cpu_minutes(out_dir: Path) -> float:
-    """CPU time of a run's training steps."""
-    log = [json.loads(line) for line in (out_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return max(row["cpu_s"] for row in log if "cpu_s" in row) / 60

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learn_embedding import cpu_seconds
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.files import atomic_write
@@ -136,11 +137,10 @@ def figures(run: Path, test: Sequence[Example]) -> dict[str, Any]:
     assert best is not None
     model = TaskModel.from_pretrained(best)
     found = model.predict_examples(test)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "dev": run_folder.load_state(best)["figures"]["accuracy"],
         "accuracy": sum(p.value == e.label for p, e in zip(found, test, strict=True)) / len(test),
         "step": int(best.name.removeprefix("step-")),
-        "cpu_minutes": max(row["cpu_s"] for row in log if "cpu_s" in row) / 60,
+        "cpu_minutes": cpu_seconds(run)[-1][1] / 60,
     }

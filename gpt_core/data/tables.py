@@ -3,6 +3,7 @@
 import csv
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from gpt_core.data.sources import open_builder, unreadable
 
 CSV, TSV = (tuple(kind + packed for packed in ("", ".gz", ".xz")) for kind in (".csv", ".tsv"))
 TABLES = JSONL + CSV + TSV
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MARK = re.compile(r"\(([A-Z])\)\s*")  # of a choice in OpenBookQA's and ARC's tables
 
 Row = tuple[str, dict[str, Any]]  # location for messages, values by column
 
@@ -66,6 +70,14 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
         raise InputError(f"{path} is not UTF-8: {error.reason}; save it as UTF-8.") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, csv.Error) as error:
         raise InputError(f"{path} is damaged or not a table: {error}.") from None
+
+
+def lettered(text: str) -> list[str]:
+    """The choices in "(A) … (B) …"; none if their letters do not begin with A or leave one out."""
+    marked = _MARK.split(text)[1:]  # letter, choice, letter, choice …
+    if "".join(marked[::2]) != LETTERS[: len(marked[::2])]:
+        return []
+    return [choice.strip() for choice in marked[1::2]]
 
 
 def dataset_rows(source: str, split: str) -> Iterator[Row]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_core.common.errors import InputError
-from gpt_core.data.tables import read_table
+from gpt_core.data.tables import LETTERS, lettered, read_table
 
 Row = dict[str, Any]
 
@@ -53,9 +53,9 @@ def piqa(row: Row) -> Question:
 
 def openbookqa(row: Row) -> Question:
     """OpenBookQA (Mihaylov et al. 2018): a question stem and four choices, without the book."""
-    parts = re.split(r"\(([A-Z])\)\s*", _text(row, "Choices"))[1:]
-    letters, choices = "".join(parts[::2]), [text.strip() for text in parts[1::2]]
-    if not letters or letters not in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" or letters[0] != "A" or not all(choices):
+    choices = lettered(_text(row, "Choices"))
+    letters = LETTERS[: len(choices)]
+    if not choices or not all(choices):
         raise ValueError(f'Choices is {row["Choices"][:60]!r}; expected "(A) … (B) …"')
     key = _text(row, "Answer Key").strip()
     if key not in letters:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_core.common.errors import InputError
-from gpt_core.tasks.examples import FIELDS, Task
+from gpt_core.tasks.examples import Task, column_names
 from gpt_core.training.trainable import TrainableConfig
 
 LEAST_TOKENS = {"classification": 3, "span": 8, "chat": 2}  # that a row needs; other tasks 5
@@ -128,17 +128,7 @@ class FinetuneConfig(TrainableConfig):
             if self.columns:
                 raise InputError("columns is set, but conversations have no columns; remove it.")
             return {}
-        names = {}
-        for entry in self.columns:
-            field, equals, column = entry.partition("=")
-            parts = column.split("+") if field == "choices" else [column]
-            if not equals or not all(parts) or field not in FIELDS[self.task] or field in names:
-                raise InputError(
-                    f"columns contains {entry!r}; expected field=column, once for a field, where the fields of "
-                    f"{self.task} are {', '.join(FIELDS[self.task])}."
-                )
-            names[field] = column
-        return names
+        return column_names(self.columns, self.task)
 
     def learning_rate_of(self, name: str, n_dims: int) -> float:
         """AdamW's peak learning rate of the parameter `name`, which has `n_dims` dimensions."""

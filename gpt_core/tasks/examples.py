@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Literal, TypeGuard
 
 from gpt_core.common.errors import InputError
 from gpt_core.common.list_files import has_ending
-from gpt_core.data.tables import TABLES, Row, dataset_rows, read_table
+from gpt_core.data.tables import LETTERS, TABLES, Row, dataset_rows, lettered, read_table
 
 Task = Literal["classification", "entailment", "similarity", "choice", "span"]
 # The fields of a row, its texts first. A row to predict for needs only the texts.
@@ -24,8 +23,6 @@ FIELDS: dict[Task, tuple[str, ...]] = {
     "span": ("question", "context", "answers"),
 }
 SQUAD = (".json", ".json.gz")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LETTERED = re.compile(r"\(([A-Z])\)\s*")  # the mark of a choice in OpenBookQA's and ARC's tables
 
 Span = tuple[int, int]  # half-open range of code points
 
@@ -55,6 +52,24 @@ class Example:
     def answers(self) -> list[str]:
         """span: the texts of `spans`."""
         return [self.texts[1][start:end] for start, end in self.spans]
+
+
+def column_names(entries: Sequence[str], task: Task) -> dict[str, str]:
+    """Columns by field, from entries "field=column".
+
+    Raises:
+        InputError: for an entry of another form, another field, or a field that is named twice.
+    """
+    names: dict[str, str] = {}
+    for entry in entries:
+        field, equals, column = entry.partition("=")
+        if not equals or not all(_parts(field, column)) or field not in FIELDS[task] or field in names:
+            raise InputError(
+                f"columns contains {entry!r}; expected field=column, once for a field, where the fields of {task} are "
+                f"{', '.join(FIELDS[task])}."
+            )
+        names[field] = column
+    return names
 
 
 def read_examples(
@@ -145,15 +160,14 @@ def _text(place: str, row: Mapping[str, Any], column: str) -> str:
 
 def _choices(place: str, row: Mapping[str, Any], column: str) -> tuple[str, ...]:
     """The choices: a list, a column each, or a string with marks, "(A) … (B) …"."""
-    value = [row[name] for name in column.split("+")] if "+" in column else row[column]
+    parts = _parts("choices", column)
+    value = [row[name] for name in parts] if len(parts) > 1 else row[column]
     if isinstance(value, dict):  # as in ARC: {"text": […], "label": […]}
         value = value.get("text")
     if isinstance(value, str):
-        marked = LETTERED.split(value)[1:]  # letter, text, letter, text …
-        letters = "".join(marked[::2])
-        if not letters or letters != LETTERS[: len(letters)]:
+        if not (marked := lettered(value)):
             raise InputError(f'{place}: {column} is {value[:80]!r}; expected a list, or "(A) … (B) …".')
-        value = [text.strip() for text in marked[1::2]]
+        value = marked
     if not isinstance(value, list) or len(value) < 2:
         raise InputError(f"{place}: {column} has no two choices; expected at least two.")
     for number, choice in enumerate(value):

@@ -14,7 +14,7 @@ from gpt_core.data.tables import read_table
 from gpt_core.hardware.device import DeviceName, Numerics, pick_device
 from gpt_core.hub.locate import resolve
 from gpt_core.tasks.batches import Collator
-from gpt_core.tasks.examples import FIELDS, Example, to_example
+from gpt_core.tasks.examples import FIELDS, Example, column_names, to_example
 from gpt_core.tasks.folder import load_task
 from gpt_core.tasks.inputs import InputFormat
 from gpt_core.tasks.network import TaskNetwork
@@ -111,12 +111,7 @@ def predict_file(
     """
     task_model = TaskModel.from_pretrained(model, device, dtype)
     task = task_model.settings.task
-    names = {field: field for field in FIELDS[task]}
-    for entry in columns:
-        field, equals, column = entry.partition("=")
-        if not equals or not column or field not in names:
-            raise InputError(f"columns contains {entry!r}; expected field=column with {', '.join(names)}.")
-        names[field] = column
+    names = {field: field for field in FIELDS[task]} | column_names(columns, task)
     if Path(out).suffix != ".jsonl" or Path(out).is_dir() or not Path(out).parent.is_dir():
         raise InputError(f"out is {out!r}; expected the name of a .jsonl file in a folder that exists.")
     rows = [
