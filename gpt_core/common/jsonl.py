@@ -1,14 +1,12 @@
 """Reader of JSON Lines files, plain or compressed."""
 
-import gzip
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpt_core.common.compressed import DAMAGED, open_bytes
 from gpt_core.common.errors import InputError
 
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
@@ -38,7 +36,7 @@ def read_lines(path: Path, *, skip: int = 0, raw: BinaryIO | None = None) -> Ite
         InputError: for a damaged archive.
     """
     number = 0
-    with _open(path, raw) as lines:
+    with open_bytes(path, raw) as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if line.isspace():
@@ -47,17 +45,8 @@ def read_lines(path: Path, *, skip: int = 0, raw: BinaryIO | None = None) -> Ite
                     skip -= 1
                     continue
                 yield f"{path}, line {number}", line
-        except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+        except DAMAGED as error:
             raise InputError(f"{path} is damaged after line {number}: {error}") from None
-
-
-def _open(path: Path, raw: BinaryIO | None) -> Any:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(raw or path, "rb")
-    if suffix == ".xz":
-        return lzma.open(raw or path, "rb")
-    return raw or open(path, "rb")
 
 
 def parse_object(line: bytes, place: str) -> dict[str, Any]:

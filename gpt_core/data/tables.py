@@ -1,14 +1,12 @@
 """Rows with named columns: of files of JSON lines, CSV and TSV, and of datasets of the library `datasets`."""
 
 import csv
-import gzip
-import lzma
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt_core.common.compressed import DAMAGED, open_text
 from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
 from gpt_core.common.list_files import has_ending
@@ -48,9 +46,8 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
     # In tab-separated files, quotation marks belong to the text and do not quote a field.
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if has_ending(path, TSV) else {}
     csv.field_size_limit(MAX_CSV_FIELD)
-    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+        with open_text(path, newline="") as lines:
             reader = csv.DictReader(lines, strict=True, **dialect)
             names = reader.fieldnames or ()
             if missing := [column for column in columns if column not in names]:
@@ -68,7 +65,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
                 yield place, row
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error.reason}; save it as UTF-8.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, csv.Error) as error:
+    except (*DAMAGED, csv.Error) as error:
         raise InputError(f"{path} is damaged or not a table: {error}.") from None
 
 

@@ -1,11 +1,8 @@
 """Conversations to train on, and their tokens packed into rows."""
 
-import gzip
 import hashlib
-import lzma
 import re
 import sys
-import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt_core.common.compressed import DAMAGED, open_text
 from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL
 from gpt_core.common.list_files import has_ending
@@ -67,14 +65,13 @@ def read_conversations(source: str, split: str = "train") -> list[list[Message]]
 
 
 def _read_text(path: Path) -> Iterator[list[Message]]:
-    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     try:
-        with opened(path, "rt", encoding="utf-8-sig") as lines:
+        with open_text(path) as lines:
             for line in lines:
                 yield _alternating([BETWEEN_CHINESE.sub("", turn).strip() for turn in line.split("\t")])
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; expected a file of conversations.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (*DAMAGED, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged or not UTF-8: {error}.") from None
 
 

@@ -1,14 +1,13 @@
 """Examples of the tasks, from files of rows and from SQuAD's JSON."""
 
-import gzip
 import json
 import math
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from gpt_core.common.compressed import DAMAGED, open_text
 from gpt_core.common.errors import InputError
 from gpt_core.common.list_files import has_ending
 from gpt_core.data.tables import LETTERS, TABLES, Row, dataset_rows, lettered, read_table
@@ -228,9 +227,8 @@ def _title(row: Mapping[str, Any]) -> str:
 
 
 def _read_squad(path: Path) -> Iterator[Example]:
-    opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             articles = json.load(file)["data"]
         for article in articles:
             for paragraph in article["paragraphs"]:
@@ -242,7 +240,7 @@ def _read_squad(path: Path) -> Iterator[Example]:
                     yield Example(place, (question, context), spans=spans, group=str(article["title"]))
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path} is no file; expected SQuAD's JSON.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (*DAMAGED, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged or not JSON: {error}.") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not SQuAD's JSON: {type(error).__name__} {error}.") from None
