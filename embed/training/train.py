@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from gpt_core.formats.card import trained
 from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hardware.device import Numerics
 from gpt_core.hub import run_folder
+from gpt_core.training.checkpoint import lock_out_dir
 from gpt_core.training.loop import train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
 from gpt_core.training.out_of_memory import explain_full_memory_or_disk
@@ -140,10 +141,7 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
 
     if ranks.main:
         describe(config, trainee, batches, numerics, resume)
-    with ExitStack() as held:
-        ranks.on_main(lambda: held.enter_context(run_folder.lock_run_folder(Path(config.out_dir))))
-        if lm is not None:
-            held.callback(lm[0].close)
+    with lock_out_dir(config.out_dir, ranks), nullcontext() if lm is None else closing(lm[0]):
         before = first_figures(config, trainee, evaluate, resume, ranks)
         if config.parallel == "fsdp2":
             trainee.cpu()  # FSDP2 shards from the CPU's weights

@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from gpt_core.tasks.open_data import open_examples
 from gpt_core.tasks.predictions import figures, forward, mean_loss, predictions
 from gpt_core.tasks.settings import TaskSettings
 from gpt_core.tasks.start import load_gpt, load_trained, save_lora, set_trainable
+from gpt_core.training.checkpoint import lock_out_dir
 from gpt_core.training.loop import LossFunction, train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
 from gpt_core.training.out_of_memory import explain_full_memory_or_disk
@@ -117,8 +117,7 @@ def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, flo
             + ("" if resume is None else f", resuming from {resume}"),
             flush=True,
         )
-    with ExitStack() as held:
-        ranks.on_main(lambda: held.enter_context(run_folder.lock_run_folder(Path(config.out_dir))))
+    with lock_out_dir(config.out_dir, ranks):
         if config.parallel == "fsdp2":
             network.cpu()  # FSDP2 shards from the CPU's weights
         result = train(

@@ -1,7 +1,6 @@
 """Fine-tuning on conversations (SFT): the loss of the assistant's tokens, in rows of packed conversations."""
 
 import random
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from gpt_core.tasks.folder import plain_gpt
 from gpt_core.tasks.inputs import require_end
 from gpt_core.tasks.open_data import split
 from gpt_core.tasks.start import load_gpt, load_trained, save_lora, set_trainable
+from gpt_core.training.checkpoint import lock_out_dir
 from gpt_core.training.loop import train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
 from gpt_core.training.parallel.ranks import Ranks
@@ -95,8 +95,7 @@ def finetune_chat(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
             f"{config.batch_size} rows per step" + ("" if resume is None else f", resuming from {resume}"),
             flush=True,
         )
-    with ExitStack() as held:
-        ranks.on_main(lambda: held.enter_context(run_folder.lock_run_folder(Path(config.out_dir))))
+    with lock_out_dir(config.out_dir, ranks):
         if config.parallel == "fsdp2":
             gpt.cpu()  # FSDP2 shards from the CPU's weights
         return train(

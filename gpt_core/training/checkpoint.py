@@ -14,7 +14,8 @@ the earlier checkpoints unchanged. The checksums detect later damage by a disk o
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from gpt_core.common.files import atomic_folder, sha256_file
 from gpt_core.formats.card import README, add_progress
 from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hardware.device import Numerics
-from gpt_core.hub.run_folder import CHECKPOINT_VERSION, OPTIMIZER, load_state, state_checksum
+from gpt_core.hub.run_folder import CHECKPOINT_VERSION, OPTIMIZER, load_state, lock_run_folder, state_checksum
 from gpt_core.training.parallel.parallel import Parallel
 from gpt_core.training.parallel.ranks import Ranks
 
@@ -41,6 +42,18 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a position that `state_dict` returned."""
         ...
+
+
+@contextmanager
+def lock_out_dir(out_dir: str, ranks: Ranks) -> Iterator[None]:
+    """Lock a run's folder on rank 0 against other trainings; all ranks must call this together.
+
+    Raises:
+        InputError: on every rank, as `lock_run_folder`.
+    """
+    with ExitStack() as held:
+        ranks.on_main(lambda: held.enter_context(lock_run_folder(Path(out_dir))))
+        yield
 
 
 def check_identity(state: dict[str, Any], identity: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from gpt_core.hub.locate import resolve
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.training.checkpoint import lock_out_dir
 from gpt_core.training.loop import train
 from gpt_core.training.monitoring.flops import flops_per_token
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
@@ -123,8 +124,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> dict[str, float]:
         )
         return config.sample_prompt + str(text)
 
-    with closing(batches), ExitStack() as locks:
-        ranks.on_main(lambda: locks.enter_context(run_folder.lock_run_folder(Path(config.out_dir))))
+    with closing(batches), lock_out_dir(config.out_dir, ranks):
         return train(
             model,
             batches,
