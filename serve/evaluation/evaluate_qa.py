@@ -193,7 +193,8 @@ def _rows(
     for case, absent in _cases(data, index, ranker, own_paragraph):
         found: dict[System, Outcome] = {"quote": _quote(case, ranker, data)}
         if reader:
-            found["reader"] = _quote(case, ranker, data, reader=reader)
+            # EM and F1, which need the reader, are those of questions whose answer is there
+            found["reader"] = _quote(case, ranker, data, reader=reader if absent == "nothing" else None)
         if rescore:
             found["second stage"] = _quote(case, ranker, data, rescore)
         found |= {"overlap": _overlap(case), "random": _random(case)}
