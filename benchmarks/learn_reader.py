@@ -1,7 +1,7 @@
 """Benchmark answer spans: a span head on a GPT's first blocks and on a sentence-transformers model, trained alike."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,12 @@ from gpt_core.hub import run_folder
 from gpt_core.hub.locate import resolve
 from gpt_core.tasks.batches import Collator, TaskBatches
 from gpt_core.tasks.config import FinetuneConfig
-from gpt_core.tasks.examples import read_examples
+from gpt_core.tasks.examples import Example, read_examples
 from gpt_core.tasks.finetune import task_loss
 from gpt_core.tasks.inputs import InputFormat
 from gpt_core.tasks.network import TaskNetwork
 from gpt_core.tasks.open_data import open_examples
-from gpt_core.tasks.predictions import figures, forward, mean_loss, predictions
+from gpt_core.tasks.predictions import Forwarded, figures, forward, mean_loss, predictions
 from gpt_core.tasks.settings import TaskSettings
 from gpt_core.tasks.start import load_gpt
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ from gpt_core.training.loop import train
 from gpt_core.training.numerics import agree_on_numerics
 from gpt_core.training.parallel.ranks import ALONE
 
+TIMED = 50  # passages
 COLUMNS = ("system", "blocks", "parameters", "steps", "EM", "F1", "cpu_minutes", "milliseconds")
 
 
@@ -91,44 +92,13 @@ def bench_learn_reader(
     systems[Path(baseline).name] = partial(load_baseline, baseline)
     rows: list[dict[str, Any]] = []
     for name, load in systems.items():
-        torch.manual_seed(seed)
-        body, tokenizer = load()
-        settings = TaskSettings("span", (), max_tokens, answer_tokens=config.answer_tokens)
-        network = TaskNetwork(body, "span", 0, config.answer_tokens)  # type: ignore[arg-type]
-        collate = Collator(InputFormat("span", tokenizer, max_tokens), settings)
         own = replace(config, out_dir=str(Path(out_dir, name)))
-        resume = run_folder.latest(own.out_dir)
-        numerics = agree_on_numerics(own, ALONE, resume)
-        if resume is not None:
-            network.load_state_dict(run_weights(resume))
-
-        def evaluate(
-            trained: nn.Module,
-            settings: TaskSettings = settings,
-            collate: Collator = collate,
-            numerics: Any = numerics,
-        ) -> dict[str, float]:
-            assert isinstance(trained, TaskNetwork)
-            done = forward(trained, collate, dev, numerics, config.tokens_per_forward)
-            return {"val_loss": mean_loss(settings, done)} | figures(
-                settings, dev, predictions(settings, done)
-            )
-
-        train(
-            network, TaskBatches(examples, collate, batch_size, config.tokens_per_forward, seed, {}),
-            task_loss(settings, None, 0.0), evaluate, own,
-            save_model=lambda folder, weights: save_tensors(folder / "model.safetensors", weights),
-            resume=resume, numerics=numerics,
-        )  # fmt: skip
-        best = run_folder.best_or_latest(own.out_dir)
-        assert best is not None
-        network.load_state_dict(run_weights(best))
-        network.eval()
-        done = forward(network, collate, test, numerics, config.tokens_per_forward)
+        network, read = learn(load, own, examples, dev)
+        done = read(test)
         start = time.perf_counter()
-        timed = test[:50]
+        timed = test[:TIMED]
         for example in timed:
-            predictions(settings, forward(network, collate, [example], numerics, config.tokens_per_forward))
+            read([example])
         rows.append(
             {
                 "system": name,
@@ -137,10 +107,51 @@ def bench_learn_reader(
                 "steps": max_iters,
                 "cpu_minutes": cpu_seconds(Path(own.out_dir))[-1][1] / 60,
                 "milliseconds": 1000 * (time.perf_counter() - start) / len(timed),
-                **figures(settings, test, predictions(settings, done)),
+                **done,
             }
         )
     print_report(rows, COLUMNS, {}, ("transformers",))
+
+
+def learn(
+    load: Callable[[], tuple[nn.Module, Tokenizer]],
+    config: FinetuneConfig,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+) -> tuple[TaskNetwork, Callable[[Sequence[Example]], dict[str, float]]]:
+    """Train a span head on the body that `load` gives, or resume.
+
+    Returns:
+        The network with the best checkpoint's weights, and a function that gives its EM and F1 on examples.
+    """
+    torch.manual_seed(config.seed)
+    body, tokenizer = load()
+    settings = TaskSettings("span", (), config.max_tokens, answer_tokens=config.answer_tokens)
+    network = TaskNetwork(body, "span", 0, config.answer_tokens)  # type: ignore[arg-type]
+    collate = Collator(InputFormat("span", tokenizer, config.max_tokens), settings)
+    resume = run_folder.latest(config.out_dir)
+    numerics = agree_on_numerics(config, ALONE, resume)
+    if resume is not None:
+        network.load_state_dict(run_weights(resume))
+
+    def run(some: Sequence[Example]) -> Forwarded:
+        return forward(network, collate, some, numerics, config.tokens_per_forward)
+
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        done = run(dev)
+        return {"val_loss": mean_loss(settings, done)} | figures(settings, dev, predictions(settings, done))
+
+    train(
+        network, TaskBatches(examples, collate, config.batch_size, config.tokens_per_forward, config.seed, {}),
+        task_loss(settings, None, 0.0), evaluate, config,
+        save_model=lambda folder, weights: save_tensors(folder / "model.safetensors", weights),
+        resume=resume, numerics=numerics,
+    )  # fmt: skip
+    best = run_folder.best_or_latest(config.out_dir)
+    assert best is not None
+    network.load_state_dict(run_weights(best))
+    network.eval()
+    return network, lambda some: figures(settings, some, predictions(settings, run(some)))
 
 
 class PeerOutput(NamedTuple):
