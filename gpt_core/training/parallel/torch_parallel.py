@@ -63,7 +63,7 @@ class TorchParallel:
         elif ranks.world_size > 1:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self.network = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
-        self.optimizers = build_optimizers(model, config)
+        self.optimizers = build_optimizers(model, config, numerics)
         # The loss is a sum over thousands of targets, so float16 needs no initial scaling.
         self.scaler = torch.amp.GradScaler(
             ranks.device.type, init_scale=1.0, enabled=numerics.dtype == "float16"

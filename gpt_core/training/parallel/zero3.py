@@ -64,7 +64,7 @@ class ZeRO3:
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
         self.deepspeed, self.model, self.ranks, self.numerics = deepspeed, model, ranks, numerics
-        (optimizer,) = build_optimizers(model, config)
+        (optimizer,) = build_optimizers(model, config, numerics)
         deepspeed.init_distributed(dist_init_required=False)
         try:
             deepspeed.zero.Init(module=model, config_dict_or_path=settings)

@@ -28,6 +28,7 @@ from embed.training.teacher_start import start_table
 from embed.training.train import train_embedder
 from gpt_core.common.errors import InputError
 from gpt_core.data.train_tokenizer import train_tokenizer
+from gpt_core.hardware.device import Numerics
 from gpt_core.hub.locate import resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -222,7 +223,7 @@ def test_each_part_has_its_own_learning_rate(config, trained):
     network, *_ = build(above)
     model = torch.nn.ModuleDict({"network": network})
     names = {id(p): name for name, p in model.named_parameters()}
-    (adamw,) = build_optimizers(model, above)
+    (adamw,) = build_optimizers(model, above, Numerics())
     found = {names[id(p)]: group["lr"] for group in adamw.param_groups for p in group["params"]}
     assert found.keys() == set(names.values())
     for name, rate in found.items():
@@ -236,8 +237,8 @@ def test_each_part_has_its_own_learning_rate(config, trained):
             else ""
         )
         assert rate == rates[f"{part}_learning_rate" if part else "learning_rate"], name
-    (same,) = build_optimizers(model, replace(above, embedding_learning_rate=None, norm_learning_rate=None,
-                                              dense_learning_rate=None))  # fmt: skip
+    one_rate = replace(above, embedding_learning_rate=None, norm_learning_rate=None, dense_learning_rate=None)
+    (same,) = build_optimizers(model, one_rate, Numerics())
     assert {group["lr"] for group in same.param_groups} == {1e-3}
 
 
