@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from embed.formats.folder import (
     VECTORS,
@@ -25,15 +24,21 @@ from gpt_core.common.files import atomic_folder, require_empty_folder
 from gpt_core.formats.card import Card, derived
 from gpt_core.formats.export import check_exportable, export_gguf, export_hf
 from gpt_core.hub.locate import resolve
+from gpt_core.tasks.folder import export_lora
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16", "q8_0"]
 
 
 def export_model(
-    out: str, /, *, model: str, to: Literal["hf", "gguf", "sentence-transformers"], dtype: Dtype | None = None
+    out: str,
+    /,
+    *,
+    model: str,
+    to: Literal["hf", "gguf", "sentence-transformers", "lora"],
+    dtype: Dtype | None = None,
 ) -> None:
-    """Export a model to a format that other tools open without this package.
+    """Export a model to a format that other tools open without this package, or to a small folder for this package.
 
     hf: a Hugging Face folder for transformers, vLLM and tools based on them, with equal logits and token ids.
 
@@ -44,6 +49,9 @@ def export_model(
     tools based on it, such as mteb. An embedder that pools a lower layer with the final norm is exported without the
     blocks above that layer. A plain GPT is exported as an embedder with the weighted mean of its last layer.
 
+    lora: what scripts/finetune.py changed by `trainable: lora` for a task: a few MB, which this package loads together
+    with the model that the training started from.
+
     For an embedder, hf and gguf export the language model only. A README.md (model card) is written beside the model.
 
     Args:
@@ -51,8 +59,9 @@ def export_model(
         model: a model or embedder folder, a run's out_dir, or a known name.
         to: the target format.
         dtype: dtype of the weights. hf: float32 (default), bfloat16 or float16; gguf: float16 (default), or q8_0, which
-            is half as large; sentence-transformers: float32 (default), or bfloat16 on disk; it computes
-            with float32 then, but with bfloat16 for a table of token vectors, whose lengths it rounds.
+            is half as large; lora: bfloat16 (default) or float32; sentence-transformers: float32 (default), or bfloat16
+            on disk; it computes with float32 then, but with bfloat16 for a table of token vectors, whose lengths it
+            rounds.
     """
     target = Path(out)
     require_empty_folder(target)
@@ -67,6 +76,10 @@ def export_model(
         print(f"{file}: {file.stat().st_size / 2**20:,.1f} MiB, for llama.cpp")
     elif to == "sentence-transformers" and dtype in (None, "float32", "bfloat16"):
         export_embedder(folder, target, model, card, getattr(torch, dtype or "float32"))
+    elif to == "lora" and dtype in (None, "float32", "bfloat16"):
+        export_lora(folder, target, getattr(torch, dtype or "bfloat16"), card)
+        size = sum(file.stat().st_size for file in target.iterdir())
+        print(f"{target}: {size / 2**20:,.1f} MiB, for finetune.py --predict and the reader of answers")
     else:
         wanted = {"hf": "float32, bfloat16 or float16", "gguf": "float16 or q8_0"}.get(
             to, "float32 or bfloat16"
@@ -120,7 +133,6 @@ def truncated(network: Network, config: EmbedderConfig) -> tuple[Network, Embedd
     gpt, pooling = network.gpt, config.pooling
     if not pooling.layer or not pooling.final_norm:  # layer 0 stays: other tools expect at least one block
         return network, config
-    gpt.blocks = nn.ModuleList(list(gpt.blocks)[: pooling.layer])
-    gpt.config = replace(gpt.config, n_layer=pooling.layer)
+    gpt.keep_blocks(pooling.layer)
     config = replace(config, pooling=replace(pooling, layer=None, final_norm=False))
     return Network(gpt, config.pooling, network.dense_layers).eval(), config

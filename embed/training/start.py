@@ -140,7 +140,7 @@ def loaded(config: TrainEmbedderConfig) -> tuple[Network, EmbedderConfig, Tokeni
                 f"{start.gpt.config.n_layer}."
             )
     n_layer = config.n_layer or start.gpt.config.n_layer
-    gpt = GPT(replace(start.gpt.config, n_layer=n_layer, dropout=config.dropout))
+    gpt = GPT(replace(start.gpt.config.with_blocks(n_layer), dropout=config.dropout))
     kept = gpt.state_dict()
     gpt.load_state_dict({name: w for name, w in start.gpt.state_dict().items() if name in kept})
 

@@ -135,7 +135,9 @@ def _train_embedder(config: TrainEmbedderConfig, ranks: Ranks) -> dict[str, floa
 
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
         own = {name.removeprefix("network."): w for name, w in weights.items() if name.startswith("network.")}
-        save_embedder(folder, plain_shell(network), settings, tokenizer, merge_lora(own, config), card)
+        save_embedder(
+            folder, plain_shell(network), settings, tokenizer, merge_lora(own, config.lora_scale), card
+        )
         beside = {name: w for name, w in weights.items() if not in_the_model(name)}
         save_tensors(folder / "training.safetensors", beside)
 

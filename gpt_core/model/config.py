@@ -144,6 +144,11 @@ class GPTConfig:
             return ()
         return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
 
+    def with_blocks(self, n_layer: int) -> "GPTConfig":
+        """The config of the first `n_layer` blocks."""
+        kept = tuple(layer for layer in self.window_layers if layer < n_layer)
+        return replace(self, n_layer=n_layer, window_layers=kept, window=self.window if kept else None)
+
     def with_eos(self, ids: Iterable[int]) -> "GPTConfig":
         """This config with further ids that end a sequence, after its own ones."""
         every = tuple(dict.fromkeys((*self.eos_ids, *ids)))

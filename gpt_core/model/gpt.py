@@ -111,6 +111,11 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
+    def keep_blocks(self, n_layer: int) -> None:
+        """Remove all blocks but the first `n_layer`."""
+        self.blocks = self.blocks[:n_layer]
+        self.config = self.config.with_blocks(n_layer)
+
     @property
     def device(self) -> torch.device:
         """Device of the weights."""

@@ -25,7 +25,7 @@ from gpt_core.tasks.network import TaskNetwork
 from gpt_core.tasks.open_data import open_examples
 from gpt_core.tasks.predictions import figures, forward, mean_loss, predictions
 from gpt_core.tasks.settings import TaskSettings
-from gpt_core.tasks.start import load_gpt, load_trained, save_lora, set_trainable
+from gpt_core.tasks.start import changed_by_lora, load_gpt, load_trained, set_trainable
 from gpt_core.training.checkpoint import lock_out_dir
 from gpt_core.training.loop import LossFunction, train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
@@ -85,7 +85,7 @@ def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, flo
         saved = load_task(resume)[0].state_dict()
         if gpt.head is not None:  # of the language model's loss; not trained and not saved
             saved["gpt.head.weight"] = gpt.head.state_dict()["weight"]
-        load_trained(network, saved, resume, config, kept="head.")
+        load_trained(network, saved, resume, config)
 
     weights = class_weights(config, settings, examples)
     loss_function = task_loss(
@@ -104,8 +104,9 @@ def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, flo
     card = ranks.on_main(lambda: trained(config, texts, config.init_from, resume))
 
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
-        save_task(folder, network, settings, tokenizer, merge_lora(weights, config), card)
-        save_lora(folder, weights)
+        save_task(folder, network, settings, tokenizer, merge_lora(weights, config.lora_scale), card)
+        if config.trainable == "lora":
+            changed_by_lora(network, weights, config, gpt.config.n_layer).save(folder)
 
     if ranks.main:
         learning = sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -24,7 +24,7 @@ from gpt_core.tasks.config import FinetuneConfig
 from gpt_core.tasks.folder import plain_gpt
 from gpt_core.tasks.inputs import require_end
 from gpt_core.tasks.open_data import split
-from gpt_core.tasks.start import load_gpt, load_trained, save_lora, set_trainable
+from gpt_core.tasks.start import changed_by_lora, load_gpt, load_trained, set_trainable
 from gpt_core.training.checkpoint import lock_out_dir
 from gpt_core.training.loop import train
 from gpt_core.training.numerics import agree_on_numerics, dtype_reason
@@ -61,7 +61,7 @@ def finetune_chat(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
     numerics = agree_on_numerics(config, ranks, resume)
     gpt.to(ranks.device)
     if resume is not None:
-        load_trained(gpt, GPT.from_pretrained(resume).state_dict(), resume, config, kept="")
+        load_trained(gpt, GPT.from_pretrained(resume).state_dict(), resume, config)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         total = torch.zeros(2, dtype=torch.float64)
@@ -79,9 +79,10 @@ def finetune_chat(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
     shell = plain_gpt(gpt, tie=gpt.config.tie_embeddings)
 
     def save_model(folder: Path, weights: dict[str, Tensor]) -> None:
-        shell.save_pretrained(folder, merge_lora(weights, config), card)
+        shell.save_pretrained(folder, merge_lora(weights, config.lora_scale), card)
         tokenizer.save(folder)
-        save_lora(folder, weights)
+        if config.trainable == "lora":
+            changed_by_lora(gpt, weights, config, gpt.config.n_layer).save(folder)
 
     if ranks.main:
         learning = sum(p.numel() for p in gpt.parameters() if p.requires_grad)

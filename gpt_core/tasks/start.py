@@ -4,20 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch.nn as nn
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gpt_core.common.errors import InputError
-from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hub.locate import resolve
 from gpt_core.model.gpt import GPT
 from gpt_core.tasks.config import FinetuneConfig
-from gpt_core.tasks.folder import load_task
-from gpt_core.tasks.settings import TASK_FILE
+from gpt_core.tasks.folder import load_body
+from gpt_core.tasks.lora import LORA_FILE, Lora
 from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.trainable import choose_trainable
-
-LORA_FILE = "lora.safetensors"  # of a checkpoint: the updates, which the model has merged
 
 
 def load_gpt(config: FinetuneConfig) -> tuple[GPT, Tokenizer]:
@@ -27,28 +23,22 @@ def load_gpt(config: FinetuneConfig) -> tuple[GPT, Tokenizer]:
         InputError: for an n_layer above the number of blocks.
     """
     folder = resolve(config.init_from)
-    language_model = config.lm_weight > 0 or config.task == "chat"
-    if (folder / TASK_FILE).is_file() and not language_model:
-        start = load_task(folder)[0].gpt
+    if config.lm_weight > 0 or config.task == "chat":  # refuses a task's folder, which has no output layer
+        start, tokenizer = GPT.from_pretrained(folder), Tokenizer.from_pretrained(folder)
     else:
-        start = GPT.from_pretrained(
-            folder
-        )  # refuses a task's folder, which has no language model's output layer
+        start, tokenizer = load_body(folder)
     n_layer = start.config.n_layer if config.n_layer is None else config.n_layer
     if n_layer > start.config.n_layer:
         raise InputError(f"n_layer is {n_layer}; {config.init_from} has {start.config.n_layer} blocks.")
-    kept = tuple(i for i in start.config.window_layers if i < n_layer)
+    start.keep_blocks(n_layer)
     shape = replace(
         start.config,
-        n_layer=n_layer,
         dropout=config.dropout,
-        window_layers=kept,
-        window=start.config.window if kept else None,
         tie_embeddings=start.config.tie_embeddings or not (config.lm_weight or config.task == "chat"),
     )
     gpt = GPT(shape)
     gpt.load_state_dict({name: w for name, w in start.state_dict().items() if name in gpt.state_dict()})
-    return gpt, Tokenizer.from_pretrained(folder)
+    return gpt, tokenizer
 
 
 def set_trainable(gpt: GPT, config: FinetuneConfig) -> None:
@@ -64,16 +54,16 @@ def set_trainable(gpt: GPT, config: FinetuneConfig) -> None:
         gpt.head.requires_grad_(config.trainable == "full")
 
 
-def save_lora(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Save the low-rank updates among `weights`, if there are any, for resuming."""
-    lora = {name: w for name, w in weights.items() if ".lora_" in name}
-    if lora:
-        save_tensors(folder / LORA_FILE, lora)
+def changed_by_lora(
+    network: nn.Module, weights: dict[str, Tensor], config: FinetuneConfig, n_layer: int
+) -> Lora:
+    """What a training with LoRA changes, among a network's full `weights`."""
+    learning = {name for name, p in network.named_parameters() if p.requires_grad}
+    tensors = {name: w for name, w in weights.items() if name in learning}
+    return Lora(tensors, config.init_from, n_layer, config.lora_scale)
 
 
-def load_trained(
-    network: nn.Module, saved: dict[str, Tensor], path: Path, config: FinetuneConfig, kept: str
-) -> None:
+def load_trained(network: nn.Module, saved: dict[str, Tensor], path: Path, config: FinetuneConfig) -> None:
     """Load the weights of a checkpoint into `network`.
 
     Args:
@@ -81,7 +71,6 @@ def load_trained(
         saved: the checkpoint's weights, with low-rank updates merged.
         path: the checkpoint.
         config: the configuration.
-        kept: with LoRA, the prefix of the weights that `saved` has and the updates do not change.
 
     Raises:
         InputError: if names or shapes of the weights do not match the configuration.
@@ -90,8 +79,9 @@ def load_trained(
     if config.trainable == "lora":  # the GPT in the checkpoint has the updates merged; keep that of init_from
         if not (path / LORA_FILE).is_file():
             raise InputError(f"{path} was trained without LoRA; choose another out_dir.")
-        saved = {n: w for n, w in saved.items() if kept and n.startswith(kept)} | load_file(path / LORA_FILE)
-        mine = {n: w for n, w in mine.items() if n in saved or ".lora_" in n}
+        saved = Lora.load(path).tensors
+        learning = {name for name, p in network.named_parameters() if p.requires_grad}
+        mine = {name: w for name, w in mine.items() if name in learning}
     for name in sorted(mine.keys() | saved.keys()):
         if name not in mine or name not in saved or mine[name].shape != saved[name].shape:
             raise InputError(

@@ -36,6 +36,11 @@ class TrainableConfig(TrainConfig):
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}; expected at least 0 and below 1.")
 
+    @property
+    def lora_scale(self) -> float:
+        """Factor of the low-rank updates."""
+        return self.lora_alpha / self.lora_rank
+
 
 def choose_trainable(gpt: GPT, config: TrainableConfig, depth: int, source: str, whole: bool = False) -> None:
     """Set requires_grad of a GPT's weights as configured; the final norm and an output layer are left frozen.
@@ -89,20 +94,21 @@ def inject_lora(blocks: nn.Module, config: TrainableConfig) -> None:
     inject_adapter_in_model(lora, blocks)
 
 
-def merge_lora(weights: dict[str, Tensor], config: TrainableConfig) -> dict[str, Tensor]:
-    """Merge low-rank updates into the weights: W + alpha / rank · B·A.
+def merge_lora(weights: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Merge low-rank updates into the weights: W + scale · B·A.
 
     Args:
-        weights: a state dict, with or without peft's names.
-        config: provides lora_rank and lora_alpha.
+        weights: a state dict, with or without updates and peft's names.
+        scale: factor of the updates, alpha / rank.
     """
     merged = {}
     for name, tensor in weights.items():
         if ".lora_" in name:
             continue
-        if name.endswith(".base_layer.weight"):
-            place = name.removesuffix(".base_layer.weight")
-            a, b = (weights[f"{place}.lora_{x}.default.weight"] for x in "AB")
-            tensor = tensor + config.lora_alpha / config.lora_rank * (b @ a)
-        merged[name.replace(".base_layer.", ".")] = tensor
+        plain = name.replace(".base_layer.", ".")
+        matrix = plain.removesuffix(".weight")
+        if f"{matrix}.lora_A.default.weight" in weights:
+            a, b = (weights[f"{matrix}.lora_{x}.default.weight"] for x in "AB")
+            tensor = tensor + scale * (b @ a)
+        merged[plain] = tensor
     return merged

@@ -1,5 +1,6 @@
 """The GPT's contract: padding, packing, cache, layers, loss. Parity with transformers is in test_families.py."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,20 @@ def test_layers_and_hidden_states(model):
     assert model(ids, logits=False).logits is None
     with pytest.raises(ValueError, match="layer is 4"):
         model(ids, layer=4)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_first_blocks_alone_give_their_hidden_states(model, layer):
+    """Also where only a block that is removed has a window."""
+    ids = torch.randint(0, 64, (2, 20))
+    wanted = model(ids, logits=False, layer=layer).hidden
+    first = copy.deepcopy(model)
+    first.keep_blocks(layer)
+    assert first.config.n_layer == len(first.blocks) == layer
+    torch.testing.assert_close(first(ids, logits=False, layer=layer).hidden, wanted)
+    windows = replace(NEO, window_layers=(1,))
+    assert windows.with_blocks(1).window is None
+    assert windows.with_blocks(2).window == NEO.window
 
 
 @SHAPES
