@@ -68,6 +68,8 @@ class FinetuneConfig(TrainableConfig):
     no_answer: float = 0.3
     """For span: questions repeated with another paragraph of their article, which does not hold the answer, as a
     fraction of all questions."""
+    cropped: float = 0.0
+    """For span: fraction of the training passages that are cropped to a piece around the answer as short as a quote."""
     batch_size: int = 32
     """Examples per step, over all ranks."""
     tokens_per_forward: int = 4096
@@ -82,14 +84,14 @@ class FinetuneConfig(TrainableConfig):
                 raise InputError(f"{name} is {value}; expected at least 1.")
         if self.head_learning_rate is not None and not self.head_learning_rate > 0:
             raise InputError(f"head_learning_rate is {self.head_learning_rate}; expected more than 0.")
-        for name in ("lm_weight", "no_answer"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 0.")
+        if self.lm_weight < 0:
+            raise InputError(f"lm_weight is {self.lm_weight}; expected at least 0.")
+        for name in ("no_answer", "cropped"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise InputError(f"{name} is {value}; expected a fraction, 0 to 1.")
         least = LEAST_TOKENS.get(self.task, 5)
         if self.max_tokens < least:
             raise InputError(f"max_tokens is {self.max_tokens}; expected at least {least} for {self.task}.")
-        if self.no_answer > 1:
-            raise InputError(f"no_answer is {self.no_answer}; expected a fraction, 0 to 1.")
         if self.lm_weight and self.task == "chat":
             raise InputError(
                 f"lm_weight is {self.lm_weight}, but the task chat has no other loss; remove it."

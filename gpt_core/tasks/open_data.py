@@ -10,11 +10,13 @@ from gpt_core.common.errors import InputError
 from gpt_core.tasks.config import FinetuneConfig
 from gpt_core.tasks.examples import Example, Task, read_examples
 
+CROPPED_TO = (100, 400)  # characters, the length of quotes of one to three sentences
+
 T = TypeVar("T")
 
 
 def open_examples(config: FinetuneConfig, task: Task) -> tuple[list[Example], list[Example]]:
-    """Read training and development examples; questions without an answer are added for span.
+    """Read training and development examples; for span, questions without an answer are added and passages cropped.
 
     Raises:
         InputError: as `read_examples`, or if no example can be held out.
@@ -26,6 +28,7 @@ def open_examples(config: FinetuneConfig, task: Task) -> tuple[list[Example], li
     examples, dev = split(examples, dev, group_of, config, order)
     if task == "span":
         examples = examples + unanswered(examples, config.no_answer, order)
+        examples = [cropped(e, order) if order.random() < config.cropped else e for e in examples]
     return examples, dev
 
 
@@ -81,3 +84,22 @@ def unanswered(examples: Sequence[Example], share: float, order: random.Random) 
         if others:
             found.append(replace(example, texts=(example.texts[0], order.choice(others)), spans=()))
     return found
+
+
+def cropped(example: Example, order: random.Random) -> Example:
+    """The question with a random piece of its passage around the first answer, cut at white space if possible."""
+    question, passage = example.texts
+    start, end = example.spans[0] if example.spans else (0, 0)
+    size = max(order.randint(*CROPPED_TO), end - start)
+    if size >= len(passage):
+        return example
+    if not example.spans:
+        start = end = order.randint(0, len(passage))
+    left = order.randint(max(0, end - size), min(start, len(passage) - size))
+    right = left + size
+    if left and (space := passage.find(" ", left, start)) >= 0:
+        left = space + 1
+    if right < len(passage) and (space := passage.rfind(" ", end, right)) >= 0:
+        right = space
+    spans = tuple((a - left, b - left) for a, b in example.spans if left <= a and b <= right)
+    return replace(example, texts=(question, passage[left:right]), spans=spans)

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from gpt_core.common.errors import InputError
 from gpt_core.hub import run_folder
 from gpt_core.model.gpt import GPT
+from gpt_core.tasks.config import FinetuneConfig
 from gpt_core.tasks.examples import FIELDS, Example
 from gpt_core.tasks.finetune import class_weights, finetune
-from gpt_core.tasks.open_data import open_examples, unanswered
+from gpt_core.tasks.open_data import CROPPED_TO, cropped, open_examples, unanswered
 from gpt_core.tasks.settings import TaskSettings
 from gpt_core.tasks.task_model import TaskModel, predict_file
 from tests.gpt_core.tasks.finetune_driver import settings
@@ -164,6 +167,41 @@ def test_questions_without_an_answer_have_another_paragraph_of_their_article():
     }  # the third paragraph has every answer but its own
 
 
+@given(st.data(), st.text(alphabet="ab 知。", min_size=1, max_size=900))
+def test_a_cropped_passage_keeps_the_answer_and_little_else(data, passage):
+    start = data.draw(st.integers(0, len(passage) - 1))
+    end = data.draw(st.integers(start + 1, len(passage)))
+    spans = data.draw(st.sampled_from([(), ((start, end),), ((start, end), (0, 1))]))
+    order = random.Random(data.draw(st.integers(0, 99)))
+    example = Example("here", ("q", passage), spans=spans)
+    piece = cropped(example, order)
+    assert piece.texts[0] == "q"
+    assert piece.texts[1] in passage
+    assert len(piece.texts[1]) <= max(CROPPED_TO[1], end - start if spans else 0)
+    assert len(piece.texts[1]) >= min(len(passage), CROPPED_TO[0]) or " " in passage
+    assert piece.answers[:1] == example.answers[:1]
+    for a, b in piece.spans:
+        assert 0 <= a < b <= len(piece.texts[1])
+
+
+def test_the_configured_fraction_of_training_passages_is_cropped(tmp_path):
+    text = "".join(f"word{i} " for i in range(200))
+    rows = [
+        {
+            "question": f"q{i}",
+            "context": text,
+            "answers": {"text": ["word99"], "answer_start": [text.index("word99")]},
+        }
+        for i in range(200)
+    ]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = FinetuneConfig(task="span", data=(str(tmp_path / "long.jsonl"),), no_answer=0.0, cropped=0.5)
+    examples, dev = open_examples(config, "span")
+    assert 60 < sum(len(e.texts[1]) <= CROPPED_TO[1] for e in examples) < 120
+    assert all(e.texts[1] == text for e in dev)
+    assert all(e.answers == ["word99"] for e in examples)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -193,6 +231,7 @@ def test_questions_without_an_answer_have_another_paragraph_of_their_article():
             "expected a finite|expected numbers above 0",
         ),
         ({"no_answer": 5.0}, "no_answer is 5.0; expected a fraction"),
+        ({"cropped": -0.1}, "cropped is -0.1; expected a fraction"),
     ],
 )
 def test_bad_settings_are_refused(folder, tmp_path, keys, said):
