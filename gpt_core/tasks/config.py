@@ -47,6 +47,9 @@ class FinetuneConfig(TrainableConfig):
     choices=sol1+sol2."""
     dev_data: tuple[str, ...] = ()
     """Development data. Empty: dev_examples of the training data are held out."""
+    exclude: tuple[str, ...] = ()
+    """Files of the same kinds with texts that must not be learned, such as {"text": …}: training examples that have one
+    of them as their text, passage or premise are left out. Not for chat."""
     dev_examples: int = 1000
     """Maximum number of examples that are held out, which is also at most a tenth of the data, or used of dev_data."""
     labels: tuple[str, ...] = ()
@@ -96,6 +99,8 @@ class FinetuneConfig(TrainableConfig):
             raise InputError(
                 f"lm_weight is {self.lm_weight}, but the task chat has no other loss; remove it."
             )
+        if self.exclude and self.task == "chat":
+            raise InputError("exclude is set, but the task chat has no texts to leave out; remove it.")
         self.column_names()
         labelled = self.task in ("classification", "entailment")
         for name in ("labels", "class_weights", "balanced"):

@@ -62,7 +62,7 @@ def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, flo
     resume = ranks.on_main(lambda: run_folder.latest(config.out_dir))
     torch.manual_seed(config.seed)
     gpt, tokenizer = load_gpt(config)
-    examples, dev_examples = open_examples(config, task)
+    examples, dev_examples = open_examples(config, task, ranks)
     settings = task_settings(config, task, examples, [] if config.dev_data else dev_examples, gpt)
     check_labels([*examples, *dev_examples], settings)
     network = TaskNetwork(gpt, task, len(settings.labels), config.answer_tokens, lm=config.lm_weight > 0)

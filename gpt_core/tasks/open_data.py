@@ -4,18 +4,23 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from gpt_core.common.errors import InputError
+from gpt_core.data.tables import read_table
 from gpt_core.tasks.config import FinetuneConfig
 from gpt_core.tasks.examples import Example, Task, read_examples
+from gpt_core.training.parallel.ranks import ALONE, Ranks
 
 CROPPED_TO = (100, 400)  # characters, the length of quotes of one to three sentences
 
 T = TypeVar("T")
 
 
-def open_examples(config: FinetuneConfig, task: Task) -> tuple[list[Example], list[Example]]:
+def open_examples(
+    config: FinetuneConfig, task: Task, ranks: Ranks = ALONE
+) -> tuple[list[Example], list[Example]]:
     """Read training and development examples; for span, questions without an answer are added and passages cropped.
 
     Raises:
@@ -23,6 +28,14 @@ def open_examples(config: FinetuneConfig, task: Task) -> tuple[list[Example], li
     """
     columns = config.column_names()
     examples = [e for source in config.data for e in read_examples(source, task, columns)]
+    if config.exclude:
+        rows = [row for path in config.exclude for _, row in read_table(Path(path))]
+        excluded = {value for row in rows for value in row.values() if isinstance(value, str)}
+        kept = [e for e in examples if excluded.isdisjoint(e.texts)]
+        if ranks.main:
+            n_left_out = len(examples) - len(kept)
+            print(f"left out: {n_left_out:,} of {len(examples):,} examples, which have a text of exclude")
+        examples = kept
     dev = [e for s in config.dev_data for e in read_examples(s, task, columns, split="validation")]
     order = random.Random(config.seed)
     examples, dev = split(examples, dev, group_of, config, order)

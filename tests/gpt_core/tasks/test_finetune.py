@@ -184,6 +184,18 @@ def test_a_cropped_passage_keeps_the_answer_and_little_else(data, passage):
         assert 0 <= a < b <= len(piece.texts[1])
 
 
+def test_examples_with_an_excluded_text_are_left_out(folder, tmp_path, capsys):
+    config = settings(folder, "entailment", "x")
+    examples, dev = open_examples(config, "entailment")
+    unwanted = {e.texts[0] for e in examples[:3]}
+    (tmp_path / "no.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in unwanted))
+    kept, kept_dev = open_examples(replace(config, exclude=(str(tmp_path / "no.jsonl"),)), "entailment")
+    n_left_out = sum(e.texts[0] in unwanted for e in [*examples, *dev])
+    assert len(kept) + len(kept_dev) == len(examples) + len(dev) - n_left_out
+    assert all(e.texts[0] not in unwanted for e in [*kept, *kept_dev])
+    assert f"left out: {n_left_out} of" in capsys.readouterr().out
+
+
 def test_the_configured_fraction_of_training_passages_is_cropped(tmp_path):
     text = "".join(f"word{i} " for i in range(200))
     rows = [
@@ -231,6 +243,7 @@ def test_the_configured_fraction_of_training_passages_is_cropped(tmp_path):
             "expected a finite|expected numbers above 0",
         ),
         ({"no_answer": 5.0}, "no_answer is 5.0; expected a fraction"),
+        ({"exclude": ("none.jsonl",)}, "none.jsonl"),
         ({"cropped": -0.1}, "cropped is -0.1; expected a fraction"),
     ],
 )
