@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 export OMP_WAIT_POLICY ?= PASSIVE
 
 MINI := runs/zhizhi-mini
-.PHONY: demo install test soak check bench model clean
+.PHONY: demo install test soak check bench model reader clean
 
 demo: .venv/.runtime  ## an index over the sample corpus, four questions, then the page on 127.0.0.1:8000
 	$(BIN)/python scripts/build_index.py --input examples/peps.jsonl.xz --index demo/peps
@@ -53,9 +53,17 @@ model: $(MINI)/tokenizer/tokenizer.json  ## a small embedder, on two cores; resu
 	$(BIN)/python scripts/train_embedder.py --config configs/embedder_mini.yaml
 	$(call development,network)
 
-$(MINI)/pairs/summary.json: | .venv/.dev
+reader: $(MINI)/fit_answers.jsonl  ## a reader of answers, on two cores; resumes: make reader DATA=path/to/data
+	$(BIN)/python scripts/fetch_model.py smollm2-135m-instruct
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 scripts/finetune.py --config configs/task-reader.yaml \
+		--data $(DATA)/qa/squad_train-v1.1.json.gz --exclude $(MINI)/fit_answers.jsonl
+	$(BIN)/python scripts/export.py runs/zhizhi-reader/lora --model runs/zhizhi-reader/span --to lora
+
+$(MINI)/fit_answers.jsonl: | .venv/.dev
 	mkdir -p $(MINI)
-	$(BIN)/python scripts/fit_answers.py --documents_only --data $(DATA)/qa/squad_train-v1.1.json.gz --out $(MINI)/fit_answers.jsonl
+	$(BIN)/python scripts/fit_answers.py --documents_only --data $(DATA)/qa/squad_train-v1.1.json.gz --out $@
+
+$(MINI)/pairs/summary.json: $(MINI)/fit_answers.jsonl
 	$(BIN)/python scripts/prepare_pairs.py --out $(MINI)/pairs \
 		--exclude $(MINI)/fit_answers.jsonl $(wildcard $(DATA)/beir/* $(DATA)/sts/*_dev.* $(DATA)/sts/*_test.*) --input \
 		$(filter-out %/nli.jsonl.gz, $(wildcard $(DATA)/pairs/*.jsonl*)) \
