@@ -27,7 +27,7 @@ from serve.answers.answer import (
     second_stage_of,
 )
 from serve.answers.quotes import Quote
-from serve.answers.reader import Reader
+from serve.answers.reader import open_reader
 from serve.work.loading import load
 from serve.work.remote import TOTAL_SECONDS, RemoteGenerator, remote_generator
 
@@ -80,8 +80,9 @@ def ask(
             ranker's.
         second_stage: order the best four sentences again by how much each helps the embedder's GPT to predict the
             question; more answers are right, for about a second per question.
-        reader: model folder or run's out_dir of the task span (scripts/finetune.py), which finds the short answer
-            inside the first quote; default: none.
+        reader: model folder, run's out_dir (scripts/finetune.py) or known name of the task span, which marks the short
+            answer inside the first quote; default: zhizhi-reader if smollm2-135m-instruct is in the model cache. none:
+            no short answer.
         max_tokens: maximum length of a generated answer in tokens.
 
     Raises:
@@ -108,7 +109,7 @@ def ask(
     else:
         opened = Index.open(index, embedder)
     params = replace(GREEDY, max_new_tokens=max_tokens)
-    short = Reader(reader) if reader is not None else None
+    short = open_reader(reader)
     with opened:
         if lexical_only(opened):
             print(LEXICAL_ONLY, file=sys.stderr)

@@ -17,7 +17,7 @@ from gpt_core.generation.fast_model import InferenceDtype
 from gpt_core.hub.locate import DEFAULT_GENERATOR, is_cached
 from index import Index
 from serve.answers.answer import LEXICAL_ONLY, lexical_only
-from serve.answers.reader import Reader
+from serve.answers.reader import open_reader
 from serve.app import create_loading_app
 from serve.http.access import ANY_HOST, LOOPBACK_HOSTS
 from serve.work.call_thread import CallThread
@@ -60,8 +60,9 @@ def run_server(
         generator_model: name of the model of the generator's server; default: the first one that the server lists.
         generator_seconds: maximum time that the generator's server may take for an answer.
         dtype: number format of the generator; auto is bfloat16 on machines that multiply it fast, else float32.
-        reader: model folder or run's out_dir of the task span (scripts/finetune.py), which finds the short answer
-            inside the first quote; default: none.
+        reader: model folder, run's out_dir (scripts/finetune.py) or known name of the task span, which marks the short
+            answer inside the first quote; default: zhizhi-reader if smollm2-135m-instruct is in the model cache. none:
+            no short answer.
         host: address to listen on; 0.0.0.0 for all, which needs an API key.
         port: port to listen on; 0 for any free port.
         max_running: maximum number of sequences generated concurrently.
@@ -105,7 +106,7 @@ def run_server(
                 None if remote or generator is None else served_name(generator),
                 served_name(embedder or opened.settings.embedder),
             )
-            short = Reader(reader) if reader is not None else None
+            short = open_reader(reader)
             return Service(opened, writer, search, *names, max_requests, short)
 
         # uvicorn raises SIGTERM again after its shutdown; ignored here, so that the exit status is 0.

@@ -25,6 +25,7 @@ class Wheel:
 
 DEFAULT_GENERATOR = "smollm2-135m-instruct"
 DEFAULT_EMBEDDER = "zhizhi-mini"
+DEFAULT_READER = "zhizhi-reader"  # a LoRA of the default generator
 SHIPPED = Path(__file__).with_name("models")  # the folders of models that are part of this package
 KNOWN_MODELS = {
     DEFAULT_GENERATOR: Wheel(

@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from gpt_core.common.errors import InputError
+from gpt_core.hub.locate import DEFAULT_GENERATOR, DEFAULT_READER, is_cached
 from gpt_core.tasks.task_model import TaskModel
+from serve.answers.language import Language, language_of
 from serve.answers.quotes import Quote
+
+NO_READER = "none"
+# Words that are less probable to the reader are not shown (docs/log.md, 2026-11-30, a reader of answers).
+LEAST_PROBABILITY = 0.4
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,16 @@ class Reader:
     """Reads quotes.
 
     Args:
-        model: a model folder or a run's out_dir of the task span.
+        model: a model folder, a run's out_dir or a known name of the task span. zhizhi-reader reads only English.
+        least: least probability of words that are shown.
 
     Raises:
         InputError: if it is none, is of another task, or is damaged.
     """
 
-    def __init__(self, model: str | Path) -> None:
+    def __init__(self, model: str | Path, least: float = LEAST_PROBABILITY) -> None:
+        self.least = least
+        self.languages = ("en",) if model == DEFAULT_READER else get_args(Language)
         self.model = TaskModel.from_pretrained(model, "cpu")
         if self.model.settings.task != "span":
             raise InputError(
@@ -42,9 +52,26 @@ class Reader:
             )
 
     def read(self, question: str, quote: Quote) -> ShortAnswer | None:
-        """The words of `quote` that answer `question`; None if the reader finds none."""
+        """The words of `quote` that answer `question`; None if the reader finds none that are probable enough."""
+        if language_of(question) not in self.languages:
+            return None
         (found,) = self.model.predict([{"question": question, "context": quote.text}])
-        if not found.value:
+        if not found.value or found.score < self.least:
             return None
         start, end = found.details["start"], found.details["end"]
         return ShortAnswer(str(found.value), quote.start + start, quote.start + end, found.score)
+
+
+def open_reader(name: str | None) -> Reader | None:
+    """The reader that a command names.
+
+    Args:
+        name: a model folder, a run's out_dir or a known name of the task span; "none": no reader; None: zhizhi-reader
+            if the model that it changes is in the model cache, else no reader.
+
+    Raises:
+        InputError: as `Reader`.
+    """
+    if name is None and is_cached(DEFAULT_GENERATOR):
+        name = DEFAULT_READER
+    return None if name in (None, NO_READER) else Reader(name)

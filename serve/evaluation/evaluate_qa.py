@@ -89,7 +89,8 @@ def evaluate_qa(
       thresholds that were fitted with the weights. coverage@90: the largest share that could be answered with 90 %
       right. AUROC_right: of the probability that the quote is right, over both kinds of questions.
     - EM, F1: SQuAD's, of the whole quote, which is a sentence where the answers are a few words.
-    - reader: the product's quotes, with EM and F1 of the short answer that a reader finds in each; none counts 0.
+    - reader: the product's quotes, with EM and F1 of the short answer that a reader finds in each, however improbable;
+      none counts 0.
     - milliseconds: median over 200 questions, one at a time, search included.
 
     Args:
@@ -114,7 +115,7 @@ def evaluate_qa(
         require_matplotlib()
         plots.mkdir(parents=True, exist_ok=True)
     writer = load_generator(generator, max_running=1) if generated else None
-    short = Reader(reader) if reader is not None else None
+    short = Reader(reader, least=0.0) if reader is not None else None
     results: list[dict[str, Any]] = []
     for name in embedder or [DEFAULT_EMBEDDER]:
         encoder = CachingEncoder.from_pretrained(name)
