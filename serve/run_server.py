@@ -106,7 +106,8 @@ def run_server(
                 None if remote or generator is None else served_name(generator),
                 served_name(embedder or opened.settings.embedder),
             )
-            short = open_reader(reader)
+            if short := open_reader(reader):
+                _ = short.model  # loaded before the first request
             return Service(opened, writer, search, *names, max_requests, short)
 
         # uvicorn raises SIGTERM again after its shutdown; ignored here, so that the exit status is 0.

@@ -131,6 +131,18 @@ def is_lora(folder: Path) -> bool:
     return (folder / LORA_FILE).is_file() and not (folder / "config.json").exists()
 
 
+def base_of(folder: Path, lora: Lora) -> Path:
+    """The folder of the model that a folder's LoRA changes.
+
+    Raises:
+        InputError: if it is not here.
+    """
+    try:
+        return resolve(lora.init_from)
+    except InputError as error:
+        raise InputError(f"{folder} changes {lora.init_from}, which is not here: {error}") from error
+
+
 def load_body(folder: Path) -> tuple[GPT, Tokenizer]:
     """The GPT of a model folder or of a task's folder, in float32, and its tokenizer.
 
@@ -146,11 +158,7 @@ def load_body(folder: Path) -> tuple[GPT, Tokenizer]:
 def _on_its_base(folder: Path, settings: TaskSettings) -> tuple[TaskNetwork, TaskSettings, Tokenizer]:
     """The network that LoRA made of another model."""
     lora = Lora.load(folder)
-    try:
-        base = resolve(lora.init_from)
-    except InputError as error:
-        raise InputError(f"{folder} changes {lora.init_from}, which is not here: {error}") from error
-    gpt, tokenizer = load_body(base)
+    gpt, tokenizer = load_body(base_of(folder, lora))
     if lora.n_layer > gpt.config.n_layer:
         raise InputError(
             f"{folder} has n_layer {lora.n_layer}, but {lora.init_from} has {gpt.config.n_layer} blocks; it was "

@@ -1,11 +1,15 @@
 """A reader: finds the words inside a quote that answer the question, with a span model that `finetune.py` trained."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
 from gpt_core.common.errors import InputError
-from gpt_core.hub.locate import DEFAULT_GENERATOR, DEFAULT_READER, is_cached
+from gpt_core.hub.locate import DEFAULT_GENERATOR, DEFAULT_READER, is_cached, resolve
+from gpt_core.tasks.folder import base_of, is_lora
+from gpt_core.tasks.lora import Lora
+from gpt_core.tasks.settings import TaskSettings
 from gpt_core.tasks.task_model import TaskModel
 from serve.answers.language import Language, language_of
 from serve.answers.quotes import Quote
@@ -32,24 +36,32 @@ class ShortAnswer:
 
 
 class Reader:
-    """Reads quotes.
+    """Reads quotes. The model is loaded when it is first used.
 
     Args:
         model: a model folder, a run's out_dir or a known name of the task span. zhizhi-reader reads only English.
         least: least probability of words that are shown.
 
     Raises:
-        InputError: if it is none, is of another task, or is damaged.
+        InputError: if it is none, is of another task, or changes a model that is not here.
     """
 
     def __init__(self, model: str | Path, least: float = LEAST_PROBABILITY) -> None:
-        self.least = least
+        self.least, self._folder = least, resolve(model)
         self.languages = ("en",) if model == DEFAULT_READER else get_args(Language)
-        self.model = TaskModel.from_pretrained(model, "cpu")
-        if self.model.settings.task != "span":
-            raise InputError(
-                f"The reader {model} was fine-tuned for {self.model.settings.task}; expected the task span."
-            )
+        if (task := TaskSettings.load(self._folder).task) != "span":
+            raise InputError(f"The reader {model} was fine-tuned for {task}; expected the task span.")
+        if is_lora(self._folder):
+            base_of(self._folder, Lora.load(self._folder))
+
+    @cached_property
+    def model(self) -> TaskModel:
+        """The span model.
+
+        Raises:
+            InputError: if it is damaged.
+        """
+        return TaskModel.from_pretrained(self._folder, "cpu")
 
     def read(self, question: str, quote: Quote) -> ShortAnswer | None:
         """The words of `quote` that answer `question`; None if the reader finds none that are probable enough."""
