@@ -16,7 +16,11 @@ Function = Callable[..., Any]
 
 
 def run_command(
-    function: Function | dict[str, Function], *, config: type | None = None, args: list[str] | None = None
+    function: Function | dict[str, Function],
+    *,
+    config: type | None = None,
+    args: list[str] | None = None,
+    selected_by: str | None = None,
 ) -> None:
     """Parse the command line into `function`'s arguments, call it, and report a failure in one line.
 
@@ -29,8 +33,11 @@ def run_command(
         config: dataclass of the function's only argument; the command line is then
             `[--config PRESET.yaml] [--key value …]`.
         args: the command line, `sys.argv[1:]` if None.
+        selected_by: an option without a value by which the command chose this function; it is no argument of it.
     """
-    prog = os.path.basename(sys.argv[0]) or "zhizhi"
+    command = os.path.basename(sys.argv[0]) or "zhizhi"
+    prog = f"{command} {selected_by}" if selected_by else command
+    args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != selected_by]
     escape_unencodable()
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by zhizhi._quiet during the imports
@@ -43,14 +50,14 @@ def run_command(
             description = (function.__doc__ or "").partition("\n")[0]
             if "LOCAL_RANK" in os.environ:  # the deepspeed launcher passes it as an argument, too
                 repeated = f"--local_rank={os.environ['LOCAL_RANK']}"
-                args = [arg for arg in (sys.argv[1:] if args is None else args) if arg != repeated]
+                args = [arg for arg in args if arg != repeated]
             function(read_config(config, prog=prog, description=description, args=args))
     # OSError: such as a full disk or a missing permission; FloatingPointError: a model gives NaN
     except (ExplainedError, OSError, FloatingPointError) as error:
         # file names may contain control characters
-        sys.exit(f"{prog}: {printable(' '.join(str(error).splitlines()))}")
+        sys.exit(f"{command}: {printable(' '.join(str(error).splitlines()))}")
     except KeyboardInterrupt as interrupt:
-        print("; ".join([f"{prog}: stopped", *map(str, interrupt.args)]), file=sys.stderr)
+        print("; ".join([f"{command}: stopped", *map(str, interrupt.args)]), file=sys.stderr)
         # Exit by the signal, so that a shell loop or make that started the command stops, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

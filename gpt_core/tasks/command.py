@@ -14,7 +14,7 @@ PREDICT = "--predict"
 def run_finetune() -> None:
     """Run `predict_file` if the command line has --predict, else `finetune`."""
     if PREDICT in sys.argv[1:]:
-        run_command(predict_file, args=[arg for arg in sys.argv[1:] if arg != PREDICT])
+        run_command(predict_file, selected_by=PREDICT)
         return
     with end_at_once():
         run_command(finetune, config=FinetuneConfig)

@@ -111,7 +111,7 @@ def _finetune(config: FinetuneConfig, task: Task, ranks: Ranks) -> dict[str, flo
     if ranks.main:
         learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
         print(
-            f"{config.task}: {config.init_from} with {gpt.config.n_layer} blocks, {learning:,} trainable parameters "
+            f"{config.task}: {config.init_from}, n_layer {gpt.config.n_layer}, {learning:,} trainable parameters "
             f"({config.trainable}); {len(examples):,} examples, {len(dev_examples):,} for development\n"
             f"{numerics.dtype} ({dtype_reason(config, numerics, resume)}), {numerics.threads} threads, "
             f"{config.batch_size} examples per step"

@@ -88,7 +88,7 @@ def finetune_chat(config: FinetuneConfig, ranks: Ranks) -> dict[str, float]:
         learning = sum(p.numel() for p in gpt.parameters() if p.requires_grad)
         used = float((packs.segments >= 0).mean())
         print(
-            f"chat: {config.init_from} with {gpt.config.n_layer} blocks, {learning:,} trainable parameters "
+            f"chat: {config.init_from}, n_layer {gpt.config.n_layer}, {learning:,} trainable parameters "
             f"({config.trainable}); {len(conversations):,} conversations in {len(packs.ids):,} rows of {length} "
             f"tokens, {used:.0%} of them used, {n_targets:,} tokens of replies; {len(dev):,} conversations for "
             "development\n"

@@ -29,7 +29,9 @@ def load_gpt(config: FinetuneConfig) -> tuple[GPT, Tokenizer]:
         start, tokenizer = load_body(folder)
     n_layer = start.config.n_layer if config.n_layer is None else config.n_layer
     if n_layer > start.config.n_layer:
-        raise InputError(f"n_layer is {n_layer}; {config.init_from} has {start.config.n_layer} blocks.")
+        raise InputError(
+            f"n_layer is {n_layer}; the n_layer of {config.init_from} is {start.config.n_layer}."
+        )
     start.keep_blocks(n_layer)
     shape = replace(
         start.config,

@@ -56,6 +56,10 @@ def read_tokenizer(folder: Path) -> TokenizerParts:
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         settings = dict.fromkeys(SPECIAL_TOKEN_KEYS[:3], GPT2_EOS) | _settings(folder)
         return _read_hf(folder, settings, _read_merges(folder, settings))
+    if (folder / "task.json").exists() and not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} holds only what LoRA changed of a model, for a task; it predicts with finetune.py --predict."
+        )
     raise InputError(
         f"{folder} has no tokenizer: no tokenizer.json, no vocab.json with merges.txt and no .gguf file; put the "
         "model's tokenizer.json there."

@@ -228,7 +228,7 @@ def test_the_configured_fraction_of_training_passages_is_cropped(tmp_path):
             "once for a field, where the fields of classification are text, label",
         ),
         ({"task": "similarity", "balanced": True}, "balanced is set, but the task similarity has no labels"),
-        ({"n_layer": 9}, "n_layer is 9; .* has 3 blocks"),
+        ({"n_layer": 9}, "n_layer is 9; the n_layer of .* is 3"),
         ({"trainable": "last-k", "last_k": 4}, "last_k is 4; expected at most 3"),
         ({"trainable": "bitfit"}, "has no biases to train"),
         ({"parallel": "deepspeed", "deepspeed_config": "x"}, "which fine-tuning does not support"),

@@ -12,6 +12,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.tasks.finetune import finetune
 from gpt_core.tasks.lora import LORA_FILE
 from gpt_core.tasks.task_model import TaskModel
+from gpt_core.tokenizer.tokenizer import Tokenizer
 from tests.gpt_core.tasks.finetune_driver import settings
 from tests.gpt_core.tasks.tiny_tasks import write_tasks
 from tests.tiny_models import save_model
@@ -59,6 +60,11 @@ def test_bfloat16_halves_it(folder, tmp_path):
     )
     for one, other in zip(whole, half, strict=True):
         assert one.score == pytest.approx(other.score, abs=0.05)
+
+
+def test_it_is_no_language_model(folder):
+    with pytest.raises(InputError, match=r"only what LoRA changed of a model.* finetune.py --predict"):
+        Tokenizer.from_pretrained(folder / "span-lora")
 
 
 def test_another_training_starts_from_it(folder, tmp_path):
