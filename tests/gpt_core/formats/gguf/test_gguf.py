@@ -248,6 +248,19 @@ def test_an_inconsistent_vocabulary_is_refused(tmp_path):
 
 
 @pytest.mark.network
+def test_smollm2_replies_as_it_does_in_transformers(smollm2):
+    """The next test holds such a reply against transformers; loading the file there takes much longer."""
+    model, tokenizer = GPT.from_pretrained(smollm2), Tokenizer.from_pretrained(smollm2)
+    prompt = tokenizer.chat([{"role": "user", "content": "Why is the sky blue?"}])
+    engine = Engine(model, tokenizer, max_running=1, context=len(prompt) + 16)
+    request = engine.submit(prompt, SamplingParams(max_new_tokens=16, temperature=0))
+    engine.run()
+    reply = "The answer to this question lies in the intricate dance of light and color. The"
+    assert tokenizer.decode(request.token_ids) == reply
+
+
+@pytest.mark.slow
+@pytest.mark.network
 def test_smollm2_equals_transformers_own_gguf_loading(smollm2):
     """Logits within 1e-3, the same 64 greedy tokens, the same tokenizer and chat template."""
     file = next(smollm2.glob("*.gguf")).name

@@ -132,6 +132,7 @@ def test_three_ranks_resume_a_checkpoint_of_one_process(runs: Runs) -> None:
     assert largest_difference(plain["end"], rest["state"]) < 5e-6
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_the_deepspeed_launcher_trains_the_same_model_as_one_process(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(
