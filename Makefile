@@ -80,7 +80,7 @@ clean:  ## remove what make made; the model cache stays
 	$(PYTHON) -m venv .venv
 
 .venv/.runtime: .venv/bin/python pyproject.toml setup.py constraints.txt
-	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) -e '.[documents]'
 	@touch $@
 
 .venv/.dev: .venv/.runtime

@@ -26,12 +26,13 @@ from serve.answers.answer import (
     not_answered,
     second_stage_of,
 )
+from serve.answers.attribution import Citation
 from serve.answers.quotes import Quote
 from serve.answers.reader import open_reader
 from serve.work.loading import load
 from serve.work.remote import TOTAL_SECONDS, RemoteGenerator, remote_generator
 
-QUOTE_FIELDS = ("text", "doc_id", "title", "headings", "start", "end", "probability")
+QUOTE_FIELDS = ("text", "doc_id", "title", "headings", "start", "end", "probability", "pages")
 
 
 def ask(
@@ -143,7 +144,10 @@ def _read(path: Path) -> Iterator[str]:
 
 def as_json(question: str, found: Answer) -> str:
     """An answer as a line of JSON."""
-    quotes = [{name: getattr(quote, name) for name in QUOTE_FIELDS} for quote in found.quotes]
+    quotes = [
+        {name: value for name, value in asdict(quote).items() if name in QUOTE_FIELDS}
+        for quote in found.quotes
+    ]
     fields = {name: getattr(found, name) for name in ("kind", "text", "probability", "unanswered", "failure")}
     span = None if found.span is None else asdict(found.span)
     return json_format.dumps(
@@ -162,14 +166,14 @@ def render(found: Answer, width: int = 100) -> str:
         marks = (f"[{sources.index(s.citation) + 1}]" if s.citation else "[?]" for s in found.sentences)
         lines.append(" ".join(f"{s.text} {mark}" for s, mark in zip(found.sentences, marks, strict=True)))
         for number, source in enumerate(sources, 1):
-            where = f"{source.title or source.doc_id} ({source.doc_id}, {source.start}–{source.end})"
-            lines.append(f"[{number}] {where}: {source.text}")
+            lines.append(f"[{number}] {source.title or source.doc_id} ({_place(source)}): {source.text}")
     elif found.kind != "quote":
         lines.append(found.text.partition("\n")[0])
     if found.span is not None:
         lines.append(f"{found.span.text} ({found.span.probability:.0%}, in:)")
     for quote in found.quotes:
-        lines += [f"“{quote.text}”", f"— {_place(quote)}, {quote.probability:.0%}"]
+        path = " › ".join(dict.fromkeys([quote.title or quote.doc_id, *quote.headings]))
+        lines += [f"“{quote.text}”", f"— {path} ({_place(quote)}), {quote.probability:.0%}"]
     if found.kind != "generated":
         lines += map(not_answered, found.unanswered)
     if found.draft and found.kind != "generated":
@@ -182,7 +186,6 @@ def render(found: Answer, width: int = 100) -> str:
     )
 
 
-def _place(quote: Quote) -> str:
-    """Where a quote stands: the document's title, the headings above the quote, the document's id, the offsets."""
-    path = dict.fromkeys([quote.title or quote.doc_id, *quote.headings])
-    return f"{' › '.join(path)} ({quote.doc_id}, {quote.start}–{quote.end})"
+def _place(source: Quote | Citation) -> str:
+    """Where a quote or a citation stands: the document's id, and its pages or its offsets."""
+    return f"{source.doc_id}, {source.pages or f'{source.start}–{source.end}'}"

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from gpt_core.common.errors import InputError
+from index.reading.pages import Pages
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Document:
         title: put before each passage for embedding and lexical search.
         metadata: fields for filters; any JSON-serialisable values.
         source: real path of the file that the document was read from, "" if none; not part of the content hash.
+        pages: where the pages of the text begin, None if it has none; not part of the content hash.
 
     Raises:
         InputError: for an empty id, metadata that JSON cannot represent, or text that is not valid Unicode.
@@ -29,6 +31,7 @@ class Document:
     title: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    pages: Pages | None = None
 
     def __post_init__(self) -> None:
         if not all(isinstance(value, str) for value in (self.id, self.text, self.title)) or not self.id:

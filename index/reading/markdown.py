@@ -1,20 +1,15 @@
-"""Documents from Markdown and plain text."""
+"""The title and the fields of a Markdown file."""
 
 import json
 import re
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from markdown_it import MarkdownIt
 
-from gpt_core.common.errors import InputError
-from gpt_core.common.list_files import has_ending
-from index.reading.document import Document
 from index.reading.front_matter import read_front_matter
 from index.reading.log import ReadingLog
-from index.reading.source_files import SourceFile
 
 MARKDOWN = (".md", ".markdown")
 MOST_BEFORE_HEADING = (
@@ -27,37 +22,19 @@ BLOCKS = MarkdownIt("commonmark")
 BLOCKS.core.ruler.enableOnly(["normalize", "block"])  # headings keep the marks of emphasis, links and code
 
 
-class NotText(InputError):
-    """The file is not UTF-8 text."""
+def read_markdown(text: str, path: Path, log: ReadingLog) -> tuple[str, str, dict[str, Any]]:
+    """The text, title and metadata of a Markdown file: the front matter's fields and title, else the first heading.
 
-
-def read_text_file(file: SourceFile, name: str, log: ReadingLog) -> Iterator[tuple[str, Document]]:
-    """Yield a Markdown or plain-text file as one document, with the file's path for error messages.
-
-    The text of a Markdown file begins behind its front matter, unless the front matter is broken, which `log` notes.
-
-    Raises:
-        NotText: if the file is not UTF-8 text.
+    The text begins behind the front matter, unless the front matter is broken, which `log` notes.
     """
-    try:
-        text = file.path.read_bytes().decode("utf-8-sig")  # keeps line ends
-    except UnicodeDecodeError as error:
-        raise NotText(f"{file.path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
-    if "\0" in text:
-        raise NotText(f"{file.path} is not text: it contains a zero byte.")
-    title, metadata = "", {}
-    if has_ending(file.path, MARKDOWN):
-        front = read_front_matter(text)
-        body = text[front.end :] if front else text
-        if front:
-            metadata = front.fields
-        title = _own_title(metadata) or first_heading(body)
-        if front and front.problem:
-            log.broken.append(f"{file.path} ({front.problem})")
-        else:
-            text = body
-    title = title or (Path(file.source).stem if text.strip() else "")  # an empty file has no title either
-    yield str(file.path), Document(name, text, title, metadata, file.source)
+    front = read_front_matter(text)
+    body = text[front.end :] if front else text
+    metadata = front.fields if front else {}
+    title = _own_title(metadata) or first_heading(body)
+    if front and front.problem:
+        log.broken.append(f"{path} ({front.problem})")
+        return text, title, metadata
+    return body, title, metadata
 
 
 def _own_title(metadata: dict[str, Any]) -> str:

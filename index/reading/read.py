@@ -1,13 +1,17 @@
-"""Read documents from JSON lines (BEIR's keys), plain text and Markdown files, and folders of these."""
+"""Read documents from files of many formats, and from folders of these."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpt_core.common.errors import InputError
+from gpt_core.common.extras import MissingPackage
+from gpt_core.common.list_files import has_ending
 from index.reading.document import Document
-from index.reading.json_lines import read_jsonl
+from index.reading.extract import CODE, extract
+from index.reading.formats.extracted import Unreadable
 from index.reading.log import ReadingLog
-from index.reading.markdown import NotText, read_text_file
+from index.reading.markdown import MARKDOWN, first_heading, read_markdown
+from index.reading.rows import read_rows_of
 from index.reading.source_files import SourceFile, find_files, name_files
 
 
@@ -16,17 +20,20 @@ def iter_documents(paths: Sequence[str | Path]) -> Iterator[Document]:
 
     A `.jsonl` (`.gz`, `.xz`) file has one JSON object per line: `text`; optionally `title`, and `_id` or `id` (by
     default `<file>:<hash of the content>`, so equal lines are one document); metadata are the object `metadata` and all
-    other keys. A `.txt`, `.md` or `.markdown` file is one document. Its id is its path relative to the given folder,
-    with parts of the folder's path in front if another file of this call has that id. Its title is the front matter's
-    `title`, else the first heading, else the file's name. Files in folders that cannot be read are named on stderr. See
-    `find_files` for folders.
+    other keys. Each row of a table (CSV, TSV, Parquet, spreadsheets) is a document, too: like such a line if it has a
+    column `text`, else its text has a line for each column, and all columns are metadata.
+
+    Every other file is one document, whose text is Markdown: text, Markdown, HTML, PDF, Word, PowerPoint, OpenDocument,
+    RTF, EPUB, Jupyter notebooks, source code. Its id is its path relative to the given folder, with parts of the
+    folder's path in front if another file of this call has that id. Its title is its own, else its first heading, else
+    the file's name. Files in folders that cannot be read are named on stderr. See `find_files` for folders.
 
     The ids are those of a new index. `build_index` names files as they are named in its index, so that a file of
     another folder never replaces a document.
 
     Raises:
-        InputError: for a path that `find_files` rejects, a malformed line (with its number), a given file that is not
-            UTF-8 text, or a duplicate id. The documents before the error have been yielded by then.
+        InputError: for a path that `find_files` rejects, a malformed line (with its number), a given file that cannot
+            be read, or a duplicate id. The documents before the error have been yielded by then.
     """
     found = find_files(paths)
     names, _ = name_files(found.files, found.roots, {}, lambda file, name: True)
@@ -35,8 +42,16 @@ def iter_documents(paths: Sequence[str | Path]) -> Iterator[Document]:
     log.report()
 
 
-def read_files(files: Iterable[SourceFile], names: Mapping[str, str], log: ReadingLog) -> Iterator[Document]:
-    """Read the documents of `files`; `names` are the files' names by source.
+def read_files(
+    files: Iterable[SourceFile], names: Mapping[str, str], log: ReadingLog, rows_per_document: int = 1
+) -> Iterator[Document]:
+    """Read the documents of `files`.
+
+    Args:
+        files: the files.
+        names: the files' names by source.
+        log: notes what was read and what was not.
+        rows_per_document: rows of a table that are one document, unless it has a column `text`.
 
     Raises:
         InputError: as `iter_documents` does.
@@ -44,9 +59,13 @@ def read_files(files: Iterable[SourceFile], names: Mapping[str, str], log: Readi
     seen: set[str] = set()
     for file in files:
         name = names[file.source]
-        read = read_jsonl if file.has_rows else read_text_file
+        read = (
+            read_rows_of(file, name, log, rows_per_document)
+            if file.has_rows
+            else _read_whole(file, name, log)
+        )
         try:
-            for place, document in read(file, name, log):
+            for place, document in read:
                 if document.id in seen:
                     raise InputError(
                         f"{place}: another document has the id {document.id!r}; give each document a unique id "
@@ -54,8 +73,22 @@ def read_files(files: Iterable[SourceFile], names: Mapping[str, str], log: Readi
                     )
                 seen.add(document.id)
                 yield document
-        except (OSError, NotText) as error:
+            log.note_read(file.path)
+        except (OSError, Unreadable, MissingPackage) as error:
             if file.given:
                 raise
-            reason = f"{file.path}: {error.strerror}" if isinstance(error, OSError) else str(error)
-            log.unread[file.source] = reason.rstrip(".")
+            log.note_unread(file.source, file.path, error)
+
+
+def _read_whole(file: SourceFile, name: str, log: ReadingLog) -> Iterator[tuple[str, Document]]:
+    """Yield a file that is one document, with its path for error messages."""
+    found, encoding = extract(file.path)
+    log.note_encoding(file.path, encoding)
+    text, title, metadata = found.text, found.title, found.metadata
+    if has_ending(file.path, MARKDOWN):
+        text, title, metadata = read_markdown(text, file.path, log)
+    elif not title and not has_ending(file.path, (".txt", ".pdf", *CODE)):
+        title = first_heading(text)
+    if not title and text.strip():  # an empty file has no title either
+        title = name if has_ending(file.path, CODE) else Path(file.source).stem
+    yield str(file.path), Document(name, text, title, metadata, file.source, found.pages)

@@ -8,8 +8,10 @@ from pathlib import Path, PurePath
 
 from gpt_core.common.jsonl import JSONL
 from gpt_core.common.list_files import Listing, has_ending, list_files
+from index.reading.extract import EXTRACTED
+from index.reading.formats.tables import TABLES
 
-TEXT_SUFFIXES = (".txt", ".md", ".markdown")
+ROWS = (*JSONL, *TABLES)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class SourceFile:
 
     @property
     def has_rows(self) -> bool:
-        """Whether each line of the file is a document; otherwise the file is one."""
-        return has_ending(self.path, JSONL)
+        """Whether the rows of the file are documents; otherwise the file is one."""
+        return has_ending(self.path, ROWS)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def find_files(paths: Sequence[str | Path]) -> FoundFiles:
     Raises:
         InputError: for a path that is missing, not supported or unreadable, or a folder without readable files.
     """
-    listing = list_files(paths, (*JSONL, *TEXT_SUFFIXES), _without_queries)
+    listing = list_files(paths, (*ROWS, *EXTRACTED), _without_queries)
     given = {Path(path) for path in paths}
     files = []
     for path, name in listing.files:

@@ -12,6 +12,7 @@ from embed.data.vectors import Vectors
 from embed.network.config import Fusion
 from index.dense.scores import Scores, Spread
 from index.dense.view import View
+from index.reading.pages import PageRange, Pages
 from index.reading.passages import passage_id
 from index.search.lexical import Matches
 from index.store.store import Numbers
@@ -42,6 +43,7 @@ class Hit:
         dense: cosine of query and passage; None if dense search was not used.
         lexical: BM25, 0 if no term of the query occurs; None if lexical search was not used.
         metadata: the document's metadata.
+        pages: the pages of the document that the passage is on; None for a document without pages.
     """
 
     passage_id: str
@@ -54,12 +56,15 @@ class Hit:
     dense: float | None
     lexical: float | None
     metadata: dict[str, Any]
+    pages: PageRange | None = None
 
     @classmethod
     def of(cls, ranked: Ranked, row: dict[str, Any]) -> "Hit":
         """The hit for a ranked passage and its row in the store."""
         name = passage_id(row["doc_id"], row["start"], row["end"])
-        row = {**row, "metadata": json.loads(row["metadata"])}
+        pages = Pages.from_json(row["pages"])
+        where = pages.of(row["start"], row["end"]) if pages else None
+        row = {**row, "metadata": json.loads(row["metadata"]), "pages": where}
         return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)
 
 

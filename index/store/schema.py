@@ -4,7 +4,9 @@ import sqlite3
 
 from embed.text.analysis import FTS5_TOKENIZER
 
-FORMAT = 2  # version of the schema and of the output of `index_terms`
+FORMAT = 3  # version of the schema and of the output of `index_terms`
+# What makes a store of the format before one of the format: such a store needs no new build.
+MIGRATIONS = {3: "ALTER TABLE documents ADD COLUMN pages TEXT NOT NULL DEFAULT ''"}
 
 
 # Errors caused by the machine, such as a full disk; all other SQLite errors are bugs of this program.
@@ -18,7 +20,7 @@ SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT;
 CREATE TABLE documents (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL,
-    metadata TEXT NOT NULL, hash TEXT NOT NULL, source TEXT NOT NULL
+    metadata TEXT NOT NULL, hash TEXT NOT NULL, source TEXT NOT NULL, pages TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX documents_of_source ON documents (source);
 CREATE TABLE files (source TEXT PRIMARY KEY, place TEXT NOT NULL, name TEXT NOT NULL) STRICT, WITHOUT ROWID;

@@ -7,6 +7,7 @@ reader that has processed all changes up to a sequence number can therefore quer
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -25,9 +26,10 @@ from embed.text.analysis import index_terms
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder
 from index.reading.document import Document
+from index.reading.pages import Pages
 from index.reading.passages import Passage
 from index.store.connections import Connections, environment_errors_as_os_error, get_meta
-from index.store.schema import FORMAT, SCHEMA
+from index.store.schema import FORMAT, MIGRATIONS, SCHEMA
 from index.store.settings import Settings
 
 FILE = "index.sqlite"
@@ -48,16 +50,32 @@ class Store:
         self._connections = Connections(self.folder / FILE)
         try:
             with self.read() as tx:
-                version = tx.execute("PRAGMA user_version").fetchone()[0]
-                if version != FORMAT:
-                    raise InputError(
-                        f"{folder}/{FILE} has format {version}; expected format {FORMAT}. Build the index again in "
-                        "a new folder with scripts/build_index.py, from the same documents."
-                    )
+                version = _format(tx)
+            if version < FORMAT and version + 1 in MIGRATIONS:
+                version = self._migrate()
+            if version != FORMAT:
+                raise InputError(
+                    f"{folder}/{FILE} has format {version}; expected format {FORMAT}. Build the index again in "
+                    "a new folder with scripts/build_index.py, from the same documents."
+                )
+            with self.read() as tx:
                 self._connections.settings_json = get_meta(tx, "settings")
                 self.settings = Settings.from_json(get_meta(tx, "settings"))
         except (sqlite3.DatabaseError, OSError) as error:
             raise InputError(f"{folder}/{FILE} cannot be read as an index: {error}.") from None
+
+    def _migrate(self) -> int:
+        """Bring the store to this program's format, in one transaction; returns the format."""
+        if not os.access(self.folder, os.W_OK):
+            raise InputError(
+                f"{self.folder}/{FILE} has an older format, and the folder is read-only; open the index once where it "
+                "can be written."
+            )
+        with self.write() as tx:
+            for version in range(_format(tx) + 1, FORMAT + 1):  # none if another process was faster
+                tx.execute(MIGRATIONS[version])
+            tx.execute(f"PRAGMA user_version = {FORMAT}")
+        return FORMAT
 
     @classmethod
     def create(cls, folder: str | Path, settings: Settings) -> "Store":
@@ -144,8 +162,16 @@ class Store:
     ) -> bool:
         """Write a document, its passages and their vectors (n, dimension); True if it replaced one of this id."""
         replaced = self.remove(tx, document.id)
-        columns = (document.title, document.text, document.metadata_json, document.hash, document.source)
-        insert = "INSERT INTO documents (id, title, text, metadata, hash, source) VALUES (?, ?, ?, ?, ?, ?)"
+        pages = document.pages.to_json() if document.pages else ""
+        columns = (
+            document.title,
+            document.text,
+            document.metadata_json,
+            document.hash,
+            document.source,
+            pages,
+        )
+        insert = "INSERT INTO documents (id, title, text, metadata, hash, source, pages) VALUES (?, ?, ?, ?, ?, ?, ?)"
         owner = tx.execute(insert, (document.id, *columns)).lastrowid
         first = _count_up(tx, len(passages)) + 1
         numbers = range(first, first + len(passages))
@@ -189,12 +215,17 @@ class Store:
 
     def document(self, tx: sqlite3.Connection, doc_id: str) -> Document | None:
         """The document with this id, or None if there is none."""
-        columns = "id, text, title, metadata, source"
+        columns = "id, text, title, metadata, source, pages"
         found = tx.execute(f"SELECT {columns} FROM documents WHERE id = ?", (doc_id,)).fetchone()
         if not found:
             return None
-        doc_id, text, title, metadata, source = found
-        return Document(doc_id, text, title, json.loads(metadata), source)
+        doc_id, text, title, metadata, source, pages = found
+        return Document(doc_id, text, title, json.loads(metadata), source, Pages.from_json(pages))
+
+    def pages(self, tx: sqlite3.Connection, doc_id: str) -> Pages | None:
+        """Where the pages of a document begin; None if it has none, or there is no such document."""
+        found = tx.execute("SELECT pages FROM documents WHERE id = ?", (doc_id,)).fetchone()
+        return Pages.from_json(found[0]) if found else None
 
     def document_ids(self, tx: sqlite3.Connection) -> list[str]:
         """All document ids, in insertion order."""
@@ -270,7 +301,7 @@ class Store:
     def passages(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
         """The fields of a `Hit` for each of the passage ids `numbers`, by id."""
         query = """
-            SELECT p.number, d.id AS doc_id, d.title, p.text, p.start, p.stop AS end, d.metadata
+            SELECT p.number, d.id AS doc_id, d.title, p.text, p.start, p.stop AS end, d.metadata, d.pages
             FROM passages AS p JOIN documents AS d ON d.number = p.document
             WHERE p.number IN (SELECT value FROM json_each(?))"""
         cursor = tx.execute(query, (json.dumps(list(numbers)),))
@@ -292,6 +323,10 @@ class Store:
     def put_corpus_map(self, tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
         """Store a corpus map that was fitted on `n_passages` passages."""
         _set_corpus_map(tx, corpus_map, n_passages)
+
+
+def _format(tx: sqlite3.Connection) -> int:
+    return tx.execute("PRAGMA user_version").fetchone()[0]
 
 
 def _exists(folder: Path) -> InputError:

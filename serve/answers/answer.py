@@ -6,7 +6,7 @@ server generates on its worker's thread between them. `answer_question` does all
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from itertools import chain, zip_longest
 from typing import Literal, NamedTuple, get_args
@@ -202,6 +202,7 @@ def prepare(
         quoted = quote(asked[end - 1], hits, document, index.idf, ranker, thresholds, before, second_stage)
         found.append(_Found(asked[end - 1], f"{before} {asked[end - 1]}".strip(), hits, quoted))
     merged, unanswered = _merged(found)
+    merged = replace(merged, quotes=[_with_pages(index, one) for one in merged.quotes])
     by_rank = chain.from_iterable(zip_longest(*(one.hits for one in found)))
     hits = list({hit.passage_id: hit for hit in by_rank if hit}.values())
     prompt: Prompt | ChatPrompt | None = None
@@ -211,7 +212,8 @@ def prepare(
         prompt = build_prompt(question, hits, generator.tokenizer, generator.context, max_new_tokens)
     span = None
     if reader is not None and merged.quotes:
-        asked_first = next(one.question for one in found if merged.quotes[0] in one.quoted.quotes)
+        first = replace(merged.quotes[0], pages=None)  # as it was found
+        asked_first = next(one.question for one in found if first in one.quoted.quotes)
         span = reader.read(asked_first, merged.quotes[0])
     return Prepared(question, hits, merged, prompt, unanswered, [one.query for one in found], span)
 
@@ -244,6 +246,11 @@ def _fits(index: Index, query: str) -> bool:
     return (
         encoder is None or encoder.count_tokens([query], encoder.config.query_prompt)[0] <= encoder.max_tokens
     )
+
+
+def _with_pages(index: Index, quote: Quote) -> Quote:
+    pages = index.pages(quote.doc_id)
+    return replace(quote, pages=pages.of(quote.start, quote.end)) if pages else quote
 
 
 def _text(index: Index, doc_id: str) -> str:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from embed.text.content_terms import Term, content_terms
 from embed.text.sentences import split_sentences
 from index import Hit
+from index.reading.pages import PageRange
 from serve.answers import contradiction, contradiction_zh
 from serve.answers.contradiction import OPENERS, Statement
 from serve.answers.language import HAN
@@ -41,7 +42,10 @@ MIN_DF = (
 
 @dataclass(frozen=True)
 class Citation:
-    """One or two neighbouring sentences of a document: `text` is the document's text[start:end] in code points."""
+    """One or two neighbouring sentences of a document: `text` is the document's text[start:end] in code points.
+
+    `pages`: the pages that they are on; None for a document without pages.
+    """
 
     passage_id: str
     doc_id: str
@@ -49,6 +53,7 @@ class Citation:
     start: int
     end: int
     text: str
+    pages: PageRange | None = None
 
 
 @dataclass(frozen=True)
@@ -188,8 +193,9 @@ def _sources(hits: Sequence[Hit]) -> tuple[list[_Source], _Weights]:
         passage = title.union(*stems)
         for first, last in _windows(len(ends)):
             start, end = ends[first][0], ends[last][1]
-            where = (hit.start + start, hit.start + end, hit.text[start:end])
-            citation = Citation(hit.passage_id, hit.doc_id, hit.title, *where)
+            where = (hit.start + start, hit.start + end)
+            pages = hit.pages.of(*where) if hit.pages else None
+            citation = Citation(hit.passage_id, hit.doc_id, hit.title, *where, hit.text[start:end], pages)
             factor = 1.0 if first == last else PAIR_FACTOR
             held, window = stems[first] | stems[last], own[first : last + 1]
             sources.append(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from index import Hit
+from index.reading.pages import PageRange
 from serve.answers.candidates import Candidate, find_candidates
 from serve.answers.features import features
 from serve.answers.question import Idf, Question
@@ -30,6 +31,7 @@ class Quote:
         headings: the headings above the quote, the outermost first.
         start, end: offsets into the document's text.
         probability: that the quote answers the question.
+        pages: the pages that the quote is on; None for a document without pages.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Quote:
     start: int
     end: int
     probability: float
+    pages: PageRange | None = None
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ function showHits(sources) {
   if (sources.n_prompt_hits) say("Writing…");
   hits.forEach((hit, i) => {
     const item = byId("hit").content.cloneNode(true).firstElementChild;
-    item.querySelector("h3").textContent = hit.title || hit.doc_id;
+    item.querySelector("h3").textContent = (hit.title || hit.doc_id) + (hit.pages ? `, ${nameOf(hit.pages)}` : "");
     const scores = [["score", hit.score], ["dense", hit.dense], ["lexical", hit.lexical]]
       .filter(([, value]) => value !== null)
       .map(([name, value]) => `${name} ${value.toFixed(3)}`);
@@ -174,6 +174,8 @@ function showAnswer(answer) {
 const citationsOf = (answer, hit) =>
   [...answer.sentences.map((sentence) => sentence.citation), ...answer.quotes].filter((c) => c?.passage_id === hit.passage_id);
 
+const nameOf = ({ unit, first, last }) => (first === last ? `${unit} ${first}` : `${unit}s ${first}–${last}`);
+
 // A quote, in which the reader's short answer, if there is one, is marked.
 function quoteNode(quote, span) {
   const node = byId("quote").content.cloneNode(true).firstElementChild;
@@ -184,7 +186,8 @@ function quoteNode(quote, span) {
   const parts = [characters.slice(0, from).join(""), mark, characters.slice(to).join("")];
   node.querySelector("blockquote").append(...(span ? parts : [quote.text]), sourceButton(quote));
   const path = [...new Set([quote.title || quote.doc_id, ...quote.headings])].join(" › ");
-  node.querySelector("figcaption").textContent = `${path} · ${Math.round(100 * quote.probability)} %`;
+  const place = quote.pages ? `${path}, ${nameOf(quote.pages)}` : path;
+  node.querySelector("figcaption").textContent = `${place} · ${Math.round(100 * quote.probability)} %`;
   return node;
 }
 

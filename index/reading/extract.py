@@ -1,0 +1,139 @@
+"""The text of a file, by the ending of its name."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from gpt_core.common.errors import InputError
+from gpt_core.common.extras import MissingPackage
+from gpt_core.common.list_files import has_ending
+from index.reading.formats.encoding import decode
+from index.reading.formats.epub import read_epub
+from index.reading.formats.extracted import Extracted, Unreadable
+from index.reading.formats.html import read_html
+from index.reading.formats.notebook import read_notebook
+from index.reading.formats.office import read_docx, read_odf, read_pptx, read_rtf
+from index.reading.formats.pdf import read_pdf
+from index.reading.pages import Pages
+
+TEXT = (".txt", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex")
+HTML = (".html", ".htm", ".xhtml")
+CODE = (
+    *(
+        ".bash",
+        ".c",
+        ".cc",
+        ".cpp",
+        ".cs",
+        ".cu",
+        ".cxx",
+        ".go",
+        ".h",
+        ".hpp",
+        ".java",
+        ".jl",
+        ".js",
+        ".jsx",
+        ".kt",
+    ),
+    *(
+        ".lua",
+        ".mjs",
+        ".php",
+        ".pl",
+        ".proto",
+        ".py",
+        ".pyi",
+        ".r",
+        ".rb",
+        ".rs",
+        ".scala",
+        ".sh",
+        ".sql",
+        ".swift",
+    ),
+    *(".ts", ".tsx", ".zig"),
+)
+READERS: dict[str, Callable[[Path], Extracted]] = {
+    ".pdf": read_pdf,
+    ".docx": read_docx,
+    ".docm": read_docx,
+    ".pptx": read_pptx,
+    ".pptm": read_pptx,
+    ".odt": read_odf,
+    ".odp": read_odf,
+    ".rtf": read_rtf,
+    ".epub": read_epub,
+    ".ipynb": read_notebook,
+}
+EXTRACTED = (*TEXT, *HTML, *CODE, *READERS)
+# Characters that no text has; formats that are not text may give them.
+NOT_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+# Titles that programs give to documents without one.
+NO_TITLE = re.compile(
+    r"untitled|\(?anonymous\)?|(?:microsoft (?:word|powerpoint|excel)|powerpoint presentation|document)\b.*"
+    r"|.*\.(?:docx?|pptx?|xlsx?|pdf|tex|dvi|ps|indd|qxd|odt|rtf|txt)|<[0-9a-f]+>",
+    re.IGNORECASE,
+)
+
+
+def extract(path: Path) -> tuple[Extracted, str]:
+    """The text of a file, and its encoding, "" of a format that is not text.
+
+    Raises:
+        Unreadable: if it has none; the message names the file.
+        MissingPackage: if the format needs a package that is not installed.
+        OSError: if the file cannot be read.
+    """
+    before = _state(path)
+    try:
+        found, encoding = _read(path)
+    except MissingPackage as error:
+        raise MissingPackage(f"{path}: {error}") from None
+    except Unreadable as error:
+        raise Unreadable(f"{path}: {error}") from None
+    except (OSError, InputError):
+        raise
+    except Exception as error:  # the libraries that read formats raise anything for a damaged file
+        raise Unreadable(f"{path}: it is damaged ({type(error).__name__}: {str(error)[:100]}).") from None
+    if _state(path) != before:
+        raise Unreadable(f"{path}: it changed while it was read; try again.")
+    return found, encoding
+
+
+def _read(path: Path) -> tuple[Extracted, str]:
+    if has_ending(path, TEXT):
+        text, encoding = decode(path.read_bytes())
+        return Extracted(text), encoding
+    if has_ending(path, CODE):
+        text, encoding = decode(path.read_bytes())
+        return _code(text, path.suffix[1:].lower()), encoding
+    if has_ending(path, HTML):
+        found, encoding = read_html(path)
+    else:
+        found, encoding = READERS[path.suffix.lower()](path), ""
+        if not found.text.strip():
+            raise Unreadable("it has no text.")
+    title = "" if NO_TITLE.fullmatch(found.title) or NOT_TEXT.search(found.title) else found.title
+    # a space in place of such a character, so that the pages begin where they began
+    return replace(found, text=NOT_TEXT.sub(" ", found.text), title=title), encoding
+
+
+def _code(text: str, language: str) -> Extracted:
+    """Source code in a fence; its lines are its pages."""
+    lines = text.splitlines(keepends=True)
+    fence = f"```{language}\n"
+    starts, place = [], len(fence)
+    for line in lines:
+        starts.append(place)
+        place += len(line)
+    return Extracted(
+        f"{fence}{text.rstrip()}\n```" if text.strip() else "", pages=Pages("line", tuple(starts))
+    )
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,126 @@
+"""Text of PDF files, by PDFium."""
+
+import ctypes
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt_core.common.extras import extra
+from index.reading.formats.extracted import Extracted, Unreadable
+from index.reading.pages import Pages
+
+# A line belongs to the paragraph above it if the distance of their baselines is at most so many font sizes.
+PARAGRAPH_PITCH = 1.5
+# A first or last line that so many pages have, numbers aside, is a running head or foot, and no text.
+MIN_REPEATED = 3
+NUMBERING = re.compile(r"[\dA-Z]{0,3}(?:\.\d+)*\.?[ \t]+(?=\S)")
+HYPHEN_AT_END = "\ufffe"  # of a line; PDFium has joined the parts of the word around it
+
+
+class _Line(NamedTuple):
+    text: str
+    bottom: float  # of the first character, in points from the page's lower edge
+    size: float  # of the font, in points
+
+
+def read_pdf(path: Path) -> Extracted:
+    """The text of a PDF file. Lines that an outline names as headings are headings.
+
+    Raises:
+        Unreadable: for a file that is damaged, encrypted or without text.
+    """
+    with extra("documents"):
+        import pypdfium2
+    try:
+        document = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        reason = "it is encrypted" if "password" in str(error) else "it is no PDF file, or damaged"
+        raise Unreadable(f"{reason}.") from None
+    with document:
+        pages = [_lines(document, number) for number in range(len(document))]
+        headings = _outline(document)
+        title = (document.get_metadata_dict().get("Title") or "").strip()
+    if not any(pages):
+        raise Unreadable(f"its {len(pages)} pages have no text; scanned pages need OCR.")
+    _drop_running_lines(pages)
+    parts: list[str] = []
+    starts: list[int] = []
+    length = 0
+    for number, lines in enumerate(pages):
+        starts.append(length)
+        text = _page_text(lines, headings.get(number, {}))
+        if text:
+            parts.append(text + "\n\n")
+            length += len(parts[-1])
+    return Extracted("".join(parts).rstrip(), title, {}, Pages("page", tuple(starts)))
+
+
+def _lines(document: Any, number: int) -> list[_Line]:
+    """The lines of a page in reading order; none of a page that PDFium cannot read."""
+    import pypdfium2
+    from pypdfium2 import raw
+
+    try:
+        page = document[number]
+        characters = page.get_textpage()
+    except pypdfium2.PdfiumError:
+        return []
+    lines = []
+    place = 0
+    box = raw.FS_RECTF()
+    for line in characters.get_text_range().split("\n"):
+        text = " ".join(line.replace(HYPHEN_AT_END, "").split())
+        if text:
+            first = place + len(line) - len(line.lstrip())
+            raw.FPDFText_GetLooseCharBox(characters, first, ctypes.byref(box))
+            lines.append(_Line(text, box.bottom, raw.FPDFText_GetFontSize(characters, first)))
+        place += len(line) + 1
+    characters.close()
+    page.close()
+    return lines
+
+
+def _outline(document: Any) -> dict[int, dict[str, int]]:
+    """The headings of the outline: page index → text without its number, in lower case → level from 1."""
+    import pypdfium2
+
+    headings: dict[int, dict[str, int]] = {}
+    try:
+        for bookmark in document.get_toc():
+            target = bookmark.get_dest()
+            page = target.get_index() if target else None
+            if page is not None:
+                headings.setdefault(page, {})[_plain(bookmark.get_title())] = bookmark.level + 1
+    except pypdfium2.PdfiumError:  # a damaged outline
+        pass
+    return headings
+
+
+def _plain(text: str) -> str:
+    words = " ".join(text.split())
+    return NUMBERING.sub("", words, count=1).lower() or words.lower()
+
+
+def _drop_running_lines(pages: list[list[_Line]]) -> None:
+    """Drop the first and the last line of pages where several pages have the same, numbers aside."""
+    for place in (0, -1):
+        keys = [re.sub(r"\d+", "#", lines[place].text) if lines else "" for lines in pages]
+        count = Counter(keys)
+        for lines, key in zip(pages, keys, strict=True):
+            if lines and count[key] >= MIN_REPEATED and len(lines) > 1:
+                del lines[place]
+
+
+def _page_text(lines: list[_Line], headings: dict[str, int]) -> str:
+    text = ""
+    above: _Line | None = None
+    for line in lines:
+        level = headings.get(_plain(line.text), 0)
+        if above is not None:
+            pitch = above.bottom - line.bottom
+            is_new = pitch > PARAGRAPH_PITCH * max(line.size, above.size) or abs(line.size - above.size) > 1
+            text += "\n\n" if is_new or level or text.rpartition("\n")[2].startswith("#") else "\n"
+        text += "#" * min(level, 6) + " " * bool(level) + line.text
+        above = line
+    return text
