@@ -5,7 +5,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,10 +19,13 @@ from index.index import Index
 from index.reading.document import Document
 from index.reading.log import ReadingLog
 from index.reading.read import read_files
-from index.reading.source_files import FoundFiles, find_files
-from index.store.files import FileDocument, is_gone
-from index.store.store import FILE
+from index.reading.source_files import FoundFiles, SourceFile, find_files
+from index.store.files import FileDocument, Files, is_gone, states
+from index.store.store import FILE, Store
 from index.store.write import Changes
+
+# Another number after a change to what is read from files, so that unchanged files are read again.
+READING = 1
 
 
 def build_index(
@@ -32,6 +36,7 @@ def build_index(
     max_tokens: int | None = None,
     overlap: int | None = None,
     passages_per_document: int | None = None,
+    rows_per_document: int | None = None,
     fusion: FusionKind | None = None,
     refit_map: bool = False,
     delete_missing: bool = False,
@@ -56,6 +61,8 @@ def build_index(
         overlap: maximum tokens that neighbouring passages share; fixed when the index is created, max_tokens / 8 by
             default.
         passages_per_document: index only the first n passages of each document; fixed when the index is created.
+        rows_per_document: rows of a table without a column `text` that are one document; fixed when the index is
+            created, 1 by default.
         fusion: how hybrid search combines the dense and lexical scores; fixed when the index is created; default: the
             embedder's.
         refit_map: fit the corpus map (whitening) again at the end; in a new index it is always fitted.
@@ -70,25 +77,37 @@ def build_index(
         raise InputError(f"{index} has no index, so --delete has nothing to delete.")
     found = find_files(input)
     found.listing.report()
-    n_documents, row_ids, hashes = _check(input, found)
+    rows, unchanged = _unchanged(Path(index), found, rows_per_document)
+    before = states(found.files, _how(rows))
+    kept = list(chain.from_iterable(unchanged.values()))
+    changed = [file for file in found.files if file.source not in unchanged]
+    n_documents, row_ids, hashes = _check(input, changed, rows, kept)
 
-    fixed = {"max_tokens": max_tokens, "overlap": overlap, "passages_per_document": passages_per_document}
+    fixed = {
+        "max_tokens": max_tokens,
+        "overlap": overlap,
+        "passages_per_document": passages_per_document,
+        "rows_per_document": rows_per_document,
+    }
     given = {name: value for name, value in fixed.items() if value is not None}
     with _opened(Path(index), embedder, given, fusion) as built:
         n_deleted = _delete(built, delete)
         names, longer = built.files.name(found, row_ids, hashes)
         # The same reading decides what is written and what is missing: a file may change after it was checked.
-        log, ids = ReadingLog(), set[str]()
+        log, ids = ReadingLog(), set(kept)
         quiet = not sys.stderr.isatty()
         documents = tqdm(
-            _noting_ids(read_files(found.files, names, log), ids),
+            _noting_ids(read_files(changed, names, log, rows, kept), ids),
             "indexing",
             n_documents,
             unit=" documents",
             disable=quiet,
         )
         with documents:
-            changes = built.upsert(documents) if input else Changes()
+            changes = built.upsert(documents) if changed else Changes()
+        changes.unchanged += len(kept)
+        read = [file for file in changed if file.source not in log.unread]
+        built.files.remember(read, before)
         missing = _missing(built.files.documents(), input, ids, log)
         if delete_missing:
             n_deleted += built.delete(missing)
@@ -99,18 +118,40 @@ def build_index(
         _report_files(built, changes.other_source, longer, [] if delete_missing else missing, input)
 
 
-def _check(input: Sequence[str], found: FoundFiles) -> tuple[int, set[str], dict[str, str]]:
+def _unchanged(folder: Path, found: FoundFiles, rows: int | None) -> tuple[int, dict[str, list[str]]]:
+    """Rows of a table that are one document, and the files that need no reading, with the ids of their documents."""
+    if not (folder / FILE).exists():
+        return rows or 1, {}
+    with closing(Store(folder)) as store:
+        rows = rows or store.settings.rows_per_document
+        return rows, Files(store).unchanged(found.files, _how(rows))
+
+
+def _how(rows: int) -> str:
+    """How files are read; another text makes all of them be read again."""
+    return f"reading {READING} rows {rows}"
+
+
+def _check(
+    input: Sequence[str], files: Sequence[SourceFile], rows: int, kept: Sequence[str]
+) -> tuple[int, set[str], dict[str, str]]:
     """Read the input and report what is left out; the number of documents, the ids of rows, the hashes of text files.
+
+    Args:
+        input: as the user gave it.
+        files: those files of it that may have changed.
+        rows: rows of a table that are one document.
+        kept: ids of the documents of the others.
 
     Raises:
         InputError: for malformed input, or input without text.
     """
-    log, n_documents, any_text = ReadingLog(), 0, False
+    log, n_documents, any_text = ReadingLog(), 0, bool(kept)
     row_ids: set[str] = set()
     hashes: dict[str, str] = {}
-    with_rows = {file.source for file in found.files if file.has_rows}
+    with_rows = {file.source for file in files if file.has_rows}
     # Files have no names yet, and a row's id may be equal to the name that a file gets: paths stand in for names.
-    for document in read_files(found.files, {file.source: file.source for file in found.files}, log):
+    for document in read_files(files, {file.source: file.source for file in files}, log, rows):
         n_documents += 1
         any_text = any_text or bool(document.text.strip() or document.title.strip())
         if document.source in with_rows:

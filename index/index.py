@@ -51,6 +51,7 @@ class Index:
         max_tokens: int | None = None,
         overlap: int | None = None,
         passages_per_document: int | None = None,
+        rows_per_document: int | None = None,
         fusion: Fusion | None = None,
         dimension: int | None = None,
     ) -> "Index":
@@ -62,6 +63,7 @@ class Index:
             max_tokens: maximum tokens per passage, without the title; None for 256.
             overlap: maximum tokens that neighbouring passages share; None for `max_tokens` / 8.
             passages_per_document: index only the first n passages of each document; None for all.
+            rows_per_document: rows of a table that `build_index` makes one document of; None for 1.
             fusion: how hybrid search combines the dense and lexical scores; None for the embedder's setting.
             dimension: length of precomputed vectors, which need it; with an encoder it is the encoder's.
 
@@ -70,7 +72,14 @@ class Index:
                 kind of index.
         """
         settings = Settings.of(
-            encoder, max_tokens, overlap, passages_per_document, fusion, dimension, Path(folder)
+            encoder,
+            max_tokens,
+            overlap,
+            passages_per_document,
+            rows_per_document,
+            fusion,
+            dimension,
+            Path(folder),
         )
         return cls(LiveView(Store.create(folder, settings)), encoder)
 

@@ -43,7 +43,11 @@ def iter_documents(paths: Sequence[str | Path]) -> Iterator[Document]:
 
 
 def read_files(
-    files: Iterable[SourceFile], names: Mapping[str, str], log: ReadingLog, rows_per_document: int = 1
+    files: Iterable[SourceFile],
+    names: Mapping[str, str],
+    log: ReadingLog,
+    rows_per_document: int = 1,
+    taken: Iterable[str] = (),
 ) -> Iterator[Document]:
     """Read the documents of `files`.
 
@@ -52,11 +56,12 @@ def read_files(
         names: the files' names by source.
         log: notes what was read and what was not.
         rows_per_document: rows of a table that are one document, unless it has a column `text`.
+        taken: ids of documents of other files, which none of these may have.
 
     Raises:
         InputError: as `iter_documents` does.
     """
-    seen: set[str] = set()
+    seen = set(taken)
     for file in files:
         name = names[file.source]
         read = (

@@ -37,7 +37,7 @@ def read_rows_of(
         file: a file of JSON lines or a table.
         name: begins the ids of rows that have none.
         log: notes rows that are left out.
-        rows_per_document: rows of a table that are one document, unless its columns are those of JSON lines.
+        rows_per_document: rows of a table that are one document, unless it has a column `text`.
     """
     hashes: set[str] = set()
     found = (

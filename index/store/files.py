@@ -2,12 +2,15 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from index.reading.source_files import FoundFiles, SourceFile, name_files
 from index.store.store import Store
+
+SETTLED = 3.0  # seconds; some file systems keep times in steps of two seconds
 
 
 class FileDocument(NamedTuple):
@@ -78,6 +81,37 @@ class Files:
             tx.executemany("INSERT OR IGNORE INTO roots VALUES (?)", [(root,) for root in sorted(roots)])
         return names, longer
 
+    def unchanged(self, files: Sequence[SourceFile], how: str) -> dict[str, list[str]]:
+        """The files that are as `remember` saw them and whose documents are all here: source → ids of the documents."""
+        query = "SELECT id FROM documents WHERE source = ? ORDER BY number"
+        found: dict[str, list[str]] = {}
+        with self._store.read() as tx:
+            known = dict(tx.execute("SELECT source, state FROM files WHERE state <> ''"))
+            for file in files:
+                if file.source in known:
+                    ids = [doc_id for (doc_id,) in tx.execute(query, (file.source,))]
+                    if known[file.source] == f"{_state(file, how)} {len(ids)}":
+                        found[file.source] = ids
+        return found
+
+    def remember(self, files: Sequence[SourceFile], states: Mapping[str, str]) -> None:
+        """Note that all documents of `files` are stored, so that `unchanged` finds them until a file is written again.
+
+        Args:
+            files: files that were read completely.
+            states: what `states` gave before they were read, by source.
+
+        Raises:
+            InputError: if another process is writing.
+        """
+        with self._store.lock(), self._store.write() as tx:
+            for file in files:
+                (n,) = tx.execute(
+                    "SELECT count(*) FROM documents WHERE source = ?", (file.source,)
+                ).fetchone()
+                state = states[file.source] and f"{states[file.source]} {n}"
+                tx.execute("UPDATE files SET state = ? WHERE source = ?", (state, file.source))
+
     def documents(self) -> list[FileDocument]:
         """The documents of files that `name` has named, in insertion order; not those that a caller added."""
         with self._store.read() as tx:
@@ -90,6 +124,29 @@ class Files:
         """The ids of the documents of the files and folders `paths`, which need not exist."""
         real = [os.path.realpath(path) for path in paths]
         return [one.id for one in self.documents() if any(one.is_below(path) for path in real)]
+
+
+def states(files: Sequence[SourceFile], how: str) -> dict[str, str]:
+    """What tells whether a file is written again: its size and time, and `how` it is read; by source.
+
+    "" for a file that was written so recently that the next change may give it the same time.
+    """
+    return {file.source: _state(file, how) if _is_settled(file) else "" for file in files}
+
+
+def _state(file: SourceFile, how: str) -> str:
+    try:
+        status = os.stat(file.source)
+    except OSError:
+        return "gone"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {how}"
+
+
+def _is_settled(file: SourceFile) -> bool:
+    try:
+        return time.time() - os.stat(file.source).st_ctime > SETTLED
+    except OSError:
+        return False
 
 
 def is_gone(place: str) -> bool:
@@ -118,7 +175,7 @@ def _owner(tx: sqlite3.Connection, file: SourceFile, name: str) -> tuple[str | N
 def _remember(tx: sqlite3.Connection, file: SourceFile, name: str, content: str | None) -> None:
     # A file that is given by itself keeps the place at which a folder has it.
     tx.execute(
-        """INSERT INTO files VALUES (?1, ?2, ?3) ON CONFLICT (source) DO UPDATE SET
+        """INSERT INTO files (source, place, name) VALUES (?1, ?2, ?3) ON CONFLICT (source) DO UPDATE SET
            name = ?3, place = CASE ?4 WHEN 1 THEN place ELSE ?2 END""",
         (file.source, file.place, name, int(file.given)),
     )

@@ -6,7 +6,12 @@ from embed.text.analysis import FTS5_TOKENIZER
 
 FORMAT = 3  # version of the schema and of the output of `index_terms`
 # What makes a store of the format before one of the format: such a store needs no new build.
-MIGRATIONS = {3: "ALTER TABLE documents ADD COLUMN pages TEXT NOT NULL DEFAULT ''"}
+MIGRATIONS = {
+    3: (
+        "ALTER TABLE documents ADD COLUMN pages TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE files ADD COLUMN state TEXT NOT NULL DEFAULT ''",
+    )
+}
 
 
 # Errors caused by the machine, such as a full disk; all other SQLite errors are bugs of this program.
@@ -23,7 +28,9 @@ CREATE TABLE documents (
     metadata TEXT NOT NULL, hash TEXT NOT NULL, source TEXT NOT NULL, pages TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX documents_of_source ON documents (source);
-CREATE TABLE files (source TEXT PRIMARY KEY, place TEXT NOT NULL, name TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE files (
+    source TEXT PRIMARY KEY, place TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL DEFAULT ''
+) STRICT, WITHOUT ROWID;
 CREATE TABLE roots (path TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE passages (
     number INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents (number),

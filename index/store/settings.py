@@ -27,6 +27,7 @@ class Settings:
         dtype: number format of the stored vectors.
         max_tokens, overlap: arguments of `passages.split`.
         passages_per_document: maximum number of passages indexed per document; None for all.
+        rows_per_document: rows of a table's file that are one document.
         corpus_map, map_components: kind and size of the corpus map that is fitted on the vectors.
         fusion: how hybrid search combines dense and lexical scores.
         identity: random id of this index, by which snapshots of other indexes are recognised.
@@ -42,6 +43,7 @@ class Settings:
     max_tokens: int = 256
     overlap: int = 32
     passages_per_document: int | None = None
+    rows_per_document: int = 1
     corpus_map: MapKind = "none"
     map_components: int | None = None
     fusion: Fusion = field(default_factory=Fusion)
@@ -53,6 +55,8 @@ class Settings:
         check_lengths(self.max_tokens, self.overlap)
         if self.passages_per_document is not None and self.passages_per_document < 1:
             raise InputError(f"passages_per_document is {self.passages_per_document}; expected at least 1.")
+        if self.rows_per_document < 1:
+            raise InputError(f"rows_per_document is {self.rows_per_document}; expected at least 1.")
         if self.dimension < 1:
             raise InputError(
                 f"dimension is {self.dimension}; expected at least 1, the length of the vectors."
@@ -65,6 +69,7 @@ class Settings:
         max_tokens: int | None,
         overlap: int | None,
         passages_per_document: int | None,
+        rows_per_document: int | None,
         fusion: Fusion | None,
         dimension: int | None,
         folder: Path,
@@ -74,6 +79,7 @@ class Settings:
             "max_tokens": max_tokens,
             "overlap": overlap,
             "passages_per_document": passages_per_document,
+            "rows_per_document": rows_per_document,
         }
         for name, value in ({"dimension": dimension} if encoder else of_texts).items():
             if value is not None:
@@ -97,6 +103,7 @@ class Settings:
             max_tokens=max_tokens,
             overlap=overlap,
             passages_per_document=passages_per_document,
+            rows_per_document=1 if rows_per_document is None else rows_per_document,
             corpus_map=encoder.config.corpus_map,
             map_components=encoder.config.map_components,
             fusion=fusion or encoder.config.fusion,

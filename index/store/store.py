@@ -73,7 +73,8 @@ class Store:
             )
         with self.write() as tx:
             for version in range(_format(tx) + 1, FORMAT + 1):  # none if another process was faster
-                tx.execute(MIGRATIONS[version])
+                for statement in MIGRATIONS[version]:
+                    tx.execute(statement)
             tx.execute(f"PRAGMA user_version = {FORMAT}")
         return FORMAT
 

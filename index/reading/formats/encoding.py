@@ -1,6 +1,7 @@
 """Text of unknown encoding."""
 
 import codecs
+from typing import Any
 
 from gpt_core.common.extras import extra
 from index.reading.formats.extracted import Unreadable
@@ -43,7 +44,7 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
             pass
     with extra("documents"):
         from charset_normalizer import from_bytes
-    found = [] if b"\0" in data else from_bytes(data[:SAMPLE], cp_isolation=OLD_ENCODINGS)
+    found: Any = [] if b"\0" in data else from_bytes(data[:SAMPLE], cp_isolation=OLD_ENCODINGS)
     fits = [(match.chaos - match.coherence, OLD_ENCODINGS.index(encoding), encoding)
             for match in found for encoding in match.could_be_from_charset]  # fmt: skip
     if not fits:
