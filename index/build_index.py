@@ -20,7 +20,7 @@ from index.reading.document import Document
 from index.reading.log import ReadingLog
 from index.reading.read import read_files
 from index.reading.source_files import FoundFiles, SourceFile, find_files
-from index.store.files import FileDocument, Files, is_gone, states
+from index.store.files import FileDocument, Files, Unchanged, is_gone, states
 from index.store.store import FILE, Store
 from index.store.write import Changes
 
@@ -41,6 +41,7 @@ def build_index(
     refit_map: bool = False,
     delete_missing: bool = False,
     delete: tuple[str, ...] = (),
+    strict: bool = False,
 ) -> None:
     """Build an index of documents, or update an existing one.
 
@@ -69,6 +70,7 @@ def build_index(
         delete_missing: delete the documents of files and lines that are below the input no longer. Documents from
             elsewhere are kept.
         delete: files and folders whose documents are deleted first; they need not exist any more.
+        strict: stop at a file that cannot be read, before anything is written.
     """
     started = time.perf_counter()
     if not input and not delete:
@@ -77,11 +79,13 @@ def build_index(
         raise InputError(f"{index} has no index, so --delete has nothing to delete.")
     found = find_files(input)
     found.listing.report()
-    rows, unchanged = _unchanged(Path(index), found, rows_per_document)
+    rows, unchanged = _unchanged(Path(index), found, rows_per_document, by_deletion=bool(delete))
     before = states(found.files, _how(rows))
-    kept = list(chain.from_iterable(unchanged.values()))
-    changed = [file for file in found.files if file.source not in unchanged]
-    n_documents, row_ids, hashes = _check(input, changed, rows, kept)
+    kept = list(chain.from_iterable(unchanged.documents.values()))
+    read_again = {file.source for file in found.files if strict or file.given} & unchanged.unread.keys()
+    same = (unchanged.documents.keys() | unchanged.unread.keys()) - read_again
+    changed = [file for file in found.files if file.source not in same]
+    n_documents, row_ids, hashes = _check(input, changed, rows, kept, strict)
 
     fixed = {
         "max_tokens": max_tokens,
@@ -94,7 +98,7 @@ def build_index(
         n_deleted = _delete(built, delete)
         names, longer = built.files.name(found, row_ids, hashes)
         # The same reading decides what is written and what is missing: a file may change after it was checked.
-        log, ids = ReadingLog(), set(kept)
+        log, ids = ReadingLog(unread=dict(unchanged.unread)), set(kept)
         quiet = not sys.stderr.isatty()
         documents = tqdm(
             _noting_ids(read_files(changed, names, log, rows, kept), ids),
@@ -106,8 +110,7 @@ def build_index(
         with documents:
             changes = built.upsert(documents) if changed else Changes()
         changes.unchanged += len(kept)
-        read = [file for file in changed if file.source not in log.unread]
-        built.files.remember(read, before)
+        built.files.remember([file for file in changed if file.source not in log.again], before, log.unread)
         missing = _missing(built.files.documents(), input, ids, log)
         if delete_missing:
             n_deleted += built.delete(missing)
@@ -116,15 +119,19 @@ def build_index(
         built.save_snapshot()
         _report(built, changes, n_deleted, time.perf_counter() - started)
         _report_files(built, changes.other_source, longer, [] if delete_missing else missing, input)
+        log.print_table(found.files)
 
 
-def _unchanged(folder: Path, found: FoundFiles, rows: int | None) -> tuple[int, dict[str, list[str]]]:
-    """Rows of a table that are one document, and the files that need no reading, with the ids of their documents."""
+def _unchanged(
+    folder: Path, found: FoundFiles, rows: int | None, *, by_deletion: bool
+) -> tuple[int, Unchanged]:
+    """Rows of a table that are one document, and the files that need no reading; none before a deletion."""
     if not (folder / FILE).exists():
-        return rows or 1, {}
+        return rows or 1, Unchanged({}, {})
     with closing(Store(folder)) as store:
         rows = rows or store.settings.rows_per_document
-        return rows, Files(store).unchanged(found.files, _how(rows))
+        unchanged = Files(store).unchanged([] if by_deletion else found.files, _how(rows))
+        return rows, unchanged
 
 
 def _how(rows: int) -> str:
@@ -133,7 +140,7 @@ def _how(rows: int) -> str:
 
 
 def _check(
-    input: Sequence[str], files: Sequence[SourceFile], rows: int, kept: Sequence[str]
+    input: Sequence[str], files: Sequence[SourceFile], rows: int, kept: Sequence[str], strict: bool
 ) -> tuple[int, set[str], dict[str, str]]:
     """Read the input and report what is left out; the number of documents, the ids of rows, the hashes of text files.
 
@@ -142,9 +149,10 @@ def _check(
         files: those files of it that may have changed.
         rows: rows of a table that are one document.
         kept: ids of the documents of the others.
+        strict: whether a file that cannot be read is an error.
 
     Raises:
-        InputError: for malformed input, or input without text.
+        InputError: for malformed input, input without text, or, if `strict`, a file that cannot be read.
     """
     log, n_documents, any_text = ReadingLog(), 0, bool(kept)
     row_ids: set[str] = set()
@@ -159,6 +167,8 @@ def _check(
         else:
             hashes[document.source] = document.hash
     log.report()
+    if strict and log.unread:
+        raise InputError(f"{next(iter(log.unread.values()))}. Leave out --strict to skip such files.")
     if input and not any_text:
         raise InputError(f"{', '.join(input)}: no text found; expected at least one document with text.")
     return n_documents, row_ids, hashes

@@ -3,11 +3,14 @@
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt_core.common.terminal import printable
 from index.reading.formats.encoding import UTF8
+from index.reading.formats.extracted import Unreadable
+from index.reading.source_files import SourceFile
 
 MOST_NAMED = 5  # files that a message names; further ones are only counted
 
@@ -17,30 +20,27 @@ class ReadingLog:
     """What a reading of files has to report.
 
     Attributes:
-        read: number of files that were read, by the ending of their names.
+        read: sources of the files that were read.
         unread: files in folders that could not be read, each with the reason, by source.
-        unread_kinds: their number, by the ending of their names.
+        again: sources of those of them that may be readable next time, as after the installation of a package.
         broken: files whose front matter is broken, each with the reason.
         encodings: files that are not UTF-8, each with its encoding.
         repeated: number of rows without an id that are equal to an earlier row of their file.
     """
 
-    read: Counter[str] = field(default_factory=Counter)
+    read: set[str] = field(default_factory=set)
     unread: dict[str, str] = field(default_factory=dict)
-    unread_kinds: Counter[str] = field(default_factory=Counter)
+    again: set[str] = field(default_factory=set)
     broken: list[str] = field(default_factory=list)
     encodings: list[str] = field(default_factory=list)
     repeated: int = 0
-
-    def note_read(self, path: Path) -> None:
-        """Count a file that was read."""
-        self.read[_kind(path)] += 1
 
     def note_unread(self, source: str, path: Path, error: Exception) -> None:
         """Note a file that could not be read, and why."""
         reason = f"{path}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
         self.unread[source] = reason.rstrip(".")
-        self.unread_kinds[_kind(path)] += 1
+        if not isinstance(error, Unreadable):
+            self.again.add(source)
 
     def note_encoding(self, path: Path, encoding: str) -> None:
         """Note a text whose encoding is not UTF-8."""
@@ -67,6 +67,26 @@ class ReadingLog:
                 file=sys.stderr,
             )
 
+    def print_table(self, files: Sequence[SourceFile]) -> None:
+        """Print how many of `files` were read, unchanged or skipped, and why, by the ending of their names."""
+        kinds: dict[str, list[SourceFile]] = {}
+        for file in files:
+            kinds.setdefault(_kind(file.path), []).append(file)
+        if len(kinds) < 2 and not self.unread:
+            return
+        width = max(map(len, kinds))
+        print(f"{'files':<{width}}  {'read':>7} {'unchanged':>9} {'skipped':>7}")
+        for kind, some in sorted(kinds.items()):
+            skipped = [file for file in some if file.source in self.unread]
+            n_read = sum(file.source in self.read for file in some)
+            reasons = Counter(_reason(self.unread[file.source], file.path) for file in skipped)
+            why = "; ".join(
+                f"{reason} ({n})" if n > 1 else reason for reason, n in reasons.most_common(MOST_NAMED)
+            )
+            n_same = len(some) - n_read - len(skipped)
+            line = f"{kind:<{width}}  {n_read:>7,} {n_same:>9,} {len(skipped):>7,}  {why}"
+            print(printable(line.rstrip()))
+
 
 def say(message: str, names: list[str]) -> None:
     """Print a message on stderr, with the first few of `names`."""
@@ -78,3 +98,8 @@ def _kind(path: Path) -> str:
     """The ending of a file's name, such as .pdf or .jsonl.gz."""
     stem, ending = os.path.splitext(path.name.lower())
     return os.path.splitext(stem)[1] + ending if ending in (".gz", ".xz") else ending
+
+
+def _reason(problem: str, path: Path) -> str:
+    """Why a file could not be read, without its name."""
+    return problem.removeprefix(f"{path}: ")

@@ -78,7 +78,7 @@ def read_files(
                     )
                 seen.add(document.id)
                 yield document
-            log.note_read(file.path)
+            log.read.add(file.source)
         except (OSError, Unreadable, MissingPackage) as error:
             if file.given:
                 raise

@@ -31,6 +31,18 @@ class FileDocument(NamedTuple):
         return any(one == path or one.startswith(os.path.join(path, "")) for one in (self.source, self.place))
 
 
+class Unchanged(NamedTuple):
+    """Files that need no reading.
+
+    Attributes:
+        documents: ids of the documents of files that were read, by source.
+        unread: why files could not be read, by source.
+    """
+
+    documents: dict[str, list[str]]
+    unread: dict[str, str]
+
+
 class Files:
     """The files that an index's documents were read from.
 
@@ -81,36 +93,44 @@ class Files:
             tx.executemany("INSERT OR IGNORE INTO roots VALUES (?)", [(root,) for root in sorted(roots)])
         return names, longer
 
-    def unchanged(self, files: Sequence[SourceFile], how: str) -> dict[str, list[str]]:
-        """The files that are as `remember` saw them and whose documents are all here: source → ids of the documents."""
+    def unchanged(self, files: Sequence[SourceFile], how: str) -> Unchanged:
+        """Those of `files` that are as they were when `remember` was called, and whose documents are all here."""
         query = "SELECT id FROM documents WHERE source = ? ORDER BY number"
-        found: dict[str, list[str]] = {}
+        found = Unchanged({}, {})
         with self._store.read() as tx:
-            known = dict(tx.execute("SELECT source, state FROM files WHERE state <> ''"))
+            rows = tx.execute("SELECT source, state, problem FROM files WHERE state <> ''")
+            known = {source: (state, problem) for source, state, problem in rows}
             for file in files:
-                if file.source in known:
-                    ids = [doc_id for (doc_id,) in tx.execute(query, (file.source,))]
-                    if known[file.source] == f"{_state(file, how)} {len(ids)}":
-                        found[file.source] = ids
+                state, problem = known.get(file.source, ("", ""))
+                ids = [doc_id for (doc_id,) in tx.execute(query, (file.source,))] if state else []
+                if state != f"{_state(file, how)} {len(ids)}":
+                    continue
+                if problem:
+                    found.unread[file.source] = problem
+                else:
+                    found.documents[file.source] = ids
         return found
 
-    def remember(self, files: Sequence[SourceFile], states: Mapping[str, str]) -> None:
+    def remember(
+        self, files: Sequence[SourceFile], states: Mapping[str, str], unread: Mapping[str, str]
+    ) -> None:
         """Note that all documents of `files` are stored, so that `unchanged` finds them until a file is written again.
 
         Args:
-            files: files that were read completely.
+            files: files that were read completely, or could not be read.
             states: what `states` gave before they were read, by source.
+            unread: why files could not be read, by source.
 
         Raises:
             InputError: if another process is writing.
         """
+        count = "SELECT count(*) FROM documents WHERE source = ?"
         with self._store.lock(), self._store.write() as tx:
             for file in files:
-                (n,) = tx.execute(
-                    "SELECT count(*) FROM documents WHERE source = ?", (file.source,)
-                ).fetchone()
+                (n,) = tx.execute(count, (file.source,)).fetchone()
                 state = states[file.source] and f"{states[file.source]} {n}"
-                tx.execute("UPDATE files SET state = ? WHERE source = ?", (state, file.source))
+                row = (state, unread.get(file.source, ""), file.source)
+                tx.execute("UPDATE files SET state = ?, problem = ? WHERE source = ?", row)
 
     def documents(self) -> list[FileDocument]:
         """The documents of files that `name` has named, in insertion order; not those that a caller added."""

@@ -10,6 +10,7 @@ MIGRATIONS = {
     3: (
         "ALTER TABLE documents ADD COLUMN pages TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE files ADD COLUMN state TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE files ADD COLUMN problem TEXT NOT NULL DEFAULT ''",
     )
 }
 
@@ -29,7 +30,8 @@ CREATE TABLE documents (
 ) STRICT;
 CREATE INDEX documents_of_source ON documents (source);
 CREATE TABLE files (
-    source TEXT PRIMARY KEY, place TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL DEFAULT ''
+    source TEXT PRIMARY KEY, place TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL DEFAULT '',
+    problem TEXT NOT NULL DEFAULT ''
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE roots (path TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE passages (
