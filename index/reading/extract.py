@@ -1,17 +1,14 @@
 """The text of a file, by the ending of its name."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from gpt_core.common.errors import InputError
-from gpt_core.common.extras import MissingPackage
 from gpt_core.common.list_files import has_ending
 from index.reading.formats.encoding import decode
 from index.reading.formats.epub import read_epub
-from index.reading.formats.extracted import Extracted, Unreadable
+from index.reading.formats.extracted import Extracted, Unreadable, reading
 from index.reading.formats.html import read_html
 from index.reading.formats.notebook import read_notebook
 from index.reading.formats.office import read_docx, read_odf, read_pptx, read_rtf
@@ -80,27 +77,14 @@ NO_TITLE = re.compile(
 
 
 def extract(path: Path) -> tuple[Extracted, str]:
-    """The text of a file, and its encoding, "" of a format that is not text.
+    """The text of a file that is one document, and its encoding, "" of a format that is not text.
 
     Raises:
-        Unreadable: if it has none; the message names the file.
-        MissingPackage: if the format needs a package that is not installed.
+        Unreadable, MissingPackage: as `reading`.
         OSError: if the file cannot be read.
     """
-    before = _state(path)
-    try:
-        found, encoding = _read(path)
-    except MissingPackage as error:
-        raise MissingPackage(f"{path}: {error}") from None
-    except Unreadable as error:
-        raise Unreadable(f"{path}: {error}") from None
-    except (OSError, InputError):
-        raise
-    except Exception as error:  # the libraries that read formats raise anything for a damaged file
-        raise Unreadable(f"{path}: it is damaged ({type(error).__name__}: {str(error)[:100]}).") from None
-    if _state(path) != before:
-        raise Unreadable(f"{path}: it changed while it was read; try again.")
-    return found, encoding
+    with reading(path):
+        return _read(path)
 
 
 def _read(path: Path) -> tuple[Extracted, str]:
@@ -132,8 +116,3 @@ def _code(text: str, language: str) -> Extracted:
     return Extracted(
         f"{fence}{text.rstrip()}\n```" if text.strip() else "", pages=Pages("line", tuple(starts))
     )
-
-
-def _state(path: Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns

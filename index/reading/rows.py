@@ -12,6 +12,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
 from gpt_core.common.list_files import has_ending
 from index.reading.document import Document
+from index.reading.formats.extracted import reading
 from index.reading.formats.office import table
 from index.reading.formats.tables import Sheet, read_tables
 from index.reading.log import ReadingLog
@@ -64,12 +65,13 @@ def _of_lines(file: SourceFile, name: str) -> Iterator[tuple[str, bool, Document
 
 
 def _of_tables(file: SourceFile, name: str, log: ReadingLog, n: int) -> Iterator[tuple[str, bool, Document]]:
-    sheets, encoding = read_tables(file.path)
-    log.note_encoding(file.path, encoding)
-    for sheet in sheets:
-        place = f"{file.path}, sheet {sheet.name}" if sheet.name else str(file.path)
-        for has_id, document in _of_sheet(sheet, place, name, file.source, n):
-            yield place, has_id, document
+    with reading(file.path):
+        sheets, encoding = read_tables(file.path)
+        log.note_encoding(file.path, encoding)
+        for sheet in sheets:
+            place = f"{file.path}, sheet {sheet.name}" if sheet.name else str(file.path)
+            for has_id, document in _of_sheet(sheet, place, name, file.source, n):
+                yield place, has_id, document
 
 
 def _of_sheet(sheet: Sheet, place: str, name: str, source: str, n: int) -> Iterator[tuple[bool, Document]]:

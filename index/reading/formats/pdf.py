@@ -14,7 +14,7 @@ from index.reading.pages import Pages
 PARAGRAPH_PITCH = 1.5
 # A first or last line that so many pages have, numbers aside, is a running head or foot, and no text.
 MIN_REPEATED = 3
-NUMBERING = re.compile(r"[\dA-Z]{0,3}(?:\.\d+)*\.?[ \t]+(?=\S)")
+NUMBERING = re.compile(r"(?:\d+|[A-Z])(?:\.\d+)*\.?\s+(?=\S)")  # of a heading
 HYPHEN_AT_END = "\ufffe"  # of a line; PDFium has joined the parts of the word around it
 
 
@@ -99,7 +99,8 @@ def _outline(document: Any) -> dict[int, dict[str, int]]:
 
 def _plain(text: str) -> str:
     words = " ".join(text.split())
-    return NUMBERING.sub("", words, count=1).lower() or words.lower()
+    number = NUMBERING.match(words)
+    return words[number.end() if number else 0 :].lower()
 
 
 def _drop_running_lines(pages: list[list[_Line]]) -> None:
