@@ -74,7 +74,7 @@ class ReadingLog:
             kinds.setdefault(_kind(file.path), []).append(file)
         if len(kinds) < 2 and not self.unread:
             return
-        width = max(map(len, kinds))
+        width = max(len(kind) for kind in ("files", *kinds))
         print(f"{'files':<{width}}  {'read':>7} {'unchanged':>9} {'skipped':>7}")
         for kind, some in sorted(kinds.items()):
             skipped = [file for file in some if file.source in self.unread]
