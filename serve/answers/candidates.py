@@ -9,7 +9,7 @@ import regex
 
 from embed.text.sentences import split_sentences
 from index import Hit
-from serve.answers.structure import Kind, blocks
+from index.reading.structure import Kind, blocks
 
 # Characters before and after a passage that are read for its headings and its neighbours, in documents that are longer.
 BEFORE, AFTER = 1 << 17, 1 << 12

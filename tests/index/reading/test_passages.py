@@ -3,6 +3,7 @@ import time
 from itertools import pairwise
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,12 @@ TOKENIZERS = {
 }
 PIECES = [
     *("a", "word", "Sentence one. ", "Why? ", "(Yes!) ", "\n", "\n\n", "  ", " ", "x" * 60, "a b c d e f g "),
+    *(
+        "\n# Heading\n\n",
+        "\n| a | b |\n| --- | --- |\n| 1 | 2 |\n",
+        "\n```\nif a:\n    b(1)\n```\n",
+        "\n    x = {1}\n",
+    ),
     *(
         "知之为知之，不知为不知，是知也。",
         "不",
@@ -58,6 +65,53 @@ def test_passages_respect_max_tokens_and_overlap_and_cover_the_text(text, max_to
         if overlap == 0:
             assert one.end <= other.start
     assert passages == list(split(Document("d", text), tokenizer, max_tokens, overlap))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from(["🙂", "👩‍👩‍👧‍👦", "e\u0301", "🇨🇳", "知", "x", "กำ"]), max_size=150).map("".join)
+)
+def test_no_grapheme_is_divided(text):
+    tokenizer = TOKENIZERS["bytes"]
+    starts = {match.start() for match in regex.finditer(r"\X", text)} | {len(text)}
+    for passage in split(Document("d", text), tokenizer, 40, 8):
+        assert {passage.start, passage.end} <= starts
+
+
+def cut(text: str, max_tokens: int = 48, overlap: int = 8) -> list[str]:
+    return [passage.text for passage in split(Document("d", text), TOKENIZERS["bytes"], max_tokens, overlap)]
+
+
+def test_a_passage_ends_before_a_heading_in_its_second_half():
+    first, second = cut("One sentence of words. " * 7 + "\n\n## Part two\n\n" + "Other words of it. " * 5)
+    assert first.endswith("of words.")
+    assert second.startswith("## Part two\n\nOther words")
+    (only,) = cut("# Short\n\nText.\n\n# And short\n\nText.")
+    assert only.count("#") == 2
+
+
+TABLE = "| name | number |\n| --- | --- |\n" + "| some row | 12 |\n" * 5
+FENCED = "```python\nif a:\n    b(1)\n\nfor x in y:\n    c(x)\n    d(x)\n```\n"
+
+
+@pytest.mark.parametrize("block", [TABLE, FENCED])
+def test_a_table_or_code_that_fits_is_in_one_passage(block):
+    passages = cut("A sentence of words here. " * 6 + "\n\n" + block + "\n" + "And words behind it. " * 9)
+    assert sum(block.strip() in passage for passage in passages) == 1
+    assert [p for p in passages if "```" in p or "|" in p] == [p for p in passages if p.startswith(block[:8])]
+
+
+@pytest.mark.parametrize(
+    ("block", "line"),
+    [
+        (TABLE + "| some row | 12 |\n" * 60, "| some row | 12 |"),
+        ("```\n" + "call(argument, 1)\n" * 40 + "```", "call(argument, 1)"),
+    ],
+)
+def test_a_longer_one_is_divided_at_the_ends_of_lines(block, line):
+    passages = cut(block)
+    assert len(passages) > 3
+    assert all(part in (line, *block.split("\n")) for passage in passages for part in passage.split("\n"))
 
 
 def test_passages_end_at_sentence_and_paragraph_boundaries():

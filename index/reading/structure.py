@@ -56,7 +56,9 @@ def blocks(text: str) -> Iterator[Block]:
     lines: list[_Line] = []
     start = 0
     for whole in text.splitlines(keepends=True):
-        lines.append(_Line(whole.rstrip(), start))
+        line = _Line(whole.rstrip(), start)
+        if line.text or (lines and lines[-1].text):  # one of several blank lines is enough
+            lines.append(line)
         start += len(whole)
     lines.append(_Line("", start))
     styles: list[str] = []  # underlines of headings, in the order of their levels

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.answers.structure import blocks
+from index.reading.structure import blocks
 
 MARKDOWN = """# Title
 
