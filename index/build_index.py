@@ -32,6 +32,9 @@ def build_index(
     *,
     index: str,
     input: tuple[str, ...] = (),
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    gitignore: bool = False,
     embedder: str | None = None,
     max_tokens: int | None = None,
     overlap: int | None = None,
@@ -55,8 +58,12 @@ def build_index(
 
     Args:
         index: folder of the index.
-        input: files and folders: .jsonl (also .gz, .xz; "text", optionally "_id", "title"; other keys are metadata),
-            .txt, .md, .markdown; folders are searched recursively.
+        input: files and folders: text, Markdown, HTML, PDF, Word, PowerPoint, OpenDocument, RTF, EPUB, Jupyter
+            notebooks, source code; .jsonl (also .gz, .xz; "text", optionally "_id", "title"; other keys are metadata);
+            rows of CSV, TSV, Parquet and spreadsheets; folders are searched recursively.
+        include: read only those files of folders that match a pattern, written as in a .gitignore file: *.pdf, docs/.
+        exclude: do not read files of folders that match a pattern.
+        gitignore: do not read what the .gitignore files in the folders leave out.
         embedder: model folder or known name; default: the existing index's embedder, or zhizhi-mini.
         max_tokens: maximum tokens per passage, without the title; fixed when the index is created, 256 by default.
         overlap: maximum tokens that neighbouring passages share; fixed when the index is created, max_tokens / 8 by
@@ -77,7 +84,7 @@ def build_index(
         raise InputError("--input is empty; give at least one file or folder.")
     if delete and not (Path(index) / FILE).exists():
         raise InputError(f"{index} has no index, so --delete has nothing to delete.")
-    found = find_files(input)
+    found = find_files(input, include, exclude, gitignore)
     found.listing.report()
     rows, unchanged = _unchanged(Path(index), found, rows_per_document, by_deletion=bool(delete))
     before = states(found.files, _how(rows))

@@ -51,6 +51,7 @@ def list_files(
     paths: Sequence[str | Path],
     kinds: tuple[str, ...],
     choose: Callable[[list[str]], list[str]] = lambda names: names,
+    wanted: Callable[[Path, str], bool] = lambda root, name: True,
 ) -> Listing:
     """List the files to read, and what is passed over in folders.
 
@@ -62,6 +63,7 @@ def list_files(
         paths: files and folders.
         kinds: endings of the names of supported files, in lower case.
         choose: selects from the sorted names of the files in one folder.
+        wanted: whether a file in a given folder is to be listed at all, by the folder and the path relative to it.
 
     Raises:
         InputError: for one of `paths` that is missing, not supported or unreadable, or that is a folder without a
@@ -75,12 +77,15 @@ def list_files(
         if root.is_dir():
             n_readable, n_unreadable = 0, len(unreadable)
             for path in _walk(root, choose, unreadable):
+                name = path.relative_to(root).as_posix()
+                if not wanted(root, name):
+                    continue
                 supported = has_ending(path, kinds)
                 reason = _unreadable(path) if supported or path.is_symlink() else None
                 if reason:
                     unreadable.append(f"{path} ({reason})")
                 elif supported:
-                    _add(files, path, path.relative_to(root).as_posix())
+                    _add(files, path, name)
                     n_readable += 1
                 else:
                     skipped.append(path)

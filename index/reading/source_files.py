@@ -10,6 +10,7 @@ from gpt_core.common.jsonl import JSONL
 from gpt_core.common.list_files import Listing, has_ending, list_files
 from index.reading.extract import EXTRACTED
 from index.reading.formats.tables import TABLES
+from index.reading.selection import selection
 
 ROWS = (*JSONL, *TABLES)
 
@@ -52,17 +53,30 @@ class FoundFiles:
     listing: Listing
 
 
-def find_files(paths: Sequence[str | Path]) -> FoundFiles:
+def find_files(
+    paths: Sequence[str | Path],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    gitignore: bool = False,
+) -> FoundFiles:
     """Find the files to read in files and folders.
 
     Folders are searched recursively in sorted order, without hidden entries; files of unsupported types are skipped. Of
     a BEIR folder (one with a corpus and queries) only the corpus is read. A file to which several paths lead is read
     once.
 
+    Args:
+        paths: files and folders.
+        include, exclude: patterns as in a .gitignore file, for paths below the folders; if `include` is not empty, only
+            files that it matches are read, and never those that `exclude` matches.
+        gitignore: leave out what the .gitignore files in the folders say.
+
     Raises:
-        InputError: for a path that is missing, not supported or unreadable, or a folder without readable files.
+        InputError: for a path that is missing, not supported or unreadable, a folder without readable files, or a
+            malformed pattern.
     """
-    listing = list_files(paths, (*ROWS, *EXTRACTED), _without_queries)
+    wanted = selection(include, exclude, gitignore)
+    listing = list_files(paths, (*ROWS, *EXTRACTED), _without_queries, wanted)
     given = {Path(path) for path in paths}
     files = []
     for path, name in listing.files:
