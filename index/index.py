@@ -16,7 +16,6 @@ from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView
 from index.reading.document import Document
-from index.reading.pages import Pages
 from index.search.filters import Filter, allowed, unknown_fields
 from index.search.lexical import Matches
 from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
@@ -341,12 +340,6 @@ class Index:
         store = self._current().store
         with store.read() as tx:
             return store.document(tx, doc_id)
-
-    def pages(self, doc_id: str) -> Pages | None:
-        """Where the pages of a document begin; None if it has none, or there is no such document."""
-        store = self._current().store
-        with store.read() as tx:
-            return store.pages(tx, doc_id)
 
     def idf(self, terms: Iterable[str]) -> dict[str, float]:
         """Inverse document frequency of terms over the passages, Lucene's BM25's: ln(1 + (N - n + 1/2) / (n + 1/2)).

@@ -54,9 +54,7 @@ class Pages:
         return json.dumps([self.unit, *self.starts])
 
     @classmethod
-    def from_json(cls, text: str) -> "Pages | None":
-        """Parse the output of `to_json`; None for ""."""
-        if not text:
-            return None
+    def from_json(cls, text: str) -> "Pages":
+        """Parse the output of `to_json`."""
         unit, *starts = json.loads(text)
         return cls(unit, tuple(starts))

@@ -62,8 +62,8 @@ class Hit:
     def of(cls, ranked: Ranked, row: dict[str, Any]) -> "Hit":
         """The hit for a ranked passage and its row in the store."""
         name = passage_id(row["doc_id"], row["start"], row["end"])
-        pages = Pages.from_json(row["pages"])
-        where = pages.of(row["start"], row["end"]) if pages else None
+        pages = row["pages"]
+        where = Pages.from_json(pages).of(row["start"], row["end"]) if pages else None
         row = {**row, "metadata": json.loads(row["metadata"]), "pages": where}
         return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)
 

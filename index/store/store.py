@@ -221,12 +221,9 @@ class Store:
         if not found:
             return None
         doc_id, text, title, metadata, source, pages = found
-        return Document(doc_id, text, title, json.loads(metadata), source, Pages.from_json(pages))
-
-    def pages(self, tx: sqlite3.Connection, doc_id: str) -> Pages | None:
-        """Where the pages of a document begin; None if it has none, or there is no such document."""
-        found = tx.execute("SELECT pages FROM documents WHERE id = ?", (doc_id,)).fetchone()
-        return Pages.from_json(found[0]) if found else None
+        return Document(
+            doc_id, text, title, json.loads(metadata), source, Pages.from_json(pages) if pages else None
+        )
 
     def document_ids(self, tx: sqlite3.Connection) -> list[str]:
         """All document ids, in insertion order."""

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
-from index import Hit, Index
+from index import Document, Hit, Index
 from index.index import Mode
 from index.search.filters import Filter
 from serve.answers.attribution import AnswerSentence, attribute
@@ -187,7 +187,8 @@ def prepare(
     with it (`serve.answers.conversation`).
     """
     asked = [*history, *questions_in(question)]
-    document = cache(partial(_text, index))
+    document = cache(index.get)
+    text = partial(_text, document)
     found: list[_Found] = []
     for end in range(len(history) + 1, len(asked) + 1):
         before = earlier(asked[:end], partial(_fits, index))
@@ -199,10 +200,10 @@ def prepare(
             ranker.thresholds.answered if answered is None else answered,
             ranker.thresholds.perhaps if perhaps is None else perhaps,
         )
-        quoted = quote(asked[end - 1], hits, document, index.idf, ranker, thresholds, before, second_stage)
+        quoted = quote(asked[end - 1], hits, text, index.idf, ranker, thresholds, before, second_stage)
         found.append(_Found(asked[end - 1], f"{before} {asked[end - 1]}".strip(), hits, quoted))
     merged, unanswered = _merged(found)
-    merged = replace(merged, quotes=[_with_pages(index, one) for one in merged.quotes])
+    merged = replace(merged, quotes=[_with_pages(document, one) for one in merged.quotes])
     by_rank = chain.from_iterable(zip_longest(*(one.hits for one in found)))
     hits = list({hit.passage_id: hit for hit in by_rank if hit}.values())
     prompt: Prompt | ChatPrompt | None = None
@@ -216,6 +217,9 @@ def prepare(
         asked_first = next(one.question for one in found if first in one.quoted.quotes)
         span = reader.read(asked_first, merged.quotes[0])
     return Prepared(question, hits, merged, prompt, unanswered, [one.query for one in found], span)
+
+
+_Documents = Callable[[str], Document | None]  # by id
 
 
 class _Found(NamedTuple):
@@ -248,14 +252,14 @@ def _fits(index: Index, query: str) -> bool:
     )
 
 
-def _with_pages(index: Index, quote: Quote) -> Quote:
-    pages = index.pages(quote.doc_id)
-    return replace(quote, pages=pages.of(quote.start, quote.end)) if pages else quote
+def _with_pages(document: _Documents, quote: Quote) -> Quote:
+    found = document(quote.doc_id)
+    return replace(quote, pages=found.pages.of(quote.start, quote.end)) if found and found.pages else quote
 
 
-def _text(index: Index, doc_id: str) -> str:
-    document = index.get(doc_id)
-    return document.text if document else ""  # deleted since the search
+def _text(document: _Documents, doc_id: str) -> str:
+    found = document(doc_id)
+    return found.text if found else ""  # deleted since the search
 
 
 def retrieve(
