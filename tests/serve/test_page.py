@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from index import Document
+from index.reading.pages import Pages
 from serve import create_app
 from serve.answers.reader import Reader
 from serve.work.remote import RemoteGenerator
@@ -77,7 +78,8 @@ def test_an_answer_streams_in_and_its_citation_shows_the_sentence(page, serve):
 
 def test_a_quote_is_shown_with_its_place_and_marked_in_its_passage(page, serve, index):
     text = "# Notes\n\n## Kills\n\nKill it and run it again: it resumes from its last checkpoint.\n\n## Other\n\nNo."
-    index.add(Document("notes", text, "Notes"))
+    pages = Pages("page", (0, text.index("Kill it"), text.index("## Other")))
+    index.add(Document("notes", text, "Notes", pages=pages))
     url, _ = serve(MIXED)
     page.goto(f"{url}/?q=How do I resume after I kill it and run it again?")
     expect(page.locator("#status")).to_have_text(ANSWERED)
@@ -85,7 +87,8 @@ def test_a_quote_is_shown_with_its_place_and_marked_in_its_passage(page, serve, 
     expect(quote.locator("blockquote")).to_contain_text(
         "Kill it and run it again: it resumes from its last checkpoint."
     )
-    expect(quote.locator("figcaption")).to_have_text(re.compile(r"^Notes › Kills · \d+ %$"))
+    expect(quote.locator("figcaption")).to_have_text(re.compile(r"^Notes › Kills, page 2 · \d+ %$"))
+    expect(page.locator(".hit h3", has_text="Notes")).to_have_text("Notes, pages 1–3")
     expect(page.locator("#draft")).not_to_be_visible()
     quote.locator(".cite").click()
     expect(page.locator("mark.strong")).to_have_text(

@@ -11,6 +11,7 @@ from embed import Encoder
 from gpt_core import InputError
 from gpt_core.generation.engine import Engine
 from index import Document, Hit, Index
+from index.reading.pages import Pages
 from serve import create_app
 from serve.answers.answer import (
     GREEDY,
@@ -295,6 +296,22 @@ def test_smollm2_answers_and_declines(tmp_path, smollm2):
         assert (
             answer_question("Who won the football World Cup in 2010?", index, engine, k=2).kind == "not_found"
         )
+
+
+def test_quotes_and_citations_name_the_pages(index):
+    text = "The lighthouse keeper lives alone.\n\nThe lighthouse of Oakwick was built in 1889.\n\nIt is red."
+    pages = Pages("page", (0, text.index("The lighthouse of"), text.index("It is red")))
+    index.add(Document("oak.pdf", text, "Oakwick", pages=pages))
+    question = "When was the lighthouse of Oakwick built?"
+    found = answer_question(question, index)
+    assert (found.kind, str(found.quotes[0].pages)) == ("quote", "page 2")
+    assert "(oak.pdf, page 2), " in render(found).replace("\n  ", " ")
+    told = json.loads(as_json(question, found))["quotes"][0]
+    assert told["pages"] == {"unit": "page", "first": 2, "last": 2, "breaks": []}
+    prepared = Prepared(question, found.hits, Quoted("answered", found.quotes, 1.0, 1.0))
+    cited = ground(prepared, "The lighthouse of Oakwick was built in 1889.", "stop")
+    assert str(cited.sentences[0].citation.pages) == "page 2"
+    assert "[1] Oakwick (oak.pdf, page 2): The lighthouse" in render(cited).replace("\n  ", " ")
 
 
 def test_a_reader_finds_the_short_answer_inside_the_quote(index, reader):
