@@ -19,6 +19,7 @@ from index.reading.document import Document
 from index.search.filters import Filter, allowed, unknown_fields
 from index.search.lexical import Matches
 from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.store.check import Problem, find_problems, mend
 from index.store.files import Files
 from index.store.settings import Settings
 from index.store.store import Store
@@ -245,6 +246,45 @@ class Index:
     def save_snapshot(self) -> None:
         """Save a snapshot of the current vectors, from which the next process opens the index quickly."""
         self._current().save_snapshot()
+
+    def repair(self) -> list[Problem]:
+        """Mend what `index.store.check.find_problems` finds; returns what that was.
+
+        The full text is written anew, and documents whose passages or vectors are bad are encoded again. A document
+        whose text is not what was stored is marked, so that `upsert` replaces it.
+
+        Raises:
+            InputError: if the SQLite file is damaged, if another process is writing, or if the embedder is missing.
+        """
+        store = self._current().store
+        problems = list(find_problems(store))
+        if any(problem.is_file for problem in problems):
+            raise InputError(
+                f"The SQLite file of {self.folder} is damaged; restore a backup, or build the index again."
+            )
+        bad = {doc_id for problem in problems if not problem.is_content for doc_id in problem.documents}
+        changed = {doc_id for problem in problems if problem.is_content for doc_id in problem.documents}
+        if not problems:
+            return []
+        with store.read() as tx:
+            documents = [document for doc_id in bad if (document := store.document(tx, doc_id))]
+        with store.lock(), store.write() as tx:
+            mend(store, tx, bad, changed)
+        if documents:
+            self.upsert(documents)
+        return problems
+
+    def vacuum(self) -> None:
+        """Give the space of deleted documents back to the disk.
+
+        Raises:
+            InputError: if another process or thread is writing.
+        """
+        view = self._current()
+        view.save_snapshot()
+        with view.store.lock():
+            view.forget_deletions(at_least=1)
+        view.store.vacuum()
 
     # Reading
 

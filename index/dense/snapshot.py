@@ -138,6 +138,15 @@ class Snapshot:
         return name
 
     @staticmethod
+    def is_whole(folder: Path) -> bool:
+        """Whether the snapshot in `folder` has the content of its name; True if there is none."""
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            return True
+        with open(folder / manifest[1], "rb") as file:
+            return _file_name(hashlib.file_digest(file, "sha256").hexdigest()) == manifest[1]
+
+    @staticmethod
     def state_on_disk(folder: Path) -> State | None:
         """The state of the snapshot in `folder`, as its manifest says; None if there is no manifest or no file."""
         manifest = _read_manifest(folder)

@@ -272,11 +272,13 @@ class LiveView:
         if background:
             background.join()
 
-    def forget_deletions(self) -> None:
-        """Delete the records of those deletions that the snapshot on disk includes; the caller is the writer.
+    def forget_deletions(self, at_least: int = MIN_FORGOTTEN) -> None:
+        """Delete the records of those deletions that the snapshot on disk includes, if they are `at_least` so many.
+
+        The caller is the writer.
 
         A view that is older than the snapshot then starts from the snapshot.
         """
         saved = Snapshot.state_on_disk(self.store.folder)
         if saved and saved.identity == self.store.settings.identity:
-            self.store.forget_deletions(saved.sequence, MIN_FORGOTTEN)
+            self.store.forget_deletions(saved.sequence, at_least)

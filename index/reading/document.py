@@ -57,5 +57,10 @@ class Document:
     @cached_property
     def hash(self) -> str:
         """sha256 of title, text and metadata; a document has changed if its hash has."""
-        content = json.dumps([self.title, self.text, self.metadata_json], ensure_ascii=False)
+        return self.content_hash(self.title, self.text, self.metadata_json)
+
+    @staticmethod
+    def content_hash(title: str, text: str, metadata_json: str) -> str:
+        """`hash` of a document with this content."""
+        content = json.dumps([title, text, metadata_json], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()

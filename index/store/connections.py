@@ -4,7 +4,7 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,16 @@ class Connections:
             connection.close()  # another user may write next, so `_access` decides again
         if self._closed:
             self.close()
+
+    @contextmanager
+    def alone(self) -> Iterator[sqlite3.Connection]:
+        """A connection without a transaction, for statements that SQLite runs outside of one.
+
+        Raises:
+            OSError: for an error of the file or the disk.
+        """
+        with environment_errors_as_os_error(self._path), closing(self._connect()) as connection:
+            yield connection
 
     def _check_identity(self, tx: sqlite3.Connection) -> None:
         # A connection to a deleted file goes on working, so the file's id is compared. A new file may have the id of a

@@ -22,6 +22,14 @@ ENVIRONMENT_ERRORS = {
 }
 
 
+# The full text. Each passage's stop words, for queries that have no other words, are apart so that they do not count in
+# BM25.
+LEXICAL = {
+    name: f"CREATE VIRTUAL TABLE {name} USING fts5 (terms, tokenize = '{FTS5_TOKENIZER}')"
+    for name in ("lexical", "lexical_stop_words")
+}
+
+
 SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT;
 CREATE TABLE documents (
@@ -41,7 +49,5 @@ CREATE TABLE passages (
 CREATE INDEX passages_of_document ON passages (document);
 CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT;
 CREATE TABLE tombstones (sequence INTEGER PRIMARY KEY, passage INTEGER NOT NULL) STRICT;
-CREATE VIRTUAL TABLE lexical USING fts5 (terms, tokenize = '{FTS5_TOKENIZER}');
--- Each passage's stop words, for queries that have no other words. They are apart so that they do not count in BM25.
-CREATE VIRTUAL TABLE lexical_stop_words USING fts5 (terms, tokenize = '{FTS5_TOKENIZER}');
+{"".join(f"{statement};" for statement in LEXICAL.values())}
 """

@@ -29,7 +29,7 @@ from index.reading.document import Document
 from index.reading.pages import Pages
 from index.reading.passages import Passage
 from index.store.connections import Connections, environment_errors_as_os_error, get_meta
-from index.store.schema import FORMAT, MIGRATIONS, SCHEMA
+from index.store.schema import FORMAT, LEXICAL, MIGRATIONS, SCHEMA
 from index.store.settings import Settings
 
 FILE = "index.sqlite"
@@ -156,6 +156,35 @@ class Store:
         finally:
             lock.release()
 
+    def backup(self, folder: str | Path) -> None:
+        """Copy the store into a new folder, as it is at one moment; searches and writes go on meanwhile.
+
+        Raises:
+            InputError: if the folder exists and is not empty.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise _exists(folder)
+        with (
+            atomic_folder(folder, replace=False) as temporary,
+            self._connections.alone() as source,
+            environment_errors_as_os_error(folder / FILE),
+            closing(sqlite3.connect(temporary / FILE)) as target,
+        ):
+            source.backup(target)
+
+    def vacuum(self) -> None:
+        """Give the space of deleted rows back to the disk; needs as much free space as the file has, for a while.
+
+        Raises:
+            InputError: if another process or thread is writing.
+        """
+        with self.lock(), self._connections.alone() as connection:
+            for table in LEXICAL:
+                connection.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     # The following methods run within a transaction of this store.
 
     def put(
@@ -191,16 +220,20 @@ class Store:
         found = tx.execute("SELECT number FROM documents WHERE id = ?", (doc_id,)).fetchone()
         if not found:
             return False
-        numbers = tx.execute("SELECT number FROM passages WHERE document = ?", found).fetchall()
+        query = "SELECT number FROM passages WHERE document = ?"
+        self.remove_passages(tx, tx.execute(query, found).fetchall())
+        tx.execute("DELETE FROM documents WHERE number = ?", found)
+        return True
+
+    def remove_passages(self, tx: sqlite3.Connection, numbers: Sequence[tuple[int]]) -> None:
+        """Delete passages with their vectors and terms, by rows of their ids."""
         first = _count_up(tx, len(numbers)) + 1
         tombstones = [(first + i, number) for i, (number,) in enumerate(numbers)]
         tx.executemany("INSERT INTO tombstones VALUES (?, ?)", tombstones)
         tx.executemany("DELETE FROM lexical WHERE rowid = ?", numbers)
         tx.executemany("DELETE FROM lexical_stop_words WHERE rowid = ?", numbers)
         tx.executemany("DELETE FROM vectors WHERE number = ?", numbers)
-        tx.execute("DELETE FROM passages WHERE document = ?", found)
-        tx.execute("DELETE FROM documents WHERE number = ?", found)
-        return True
+        tx.executemany("DELETE FROM passages WHERE number = ?", numbers)
 
     def sequence(self, tx: sqlite3.Connection) -> int:
         """The sequence number of the last change."""
@@ -213,6 +246,18 @@ class Store:
     def set_source(self, tx: sqlite3.Connection, doc_id: str, source: str) -> None:
         """Record another source of a document whose content is the same."""
         tx.execute("UPDATE documents SET source = ? WHERE id = ?", (source, doc_id))
+
+    def raise_sequence(self, tx: sqlite3.Connection, sequence: int) -> None:
+        """Set the counter of changes to `sequence` if it is lower."""
+        _set(tx, "sequence", max(sequence, self.sequence(tx)))
+
+    def mark_changed(self, tx: sqlite3.Connection, doc_id: str) -> None:
+        """Make a document differ from what its file has, so that the next `upsert` replaces it."""
+        tx.execute(
+            "UPDATE files SET state = '' WHERE source = (SELECT source FROM documents WHERE id = ?)",
+            (doc_id,),
+        )
+        tx.execute("UPDATE documents SET hash = '' WHERE id = ?", (doc_id,))
 
     def document(self, tx: sqlite3.Connection, doc_id: str) -> Document | None:
         """The document with this id, or None if there is none."""

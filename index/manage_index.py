@@ -1,0 +1,116 @@
+"""The commands that look after an index: verify, repair, backup, stats, vacuum."""
+
+import json as json_library
+from contextlib import closing
+from pathlib import Path
+
+from gpt_core.common.errors import ExplainedError
+from gpt_core.common.terminal import printable
+from index.dense.snapshot import Snapshot
+from index.index import Index
+from index.store.check import find_problems
+from index.store.store import FILE, Store
+
+
+class Damaged(ExplainedError):
+    """An index has problems; the message says how many."""
+
+
+def verify(*, index: str) -> None:
+    """Check an index: SQLite's pages, and that documents, passages, vectors and full text agree; exit status 1 if not.
+
+    Reads the whole index once; searches and writes may go on.
+
+    Args:
+        index: folder of the index.
+    """
+    with closing(Store(index)) as store:
+        problems = list(find_problems(store))
+        if not Snapshot.is_whole(store.folder):
+            print(
+                f"{index}: the snapshot of the vectors is damaged; it is made again when the index is opened"
+            )
+        for problem in problems:
+            print(printable(f"{index}: {problem.text}"))
+        if any(problem.is_file for problem in problems):
+            raise Damaged(f"{index}/{FILE} is damaged; restore a backup, or build the index again.")
+        if problems:
+            raise Damaged(f"{index} has {len(problems)} problems; run manage_index.py repair --index {index}")
+        with store.read() as tx:
+            n_documents, n_passages = store.count(tx, "documents"), store.count(tx, "passages")
+    print(f"{index}: all is well with {n_documents:,} documents in {n_passages:,} passages")
+
+
+def repair(*, index: str, embedder: str | None = None) -> None:
+    """Mend what `verify` finds: write the full text anew, encode documents again whose passages or vectors are bad.
+
+    The next build_index.py reads a document again whose text is not what was stored, from its file. A damaged SQLite
+    file cannot be mended.
+
+    Args:
+        index: folder of the index.
+        embedder: model folder, if it has moved since the index was built.
+    """
+    with Index.open(index, embedder) as opened:
+        problems = opened.repair()
+    for problem in problems:
+        print(printable(f"{index}: mended: {problem.text}"))
+    if any(problem.is_content for problem in problems):
+        print(
+            "run build_index.py with the same --input, so that these documents are read again from their files"
+        )
+    verify(index=index)
+
+
+def backup(*, index: str, out: str) -> None:
+    """Copy an index into a new folder, as it is at one moment, while searches and writes go on.
+
+    The copy has no snapshot of the vectors; it is made when the copy is opened.
+
+    Args:
+        index: folder of the index.
+        out: the new folder.
+    """
+    with closing(Store(index)) as store:
+        store.backup(out)
+    size = (Path(out) / FILE).stat().st_size
+    print(f"{out}: a copy of {index}, {size / 1e6:.1f} MB")
+
+
+def stats(*, index: str, json: bool = False) -> None:
+    """Print counts, settings and sizes of an index.
+
+    Args:
+        index: folder of the index.
+        json: print one JSON object.
+    """
+    with Index.open(index) as opened:
+        found = opened.stats()
+    sizes = {path.name: path.stat().st_size for path in sorted(Path(index).iterdir()) if path.is_file()}
+    if json:
+        print(json_library.dumps({**found, "bytes": sizes}, ensure_ascii=False))
+        return
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(
+            printable(
+                f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}"
+            )
+        )
+    for name, size in sizes.items():
+        print(printable(f"{'file':<{width}}  {name}, {size / 1e6:,.1f} MB"))
+
+
+def vacuum(*, index: str) -> None:
+    """Give the space of deleted documents back to the disk.
+
+    Needs as much free space as the index has, for a while; another process must not write meanwhile.
+
+    Args:
+        index: folder of the index.
+    """
+    file = Path(index) / FILE
+    with Index.open(index) as opened:
+        before = file.stat().st_size
+        opened.vacuum()
+    print(f"{index}: {before / 1e6:.1f} MB before, {file.stat().st_size / 1e6:.1f} MB now")
