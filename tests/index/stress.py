@@ -10,6 +10,7 @@ any.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -25,6 +26,8 @@ import numpy as np
 from index.dense import view
 from index.index import Index
 from index.reading.document import Document
+from index.store.check import find_problems
+from index.store.store import Store
 
 D = 16
 DOCUMENTS = 1500  # about as many are in the index; older ones are deleted
@@ -171,6 +174,8 @@ def run(folder: Path, seconds: float, readers: int, kill_every: float) -> dict[s
     for process in others:
         process.join()
     wrong = [message for report in reports for message in report["wrong"]]
+    with contextlib.closing(Store(folder)) as store:
+        wrong += [problem.text for problem in find_problems(store)]
     with Index.open(folder) as index:
         wrong += check(index, log)
         statistics = index.stats()

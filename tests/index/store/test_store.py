@@ -1,5 +1,6 @@
 """The store: documents, settings and embedder, also after kills, with other writers and with damaged files."""
 
+import contextlib
 import os
 import random
 import resource
@@ -19,7 +20,8 @@ import pytest
 from gpt_core.common.errors import InputError
 from index.index import Index
 from index.reading.document import Document
-from index.store.store import FILE
+from index.store.check import find_problems
+from index.store.store import FILE, Store
 
 
 def n_documents(folder: Path) -> int:
@@ -111,6 +113,8 @@ def test_kill_9_at_any_moment_loses_no_committed_document(tmp_path):
                 with Index.open(folder) as index:
                     found = index.search("number", k=10_000, mode="lexical")
                     assert len(found) == index.stats()["passages"]
+                with contextlib.closing(Store(folder)) as store:
+                    assert list(find_problems(store)) == []
         assert build(folder) == 0
         builders.stdin.close()
     assert contents(folder) == expected
