@@ -317,9 +317,12 @@ class Index:
             mode: "dense" ranks by cosine, "lexical" by BM25, both exactly. "hybrid" combines the exact scores of both
                 as `settings.fusion` says, over the union of the best max(100, 10 k) passages of each.
             filter: conditions on the documents' metadata, all of which must hold. A field must have one value
-                (`{"status": "Final"}`), one of several (`["Final", "Active"]`), or be within bounds
-                (`{"gte": 2000, "lte": 2010}`; a year or month compares with that part of a date). A list field
-                matches if any of its values does. true and false are no numbers. `doc_id` is the document's id.
+                (`{"status": "Final"}`), one of several (`["Final", "Active"]`), or meet all of an object of operators:
+                `gte`, `gt`, `lte`, `lt` (a year or month compares with that part of a date), `in` (a list), `ne` (a
+                value or a list; also true without the field), `contains` (part of a text), `exists` (true or false). A
+                list field matches if any of its values does; `author.name` is a field inside an object. true and false
+                are no numbers. `doc_id` is the document's id. `{"$or": [filter, …]}`, `"$and"` and `{"$not": filter}`
+                combine filters.
 
         Returns:
             Hits, best first; for several queries one list per query.

@@ -11,7 +11,7 @@ import tyro
 
 from gpt_core.common.terminal import printable
 from index.index import Index, Mode
-from index.search.filters import parse_filter
+from index.search.filter_words import parse_filter
 from index.search.rank import Hit
 
 
@@ -33,10 +33,11 @@ def search_index(
         index: folder of the index.
         k: number of passages to return.
         mode: hybrid (BM25 and vectors), dense (vectors only) or lexical (BM25 only; needs no model).
-        filter: field=value, field>=value or field<=value on the documents' metadata or doc_id. Repeat the option for
+        filter: field=value, or with !=, >=, <=, > or <, on the documents' metadata or doc_id. Repeat the option for
             several conditions: all fields must match; several values of one field are alternatives. Texts compare
             character by character, numbers as numbers; a year, month or day compares with ISO dates (date>=2024,
-            date<=2024-05, which includes all of May).
+            date<=2024-05, which includes all of May). A field inside an object is author.name. Or a filter in JSON, as
+            the API takes it: {"$or": [{"year": {"gt": 2020}}, {"title": {"contains": "draft"}}]}.
         embedder: model folder, if it has moved since the index was built.
         json: print one JSON object instead of text.
     """

@@ -3,32 +3,44 @@
 import json
 import re
 import sqlite3
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt_core.common.errors import InputError
 from index.store.store import Numbers
 
-# field → one value | alternative values | {"gte": …, "lte": …}
+# field → one value | alternative values | {operator: operand, …}; "$and", "$or" → filters; "$not" → a filter
 Filter = dict[str, Any]
-BOUNDS = {"gte": ">=", "lte": "<="}
-MAX_FIELDS = 100  # SQLite limits expressions to a depth of 1000
+BOUNDS = {"gte": ">=", "gt": ">", "lte": "<=", "lt": "<"}
+OPERATORS = (*BOUNDS, "in", "ne", "contains", "exists")
+MAX_CONDITIONS = 100
+MAX_DEPTH = 10  # of filters in filters; SQLite limits expressions to a depth of 1000
 
 # A year, month or day, as ISO 8601 writes them.
 YEAR = "[0-9][0-9][0-9][0-9]"
 DATE = re.compile(r"[0-9]{4}(-[0-9]{2}){0,2}")
-OPERATOR = re.compile(r"(?s)\s*([^<>=]*[^<>=!\s])\s*(>=|<=|=)(?![<>=])\s*(.*?)\s*")
 
 # A list field matches if any of its values does. Field names are bound parameters, never part of a JSON path. SQLite's
 # value of true is 1, so that true and false are told by their type.
+FIELD = "SELECT value, type FROM json_each(d.metadata) WHERE key = ?"
+# A field inside an object, by a path whose keys are quoted.
+NESTED = """ UNION ALL SELECT json_extract(d.metadata, ?), json_type(d.metadata, ?)
+    WHERE json_type(d.metadata, ?) IS NOT NULL"""
 HAS_FIELD = """EXISTS (
-    SELECT 1 FROM json_each(d.metadata) AS field,
+    SELECT 1 FROM ({fields}) AS field,
         json_each(CASE field.type WHEN 'array' THEN field.value WHEN 'true' THEN '[true]' WHEN 'false' THEN '[false]'
                   ELSE json_array(field.value) END) AS one
-    WHERE field.key = ? AND {condition})"""
+    WHERE {condition})"""
 NUMBER_OR_TEXT = "one.type NOT IN ('true', 'false')"
+
+
+class _Sql(NamedTuple):
+    """A condition on a row of documents AS d, or on one value of a field, with the values of its parameters."""
+
+    text: str
+    values: list[Any]
 
 
 def allowed(tx: sqlite3.Connection, wanted: Filter) -> Numbers:
@@ -37,61 +49,172 @@ def allowed(tx: sqlite3.Connection, wanted: Filter) -> Numbers:
     Raises:
         InputError: for a malformed condition.
     """
-    if len(wanted) > MAX_FIELDS:
-        raise InputError(f"The filter has conditions on {len(wanted)} fields; expected at most {MAX_FIELDS}.")
-    conditions, values = ["1"], []
-    for name, value in wanted.items():
-        _check_unicode(name, name)
-        condition, operands = _condition("d.id" if name == "doc_id" else "one.value", name, value)
-        conditions.append(condition if name == "doc_id" else HAS_FIELD.format(condition=condition))
-        values += operands if name == "doc_id" else [name, *operands]
+    n_conditions = sum(1 for _ in fields_of(wanted))
+    if n_conditions > MAX_CONDITIONS:
+        raise InputError(f"The filter has {n_conditions} conditions; expected at most {MAX_CONDITIONS}.")
+    condition = _all_of(wanted)
     query = f"""
         SELECT p.number FROM documents AS d JOIN passages AS p ON p.document = d.number
-        WHERE {" AND ".join(conditions)} ORDER BY p.number"""
-    return np.array([number for (number,) in tx.execute(query, values)], dtype=np.int64)
+        WHERE {condition.text} ORDER BY p.number"""
+    return np.array([number for (number,) in tx.execute(query, condition.values)], dtype=np.int64)
 
 
-def unknown_fields(tx: sqlite3.Connection, names: Iterable[str]) -> list[str]:
-    """Those of `names` that are no field of any document."""
-    query = "SELECT EXISTS (SELECT 1 FROM documents AS d, json_each(d.metadata) AS field WHERE field.key = ?)"
-    return [name for name in names if name != "doc_id" and not tx.execute(query, (name,)).fetchone()[0]]
+def fields_of(wanted: Any, depth: int = 0) -> Iterator[str]:
+    """The fields of a filter, one for each condition.
+
+    Raises:
+        InputError: if a part is no filter, or filters are nested too deeply.
+    """
+    if not isinstance(wanted, Mapping):
+        raise InputError(f"filter {wanted!r}; expected an object of fields and their values.")
+    if depth > MAX_DEPTH:
+        raise InputError(f"The filter has more than {MAX_DEPTH} filters in each other.")
+    for name, value in wanted.items():
+        if name in ("$and", "$or"):
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise InputError(f"filter {name!r}: {value!r}; expected a list of filters.")
+            for part in value:
+                yield from fields_of(part, depth + 1)
+        elif name == "$not":
+            yield from fields_of(value, depth + 1)
+        elif isinstance(name, str) and not name.startswith("$"):
+            _check_unicode(name, name)
+            yield name
+        else:
+            raise InputError(f"filter {name!r}; expected a field, '$and', '$or' or '$not'.")
 
 
-def _condition(column: str, name: str, value: Any) -> tuple[str, list[Any]]:
-    if isinstance(value, dict):
-        if not value or not value.keys() <= BOUNDS.keys():
-            raise InputError(f"filter on {name!r}: {value!r}; expected {{'gte': …}}, {{'lte': …}} or both.")
-        tests, operands = ["1" if name == "doc_id" else NUMBER_OR_TEXT], []
-        for key, bound in value.items():
-            if isinstance(bound, bool):
-                raise InputError(f"filter on {name!r}: {bound!r} as a bound; expected a string or a number.")
-            test, bounds = _bound(column, BOUNDS[key], _scalar(name, bound))
-            tests.append(test)
-            operands += bounds
-        return " AND ".join(tests), operands
+def unknown_fields(tx: sqlite3.Connection, wanted: Filter) -> list[str]:
+    """The fields of a filter that no document has."""
+    unknown = []
+    for name in dict.fromkeys(fields_of(wanted)):
+        source = _source(name)
+        query = f"SELECT EXISTS (SELECT 1 FROM documents AS d WHERE EXISTS ({source.text}))"
+        if name != "doc_id" and not tx.execute(query, source.values).fetchone()[0]:
+            unknown.append(name)
+    return unknown
+
+
+def _all_of(wanted: Filter) -> _Sql:
+    return _joined(" AND ", [_part(name, value) for name, value in wanted.items()])
+
+
+def _part(name: str, value: Any) -> _Sql:
+    """One entry of a filter."""
+    if name == "$and":
+        return _joined(" AND ", [_all_of(part) for part in value])
+    if name == "$or":
+        return _joined(" OR ", [_all_of(part) for part in value])
+    if name == "$not":
+        return _negated(_all_of(value))
+    if not isinstance(value, dict):
+        return _has(name, _equal(name, value))
+    if not value or not value.keys() <= set(OPERATORS):
+        raise InputError(
+            f"filter on {name!r}: {value!r}; expected {', '.join(OPERATORS)}, such as {{'gte': 2020}}."
+        )
+    bounds = [_bound(name, sign, value[key]) for key, sign in BOUNDS.items() if key in value]
+    if "in" in value:
+        if not isinstance(value["in"], list | tuple | set | frozenset):
+            raise InputError(f"filter on {name!r}: {value!r}; expected a list of values for 'in'.")
+        bounds.append(_equal(name, value["in"]))
+    if "contains" in value:
+        bounds.append(_contains(name, value["contains"]))
+    # Of a list, one value must be within all bounds.
+    parts = [_has(name, _joined(" AND ", bounds))] if bounds else []
+    if "ne" in value:
+        parts.append(_negated(_has(name, _equal(name, value["ne"]))))
+    if "exists" in value:
+        parts.append(_exists(name, value["exists"]))
+    return _joined(" AND ", parts)
+
+
+def _joined(word: str, parts: Sequence[_Sql]) -> _Sql:
+    """Conditions joined by AND (of none: true) or OR (of none: false)."""
+    if not parts:
+        return _Sql("0" if "OR" in word else "1", [])
+    return _Sql(
+        f"({word.join(part.text for part in parts)})", [value for part in parts for value in part.values]
+    )
+
+
+def _negated(part: _Sql) -> _Sql:
+    return _Sql(f"(({part.text}) IS NOT TRUE)", part.values)
+
+
+def _source(name: str) -> _Sql:
+    """The rows (value, type) of a field: of this name, or, with dots in it, inside objects."""
+    if "." not in name or '"' in name:
+        return _Sql(FIELD, [name])
+    path = "$" + "".join(f'."{key}"' for key in name.split("."))
+    return _Sql(FIELD + NESTED, [name, path, path, path])
+
+
+def _has(name: str, condition: _Sql) -> _Sql:
+    """Whether a value of the field meets a condition."""
+    if name == "doc_id":
+        return condition
+    source = _source(name)
+    text = HAS_FIELD.format(fields=source.text, condition=condition.text)
+    return _Sql(text, [*source.values, *condition.values])
+
+
+def _exists(name: str, wanted: Any) -> _Sql:
+    if not isinstance(wanted, bool):
+        raise InputError(f"filter on {name!r}: {wanted!r} for 'exists'; expected true or false.")
+    if name == "doc_id":
+        return _Sql(str(int(wanted)), [])
+    source = _source(name)
+    found = _Sql(f"EXISTS (SELECT 1 FROM ({source.text}) WHERE type <> 'null')", source.values)
+    return found if wanted else _negated(found)
+
+
+# The following conditions are on one value of a field, or on the document's id.
+
+
+def _column(name: str) -> str:
+    return "d.id" if name == "doc_id" else "one.value"
+
+
+def _equal(name: str, value: Any) -> _Sql:
+    column = _column(name)
     values = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
     values = [_scalar(name, one) for one in values]
     if name == "doc_id":
-        return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(values)]
+        return _Sql(f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(values)])
     condition = f"""CASE WHEN {NUMBER_OR_TEXT} THEN {column} IN (SELECT value FROM json_each(?))
                     ELSE {column} IN (SELECT value FROM json_each(?)) END"""
     booleans = [one for one in values if isinstance(one, bool)]
-    return condition, [json.dumps([one for one in values if not isinstance(one, bool)]), json.dumps(booleans)]
+    return _Sql(
+        condition, [json.dumps([one for one in values if not isinstance(one, bool)]), json.dumps(booleans)]
+    )
 
 
-def _bound(column: str, sign: str, bound: str | int | float) -> tuple[str, list[Any]]:
+def _contains(name: str, part: Any) -> _Sql:
+    if not isinstance(part, str):
+        raise InputError(f"filter on {name!r}: {part!r} for 'contains'; expected a text.")
+    _check_unicode(name, part)
+    column = _column(name)
+    return _Sql(f"(typeof({column}) = 'text' AND instr({column}, ?) > 0)", [part])
+
+
+def _bound(name: str, sign: str, value: Any) -> _Sql:
     """A comparison of numbers with a number, of texts with a text, and of dates with a year, a month or a day."""
+    if isinstance(value, bool):
+        raise InputError(f"filter on {name!r}: {value!r} as a bound; expected a string or a number.")
+    bound, column = _scalar(name, value), _column(name)
     text = str(bound)
+    is_number_or_text = "1" if name == "doc_id" else NUMBER_OR_TEXT
     # SQLite sorts all numbers before all texts, so the types are compared first.
     same_type = f"typeof({column}) {'=' if isinstance(bound, str) else '<>'} 'text'"
-    test, operands = f"({same_type} AND {column} {sign} ?)", [bound]
+    test = f"({is_number_or_text} AND {same_type} AND {column} {sign} ?)"
     if not DATE.fullmatch(text):
-        return test, operands
+        return _Sql(test, [bound])
     # As much of a date as the bound has is compared: `<= 2024-05` includes all of May.
     dates = f"({column} GLOB '{YEAR}-[0-9][0-9]*' AND substr({column}, 1, ?) {sign} ?)"
     if "-" in text:  # other texts, such as "unknown", are neither before nor after a date
-        return f"({dates} OR ({column} GLOB '{YEAR}' AND {test}))", [len(text), text, *operands]
-    return f"({test} OR {dates})", [*operands, len(text), text]
+        return _Sql(f"({dates} OR ({column} GLOB '{YEAR}' AND {test}))", [len(text), text, bound])
+    return _Sql(f"({test} OR {dates})", [bound, len(text), text])
 
 
 def _scalar(name: str, value: Any) -> str | int | float:
@@ -112,46 +235,3 @@ def _check_unicode(name: str, text: str) -> None:
 
 def _number(value: str | int | float) -> int | float:
     return 0 if isinstance(value, str) else value
-
-
-def parse_filter(words: list[str]) -> Filter:
-    """Parse filters given on the command line: `field=value`, `field>=value`, `field<=value`.
-
-    White space around the field and the value is no part of them. A value that is a JSON number, true or false is
-    compared as such and, for `=`, also as text. Several values of one field are alternatives.
-
-    Raises:
-        InputError: for a malformed filter.
-    """
-    wanted: Filter = {}
-    for word in words:
-        match = OPERATOR.fullmatch(word)
-        if not match:
-            raise InputError(f"filter {word!r}; expected field=value, field>=value or field<=value.")
-        name, sign, text = match.groups()
-        value = _typed(text)
-        if sign == "=":
-            values = wanted.setdefault(name, [])
-            if not isinstance(values, list):
-                raise InputError(f"filter {word!r}: give {name} either values or bounds.")
-            values += [text] if value == text else [text, value]
-        else:
-            bounds = wanted.setdefault(name, {})
-            if not isinstance(bounds, dict):
-                raise InputError(f"filter {word!r}: give {name} either values or bounds.")
-            key = "gte" if sign == ">=" else "lte"
-            if key in bounds:
-                raise InputError(
-                    f"filter {word!r}: {name}{sign}{bounds[key]} is given, too; give one of them."
-                )
-            bounds[key] = value
-    return wanted
-
-
-def _typed(text: str) -> str | int | float:
-    """A number, true or false, if `text` is one that a filter can have; else the text."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, int | float) and abs(value) < 2**63 else text  # NaN is not less

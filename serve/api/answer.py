@@ -47,7 +47,8 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
     """The k best passages for a query, best first.
 
     `filter` maps fields of the documents' metadata, or `doc_id`, to a required value, a list of alternative values, or
-    bounds such as `{"gte": 2000, "lte": 2010}`.
+    operators such as `{"gte": 2000, "lt": 2010}` (also `lte`, `gt`, `in`, `ne`, `contains`, `exists`); `author.name` is
+    a field inside an object; `{"$or": [filter, …]}`, `"$and"` and `{"$not": filter}` combine filters.
     """
     options = body.model_dump(exclude={"query"})
     finding = service.search.run(retrieve, body.query, service.index, **options)

@@ -1,10 +1,16 @@
+import itertools
+import json
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gpt_core.common.errors import InputError
 from index.index import Index
 from index.reading.document import Document
-from index.search.filters import parse_filter
+from index.search.filter_words import parse_filter
+from index.search.filters import allowed
 
 METADATA = [
     {"status": "Final", "year": 2001, "tags": ["a", "b"], "draft": False, "date": "2024-05-17T10:00"},
@@ -60,6 +66,32 @@ def index(tmp_path_factory):
         ({"date": {"lte": "2024-05-17"}}, "03"),
         ({"date": {"lte": "V"}}, "013"),
         ({"status": "'; DROP TABLE documents; --"}, ""),
+        ({"year": {"gt": 9, "lt": 2010.5}}, "0"),
+        ({"date": {"gt": "2024-05"}}, "1"),
+        ({"date": {"lt": "2024-05"}}, "3"),
+        ({"year": {"in": [2001, "2010"]}}, "02"),
+        ({"status": {"ne": "Final"}}, "134"),
+        ({"status": {"ne": ["Final", "Active"]}}, "34"),
+        ({"tags": {"ne": "a"}}, "1234"),
+        ({"status": {"contains": "ina"}}, "02"),
+        ({"year": {"contains": "1"}}, "2"),
+        ({"doc_id": {"contains": "d3"}}, "3"),
+        ({"status": {"exists": True}}, "012"),
+        ({"status": {"exists": False}}, "34"),
+        ({"tags": {"exists": True}}, "012"),
+        ({"doc_id": {"exists": False}}, ""),
+        ({"status": {"exists": True, "ne": "Active"}, "year": {"gte": 1}}, "0"),
+        ({"nested.status": "Final"}, "3"),
+        ({"nested.status": {"exists": False}}, "0124"),
+        ({"nested.other": "Final"}, ""),
+        ({"nested.": "Final"}, ""),
+        ({"$or": [{"year": 2001}, {"doc_id": "d4"}]}, "04"),
+        ({"$or": []}, ""),
+        ({"$and": []}, "01234"),
+        ({"$not": {"status": "Final"}}, "134"),
+        ({"$not": {}}, ""),
+        ({"$and": [{"status": "Final"}, {"$not": {"tags": "a"}}]}, "2"),
+        ({"status": "Final", "$or": [{"draft": False}, {"year": {"lt": 0}}]}, "0"),
     ],
 )
 def test_a_filter_selects_documents(index, wanted, found):
@@ -72,7 +104,12 @@ def test_a_filter_selects_documents(index, wanted, found):
     [
         None,
         {},
-        {"gt": 3},
+        {"above": 3},
+        {"in": "abc"},
+        {"contains": 3},
+        {"exists": 1},
+        {"ne": None},
+        {"ne": {"gt": 3}},
         {"gte": [1]},
         {"gte": True},
         {"gte": 1, "most": 2},
@@ -89,10 +126,133 @@ def test_invalid_conditions_are_refused(index, value):
         index.search(np.ones(4), filter={"year": value})
 
 
-def test_a_filter_has_at_most_100_fields(index):
-    assert index.search(np.ones(4), filter={f"field {i}": 1 for i in range(100)}) == []
-    with pytest.raises(InputError, match="conditions on 101 fields; expected at most 100"):
-        index.search(np.ones(4), filter={f"field {i}": 1 for i in range(101)})
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"$or": {"year": 1}},
+        {"$or": "year"},
+        {"$and": [1]},
+        {"$not": [{"year": 1}]},
+        {"$nor": []},
+        {"$not": None},
+    ],
+)
+def test_what_is_no_filter_is_refused(index, wanted):
+    with pytest.raises(InputError, match="filter"):
+        index.search(np.ones(4), filter=wanted)
+
+
+def test_a_filter_has_at_most_100_conditions_and_10_filters_in_each_other(index):
+    assert index.search(np.ones(4), filter={f"field {i}.a": {"gte": 1, "ne": 3} for i in range(100)}) == []
+    with pytest.raises(InputError, match="has 101 conditions; expected at most 100"):
+        index.search(np.ones(4), filter={"$or": [{f"field {i}": 1} for i in range(101)]})
+    wanted = {"status": "Final"}
+    for _ in range(10):
+        wanted = {"$not": wanted}
+    assert len(index.search(np.ones(4), filter=wanted)) == 2
+    with pytest.raises(InputError, match="more than 10 filters in each other"):
+        index.search(np.ones(4), filter={"$not": wanted})
+
+
+VALUES = [1, 2, 2.5, "1", "b", "bc", True, False, None, ["b", 2], [], {"in": 1}]
+SCALARS = [1, 2, 2.5, "1", "b", "c", True, False]
+CONDITIONS = st.one_of(
+    st.sampled_from(SCALARS),
+    st.lists(st.sampled_from(SCALARS), max_size=3),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "gte": st.sampled_from([1, "b"]), "gt": st.sampled_from([1, 2, "b"]), "lte": st.sampled_from([2, "b"]),
+            "lt": st.sampled_from([2.5, "c"]), "in": st.lists(st.sampled_from(SCALARS), max_size=3),
+            "ne": st.sampled_from([*SCALARS, [1, "b"]]), "contains": st.sampled_from(["b", "bc"]),
+            "exists": st.booleans(),
+        },
+    ).filter(bool),
+)  # fmt: skip
+FIELDS = st.dictionaries(st.sampled_from(["a", "b", "c.in"]), CONDITIONS, min_size=1, max_size=2)
+FILTERS = st.recursive(
+    FIELDS,
+    lambda inner: st.one_of(
+        st.fixed_dictionaries({"$or": st.lists(inner, max_size=2)}),
+        st.fixed_dictionaries({"$and": st.lists(inner, max_size=2)}),
+        st.fixed_dictionaries({"$not": inner}),
+    ),
+    max_leaves=4,
+)
+
+
+def same(value, other):
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
+
+
+def within(value, sign, bound):
+    if isinstance(value, bool) or isinstance(value, str) != isinstance(bound, str) or isinstance(value, dict):
+        return False
+    return {"gte": value >= bound, "gt": value > bound, "lte": value <= bound, "lt": value < bound}[sign]
+
+
+def meets(metadata, wanted):
+    """`Index.search`'s filters in plain Python."""
+    for name, condition in wanted.items():
+        if name == "$or":
+            ok = any(meets(metadata, part) for part in condition)
+        elif name == "$and":
+            ok = all(meets(metadata, part) for part in condition)
+        elif name == "$not":
+            ok = not meets(metadata, condition)
+        else:
+            ok = field_meets(metadata, name, condition)
+        if not ok:
+            return False
+    return True
+
+
+def field_meets(metadata, name, condition):
+    value = metadata.get(name)
+    if "." in name:
+        outer, inner = name.split(".")
+        value = metadata[outer].get(inner) if isinstance(metadata.get(outer), dict) else None
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not isinstance(condition, dict):
+        condition = {"in": condition if isinstance(condition, list) else [condition]}
+    each = {key: one for key, one in condition.items() if key not in ("ne", "exists")}
+    tests = {
+        "in": lambda v, some: any(same(v, one) for one in some),
+        "contains": lambda v, part: isinstance(v, str) and part in v,
+    }
+    if each and not any(
+        all(tests[k](v, one) if k in tests else within(v, k, one) for k, one in each.items()) for v in values
+    ):
+        return False
+    unwanted = condition.get("ne", [])
+    unwanted = unwanted if isinstance(unwanted, list) else [unwanted]
+    if any(same(v, one) for v in values for one in unwanted):
+        return False
+    return condition.get("exists", value is not None) == (value is not None)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wanted=FILTERS)
+def test_filters_equal_those_in_plain_python(many, wanted):
+    expected = sorted(i for i, metadata in enumerate(MANY) if meets(metadata, wanted))
+    with many._view.store.read() as tx:
+        numbers = allowed(tx, wanted)
+    assert [number - 1 for number in numbers] == expected
+
+
+MANY = [
+    {name: value for name, value in (("a", a), ("b", b), ("c", c)) if value != "absent"}
+    for a, b, c in itertools.product(
+        [*VALUES, "absent"], [1, "b", ["b", 2], "absent"], [{"in": 2}, 1, "absent"]
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    with Index.create(tmp_path_factory.mktemp("many") / "index", dimension=2) as index:
+        index.add([Document(str(i), "x", metadata=m) for i, m in enumerate(MANY)], np.ones((len(MANY), 2)))
+        yield index
 
 
 def test_fields_that_no_document_has_are_named_and_doc_id_is_none_of_them(index):
@@ -112,10 +272,23 @@ def test_parses_filters_of_the_command_line():
     assert parse_filter(["a=NaN", "b=1e999", "c=99999999999999999999"]) == {
         "a": ["NaN"], "b": ["1e999"], "c": ["99999999999999999999"]
     }  # fmt: skip
+    assert parse_filter(["year>2001", "year<2010", "year!=2005", "year != 2006"]) == {
+        "year": {"gt": 2001, "lt": 2010, "ne": ["2005", 2005, "2006", 2006]}
+    }
+    either = '{"$or": [{"year": 1}, {"year": {"exists": false}}]}'
+    assert parse_filter([either]) == {"$and": [json.loads(either), {}]}
+    assert parse_filter([either, "a=b"]) == {"$and": [json.loads(either), {"a": ["b"]}]}
     for wrong in (
         *(["year"], ["=2"], ["year=1", "year>=2"], ["year>=1", "year=2"], ["year>=1", "year>=2"]),
-        *(["status!=final"], ["status != final"], ["year==2020"], ["year=>2020"], ["year=<2020"]),
-        *(["year>2020"], ["year<2020"], ["year<>2020"], [" =2"], ["year>==2"]),
+        *(
+            ["year==2020"],
+            ["year=>2020"],
+            ["year=<2020"],
+            ["year!2020"],
+            ["year!!=2020"],
+            ["year=1", "year!=2"],
+        ),
+        *(["year<>2020"], [" =2"], ["year>==2"], ["{"], ['{"$or": 1}'], ["{}, {}"]),
     ):
         with pytest.raises(InputError, match="filter"):
             parse_filter(wrong)
