@@ -45,7 +45,7 @@ def find_problems(store: Store) -> Iterator[Problem]:
 
 
 def _file(tx: sqlite3.Connection) -> Iterator[Problem]:
-    """Whether SQLite finds its pages and its foreign keys in order."""
+    """Whether SQLite finds its pages in order, and the rows that others refer to."""
     for (line,) in tx.execute("PRAGMA integrity_check(10)").fetchall():
         if line != "ok":
             yield Problem(f"SQLite's integrity check: {line}", is_file=True)

@@ -53,7 +53,7 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
         ("/v1/search", {"query": "x", "filter": {"year": None}}, 422, "year"),
         ("/v1/search", {"query": "x", "filter": {"\ud800": 1}}, 422, "surrogate"),
         ("/v1/search", {"query": "x", "filter": {"year": "\ud800"}}, 422, "surrogate"),
-        ("/v1/search", {"query": "x", "filter": {str(i): 1 for i in range(1000)}}, 422, "1000 fields"),
+        ("/v1/search", {"query": "x", "filter": {str(i): 1 for i in range(1000)}}, 422, "1000 conditions"),
         ("/v1/search", {"query": "x", "odd-key[": 3}, 422, "odd-key["),
         ("/v1/answer", {}, 422, "question"),
         ("/v1/answer", {"question": "  "}, 422, "question"),
