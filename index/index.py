@@ -2,11 +2,10 @@
 
 import json
 import math
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, overload
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,16 +15,15 @@ from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView
 from index.reading.document import Document
-from index.search.filters import Filter, allowed, unknown_fields
-from index.search.lexical import Matches
-from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.search.filters import Filter, unknown_fields
+from index.search.rank import Hit
+from index.search.search import Mode, Options, search_texts, search_vectors
 from index.store.check import Problem, find_problems, mend
 from index.store.files import Files
 from index.store.settings import Settings
 from index.store.store import Store
 from index.store.write import Changes, check_vectors, fit_map, write
 
-Mode = Literal["hybrid", "dense", "lexical"]
 MIN_MAP_PASSAGES = 1000  # a corpus map fitted on fewer passages is fitted again when the corpus has doubled
 
 
@@ -290,7 +288,15 @@ class Index:
 
     @overload
     def search(
-        self, query: str, k: int = 10, mode: Mode = "hybrid", filter: Filter | None = None
+        self,
+        query: str,
+        k: int = 10,
+        mode: Mode = "hybrid",
+        filter: Filter | None = None,
+        *,
+        offset: int = 0,
+        per_document: int | None = None,
+        diversity: float = 0.0,
     ) -> list[Hit]: ...
     @overload
     def search(
@@ -299,6 +305,10 @@ class Index:
         k: int = 10,
         mode: Mode = "hybrid",
         filter: Filter | None = None,
+        *,
+        offset: int = 0,
+        per_document: int | None = None,
+        diversity: float = 0.0,
     ) -> list[Any]: ...
     def search(
         self,
@@ -306,6 +316,10 @@ class Index:
         k: int = 10,
         mode: Mode = "hybrid",
         filter: Filter | None = None,
+        *,
+        offset: int = 0,
+        per_document: int | None = None,
+        diversity: float = 0.0,
     ) -> list[Any]:
         """Find the k best passages for each query.
 
@@ -323,60 +337,30 @@ class Index:
                 list field matches if any of its values does; `author.name` is a field inside an object. true and false
                 are no numbers. `doc_id` is the document's id. `{"$or": [filter, …]}`, `"$and"` and `{"$not": filter}`
                 combine filters.
+            offset: number of best passages that are left out, as for a second page of results.
+            per_document: at most so many passages of one document; None for any number.
+            diversity: 0 to 1; above 0, a passage counts less the more it is like those before it (maximal marginal
+                relevance among the best max(50, 4 (k + offset))).
 
         Returns:
             Hits, best first; for several queries one list per query.
 
         Raises:
-            InputError: for an empty query, k < 1, an unknown mode, a malformed filter, vectors of a wrong shape, or a
-                text query in an index of precomputed vectors (except in mode "lexical").
+            InputError: for an empty query, a number out of range, an unknown mode, a malformed filter, vectors of a
+                wrong shape, or a text query in an index of precomputed vectors (except in mode "lexical").
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InputError(f"k is {k!r}; expected a whole number of at least 1.")
-        if mode not in get_args(Mode):
-            raise InputError(f"mode is {mode!r}; expected {', '.join(get_args(Mode))}.")
         current = self._current()
+        options = Options(k, mode, filter, offset, per_document, diversity)
         if isinstance(query, str):
-            return self._search_texts(current, [query], k, mode, filter)[0]
+            return search_texts(current, self._encoder_for(mode), [query], options)[0]
         if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
-            return self._search_texts(current, cast(list[str], list(query)), k, mode, filter)
+            return search_texts(current, self._encoder_for(mode), cast(list[str], list(query)), options)
         queries = check_vectors(cast(ArrayLike, query), current.store.settings.dimension)
-        if mode == "lexical":
-            raise InputError(
-                "Lexical search needs a text, not a vector; give a text, or search the vector in mode dense."
-            )
-        with current.current() as (tx, view):
-            numbers = None if filter is None else allowed(tx, filter)
-            hits = _hits(current.store, tx, rank_dense(view, view.corpus_map.apply(queries), k, numbers))
+        hits = search_vectors(current, queries, options)
         return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits
 
-    def _search_texts(
-        self, current: LiveView, texts: list[str], k: int, mode: Mode, filter: Filter | None
-    ) -> list[list[Hit]]:
-        store = current.store
-        for text in texts:
-            if not text.strip():
-                raise InputError("The query is empty; expected text.")
-            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                raise InputError(f"The query {text!r} has an unpaired surrogate; expected Unicode text.")
-        if mode == "lexical":
-            with store.read() as tx:
-                numbers = None if filter is None else allowed(tx, filter)
-                results = [rank_lexical(Matches.find(store, tx, text, numbers), k) for text in texts]
-                return _hits(store, tx, results)
-        encoder = self.encoder
-        if encoder is None:
-            raise InputError(
-                f"{self.folder} was built from precomputed vectors; search texts in mode lexical."
-            )
-        queries = encoder.encode_query(texts)
-        with current.current() as (tx, view):
-            numbers = None if filter is None else allowed(tx, filter)
-            queries = view.corpus_map.apply(queries)
-            if mode == "dense":
-                return _hits(store, tx, rank_dense(view, queries, k, numbers))
-            matches = (Matches.find(store, tx, text, numbers) for text in texts)
-            return _hits(store, tx, rank_hybrid(view, queries, matches, k, numbers, store.settings.fusion))
+    def _encoder_for(self, mode: Mode) -> Encoder | None:
+        return None if mode == "lexical" else self.encoder
 
     def get(self, doc_id: str) -> Document | None:
         """The document with this id, or None if there is none."""
@@ -417,11 +401,6 @@ class Index:
                 "map_passages": store.map_passages(tx),
                 **json.loads(store.settings.to_json()),
             }
-
-
-def _hits(store: Store, tx: sqlite3.Connection, results: list[list[Ranked]]) -> list[list[Hit]]:
-    rows = store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
-    return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
 
 
 def _open(folder: Path, load: Callable[[], Encoder | None]) -> tuple[LiveView, Encoder | None]:

@@ -10,9 +10,10 @@ from typing import Annotated
 import tyro
 
 from gpt_core.common.terminal import printable
-from index.index import Index, Mode
+from index.index import Index
 from index.search.filter_words import parse_filter
 from index.search.rank import Hit
+from index.search.search import Mode
 
 
 def search_index(
@@ -23,6 +24,9 @@ def search_index(
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
     mode: Mode = "hybrid",
     filter: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    offset: int = 0,
+    per_document: int | None = None,
+    diversity: float = 0.0,
     embedder: str | None = None,
     json: bool = False,
 ) -> None:
@@ -38,12 +42,17 @@ def search_index(
             character by character, numbers as numbers; a year, month or day compares with ISO dates (date>=2024,
             date<=2024-05, which includes all of May). A field inside an object is author.name. Or a filter in JSON, as
             the API takes it: {"$or": [{"year": {"gt": 2020}}, {"title": {"contains": "draft"}}]}.
+        offset: number of best passages that are left out.
+        per_document: at most so many passages of one document.
+        diversity: 0 to 1; above 0, a passage counts less the more it is like those before it.
         embedder: model folder, if it has moved since the index was built.
         json: print one JSON object instead of text.
     """
     wanted = parse_filter(list(filter)) if filter else None
     with Index.open(index, embedder) as found:
-        hits = found.search(query, k, mode, wanted)
+        hits = found.search(
+            query, k, mode, wanted, offset=offset, per_document=per_document, diversity=diversity
+        )
         if wanted and not hits and (unknown := found.unknown_fields(wanted)):
             print(f"no document has the field {', '.join(map(repr, unknown))}", file=sys.stderr)
         if mode != "lexical" and found.encoder and found.encoder.n_truncated:

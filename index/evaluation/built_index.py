@@ -13,7 +13,8 @@ from embed.data.vectors import Vectors
 from embed.encoding.encoder import Encoder
 from embed.encoding.vector_cache import cached_vectors
 from index.evaluation.collection import Collection, Run
-from index.index import Index, Mode
+from index.index import Index
+from index.search.search import Mode
 
 QUERIES_PER_BATCH = 256
 

@@ -25,7 +25,8 @@ from index.evaluation.collection import Collection, Run
 from index.evaluation.metrics import METRICS, Figures, bootstrap, score_queries
 from index.evaluation.rank_vectors import Retrievers
 from index.evaluation.runs import read_run, write_run
-from index.index import Index, Mode
+from index.index import Index
+from index.search.search import Mode
 
 Row = Literal[
     "bm25",

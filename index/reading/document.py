@@ -1,4 +1,4 @@
-"""The class `Document`."""
+"""The class `Document`, and the ids of its passages."""
 
 import hashlib
 import json
@@ -64,3 +64,8 @@ class Document:
         """`hash` of a document with this content."""
         content = json.dumps([title, text, metadata_json], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def passage_id(doc_id: str, start: int, end: int) -> str:
+    """The id of a passage: `<document id>#<start>-<end>`."""
+    return f"{doc_id}#{start}-{end}"

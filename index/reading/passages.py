@@ -10,7 +10,7 @@ import regex
 from embed.text.sentences import sentence_ends
 from gpt_core.common.errors import InputError
 from gpt_core.tokenizer.tokenizer import Tokenizer
-from index.reading.document import Document
+from index.reading.document import Document, passage_id
 from index.reading.layout import Layout
 
 PARAGRAPH_END = re.compile(r"\n[ \t\r]*\n")
@@ -38,11 +38,6 @@ class Passage:
     def id(self) -> str:
         """`<document id>#<start>-<end>`; equal for equal text and equal split settings."""
         return passage_id(self.doc_id, self.start, self.end)
-
-
-def passage_id(doc_id: str, start: int, end: int) -> str:
-    """The id of a passage: `<document id>#<start>-<end>`."""
-    return f"{doc_id}#{start}-{end}"
 
 
 def check_lengths(max_tokens: int, overlap: int) -> None:

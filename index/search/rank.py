@@ -12,8 +12,8 @@ from embed.data.vectors import Vectors
 from embed.network.config import Fusion
 from index.dense.scores import Scores, Spread
 from index.dense.view import View
+from index.reading.document import passage_id
 from index.reading.pages import PageRange, Pages
-from index.reading.passages import passage_id
 from index.search.lexical import Matches
 from index.store.store import Numbers
 

@@ -341,6 +341,11 @@ class Store:
         found = {term: tx.execute(query, (term,)).fetchone() for term in terms}
         return {term: row[0] if row else 0 for term, row in found.items()}
 
+    def owners(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, int]:
+        """The numbers of the documents of passages, by passage id."""
+        query = "SELECT number, document FROM passages WHERE number IN (SELECT value FROM json_each(?))"
+        return dict(tx.execute(query, (json.dumps(list(numbers)),)).fetchall())
+
     def passages(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
         """The fields of a `Hit` for each of the passage ids `numbers`, by id."""
         query = """

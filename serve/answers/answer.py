@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from itertools import chain, zip_longest
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
 from index import Document, Hit, Index
-from index.index import Mode
 from index.search.filters import Filter
+from index.search.search import Mode
 from serve.answers.attribution import AnswerSentence, attribute
 from serve.answers.conversation import earlier, questions_in
 from serve.answers.language import Language, language_of
@@ -270,8 +270,11 @@ def retrieve(
     mode: Mode = "hybrid",
     filter: Filter | None = None,
     before: str = "",
+    **selection: Any,
 ) -> list[Hit]:
     """The k best passages for `question`, after `before`, best first; an empty list if none matches.
+
+    `selection`: offset, per_document, diversity, as in `Index.search`.
 
     Raises:
         InputError: if the question is empty, or longer than the embedder's context.
@@ -285,7 +288,7 @@ def retrieve(
             raise InputError(
                 f"The question has {n_tokens} tokens, but the embedder's limit is {encoder.max_tokens}; shorten it."
             )
-    return index.search(query, k=k, mode=mode, filter=filter)
+    return index.search(query, k=k, mode=mode, filter=filter, **selection)
 
 
 def ground(

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from gpt_core.common.errors import InputError
 from gpt_core.generation.sampling import SamplingParams
-from index.index import Mode
+from index.search.search import Mode
 from serve.answers.answer import ANSWER_TOKENS
 
 Text = Annotated[str, Field(max_length=100_000)]
@@ -26,12 +26,15 @@ class _Request(BaseModel):
 
 
 class SearchRequest(_Request):
-    """A search; `filter` as in `Index.search`."""
+    """A search; `filter`, `offset`, `per_document` and `diversity` as in `Index.search`."""
 
     query: Text
     k: int = Field(10, ge=1, le=1000)
     mode: Mode = "hybrid"
     filter: dict[str, Any] | None = None
+    offset: int = Field(0, ge=0, le=1000)
+    per_document: int | None = Field(None, ge=1)
+    diversity: float = Field(0.0, ge=0, le=1)
 
 
 class AnswerRequest(_Request):

@@ -49,6 +49,10 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
         ("/v1/search", {"query": "why " * 1100}, 422, "1024"),
         ("/v1/search", {"query": "x", "top_k": 3}, 422, "top_k"),
         ("/v1/search", {"query": "x", "k": 0}, 422, "k"),
+        ("/v1/search", {"query": "x", "offset": -1}, 422, "offset"),
+        ("/v1/search", {"query": "x", "diversity": 2}, 422, "diversity"),
+        ("/v1/search", {"query": "x", "diversity": 0.5, "mode": "lexical"}, 422, "diversity"),
+        ("/v1/search", {"query": "x", "filter": {"$or": 1}}, 422, "list of filters"),
         ("/v1/search", {"query": "x", "mode": "fuzzy"}, 422, "mode"),
         ("/v1/search", {"query": "x", "filter": {"year": None}}, 422, "year"),
         ("/v1/search", {"query": "x", "filter": {"\ud800": 1}}, 422, "surrogate"),
@@ -228,6 +232,21 @@ def test_the_generator_goes_on_after_a_failed_step(serve, client, monkeypatch, c
             client.post(f"{url}/v1/answer", json={"answer": "generate", "question": QUESTION}).json()
             == expected
         )
+
+
+def test_search_takes_an_offset_few_passages_of_a_document_and_diversity(serve, client):
+    url, _ = serve("x")
+
+    def found(**options):
+        reply = client.post(
+            f"{url}/v1/search", json={"query": "a cat and the lock", "mode": "dense", **options}
+        )
+        return [hit["doc_id"] for hit in reply.json()["hits"]]
+
+    every = found()
+    assert found(offset=1, k=2) == every[1:3]
+    assert sorted(found(per_document=1, diversity=0.9)) == sorted(every)
+    assert found(filter={"$not": {"doc_id": every[0]}}) == every[1:]
 
 
 def test_search_works_without_the_generator(serve, client, monkeypatch):

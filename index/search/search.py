@@ -1,0 +1,171 @@
+"""One search of an index: of texts or vectors, in any mode, with a filter; and the choice among ranked passages."""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+
+from embed.data.vectors import Vectors
+from embed.encoding.encoder import Encoder
+from gpt_core.common.errors import InputError
+from index.dense.view import LiveView, View
+from index.search.filters import Filter, allowed
+from index.search.lexical import Matches
+from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.store.store import Numbers, Store
+
+Mode = Literal["hybrid", "dense", "lexical"]
+Rank = Callable[[int], list[list[Ranked]]]  # the n best passages for each query
+POOL = 50  # least number of passages that diverse ones are chosen from
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is searched for, and how; see `Index.search`.
+
+    Raises:
+        InputError: for a value out of range.
+    """
+
+    k: int = 10
+    mode: Mode = "hybrid"
+    filter: Filter | None = None
+    offset: int = 0
+    per_document: int | None = None
+    diversity: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = {"k": 1, "offset": 0} | ({} if self.per_document is None else {"per_document": 1})
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise InputError(f"{name} is {value!r}; expected a whole number of at least {minimum}.")
+        if self.mode not in get_args(Mode):
+            raise InputError(f"mode is {self.mode!r}; expected {', '.join(get_args(Mode))}.")
+        if not isinstance(self.diversity, int | float) or not 0 <= self.diversity <= 1:
+            raise InputError(f"diversity is {self.diversity!r}; expected 0 to 1.")
+        if self.diversity and self.mode == "lexical":
+            raise InputError(
+                "diversity compares vectors, which lexical search has none of; use another mode."
+            )
+
+
+def search_texts(
+    live: LiveView, encoder: Encoder | None, texts: Sequence[str], options: Options
+) -> list[list[Hit]]:
+    """The best passages for each text.
+
+    Raises:
+        InputError: for an empty text, one that is not Unicode, or a malformed filter.
+    """
+    store = live.store
+    for text in texts:
+        if not text.strip():
+            raise InputError("The query is empty; expected text.")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"The query {text!r} has an unpaired surrogate; expected Unicode text.")
+    if options.mode == "lexical":
+        with store.read() as tx:
+            numbers = _allowed(tx, options)
+            found = [Matches.find(store, tx, text, numbers) for text in texts]
+            return _hits(
+                store, tx, _selected(lambda n: [rank_lexical(one, n) for one in found], options, store, tx)
+            )
+    if encoder is None:
+        raise InputError(f"{store.folder} was built from precomputed vectors; search texts in mode lexical.")
+    queries = encoder.encode_query(list(texts))
+    with live.current() as (tx, view):
+        numbers = _allowed(tx, options)
+        queries = view.corpus_map.apply(queries)
+
+        def rank(n: int) -> list[list[Ranked]]:
+            if options.mode == "dense":
+                return rank_dense(view, queries, n, numbers)
+            matches = map(partial(Matches.find, store, tx, allowed=numbers), texts)  # one at a time in memory
+            return rank_hybrid(view, queries, matches, n, numbers, store.settings.fusion)
+
+        return _hits(store, tx, _selected(rank, options, store, tx, view))
+
+
+def search_vectors(live: LiveView, queries: Vectors, options: Options) -> list[list[Hit]]:
+    """The nearest passages for each vector (Q, dimension), as the embedder returns them.
+
+    Raises:
+        InputError: for lexical search, or a malformed filter.
+    """
+    if options.mode == "lexical":
+        raise InputError(
+            "Lexical search needs a text, not a vector; give a text, or search the vector in mode dense."
+        )
+    with live.current() as (tx, view):
+        numbers, mapped = _allowed(tx, options), view.corpus_map.apply(queries)
+        results = _selected(lambda n: rank_dense(view, mapped, n, numbers), options, live.store, tx, view)
+        return _hits(live.store, tx, results)
+
+
+def _allowed(tx: sqlite3.Connection, options: Options) -> Numbers | None:
+    return None if options.filter is None else allowed(tx, options.filter)
+
+
+def _selected(
+    rank: Rank, options: Options, store: Store, tx: sqlite3.Connection, view: View | None = None
+) -> list[list[Ranked]]:
+    """Of the ranked passages those that `options` asks for; more are ranked until there are enough, or all are."""
+    end = options.offset + options.k
+    n = wanted = max(4 * end, POOL) if options.diversity else end
+    while True:
+        ranked = rank(n)
+        results = ranked
+        if options.per_document is not None:
+            results = [_few_per_document(one, options.per_document, store, tx) for one in ranked]
+        if all(len(one) >= wanted or len(all_of) < n for one, all_of in zip(results, ranked, strict=True)):
+            break
+        n *= 4
+    if options.diversity and view is not None:
+        results = [_diverse(one[:wanted], end, options.diversity, view) for one in results]
+    return [one[options.offset : end] for one in results]
+
+
+def _few_per_document(ranked: list[Ranked], most: int, store: Store, tx: sqlite3.Connection) -> list[Ranked]:
+    """The passages without those that are behind `most` better ones of their document."""
+    owners = store.owners(tx, [one.number for one in ranked])
+    count: dict[int, int] = {}
+    kept = []
+    for one in ranked:
+        owner = owners[one.number]
+        count[owner] = count.get(owner, 0) + 1
+        if count[owner] <= most:
+            kept.append(one)
+    return kept
+
+
+def _diverse(ranked: list[Ranked], n: int, diversity: float, view: View) -> list[Ranked]:
+    """The n passages that are relevant and unlike those before them: maximal marginal relevance (Carbonell 1998).
+
+    A passage's worth is (1 - diversity) · its score, scaled to 0 to 1 among `ranked`, minus diversity · its greatest
+    cosine with a passage that was chosen before.
+    """
+    if not ranked:
+        return []
+    vectors = view.rows(np.array([one.number for one in ranked], dtype=np.int64))  # (m, d)
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    scores = np.array([one.score for one in ranked], dtype=np.float64)  # (m,)
+    scores = (scores - scores.min()) / ((scores.max() - scores.min()) or 1)
+    chosen: list[int] = []
+    alike = np.zeros(len(ranked))  # greatest cosine with a chosen passage
+    while len(chosen) < min(n, len(ranked)):
+        worth = (1 - diversity) * scores - diversity * alike
+        worth[chosen] = -np.inf
+        best = int(worth.argmax())
+        cosines = vectors @ vectors[best]
+        alike = cosines if not chosen else np.maximum(alike, cosines)
+        chosen.append(best)
+    return [ranked[i] for i in chosen]
+
+
+def _hits(store: Store, tx: sqlite3.Connection, results: list[list[Ranked]]) -> list[list[Hit]]:
+    rows = store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
+    return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
