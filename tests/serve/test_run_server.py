@@ -44,7 +44,10 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, -signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_the_server_is_ready_after_loading_and_stops_cleanly(folders, number, status):
     port = free_port()
     server = run_server(folders, "--port", str(port))

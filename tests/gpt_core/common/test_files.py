@@ -139,6 +139,7 @@ def run(*args, **more):
 PRINT_HELP = """
 import os, runpy, sys
 import faiss, fastapi, jinja2, tokenizers, torch.distributed.fsdp, torch.nn.parallel, torch.utils.flop_counter, tyro
+import benchmarks.learn, embed.training.train, gpt_core.tasks.command, gpt_core.training.pretraining.pretrain, serve.run_server
 for path in sys.argv[1:]:
     if (child := os.fork()) == 0:
         sys.argv, sys.path[0] = [path, "--help"], os.path.dirname(path)
@@ -193,11 +194,16 @@ def test_ctrl_c_ends_without_a_traceback():
     ("script", "imported"),
     [
         (["scripts/sample.py"], "zhizhi._quiet"),
-        (["scripts/sample.py"], "numpy"),
-        (["scripts/run_server.py"], "torch"),
         (["scripts/run_server.py"], "faiss"),
         ([Path(sys.executable).parent / "zhizhi", "ask"], "zhizhi.__main__"),
-        ([Path(sys.executable).parent / "zhizhi", "ask"], "torch.nn"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (["scripts/sample.py"], "numpy"),
+                (["scripts/run_server.py"], "torch"),
+                ([Path(sys.executable).parent / "zhizhi", "ask"], "torch.nn"),
+            ]
+        ),
     ],
 )
 def test_ctrl_c_ends_without_a_traceback_while_the_command_imports(script, imported):

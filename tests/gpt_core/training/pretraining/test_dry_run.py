@@ -38,7 +38,10 @@ def _same_threads() -> Iterator[None]:
     ("preset", "keys", "expected"),
     [
         ("smoke", [], ["111,104 parameters", "measured on 16 random sequences", "leave them idle"]),
-        ("gpt2-124m", ["--block_size", "16"], ["40 micro-batches of 12", "on 8× H100 at 40%", "Chinchilla's 20"]),
+        pytest.param(
+            *("gpt2-124m", ["--block_size", "16"], ["40 micro-batches of 12", "on 8× H100 at 40%", "Chinchilla's 20"]),
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_a_dry_run_without_data_prints_estimates_and_writes_nothing(
