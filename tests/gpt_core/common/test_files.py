@@ -139,7 +139,8 @@ def run(*args, **more):
 PRINT_HELP = """
 import os, runpy, sys
 import faiss, fastapi, jinja2, tokenizers, torch.distributed.fsdp, torch.nn.parallel, torch.utils.flop_counter, tyro
-import benchmarks.learn, embed.training.train, gpt_core.tasks.command, gpt_core.training.pretraining.pretrain, serve.run_server
+import benchmarks.learn, embed.training.train, gpt_core.tasks.command, serve.run_server
+import gpt_core.training.pretraining.pretrain
 for path in sys.argv[1:]:
     if (child := os.fork()) == 0:
         sys.argv, sys.path[0] = [path, "--help"], os.path.dirname(path)
