@@ -72,8 +72,9 @@ def _print(query: str, mode: Mode, hits: list[Hit], json: bool) -> None:
     for rank, hit in enumerate(hits, 1):
         scores = [f"dense {hit.dense:.3f}"] if hit.dense is not None else []
         scores += [f"lexical {hit.lexical:.2f}"] if hit.lexical is not None else []
+        path = " › ".join(dict.fromkeys([hit.title or hit.doc_id, *hit.headings]))
         pages = f", {hit.pages}" if hit.pages else ""
-        name = printable(f"{hit.title or hit.doc_id}{pages}  [{hit.passage_id}]")
+        name = printable(f"{path}{pages}  [{hit.passage_id}]")
         print(f"{rank:2}. {hit.score:.4f}  {name}  {', '.join(scores)}")
         text = textwrap.shorten(printable(hit.text), 3 * width - 30)
         print(textwrap.indent(textwrap.fill(text, width - 4), "    "))

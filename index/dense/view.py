@@ -272,13 +272,16 @@ class LiveView:
         if background:
             background.join()
 
-    def forget_deletions(self, at_least: int = MIN_FORGOTTEN) -> None:
-        """Delete the records of those deletions that the snapshot on disk includes, if they are `at_least` so many.
+    def forget_deletions(self, at_least: int | None = None) -> None:
+        """Delete the records of those deletions that the snapshot on disk includes, if there are enough.
 
         The caller is the writer.
+
+        Args:
+            at_least: so many are enough; None: `MIN_FORGOTTEN`.
 
         A view that is older than the snapshot then starts from the snapshot.
         """
         saved = Snapshot.state_on_disk(self.store.folder)
         if saved and saved.identity == self.store.settings.identity:
-            self.store.forget_deletions(saved.sequence, at_least)
+            self.store.forget_deletions(saved.sequence, MIN_FORGOTTEN if at_least is None else at_least)

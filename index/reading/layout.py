@@ -12,10 +12,12 @@ class Layout:
 
     Attributes:
         headings: starts (n,) of the lines of headings.
+        paths: for each heading its text behind those of the headings above it, the outermost first.
         starts, ends: (m,) of the tables and pieces of code, with the lines that enclose them.
     """
 
     headings: list[int]
+    paths: list[tuple[str, ...]]
     starts: list[int]
     ends: list[int]
 
@@ -23,13 +25,18 @@ class Layout:
     def of(cls, text: str) -> "Layout":
         """The layout of a text, by its Markdown or reStructuredText."""
         headings: list[int] = []
+        paths: list[tuple[str, ...]] = []
+        path: list[tuple[int, str]] = []  # levels and texts of the headings above the next one
         starts: list[int] = []
         ends: list[int] = []
         before = ""  # the kind of the last block
         for block in blocks(text):
             line = text.rfind("\n", 0, block.start) + 1
             if block.kind == "heading":
+                path = [above for above in path if above[0] < block.level]
+                path.append((block.level, " ".join(text[block.start : block.end].split())))
                 headings.append(line)
+                paths.append(tuple(heading for _, heading in path))
             elif block.kind in ("row", "code"):
                 end = _line_end(text, block.end)
                 if block.kind == before and _belongs(text[ends[-1] : line]):
@@ -40,12 +47,17 @@ class Layout:
             before = block.kind
         for i, end in enumerate(ends):
             ends[i] = _with_mark_below(text, end)
-        return cls(headings, starts, ends)
+        return cls(headings, paths, starts, ends)
 
     def around(self, place: int) -> tuple[int, int] | None:
         """The table or code that `place` is inside of; None at its start, at its end, and elsewhere."""
         i = bisect_left(self.starts, place) - 1
         return (self.starts[i], self.ends[i]) if i >= 0 and place < self.ends[i] else None
+
+    def path(self, place: int) -> tuple[str, ...]:
+        """The heading of the section that `place` is in, behind those above it; empty before the first heading."""
+        i = bisect_right(self.headings, place) - 1
+        return self.paths[i] if i >= 0 else ()
 
     def last_heading(self, after: int, up_to: int) -> int | None:
         """The last heading that begins behind `after` and not behind `up_to`."""

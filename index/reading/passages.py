@@ -27,12 +27,16 @@ MIN_MAX_TOKENS = 16  # lower limit of max_tokens: a single character can take se
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a document: `document.text[start:end] == text`, offsets in Unicode code points."""
+    """A part of a document: `document.text[start:end] == text`, offsets in Unicode code points.
+
+    `headings` are those of the section in which it begins, the outermost first.
+    """
 
     doc_id: str
     start: int
     end: int
     text: str
+    headings: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -88,7 +92,7 @@ def split(
         n_characters = max(max_tokens, len(window) * 3 * max_tokens // (2 * len(starts)))
         length = divider.length(start, window, starts, fresh - start)
         piece = window[:length].rstrip()
-        yield Passage(document.id, start, start + len(piece), piece)
+        yield Passage(document.id, start, start + len(piece), piece, divider.layout.path(start))
         end, fresh = start + len(piece), _skip_space(text, start + len(piece))
         start = _skip_space(text, divider.next_start(start, window, starts, end, fresh, overlap))
 

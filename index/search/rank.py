@@ -44,6 +44,7 @@ class Hit:
         lexical: BM25, 0 if no term of the query occurs; None if lexical search was not used.
         metadata: the document's metadata.
         pages: the pages of the document that the passage is on; None for a document without pages.
+        headings: those of the section in which the passage begins, the outermost first.
     """
 
     passage_id: str
@@ -57,6 +58,7 @@ class Hit:
     lexical: float | None
     metadata: dict[str, Any]
     pages: PageRange | None = None
+    headings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, ranked: Ranked, row: dict[str, Any]) -> "Hit":
@@ -64,7 +66,8 @@ class Hit:
         name = passage_id(row["doc_id"], row["start"], row["end"])
         pages = row["pages"]
         where = Pages.from_json(pages).of(row["start"], row["end"]) if pages else None
-        row = {**row, "metadata": json.loads(row["metadata"]), "pages": where}
+        parsed = {"metadata": json.loads(row["metadata"]), "headings": tuple(json.loads(row["headings"]))}
+        row = {**row, **parsed, "pages": where}
         return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)
 
 

@@ -9,6 +9,7 @@ FORMAT = 3  # version of the schema and of the output of `index_terms`
 MIGRATIONS = {
     3: (
         "ALTER TABLE documents ADD COLUMN pages TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE passages ADD COLUMN headings TEXT NOT NULL DEFAULT '[]'",
         "ALTER TABLE files ADD COLUMN state TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE files ADD COLUMN problem TEXT NOT NULL DEFAULT ''",
     )
@@ -44,7 +45,7 @@ CREATE TABLE files (
 CREATE TABLE roots (path TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE passages (
     number INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents (number),
-    start INTEGER NOT NULL, stop INTEGER NOT NULL, text TEXT NOT NULL
+    start INTEGER NOT NULL, stop INTEGER NOT NULL, text TEXT NOT NULL, headings TEXT NOT NULL DEFAULT '[]'
 ) STRICT;
 CREATE INDEX passages_of_document ON passages (document);
 CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT;

@@ -207,8 +207,9 @@ class Store:
         numbers = range(first, first + len(passages))
         rows = zip(numbers, passages, vectors.astype(self.settings.dtype), strict=True)
         for number, passage, vector in rows:
-            row = (number, owner, passage.start, passage.end, passage.text)
-            tx.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", row)
+            headings = json.dumps(passage.headings, ensure_ascii=False)
+            row = (number, owner, passage.start, passage.end, passage.text, headings)
+            tx.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", row)
             tx.execute("INSERT INTO vectors VALUES (?, ?)", (number, vector.tobytes()))
             terms = index_terms(join_title(document.title, passage.text))
             for table, words in (("lexical", terms.words), ("lexical_stop_words", terms.stop_words)):
@@ -349,7 +350,7 @@ class Store:
     def passages(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
         """The fields of a `Hit` for each of the passage ids `numbers`, by id."""
         query = """
-            SELECT p.number, d.id AS doc_id, d.title, p.text, p.start, p.stop AS end, d.metadata, d.pages
+            SELECT p.number, d.id AS doc_id, d.title, p.text, p.start, p.stop AS end, p.headings, d.metadata, d.pages
             FROM passages AS p JOIN documents AS d ON d.number = p.document
             WHERE p.number IN (SELECT value FROM json_each(?))"""
         cursor = tx.execute(query, (json.dumps(list(numbers)),))

@@ -132,7 +132,7 @@ function showHits(sources) {
   if (sources.n_prompt_hits) say("Writing…");
   hits.forEach((hit, i) => {
     const item = byId("hit").content.cloneNode(true).firstElementChild;
-    item.querySelector("h3").textContent = (hit.title || hit.doc_id) + (hit.pages ? `, ${nameOf(hit.pages)}` : "");
+    item.querySelector("h3").textContent = pathOf(hit);
     const scores = [["score", hit.score], ["dense", hit.dense], ["lexical", hit.lexical]]
       .filter(([, value]) => value !== null)
       .map(([name, value]) => `${name} ${value.toFixed(3)}`);
@@ -176,6 +176,12 @@ const citationsOf = (answer, hit) =>
 
 const nameOf = ({ unit, first, last }) => (first === last ? `${unit} ${first}` : `${unit}s ${first}–${last}`);
 
+// Where a hit or a quote stands: the document's title, the headings above it, its pages.
+function pathOf(source) {
+  const path = [...new Set([source.title || source.doc_id, ...source.headings])].join(" › ");
+  return source.pages ? `${path}, ${nameOf(source.pages)}` : path;
+}
+
 // A quote, in which the reader's short answer, if there is one, is marked.
 function quoteNode(quote, span) {
   const node = byId("quote").content.cloneNode(true).firstElementChild;
@@ -185,9 +191,7 @@ function quoteNode(quote, span) {
   mark.textContent = characters.slice(from, to).join("");
   const parts = [characters.slice(0, from).join(""), mark, characters.slice(to).join("")];
   node.querySelector("blockquote").append(...(span ? parts : [quote.text]), sourceButton(quote));
-  const path = [...new Set([quote.title || quote.doc_id, ...quote.headings])].join(" › ");
-  const place = quote.pages ? `${path}, ${nameOf(quote.pages)}` : path;
-  node.querySelector("figcaption").textContent = `${place} · ${Math.round(100 * quote.probability)} %`;
+  node.querySelector("figcaption").textContent = `${pathOf(quote)} · ${Math.round(100 * quote.probability)} %`;
   return node;
 }
 

@@ -173,7 +173,12 @@ def test_an_older_index_that_cannot_be_written_says_so(tmp_path, build, monkeypa
 
 def as_of_format_2(file: Path) -> None:
     with sqlite3.connect(file) as connection:
-        for table, column in (("documents", "pages"), ("files", "state"), ("files", "problem")):
+        for table, column in (
+            ("documents", "pages"),
+            ("passages", "headings"),
+            ("files", "state"),
+            ("files", "problem"),
+        ):
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 2")
     connection.close()

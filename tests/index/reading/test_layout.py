@@ -42,6 +42,7 @@ def test_places():
         None,
     ]
     heading = text.index("#")
+    assert [layout.path(place) for place in (0, heading, len(text))] == [(), ("H",), ("H",)]
     assert layout.last_heading(0, len(text)) == heading
     assert layout.last_heading(heading, len(text)) is None
     assert layout.last_heading(0, heading - 1) is None
@@ -50,4 +51,16 @@ def test_places():
         True,
         True,
         False,
+    ]
+
+
+def test_the_path_of_a_heading_has_those_above_it():
+    text = "# A\n\nx\n\n## B *b*\n\ny\n\n### C\n\nz\n\n## D\n\n# E"
+    layout = Layout.of(text)
+    assert [layout.path(text.index(word)) for word in ("x", "y", "z", "D", "E")] == [
+        ("A",),
+        ("A", "B *b*"),
+        ("A", "B *b*", "C"),
+        ("A", "D"),
+        ("E",),
     ]

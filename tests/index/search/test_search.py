@@ -224,7 +224,7 @@ def test_hybrid_search_equals_the_formula_over_the_whole_corpus(tmp_path, make_e
 def test_hybrid_search_keeps_the_matches_of_one_query_at_a_time(tmp_path, encoder, monkeypatch):
     calls = []
     find, fuse = Matches.find, rank.fuse
-    monkeypatch.setattr(Matches, "find", lambda *a: calls.append("find") or find(*a))
+    monkeypatch.setattr(Matches, "find", lambda *a, **k: calls.append("find") or find(*a, **k))
     monkeypatch.setattr(rank, "fuse", lambda *a: calls.append("fuse") or fuse(*a))
     with Index.create(tmp_path / "index", encoder, max_tokens=32, overlap=0) as index:
         index.add(corpus(20)[0])
