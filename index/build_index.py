@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -84,6 +85,8 @@ def build_index(
         raise InputError("--input is empty; give at least one file or folder.")
     if delete and not (Path(index) / FILE).exists():
         raise InputError(f"{index} has no index, so --delete has nothing to delete.")
+    if rows_per_document is not None and rows_per_document < 1:
+        raise InputError(f"rows_per_document is {rows_per_document}; expected at least 1.")
     found = find_files(input, include, exclude, gitignore)
     found.listing.report()
     rows, unchanged = _unchanged(Path(index), found, rows_per_document, by_deletion=bool(delete))
@@ -92,7 +95,10 @@ def build_index(
     read_again = {file.source for file in found.files if strict or file.given} & unchanged.unread.keys()
     same = (unchanged.documents.keys() | unchanged.unread.keys()) - read_again
     changed = [file for file in found.files if file.source not in same]
-    n_documents, row_ids, hashes = _check(input, changed, rows, kept, strict)
+    checked = _check(
+        input, changed, rows, kept, strict, may_be_empty=delete_missing and (Path(index) / FILE).exists()
+    )
+    unread = unchanged.unread | checked.unread
 
     fixed = {
         "max_tokens": max_tokens,
@@ -103,19 +109,20 @@ def build_index(
     given = {name: value for name, value in fixed.items() if value is not None}
     with _opened(Path(index), embedder, given, fusion) as built:
         n_deleted = _delete(built, delete)
-        names, longer = built.files.name(found, row_ids, hashes)
+        names, longer = built.files.name(found, checked.row_ids, checked.hashes)
         # The same reading decides what is written and what is missing: a file may change after it was checked.
-        log, ids = ReadingLog(unread=dict(unchanged.unread)), set(kept)
+        log, ids = ReadingLog(unread=dict(unread), again=set(checked.again)), set(kept)
+        readable = [file for file in changed if file.source not in unread]
         quiet = not sys.stderr.isatty()
         documents = tqdm(
-            _noting_ids(read_files(changed, names, log, rows, kept), ids),
+            _noting_ids(read_files(readable, names, log, rows, kept), ids),
             "indexing",
-            n_documents,
+            checked.n_documents,
             unit=" documents",
             disable=quiet,
         )
         with documents:
-            changes = built.upsert(documents) if changed else Changes()
+            changes = built.upsert(documents) if readable else Changes()
         changes.unchanged += len(kept)
         built.files.remember([file for file in changed if file.source not in log.again], before, log.unread)
         missing = _missing(built.files.documents(), input, ids, log)
@@ -146,10 +153,33 @@ def _how(rows: int) -> str:
     return f"reading {READING} rows {rows}"
 
 
+class _Checked(NamedTuple):
+    """What the first reading of the input found.
+
+    Attributes:
+        n_documents: their number.
+        row_ids: the ids of documents that are rows.
+        hashes: content hashes of the other documents, by source.
+        unread: why files could not be read, by source.
+        again: sources of those of them that may be readable next time.
+    """
+
+    n_documents: int
+    row_ids: set[str]
+    hashes: dict[str, str]
+    unread: dict[str, str]
+    again: set[str]
+
+
 def _check(
-    input: Sequence[str], files: Sequence[SourceFile], rows: int, kept: Sequence[str], strict: bool
-) -> tuple[int, set[str], dict[str, str]]:
-    """Read the input and report what is left out; the number of documents, the ids of rows, the hashes of text files.
+    input: Sequence[str],
+    files: Sequence[SourceFile],
+    rows: int,
+    kept: Sequence[str],
+    strict: bool,
+    may_be_empty: bool = False,
+) -> _Checked:
+    """Read the input and report what is left out.
 
     Args:
         input: as the user gave it.
@@ -157,9 +187,11 @@ def _check(
         rows: rows of a table that are one document.
         kept: ids of the documents of the others.
         strict: whether a file that cannot be read is an error.
+        may_be_empty: whether input without text is none.
 
     Raises:
-        InputError: for malformed input, input without text, or, if `strict`, a file that cannot be read.
+        InputError: for a given file that cannot be read, input without text, or, if `strict`, any file that cannot be
+            read.
     """
     log, n_documents, any_text = ReadingLog(), 0, bool(kept)
     row_ids: set[str] = set()
@@ -176,9 +208,9 @@ def _check(
     log.report()
     if strict and log.unread:
         raise InputError(f"{next(iter(log.unread.values()))}. Leave out --strict to skip such files.")
-    if input and not any_text:
+    if input and not any_text and not may_be_empty:
         raise InputError(f"{', '.join(input)}: no text found; expected at least one document with text.")
-    return n_documents, row_ids, hashes
+    return _Checked(n_documents, row_ids, hashes, log.unread, log.again)
 
 
 def _noting_ids(documents: Iterable[Document], ids: set[str]) -> Iterator[Document]:

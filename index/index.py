@@ -1,5 +1,6 @@
 """The public class `Index`: create, open, add, upsert, delete, search."""
 
+import contextlib
 import json
 import math
 import threading
@@ -249,7 +250,8 @@ class Index:
         """Mend what `index.store.check.find_problems` finds; returns what that was.
 
         The full text is written anew, and documents whose passages or vectors are bad are encoded again. A document
-        whose text is not what was stored is marked, so that `upsert` replaces it.
+        whose text is not what was stored is marked, so that `upsert` replaces it; one whose metadata are not JSON is
+        deleted.
 
         Raises:
             InputError: if the SQLite file is damaged, if another process is writing, or if the embedder is missing.
@@ -260,12 +262,15 @@ class Index:
             raise InputError(
                 f"The SQLite file of {self.folder} is damaged; restore a backup, or build the index again."
             )
-        bad = {doc_id for problem in problems if not problem.is_content for doc_id in problem.documents}
         changed = {doc_id for problem in problems if problem.is_content for doc_id in problem.documents}
+        bad = {doc_id for problem in problems if not problem.is_content for doc_id in problem.documents}
         if not problems:
             return []
+        documents: list[Document] = []
         with store.read() as tx:
-            documents = [document for doc_id in bad if (document := store.document(tx, doc_id))]
+            for doc_id in bad:
+                with contextlib.suppress(ValueError):  # metadata that are not JSON: the document is lost
+                    documents += filter(None, [store.document(tx, doc_id)])
         with store.lock(), store.write() as tx:
             mend(store, tx, bad, changed)
         if documents:

@@ -14,6 +14,7 @@ from index.reading.formats.notebook import read_notebook
 from index.reading.formats.office import read_docx, read_odf, read_pptx, read_rtf
 from index.reading.formats.pdf import read_pdf
 from index.reading.pages import Pages
+from index.reading.worker import in_worker
 
 TEXT = (".txt", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex")
 HTML = (".html", ".htm", ".xhtml")
@@ -66,6 +67,8 @@ READERS: dict[str, Callable[[Path], Extracted]] = {
     ".ipynb": read_notebook,
 }
 EXTRACTED = (*TEXT, *HTML, *CODE, *READERS)
+MOST_CHARACTERS = 1 << 28
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 # Characters that no text has; formats that are not text may give them.
 NOT_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 # Titles that programs give to documents without one.
@@ -94,20 +97,24 @@ def _read(path: Path) -> tuple[Extracted, str]:
     if has_ending(path, CODE):
         text, encoding = decode(path.read_bytes())
         return _code(text, path.suffix[1:].lower()), encoding
-    if has_ending(path, HTML):
-        found, encoding = read_html(path)
-    else:
-        found, encoding = READERS[path.suffix.lower()](path), ""
-        if not found.text.strip():
-            raise Unreadable("it has no text.")
+    found, encoding = in_worker(_read_format, path)
+    if not found.text.strip():
+        raise Unreadable("it has no text.")
+    if len(found.text) > MOST_CHARACTERS:
+        raise Unreadable(f"its text has {len(found.text):,} characters; the most is {MOST_CHARACTERS:,}.")
     title = "" if NO_TITLE.fullmatch(found.title) or NOT_TEXT.search(found.title) else found.title
     # a space in place of such a character, so that the pages begin where they began
     return replace(found, text=NOT_TEXT.sub(" ", found.text), title=title), encoding
 
 
+def _read_format(path: Path) -> tuple[Extracted, str]:
+    """The text of a file that is no text itself, or HTML."""
+    return read_html(path) if has_ending(path, HTML) else (READERS[path.suffix.lower()](path), "")
+
+
 def _code(text: str, language: str) -> Extracted:
     """Source code in a fence; its lines are its pages."""
-    lines = text.splitlines(keepends=True)
+    lines = LINE.findall(text)
     fence = f"```{language}\n"
     starts, place = [], len(fence)
     for line in lines:

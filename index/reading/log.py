@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpt_core.common.extras import MissingPackage
 from gpt_core.common.terminal import printable
 from index.reading.formats.encoding import UTF8
-from index.reading.formats.extracted import Unreadable
 from index.reading.source_files import SourceFile
 
 MOST_NAMED = 5  # files that a message names; further ones are only counted
@@ -39,7 +39,7 @@ class ReadingLog:
         """Note a file that could not be read, and why."""
         reason = f"{path}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
         self.unread[source] = reason.rstrip(".")
-        if not isinstance(error, Unreadable):
+        if isinstance(error, OSError | MissingPackage):
             self.again.add(source)
 
     def note_encoding(self, path: Path, encoding: str) -> None:

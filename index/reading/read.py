@@ -4,15 +4,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.extras import MissingPackage
 from gpt_core.common.list_files import has_ending
 from index.reading.document import Document
 from index.reading.extract import CODE, extract
-from index.reading.formats.extracted import Unreadable
 from index.reading.log import ReadingLog
 from index.reading.markdown import MARKDOWN, first_heading, read_markdown
 from index.reading.rows import read_rows_of
 from index.reading.source_files import SourceFile, find_files, name_files
+
+
+class DuplicateId(InputError):
+    """Two documents have the same id."""
 
 
 def iter_documents(paths: Sequence[str | Path]) -> Iterator[Document]:
@@ -32,8 +34,8 @@ def iter_documents(paths: Sequence[str | Path]) -> Iterator[Document]:
     another folder never replaces a document.
 
     Raises:
-        InputError: for a path that `find_files` rejects, a malformed line (with its number), a given file that cannot
-            be read, or a duplicate id. The documents before the error have been yielded by then.
+        InputError: for a path that `find_files` rejects, a given file that cannot be read (a malformed line with its
+            number), or a duplicate id. The documents before the error have been yielded by then.
     """
     found = find_files(paths)
     names, _ = name_files(found.files, found.roots, {}, lambda file, name: True)
@@ -72,14 +74,16 @@ def read_files(
         try:
             for place, document in read:
                 if document.id in seen:
-                    raise InputError(
+                    raise DuplicateId(
                         f"{place}: another document has the id {document.id!r}; give each document a unique id "
                         "(a file's id is its path relative to the given folder)."
                     )
                 seen.add(document.id)
                 yield document
             log.read.add(file.source)
-        except (OSError, Unreadable, MissingPackage) as error:
+        except DuplicateId:
+            raise
+        except (OSError, InputError) as error:
             if file.given:
                 raise
             log.note_unread(file.source, file.path, error)

@@ -4,6 +4,7 @@ One scan over the lines is for Markdown, reStructuredText and plain text alike: 
 was, and a passage may begin and end anywhere. Common cases are read as CommonMark and docutils read them.
 """
 
+import io
 import re
 from collections.abc import Generator, Iterator
 from typing import Literal, NamedTuple
@@ -55,7 +56,9 @@ def blocks(text: str) -> Iterator[Block]:
     """Yield the blocks of a text in order. Blank lines, fences, borders of tables and directives belong to none."""
     lines: list[_Line] = []
     start = 0
-    for whole in text.splitlines(keepends=True):
+    for whole in io.StringIO(
+        text, newline=""
+    ):  # its lines end with \n, \r\n or \r only, as those of Markdown
         line = _Line(whole.rstrip(), start)
         if line.text or (lines and lines[-1].text):  # one of several blank lines is enough
             lines.append(line)

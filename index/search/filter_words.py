@@ -68,6 +68,6 @@ def _typed(text: str) -> Any:
     """A number, true or false, if `text` is one that a filter can have; else the text."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, int | float) and abs(value) < 2**63 else text  # NaN is not less

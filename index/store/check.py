@@ -1,5 +1,6 @@
 """Checks of a store: that its tables agree with each other, and the repair of what follows from the documents."""
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -83,15 +84,23 @@ def _vectors(store: Store, tx: sqlite3.Connection) -> Iterator[Problem]:
 
 def _documents(tx: sqlite3.Connection) -> Iterator[Problem]:
     """Whether each document has the content of its hash, and each passage the text of its document."""
-    changed = []
-    for doc_id, title, text, metadata, content in tx.execute(
-        "SELECT id, title, text, metadata, hash FROM documents"
+    changed, unreadable = [], []
+    for doc_id, title, text, metadata, content, pages in tx.execute(
+        "SELECT id, title, text, metadata, hash, pages FROM documents"
     ):
         if content and Document.content_hash(title, text, metadata) != content:  # "": `mend` has marked it
             changed.append((doc_id,))
+        try:
+            json.loads(metadata), json.loads(pages or "0")
+        except ValueError:
+            unreadable.append((doc_id,))
     if changed:
         ids = tuple(doc_id for (doc_id,) in changed)
         yield Problem(f"{_named(changed)} have another text than was stored", ids, is_content=True)
+    if unreadable:
+        ids = tuple(doc_id for (doc_id,) in unreadable)
+        text = f"{_named(unreadable)} have metadata or pages that are not JSON"
+        yield from (Problem(text, ids, is_content=True), Problem(text, ids))
     moved = tx.execute(
         """SELECT DISTINCT d.id FROM passages AS p JOIN documents AS d ON d.number = p.document
            WHERE substr(d.text, p.start + 1, p.stop - p.start) <> p.text"""

@@ -244,8 +244,8 @@ def test_a_file_that_changes_during_a_build_loses_nothing_that_is_written(tmp_pa
     path = write(tmp_path / "a.jsonl", '{"_id": "x", "text": "x"}\n{"_id": "y", "text": "y"}\n')
     build("a.jsonl")
 
-    def check_and_change(*arguments: object) -> object:
-        checked = _check(*arguments)
+    def check_and_change(*arguments: object, **options: object) -> object:
+        checked = _check(*arguments, **options)
         path.write_text('{"_id": "y", "text": "y"}\n{"_id": "z", "text": "z"}\n')
         return checked
 

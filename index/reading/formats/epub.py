@@ -32,14 +32,13 @@ def read_epub(path: Path) -> Extracted:
         chapters = [
             items[e.get("idref")] for e in package.iter() if local(e) == "itemref" and e.get("idref") in items
         ]
-        texts = []
+        names: dict[str, None] = {}  # in order, each once
         for chapter in chapters:
-            if "html" not in chapter.get("media-type", ""):
-                continue
-            name = posixpath.normpath(
-                posixpath.join(posixpath.dirname(place), unquote(chapter.get("href", "")))
-            )
-            texts.append(html_to_markdown(decode(member(archive, name))[0]).text)
+            if "html" in chapter.get("media-type", ""):
+                link = unquote(chapter.get("href", "").partition("#")[0])
+                names[posixpath.normpath(posixpath.join(posixpath.dirname(place), link))] = None
+        present = set(archive.namelist())
+        texts = [html_to_markdown(decode(member(archive, name))[0]).text for name in names if name in present]
     metadata = {"author": fields.get("creator"), "language": fields.get("language")}
     text = "\n\n".join(filter(None, texts))
     return Extracted(

@@ -10,7 +10,7 @@ from index.reading.formats.extracted import Extracted
 
 # Parts of a page that are no text of the document.
 BOILERPLATE = (
-    "script, style, noscript, template, nav, footer, aside, form, button, iframe, svg, [hidden], [role=navigation], "
+    "script, style, noscript, template, nav, footer, aside, button, iframe, svg, [hidden], [role=navigation], "
     "[role=search], [role=banner], [role=contentinfo], .headerlink, .navheader, .navfooter, .sphinxsidebar"
 )
 MAIN = ("main", "[role=main]", "article")
@@ -31,8 +31,11 @@ UNWRAPPED = [
     "font",
     "abbr",
     "mark",
+    "form",
+    "fieldset",
 ]
 CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([\w-]{2,40})", re.IGNORECASE)
+LEAST_SHARE = 0.3  # of the text of a page that its main part has
 HEAD = 4096  # bytes in which the charset is declared
 BLANK_LINES = re.compile(r"\n{3,}")
 
@@ -61,10 +64,15 @@ def html_to_markdown(html: str) -> Extracted:
     for code in tree.css("pre *"):
         code.unwrap()
     tree.unwrap_tags(UNWRAPPED)
-    mains = (tree.css(selector) for selector in MAIN)
-    root = next((found[0] for found in mains if len(found) == 1), tree.body)
-    if root is None:
+    body = tree.body or tree.root
+    if body is None:
         return Extracted("")
+    mains = (tree.css(selector) for selector in MAIN)
+    root = next((found[0] for found in mains if len(found) == 1), body)
+    if len(root.text()) < LEAST_SHARE * len(
+        body.text()
+    ):  # a teaser, or an element that is filled by a script
+        root = body
     heading = root.css_first("h1")
     options = converter.ConversionOptions(extract_metadata=False, compact_tables=True, skip_images=True)
     text = converter.convert(root.html, options).content or ""

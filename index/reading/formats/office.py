@@ -16,6 +16,8 @@ from index.reading.formats.xml import local, parse_xml
 from index.reading.pages import Pages
 
 ODF_TEXT = "{urn:oasis:names:tc:opendocument:xmlns:text:1.0}"
+ODF_TABLE = "{urn:oasis:names:tc:opendocument:xmlns:table:1.0}"
+MOST_REPEATED = 100  # spaces, or equal cells of a row, that one element stands for
 
 
 def read_docx(path: Path) -> Extracted:
@@ -111,12 +113,27 @@ def _odf_blocks(parent: Element) -> Iterator[str]:
         elif name == "list-item":
             yield "- " + "\n".join(_odf_blocks(element))
         elif name == "table":
-            rows = (e for e in element.iter() if local(e) == "table-row")
-            yield table(
-                [[" ".join(_odf_blocks(cell)) for cell in row if local(cell) == "table-cell"] for row in rows]
-            )
+            yield table([list(_odf_cells(row)) for row in _odf_rows(element)])
         elif name not in ("tracked-changes", "notes", "forms"):
             yield from _odf_blocks(element)
+
+
+def _odf_rows(parent: Element) -> Iterator[Element]:
+    """The rows of a table, without those of tables inside it."""
+    for element in parent:
+        if local(element) == "table-row":
+            yield element
+        elif local(element) in ("table-header-rows", "table-row-group", "table-rows"):
+            yield from _odf_rows(element)
+
+
+def _odf_cells(row: Element) -> Iterator[str]:
+    """The texts of a row's cells; a cell may stand for several equal ones."""
+    for cell in row:
+        if local(cell) in ("table-cell", "covered-table-cell"):
+            text = " ".join(_odf_blocks(cell))
+            repeated = int(cell.get(f"{ODF_TABLE}number-columns-repeated", "1"))
+            yield from [text] * (min(repeated, MOST_REPEATED) if text else 1)
 
 
 def _odf_text(element: Element) -> str:
@@ -128,7 +145,7 @@ def _odf_text(element: Element) -> str:
         for child in part:
             name = local(child)
             if name == "s":
-                text.write(" " * int(child.get(f"{ODF_TEXT}c", "1")))
+                text.write(" " * min(int(child.get(f"{ODF_TEXT}c", "1")), MOST_REPEATED))
             elif name in ("tab", "line-break"):
                 text.write("\t" if name == "tab" else "\n")
             elif name not in ("frame", "annotation"):

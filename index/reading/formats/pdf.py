@@ -12,9 +12,11 @@ from index.reading.pages import Pages
 
 # A line belongs to the paragraph above it if the distance of their baselines is at most so many font sizes.
 PARAGRAPH_PITCH = 1.5
-# A first or last line that so many pages have, numbers aside, is a running head or foot, and no text.
+# A first or last line that so many pages have, page numbers aside, is a running head or foot, and no text.
 MIN_REPEATED = 3
 NUMBERING = re.compile(r"(?:\d+|[A-Z])(?:\.\d+)*\.?\s+(?=\S)")  # of a heading
+NUMBER = re.compile(r"\d{1,6}")
+MOST_NUMBERS = 4  # of a line, that are tried as the page's
 HYPHEN_AT_END = "\ufffe"  # of a line; PDFium has joined the parts of the word around it
 
 
@@ -43,7 +45,7 @@ def read_pdf(path: Path) -> Extracted:
         title = (document.get_metadata_dict().get("Title") or "").strip()
     if not any(pages):
         raise Unreadable(f"its {len(pages)} pages have no text; scanned pages need OCR.")
-    _drop_running_lines(pages)
+    _drop_running_lines(pages, headings)
     parts: list[str] = []
     starts: list[int] = []
     length = 0
@@ -103,14 +105,26 @@ def _plain(text: str) -> str:
     return words[number.end() if number else 0 :].lower()
 
 
-def _drop_running_lines(pages: list[list[_Line]]) -> None:
-    """Drop the first and the last line of pages where several pages have the same, numbers aside."""
+def _drop_running_lines(pages: list[list[_Line]], headings: dict[int, dict[str, int]]) -> None:
+    """Drop the first and the last line of pages where several have the same, but for a number that numbers the pages.
+
+    A heading of the outline is kept, and so are numbers that do not run with the pages, such as those of a table.
+    """
     for place in (0, -1):
-        keys = [re.sub(r"\d+", "#", lines[place].text) if lines else "" for lines in pages]
-        count = Counter(keys)
-        for lines, key in zip(pages, keys, strict=True):
-            if lines and count[key] >= MIN_REPEATED and len(lines) > 1:
+        keys = [
+            _running_keys(lines[place].text, number) if lines else () for number, lines in enumerate(pages)
+        ]
+        count = Counter(key for some in keys for key in some)
+        for number, (lines, some) in enumerate(zip(pages, keys, strict=True)):
+            is_heading = bool(lines) and _plain(lines[place].text) in headings.get(number, {})
+            if len(lines) > 1 and not is_heading and any(count[key] >= MIN_REPEATED for key in some):
                 del lines[place]
+
+
+def _running_keys(line: str, page: int) -> tuple[str, ...]:
+    """The line, and the line with one of its numbers as the distance to the page's; equal on pages that it numbers."""
+    numbers = list(NUMBER.finditer(line))[:MOST_NUMBERS]
+    return (line, *(f"{line[: n.start()]}#{int(n[0]) - page}#{line[n.end() :]}" for n in numbers))
 
 
 def _page_text(lines: list[_Line], headings: dict[str, int]) -> str:

@@ -4,19 +4,26 @@ import csv
 import datetime
 import io
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt_core.common.extras import extra
 from gpt_core.common.list_files import has_ending
+from index.reading.formats.archive import open_zip
 from index.reading.formats.encoding import decode
 from index.reading.formats.extracted import Unreadable
+from index.reading.worker import in_worker
 
 CSV = (".csv", ".tsv")
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
 TABLES = (*CSV, *SPREADSHEETS, ".parquet")
+ZIPPED = (".xlsx", ".xlsm", ".xlsb", ".ods")
+MOST_CELLS = 50_000_000  # of a sheet, empty ones included
 DELIMITERS = ",;\t|"
+SEPARATOR = re.compile(r"\"?sep=(.)\"?\s*", re.IGNORECASE)
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 MAX_FIELD = 1 << 28  # characters; bounds the field of a quote that is never closed
 
 
@@ -56,43 +63,76 @@ def _read_parquet(path: Path) -> list[Sheet]:
 
 
 def _read_spreadsheet(path: Path) -> list[Sheet]:
+    return [Sheet(name, _rows(rows)) for name, rows in in_worker(_sheets, path)]
+
+
+def _sheets(path: Path) -> list[tuple[str, list[list[Any]]]]:
+    """The names of the sheets, and the values of their cells."""
     with extra("documents"):
         from python_calamine import CalamineError, CalamineWorkbook
+    if has_ending(path, ZIPPED):
+        with open_zip(path):
+            pass
     try:
         book = CalamineWorkbook.from_path(str(path))
-        sheets = [(name, book.get_sheet_by_name(name).to_python()) for name in book.sheet_names]
+        found = []
+        for name in book.sheet_names:
+            sheet = book.get_sheet_by_name(name)
+            if sheet.total_height * sheet.total_width > MOST_CELLS:
+                raise Unreadable(
+                    f"its sheet {name} has {sheet.total_height:,} rows and {sheet.total_width:,} columns; the most is "
+                    f"{MOST_CELLS:,} cells."
+                )
+            found.append((name, [[_value(cell) for cell in row] for row in sheet.to_python()]))
     except (CalamineError, OSError, ValueError) as error:
+        if isinstance(error, Unreadable):
+            raise
         raise Unreadable(f"it is no spreadsheet, damaged, or encrypted ({error}).") from None
-    return [Sheet(name, _rows([[_value(cell) for cell in row] for row in rows])) for name, rows in sheets]
+    return found
 
 
 def _read_csv(path: Path) -> tuple[list[Sheet], str]:
     text, encoding = decode(path.read_bytes())
     csv.field_size_limit(MAX_FIELD)
-    delimiter = "\t" if path.name.lower().endswith(".tsv") else _delimiter(text)
+    text = text.lstrip("\r\n")
+    first = text.partition("\n")[0]
+    delimiter = "\t" if has_ending(path, (".tsv",)) else _delimiter(first)
+    if match := SEPARATOR.fullmatch(first):  # Excel's own line
+        delimiter, text = match[1], text[len(first) + 1 :]
     return [Sheet("", _rows(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)))], encoding
 
 
-def _delimiter(text: str) -> str:
-    """The delimiter that the first line has most often."""
-    first = text.partition("\n")[0]
-    return max(DELIMITERS, key=first.count)
+def _delimiter(line: str) -> str:
+    """The delimiter that a line has most often outside of quotation marks."""
+    outside = QUOTED.sub("", line)
+    return max(DELIMITERS, key=outside.count)
 
 
 def _rows(rows: Any) -> Iterator[dict[str, Any]]:
-    """The rows below the first, which names the columns; columns without a name are named by their number."""
+    """The rows below the first, which names the columns; those without a name, or with one twice, get a number."""
     names: list[str] | None = None
     try:
         for row in rows:
             if not any(str(cell).strip() for cell in row):
                 continue
             if names is None:
-                names = [str(cell).strip() or f"column {i}" for i, cell in enumerate(row, 1)]
+                names = []
+                for cell in row:
+                    names.append(_new_name(str(cell).strip(), names))
                 continue
-            names += [f"column {i + 1}" for i in range(len(names), len(row))]
+            while len(names) < len(row):
+                names.append(_new_name("", names))
             yield {name: cell for name, cell in zip(names, row, strict=False) if str(cell).strip()}
     except csv.Error as error:
         raise Unreadable(f"it is no table ({error}).") from None
+
+
+def _new_name(name: str, taken: list[str]) -> str:
+    if name and name not in taken:
+        return name
+    number = len(taken) + 1
+    name = f"{name} {number}" if name else f"column {number}"
+    return name if name not in taken else f"{name} ({number})"
 
 
 def _value(cell: Any) -> Any:

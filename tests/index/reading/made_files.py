@@ -123,10 +123,12 @@ def make_odt(path: Path, body: str, title: str = "", kind: str = "text") -> Path
     return make_zip(path, {"content.xml": f"{content}</office:document-content>", "meta.xml": meta})
 
 
-def make_epub(path: Path, chapters: dict[str, str], title: str = "", author: str = "") -> Path:
-    """A book of chapters (file name → body)."""
+def make_epub(
+    path: Path, chapters: dict[str, str], title: str = "", author: str = "", fragment: str = ""
+) -> Path:
+    """A book of chapters (file name → body), each listed with `fragment` behind its name."""
     items = "".join(
-        f'<item id="c{i}" href="{name.replace(" ", "%20")}" media-type="application/xhtml+xml"/>'
+        f'<item id="c{i}" href="{name.replace(" ", "%20")}{fragment}" media-type="application/xhtml+xml"/>'
         for i, name in enumerate(chapters)
     )
     order = "".join(f'<itemref idref="c{i}"/>' for i in range(len(chapters)))

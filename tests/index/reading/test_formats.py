@@ -3,20 +3,25 @@
 import csv
 import json
 import os
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import xlsxwriter
 
 from gpt_core.common.errors import InputError
 from index.reading import extract as extracting
+from index.reading import worker
 from index.reading.document import Document
 from index.reading.extract import READERS, extract
 from index.reading.formats import archive
 from index.reading.formats.encoding import decode
 from index.reading.formats.extracted import Unreadable
 from index.reading.formats.html import html_to_markdown
+from index.reading.formats.tables import read_tables
 from index.reading.read import iter_documents
+from index.reading.worker import stop_worker
 from tests.index.reading.made_files import (
     make_docx,
     make_epub,
@@ -28,6 +33,14 @@ from tests.index.reading.made_files import (
     make_zip,
     paragraph,
 )
+
+
+@pytest.fixture(autouse=True)
+def _new_worker():
+    """Files are read in a process that is forked from this one, with what a test has changed."""
+    stop_worker()
+    yield
+    stop_worker()
 
 
 def read(path: Path) -> Document:
@@ -227,7 +240,7 @@ def broken_files(folder: Path) -> dict[str, str]:
         "blank.pdf": "its 2 pages have no text; scanned pages need OCR",
         "cut.pdf": "it is no PDF file, or damaged",
         "empty.docx": "it is damaged, or no archive",
-        "empty.xlsx": "it is no spreadsheet, damaged, or encrypted",
+        "empty.xlsx": "it is damaged, or no archive",
         "list.ipynb": "it is no Jupyter notebook",
         "other.epub": "it has no part",
         "laughs.odt": "its XML is damaged",
@@ -301,6 +314,118 @@ def test_a_csv_file_of_one_enormous_line_is_read(tmp_path):
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["text", "n"], ["x" * 5_000_000, "1"]])
     assert len(read(tmp_path / "a.csv").text) == 5_000_000
+
+
+def test_a_running_title_and_page_numbers_are_dropped_and_rows_of_numbers_are_kept(tmp_path):
+    rows = [[(700 - 20 * i, 10, f"{n * 7 + i} {n * i} 3.5") for i in range(5)] for n in range(1, 5)]
+    found = read(make_pdf(tmp_path / "table.pdf", rows))
+    assert len(found.text.split("\n\n")) == 4 * 5
+    pages = [
+        [(760, 9, "Chapter 3"), (700, 10, f"Text {n * n}."), (40, 9, f"page {n + 6} of 90")]
+        for n in range(1, 6)
+    ]
+    found = read(make_pdf(tmp_path / "manual.pdf", pages))
+    assert found.text.split("\n\n") == [f"Text {n * n}." for n in range(1, 6)]
+
+
+def test_tables_inside_tables_are_read_once(tmp_path):
+    inner = "<text:p>inner</text:p>"
+    for _ in range(25):
+        row = f"<table:table-row><table:table-cell>{inner}</table:table-cell></table:table-row>"
+        inner = f"<table:table>{row}</table:table>"
+    assert read(make_odt(tmp_path / "a.odt", inner)).text.count("inner") == 1
+    row = '<table:table-cell table:number-columns-repeated="2"><text:p>a</text:p></table:table-cell><table:table-cell/>'
+    row = f"<table:table-row>{row}</table:table-row>"
+    table = f"<table:table><table:table-header-rows>{row}</table:table-header-rows></table:table>"
+    assert read(make_odt(tmp_path / "b.odt", table)).text == "| a | a |  |"
+    spaces = '<text:p>x<text:s text:c="2000000000"/>y</text:p>'
+    assert len(read(make_odt(tmp_path / "c.odt", spaces)).text) == 102
+
+
+def test_line_numbers_count_only_line_ends(tmp_path):
+    (tmp_path / "a.py").write_text("a = 1\n\f\nb = '\u2028'\r\nc = 3\nzebra = 4\n", newline="")
+    found = read(tmp_path / "a.py")
+    place = found.text.index("zebra")
+    assert str(found.pages.of(place, place + 5)) == "line 5"
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<body><form><p>All of it.</p></form></body>", "All of it."),
+        ("<p>Real text.</p><main></main>", "Real text."),
+        ("<body><p>" + "Long text. " * 20 + "</p><article>A teaser.</article></body>", "Long text. " * 20),
+    ],
+)
+def test_html_is_not_lost_to_an_empty_main_part(html, text):
+    assert text.strip() in html_to_markdown(html).text
+
+
+def test_a_book_without_one_of_its_chapters_is_read(tmp_path):
+    chapters = {"a.xhtml#top": "<p>x</p>", "b.xhtml": "<p>second</p>"}
+    path = make_epub(tmp_path / "a.epub", chapters)
+    assert read(path).text == "second"
+    path = make_epub(tmp_path / "b.epub", {"a.xhtml": "<p>first</p>"}, fragment="#part")
+    assert read(path).text == "first"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('"Name, first";"x,y,z";n\nAda;1;2\n', [{"Name, first": "Ada", "x,y,z": "1", "n": "2"}]),
+        ("\n\na;b\n1;2\n", [{"a": "1", "b": "2"}]),
+        ("a,a,,b\n1,2,3,4,5\n", [{"a": "1", "a 2": "2", "column 3": "3", "b": "4", "column 5": "5"}]),
+        ("sep=;\na;b\n1;2\n", [{"a": "1", "b": "2"}]),
+    ],
+)
+def test_tables_of_text_as_programs_write_them(tmp_path, text, rows):
+    (tmp_path / "a.csv").write_text(text)
+    (sheet,), _ = read_tables(tmp_path / "a.csv")
+    assert list(sheet.rows) == rows
+
+
+def test_a_sheet_with_too_many_cells_is_refused(tmp_path):
+    with xlsxwriter.Workbook(str(tmp_path / "a.xlsx")) as book:
+        sheet = book.add_worksheet("far")
+        sheet.write(0, 0, "near")
+        sheet.write(1_048_575, 16_383, "far")
+    said = r"its sheet far has 1,048,576 rows and 16,384 columns|more than 4 GB of memory"
+    with pytest.raises(InputError, match=said):
+        list(iter_documents([tmp_path / "a.xlsx"]))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("time.sleep(60)", "reading it took more than 0 s"),
+        ("os.kill(os.getpid(), 9)", "its reader crashed, or needed more than 4 GB of memory"),
+        ("bytearray(9 << 30)", "it needs more than 4 GB of memory"),
+    ],
+)
+def test_a_reader_that_hangs_crashes_or_takes_all_memory_costs_one_file(
+    tmp_path, monkeypatch, capsys, body, said
+):
+    code = compile(body, "reader", "exec")
+    monkeypatch.setitem(READERS, ".rtf", lambda path: exec(code, {"time": time, "os": os}))
+    monkeypatch.setattr(worker, "SECONDS", 0.4)
+    (tmp_path / "a.rtf").write_text("x")
+    (tmp_path / "b.odt").touch()
+    make_odt(tmp_path / "c.odt", "<text:p>read</text:p>")
+    assert [document.text for document in iter_documents([tmp_path])] == ["read"]
+    assert f"a.rtf: {said}" in capsys.readouterr().err
+
+
+def test_a_notebook_of_odd_values_and_a_damaged_archive_cost_one_file(tmp_path, capsys):
+    kernel = '{"kernelspec": {"language": "\\ud800"}}'
+    (tmp_path / "a.ipynb").write_text(
+        f'{{"cells": [{{"cell_type": "raw", "source": "x"}}], "metadata": {kernel}}}'
+    )
+    (tmp_path / "b.jsonl.gz").write_bytes(os.urandom(100))
+    (tmp_path / "c.csv").write_text("text,metadata\nx,y\n")
+    make_notebook(tmp_path / "d.ipynb", [{"cell_type": "code", "source": "1", "outputs": [{"data": None}]}])
+    (tmp_path / "e.txt").write_text("good")
+    assert [document.id for document in iter_documents([tmp_path])] == ["d.ipynb", "e.txt"]
+    assert "skipped 3 files that cannot be read" in capsys.readouterr().err
 
 
 def test_every_kind_of_file_in_one_folder(tmp_path):
