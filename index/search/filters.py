@@ -23,7 +23,7 @@ YEAR = "[0-9][0-9][0-9][0-9]"
 DATE = re.compile(r"[0-9]{4}(-[0-9]{2}){0,2}")
 
 # A list field matches if any of its values does. Field names are bound parameters, never part of a JSON path. SQLite's
-# value of true is 1, so that true and false are told by their type.
+# value of true is 1, so that true and false are told by their type; its value of an object is the text of its JSON.
 FIELD = "SELECT value, type FROM json_each(d.metadata) WHERE key = ?"
 # A field inside an object, by a path whose keys are quoted.
 NESTED = """ UNION ALL SELECT json_extract(d.metadata, ?), json_type(d.metadata, ?)
@@ -32,7 +32,7 @@ HAS_FIELD = """EXISTS (
     SELECT 1 FROM ({fields}) AS field,
         json_each(CASE field.type WHEN 'array' THEN field.value WHEN 'true' THEN '[true]' WHEN 'false' THEN '[false]'
                   ELSE json_array(field.value) END) AS one
-    WHERE {condition})"""
+    WHERE field.type <> 'object' AND one.type NOT IN ('object', 'array') AND {condition})"""
 NUMBER_OR_TEXT = "one.type NOT IN ('true', 'false')"
 
 

@@ -81,6 +81,8 @@ def index(tmp_path_factory):
         ({"tags": {"exists": True}}, "012"),
         ({"doc_id": {"exists": False}}, ""),
         ({"status": {"exists": True, "ne": "Active"}, "year": {"gte": 1}}, "0"),
+        ({"nested": {"gte": "a"}}, ""),
+        ({"nested": {"contains": "Final"}}, ""),
         ({"nested.status": "Final"}, "3"),
         ({"nested.status": {"exists": False}}, "0124"),
         ({"nested.other": "Final"}, ""),
@@ -154,7 +156,7 @@ def test_a_filter_has_at_most_100_conditions_and_10_filters_in_each_other(index)
         index.search(np.ones(4), filter={"$not": wanted})
 
 
-VALUES = [1, 2, 2.5, "1", "b", "bc", True, False, None, ["b", 2], [], {"in": 1}]
+VALUES = [1, 2, 2.5, "1", "b", "bc", True, False, None, ["b", 2], [], [{"b": 1}, ["b"], "c"], {"in": 1}]
 SCALARS = [1, 2, 2.5, "1", "b", "c", True, False]
 CONDITIONS = st.one_of(
     st.sampled_from(SCALARS),
@@ -186,7 +188,11 @@ def same(value, other):
 
 
 def within(value, sign, bound):
-    if isinstance(value, bool) or isinstance(value, str) != isinstance(bound, str) or isinstance(value, dict):
+    if (
+        isinstance(value, bool)
+        or isinstance(value, str) != isinstance(bound, str)
+        or isinstance(value, dict | list)
+    ):
         return False
     return {"gte": value >= bound, "gt": value > bound, "lte": value <= bound, "lt": value < bound}[sign]
 
