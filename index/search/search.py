@@ -70,10 +70,11 @@ def search_texts(
     if options.mode == "lexical":
         with store.read() as tx:
             numbers = _allowed(tx, options)
-            found = [Matches.find(store, tx, text, numbers) for text in texts]
-            return _hits(
-                store, tx, _selected(lambda n: [rank_lexical(one, n) for one in found], options, store, tx)
-            )
+
+            def rank_words(n: int) -> list[list[Ranked]]:  # the matches of one text at a time in memory
+                return [rank_lexical(Matches.find(store, tx, text, numbers), n) for text in texts]
+
+            return _hits(store, tx, _selected(rank_words, options, store, tx))
     if encoder is None:
         raise InputError(f"{store.folder} was built from precomputed vectors; search texts in mode lexical.")
     queries = encoder.encode_query(list(texts))

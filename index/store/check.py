@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embed.data.beir import join_title
-from embed.text.analysis import index_terms
 from index.reading.document import Document
 from index.store.schema import LEXICAL
-from index.store.store import Store
+from index.store.store import Store, lexical_terms
 
 MOST_NAMED = 3  # ids in a message
 
@@ -126,8 +124,7 @@ def _lexical(tx: sqlite3.Connection) -> Iterator[Problem]:
                JOIN lexical AS l ON l.rowid = p.number JOIN lexical_stop_words AS s ON s.rowid = p.number"""
         )
         for title, text, words, stop_words in rows:
-            terms = index_terms(join_title(title, text))
-            wrong += (" ".join(terms.words), " ".join(terms.stop_words)) != (words, stop_words)
+            wrong += list(lexical_terms(title, text).values()) != [words, stop_words]
     if wrong:
         yield Problem(f"{wrong} passages are not in the full text as they are")
 
@@ -155,15 +152,13 @@ def mend(store: Store, tx: sqlite3.Connection, bad: Iterable[str], changed: Iter
     for table, statement in LEXICAL.items():
         tx.execute(f"DROP TABLE {table}")
         tx.execute(statement)
-    query = "SELECT p.number, d.title, p.text FROM passages AS p JOIN documents AS d ON d.number = p.document"
-    for number, title, text in tx.execute(query):
-        terms = index_terms(join_title(title, text))
-        for table, words in zip(LEXICAL, (terms.words, terms.stop_words), strict=True):
-            tx.execute(f"INSERT INTO {table} (rowid, terms) VALUES (?, ?)", (number, " ".join(words)))
     for doc_id in changed:
         store.mark_changed(tx, doc_id)
     for doc_id in bad:
         store.remove(tx, doc_id)
+    query = "SELECT p.number, d.title, p.text FROM passages AS p JOIN documents AS d ON d.number = p.document"
+    for number, title, text in tx.execute(query):
+        store.index_words(tx, number, title, text)
 
 
 def _last_change(tx: sqlite3.Connection) -> int:

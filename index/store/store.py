@@ -87,10 +87,7 @@ class Store:
                 create the same index at once, one succeeds.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise _exists(folder)
-        if folder.resolve() == Path.cwd():  # atomic_folder would replace the current folder
-            raise InputError(f"{str(folder)!r} is the current folder; give a new folder for the index.")
+        _check_new(folder)
         try:
             with (
                 environment_errors_as_os_error(folder / FILE),
@@ -163,8 +160,7 @@ class Store:
             InputError: if the folder exists and is not empty.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise _exists(folder)
+        _check_new(folder)
         with (
             atomic_folder(folder, replace=False) as temporary,
             self._connections.alone() as source,
@@ -211,10 +207,13 @@ class Store:
             row = (number, owner, passage.start, passage.end, passage.text, headings)
             tx.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", row)
             tx.execute("INSERT INTO vectors VALUES (?, ?)", (number, vector.tobytes()))
-            terms = index_terms(join_title(document.title, passage.text))
-            for table, words in (("lexical", terms.words), ("lexical_stop_words", terms.stop_words)):
-                tx.execute(f"INSERT INTO {table} (rowid, terms) VALUES (?, ?)", (number, " ".join(words)))
+            self.index_words(tx, number, document.title, passage.text)
         return replaced
+
+    def index_words(self, tx: sqlite3.Connection, number: int, title: str, text: str) -> None:
+        """Write the words of a passage into the full text."""
+        for table, terms in lexical_terms(title, text).items():
+            tx.execute(f"INSERT INTO {table} (rowid, terms) VALUES (?, ?)", (number, terms))
 
     def remove(self, tx: sqlite3.Connection, doc_id: str) -> bool:
         """Delete a document with its passages, vectors and terms; False if there is no document of this id."""
@@ -374,8 +373,22 @@ class Store:
         _set_corpus_map(tx, corpus_map, n_passages)
 
 
+def lexical_terms(title: str, text: str) -> dict[str, str]:
+    """What each table of the full text has for a passage."""
+    terms = index_terms(join_title(title, text))
+    return {"lexical": " ".join(terms.words), "lexical_stop_words": " ".join(terms.stop_words)}
+
+
 def _format(tx: sqlite3.Connection) -> int:
     return tx.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _check_new(folder: Path) -> None:
+    """Raise InputError unless `folder` can become the folder of a store."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise _exists(folder)
+    if folder.resolve() == Path.cwd():  # atomic_folder would replace the current folder
+        raise InputError(f"{str(folder)!r} is the current folder; give a new folder for the index.")
 
 
 def _exists(folder: Path) -> InputError:
