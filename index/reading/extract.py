@@ -14,6 +14,7 @@ from index.reading.formats.notebook import read_notebook
 from index.reading.formats.office import read_docx, read_odf, read_pptx, read_rtf
 from index.reading.formats.pdf import read_pdf
 from index.reading.pages import Pages
+from index.reading.structure import text_lines
 from index.reading.worker import in_worker
 
 TEXT = (".txt", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex")
@@ -68,7 +69,6 @@ READERS: dict[str, Callable[[Path], Extracted]] = {
 }
 EXTRACTED = (*TEXT, *HTML, *CODE, *READERS)
 MOST_CHARACTERS = 1 << 28
-LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 # Characters that no text has; formats that are not text may give them.
 NOT_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 # Titles that programs give to documents without one.
@@ -114,10 +114,9 @@ def _read_format(path: Path) -> tuple[Extracted, str]:
 
 def _code(text: str, language: str) -> Extracted:
     """Source code in a fence; its lines are its pages."""
-    lines = LINE.findall(text)
     fence = f"```{language}\n"
     starts, place = [], len(fence)
-    for line in lines:
+    for line in text_lines(text):
         starts.append(place)
         place += len(line)
     return Extracted(

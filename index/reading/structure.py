@@ -52,13 +52,16 @@ class _Line(NamedTuple):
         return Block(kind, self.start + self.indent, self.start + len(self.text))
 
 
+def text_lines(text: str) -> Iterator[str]:
+    """The lines of a text with their ends, which are those of Markdown: LF, CR LF or CR."""
+    return iter(io.StringIO(text, newline=""))
+
+
 def blocks(text: str) -> Iterator[Block]:
     """Yield the blocks of a text in order. Blank lines, fences, borders of tables and directives belong to none."""
     lines: list[_Line] = []
     start = 0
-    for whole in io.StringIO(
-        text, newline=""
-    ):  # its lines end with \n, \r\n or \r only, as those of Markdown
+    for whole in text_lines(text):
         line = _Line(whole.rstrip(), start)
         if line.text or (lines and lines[-1].text):  # one of several blank lines is enough
             lines.append(line)

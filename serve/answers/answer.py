@@ -203,7 +203,6 @@ def prepare(
         quoted = quote(asked[end - 1], hits, text, index.idf, ranker, thresholds, before, second_stage)
         found.append(_Found(asked[end - 1], f"{before} {asked[end - 1]}".strip(), hits, quoted))
     merged, unanswered = _merged(found)
-    merged = replace(merged, quotes=[_with_pages(document, one) for one in merged.quotes])
     by_rank = chain.from_iterable(zip_longest(*(one.hits for one in found)))
     hits = list({hit.passage_id: hit for hit in by_rank if hit}.values())
     prompt: Prompt | ChatPrompt | None = None
@@ -213,9 +212,9 @@ def prepare(
         prompt = build_prompt(question, hits, generator.tokenizer, generator.context, max_new_tokens)
     span = None
     if reader is not None and merged.quotes:
-        first = replace(merged.quotes[0], pages=None)  # as it was found
-        asked_first = next(one.question for one in found if first in one.quoted.quotes)
+        asked_first = next(one.question for one in found if merged.quotes[0] in one.quoted.quotes)
         span = reader.read(asked_first, merged.quotes[0])
+    merged = replace(merged, quotes=[_with_pages(document, one) for one in merged.quotes])
     return Prepared(question, hits, merged, prompt, unanswered, [one.query for one in found], span)
 
 
