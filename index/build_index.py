@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from embed.encoding.encoder import Encoder
+from embed.encoding.load import load_embedder
 from embed.network.config import Fusion, FusionKind
 from gpt_core.common.errors import InputError
 from gpt_core.hub.locate import DEFAULT_EMBEDDER
@@ -266,7 +266,7 @@ def _opened(
                     )
             yield index
         return
-    encoder = Encoder.from_pretrained(embedder or DEFAULT_EMBEDDER)
+    encoder = load_embedder(embedder or DEFAULT_EMBEDDER)
     other = Fusion(fusion) if fusion and fusion != encoder.config.fusion.kind else None
     try:
         index = Index.create(folder, encoder, fusion=other, **given)

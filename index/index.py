@@ -3,15 +3,17 @@
 import contextlib
 import json
 import math
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from embed.encoding.encoder import Encoder
+from embed.encoding.embedder import Embedder
+from embed.encoding.load import load_embedder
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView
@@ -20,11 +22,14 @@ from index.search.filters import Filter, unknown_fields
 from index.search.rank import Hit
 from index.search.search import Mode, Options, search_texts, search_vectors
 from index.store.check import Problem, find_problems, mend
+from index.store.connections import ReplacedError
 from index.store.files import Files
+from index.store.reembed import Reembedded, reembed
 from index.store.settings import Settings
 from index.store.store import Store
 from index.store.write import Changes, check_vectors, fit_map, write
 
+T = TypeVar("T")
 MIN_MAP_PASSAGES = 1000  # a corpus map fitted on fewer passages is fitted again when the corpus has doubled
 
 
@@ -36,8 +41,9 @@ class Index:
     works on the new index, or raises InputError if that was built with another embedder.
     """
 
-    def __init__(self, view: LiveView, encoder: Encoder | None) -> None:
-        self._view, self._encoder = view, encoder
+    def __init__(self, view: LiveView, encoder: Embedder | None) -> None:
+        self._view = view
+        self._given = self._encoder = encoder  # as the caller gave it; as it is loaded
         self._encoder_lock, self._view_lock = threading.Lock(), threading.Lock()
         self._closed = False
 
@@ -45,7 +51,7 @@ class Index:
     def create(
         cls,
         folder: str | Path,
-        encoder: Encoder | None = None,
+        encoder: Embedder | None = None,
         *,
         max_tokens: int | None = None,
         overlap: int | None = None,
@@ -83,7 +89,7 @@ class Index:
         return cls(LiveView(Store.create(folder, settings)), encoder)
 
     @classmethod
-    def open(cls, folder: str | Path, encoder: Encoder | str | Path | None = None) -> "Index":
+    def open(cls, folder: str | Path, encoder: Embedder | str | Path | None = None) -> "Index":
         """Open an index.
 
         Args:
@@ -95,8 +101,8 @@ class Index:
             InputError: if the folder has no index, or the index was built with another embedder.
         """
 
-        def load() -> Encoder | None:
-            return Encoder.from_pretrained(encoder) if isinstance(encoder, str | Path) else encoder
+        def load() -> Embedder | None:
+            return load_embedder(encoder) if isinstance(encoder, str | Path) else encoder
 
         return cls(*_open(Path(folder), load))
 
@@ -116,7 +122,7 @@ class Index:
         return Files(self._current().store)
 
     @property
-    def encoder(self) -> Encoder | None:
+    def encoder(self) -> Embedder | None:
         """The embedder, loaded on first use; None for an index of precomputed vectors.
 
         Raises:
@@ -131,7 +137,7 @@ class Index:
                         f"{store.folder} was built with {words}; give the encoder to Index.open."
                     )
                 try:
-                    encoder = Encoder.from_pretrained(store.settings.find_embedder(store.folder))
+                    encoder = load_embedder(store.settings.find_embedder(store.folder))
                 except InputError as error:
                     raise InputError(
                         f"{store.folder} was built with {store.settings.embedder_words}, which cannot be loaded; "
@@ -158,9 +164,15 @@ class Index:
             if self._closed:
                 raise InputError(f"The index {self.folder} is closed; open it again.")
             if self._view.store.is_replaced():
-                old, self._view = self._view, _open(self.folder, lambda: self._encoder)[0]
-                old.store.close()
+                self._reopen()
             return self._view
+
+    def _reopen(self) -> None:
+        """Open the index that is in the folder now; the caller holds `_view_lock`."""
+        old, self._view = self._view, _open(self.folder, lambda: self._given)[0]
+        old.store.close()
+        with self._encoder_lock:
+            self._encoder = self._given  # None: the embedder that the index names now
 
     # Writing
 
@@ -209,7 +221,8 @@ class Index:
             # A map fitted on few passages is poor, so it is fitted again each time the corpus has doubled.
             outdated = fitted < MIN_MAP_PASSAGES and stored >= 2 * max(fitted, 1)
             if store.settings.corpus_map != "none" and outdated:
-                fit_map(store)
+                with store.write() as tx:
+                    fit_map(store, tx, store.settings)
             view.forget_deletions()
         return changes
 
@@ -239,8 +252,28 @@ class Index:
         store = self._current().store
         if store.settings.corpus_map == "none":
             raise InputError(f"{self.folder}: the embedder needs no corpus map; leave out the refit.")
-        with store.lock():
-            fit_map(store)
+        with store.lock(), store.write() as tx:
+            fit_map(store, tx, store.settings)
+
+    def reembed(self, encoder: Embedder) -> Reembedded:
+        """Change the embedder: encode all stored passages with `encoder`, then use their new vectors at once.
+
+        Meanwhile searches go on with the old vectors, and nothing can be written. An interrupted call is continued by
+        another one with the same embedder. Other processes that have the index open load its new embedder at their next
+        search, unless they were given one. Passages are not divided anew.
+
+        Raises:
+            InputError: if passages are longer than the embedder's context, it is the index's already, or another
+                process is writing.
+        """
+        view = self._current()
+        with view.store.lock():
+            done = reembed(view.store, encoder)
+        with self._view_lock:
+            self._given = encoder
+            self._reopen()
+        self.save_snapshot()
+        return done
 
     def save_snapshot(self) -> None:
         """Save a snapshot of the current vectors, from which the next process opens the index quickly."""
@@ -354,24 +387,32 @@ class Index:
             InputError: for an empty query, a number out of range, an unknown mode, a malformed filter, vectors of a
                 wrong shape, or a text query in an index of precomputed vectors (except in mode "lexical").
         """
-        current = self._current()
         options = Options(k, mode, filter, offset, per_document, diversity)
+        return self._read(lambda view: self._search(view, query, options))
+
+    def _search(self, view: LiveView, query: str | Sequence[str] | ArrayLike, options: Options) -> list[Any]:
         if isinstance(query, str):
-            return search_texts(current, self._encoder_for(mode), [query], options)[0]
+            return search_texts(view, self._encoder_for(options.mode), [query], options)[0]
         if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
-            return search_texts(current, self._encoder_for(mode), cast(list[str], list(query)), options)
-        queries = check_vectors(cast(ArrayLike, query), current.store.settings.dimension)
-        hits = search_vectors(current, queries, options)
+            texts = cast(list[str], list(query))
+            return search_texts(view, self._encoder_for(options.mode), texts, options)
+        queries = check_vectors(cast(ArrayLike, query), view.store.settings.dimension)
+        hits = search_vectors(view, queries, options)
         return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits
 
-    def _encoder_for(self, mode: Mode) -> Encoder | None:
+    def _read(self, use: Callable[[LiveView], T]) -> T:
+        """`use` of the index as it is now, even if it was replaced or got another embedder in the meantime."""
+        try:
+            return use(self._current())
+        except ReplacedError:
+            return use(self._current())
+
+    def _encoder_for(self, mode: Mode) -> Embedder | None:
         return None if mode == "lexical" else self.encoder
 
     def get(self, doc_id: str) -> Document | None:
         """The document with this id, or None if there is none."""
-        store = self._current().store
-        with store.read() as tx:
-            return store.document(tx, doc_id)
+        return self._ask(lambda store, tx: store.document(tx, doc_id))
 
     def idf(self, terms: Iterable[str]) -> dict[str, float]:
         """Inverse document frequency of terms over the passages, Lucene's BM25's: ln(1 + (N - n + 1/2) / (n + 1/2)).
@@ -379,36 +420,43 @@ class Index:
         Args:
             terms: Porter stems and bigrams, as the keys of `embed.text.content_terms`.
         """
-        store = self._current().store
-        with store.read() as tx:
-            n_passages, n_with = store.count(tx, "passages"), store.n_passages_with(tx, terms)
+        terms = list(terms)
+        n_passages, n_with = self._ask(
+            lambda store, tx: (store.count(tx, "passages"), store.n_passages_with(tx, terms))
+        )
         return {term: math.log(1 + (n_passages - n + 0.5) / (n + 0.5)) for term, n in n_with.items()}
 
     def document_ids(self) -> list[str]:
         """The ids of all documents, in insertion order."""
-        store = self._current().store
-        with store.read() as tx:
-            return store.document_ids(tx)
+        return self._ask(lambda store, tx: store.document_ids(tx))
 
     def unknown_fields(self, filter: Filter) -> list[str]:
         """The fields of `filter` that no document has."""
-        with self._current().store.read() as tx:
-            return unknown_fields(tx, filter)
+        return self._ask(lambda store, tx: unknown_fields(tx, filter))
 
     def stats(self) -> dict[str, Any]:
         """Counts and settings, JSON-serialisable."""
-        store = self._current().store
-        with store.read() as tx:
-            return {
+        return self._ask(
+            lambda store, tx: {
                 "documents": store.count(tx, "documents"),
                 "passages": store.count(tx, "passages"),
                 "sequence": store.sequence(tx),
                 "map_passages": store.map_passages(tx),
                 **json.loads(store.settings.to_json()),
             }
+        )
+
+    def _ask(self, question: Callable[[Store, sqlite3.Connection], T]) -> T:
+        """`question` of the store in a read transaction."""
+
+        def ask(view: LiveView) -> T:
+            with view.store.read() as tx:
+                return question(view.store, tx)
+
+        return self._read(ask)
 
 
-def _open(folder: Path, load: Callable[[], Encoder | None]) -> tuple[LiveView, Encoder | None]:
+def _open(folder: Path, load: Callable[[], Embedder | None]) -> tuple[LiveView, Embedder | None]:
     """The index in `folder` and the encoder that `load` gives, if the index was built with it; else an InputError."""
     view = LiveView.open(folder)
     try:

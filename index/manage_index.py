@@ -1,9 +1,11 @@
-"""The commands that look after an index: verify, repair, backup, stats, vacuum."""
+"""The commands that look after an index: verify, repair, backup, stats, vacuum, reembed."""
 
 import json as json_library
+import time
 from contextlib import closing
 from pathlib import Path
 
+from embed.encoding.load import load_embedder
 from gpt_core.common.errors import ExplainedError
 from gpt_core.common.terminal import printable
 from index.dense.snapshot import Snapshot
@@ -114,3 +116,29 @@ def vacuum(*, index: str) -> None:
         before = file.stat().st_size
         opened.vacuum()
     print(f"{index}: {before / 1e6:.1f} MB before, {file.stat().st_size / 1e6:.1f} MB now")
+
+
+def reembed(*, index: str, embedder: str) -> None:
+    """Change the embedder of an index: encode all passages again, then swap to the new vectors at once.
+
+    Searches go on meanwhile, with the old vectors; nothing can be written. To continue an interrupted run, run it
+    again. Needs space for the new vectors beside the old ones. A server that was started without --embedder loads the
+    new embedder at the next search.
+
+    Args:
+        index: folder of the index.
+        embedder: model folder, known name or URL, as for build_index.py.
+    """
+    encoder = load_embedder(embedder)
+    started = time.perf_counter()
+    with Index.open(index) as opened:
+        done = opened.reembed(encoder)
+    seconds = time.perf_counter() - started
+    print(
+        f"{index}: {done.encoded} passages encoded by {encoder.name} in {seconds:.1f} s"
+        + (f", {done.before} before" if done.before else "")
+    )
+    if done.truncated:
+        print(
+            f"{done.truncated} passages, titles included, were truncated to its {encoder.max_tokens} tokens"
+        )

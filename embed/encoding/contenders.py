@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from embed.data.vectors import Vectors, unit_length
-from embed.encoding.encoder import Dtype, Encoder, PromptName
+from embed.encoding.embedder import PromptName
+from embed.encoding.encoder import Dtype, Encoder
 from embed.encoding.fingerprint import files_sha256
 from embed.encoding.peer_model import Teacher
 from embed.encoding.vector_cache import cached_vectors

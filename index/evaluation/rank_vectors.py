@@ -35,7 +35,7 @@ class Retrievers:
             with Index.create(folder, dimension=1) as index:
                 index.add(collection.documents.values(), np.ones((len(collection.documents), 1)))
             with closing(Store(folder)) as store, store.read() as tx:
-                self._numbers = store.vectors(tx)[0]
+                self._numbers = np.concatenate([numbers for numbers, _ in store.vector_blocks(tx, 0)])
                 self._matches = [Matches.find(store, tx, text, None) for text in texts]
         self._names = dict(zip(self._numbers.tolist(), collection.documents, strict=True))
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from embed.data.vectors import Vectors
-from embed.encoding.encoder import Encoder
+from embed.encoding.embedder import Embedder
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView, View
 from index.search.filters import Filter, allowed
@@ -54,7 +54,7 @@ class Options:
 
 
 def search_texts(
-    live: LiveView, encoder: Encoder | None, texts: Sequence[str], options: Options
+    live: LiveView, encoder: Embedder | None, texts: Sequence[str], options: Options
 ) -> list[list[Hit]]:
     """The best passages for each text.
 

@@ -12,6 +12,10 @@ from gpt_core.common.errors import InputError
 from index.store.schema import ENVIRONMENT_ERRORS
 
 
+class ReplacedError(InputError):
+    """The index was deleted, replaced by another, or got another embedder, after it was opened."""
+
+
 class Connections:
     """The connections to one SQLite file; any number of threads can use them.
 
@@ -34,17 +38,24 @@ class Connections:
             self._idle.pop().close()
 
     def is_replaced(self) -> bool:
-        """Whether the file was deleted, or is of another index, since this object was made."""
-        return self._replaced or self._file != _file_id(self._path)
+        """Whether the file was deleted, or is of another index, since this object was made.
+
+        A change of the embedder is noticed by the next transaction.
+        """
+        self._replaced = self._replaced or self._file != _file_id(self._path)
+        return self._replaced
 
     @contextmanager
     def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         """A transaction that `begin` begins: committed when the block ends, rolled back if it raises.
 
         Raises:
-            InputError: if the index is closed, or the file is of another index by now.
+            ReplacedError: if the file is of another index by now, or the index has another embedder.
+            InputError: if the index is closed.
             OSError: for an error of the file or the disk.
         """
+        if self._replaced:
+            raise self._replaced_error()
         if self._closed:
             raise InputError(f"The index {self._name} is closed; open it again.")
         # A connection serves one transaction at a time, so concurrent transactions use separate connections.
@@ -80,9 +91,13 @@ class Connections:
         # file that no connection keeps open, so the settings, with the identity of the index, are compared, too.
         if self.settings_json and (get_meta(tx, "settings") != self.settings_json or self.is_replaced()):
             self._replaced = True
-            raise InputError(
-                f"The index {self._name} was deleted, or replaced by another, after it was opened; try again."
-            )
+            raise self._replaced_error()
+
+    def _replaced_error(self) -> ReplacedError:
+        return ReplacedError(
+            f"The index {self._name} was deleted, replaced by another, or got another embedder, after it was opened; "
+            "try again."
+        )
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -4,7 +4,14 @@ import sqlite3
 
 from embed.text.analysis import FTS5_TOKENIZER
 
-FORMAT = 3  # version of the schema and of the output of `index_terms`
+FORMAT = 4  # version of the schema and of the output of `index_terms`
+
+
+def vectors_table(name: str) -> str:
+    """The statement that makes a table of vectors: of the present embedder, or of one that is to replace it."""
+    return f"CREATE TABLE {name} (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT"
+
+
 # What makes a store of the format before one of the format: such a store needs no new build.
 MIGRATIONS = {
     3: (
@@ -12,7 +19,8 @@ MIGRATIONS = {
         "ALTER TABLE passages ADD COLUMN headings TEXT NOT NULL DEFAULT '[]'",
         "ALTER TABLE files ADD COLUMN state TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE files ADD COLUMN problem TEXT NOT NULL DEFAULT ''",
-    )
+    ),
+    4: (vectors_table("new_vectors"),),
 }
 
 
@@ -48,7 +56,8 @@ CREATE TABLE passages (
     start INTEGER NOT NULL, stop INTEGER NOT NULL, text TEXT NOT NULL, headings TEXT NOT NULL DEFAULT '[]'
 ) STRICT;
 CREATE INDEX passages_of_document ON passages (document);
-CREATE TABLE vectors (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT;
+{vectors_table("vectors")};
+{vectors_table("new_vectors")};
 CREATE TABLE tombstones (sequence INTEGER PRIMARY KEY, passage INTEGER NOT NULL) STRICT;
 {"".join(f"{statement};" for statement in LEXICAL.values())}
 """

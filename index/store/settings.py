@@ -3,11 +3,12 @@
 import json
 import os
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from embed.encoding.encoder import Encoder
+from embed.encoding.embedder import Embedder
+from embed.encoding.fingerprint import same
 from embed.network.config import Fusion, MapKind
 from gpt_core.common.errors import InputError
 from index.reading.passages import check_lengths
@@ -65,7 +66,7 @@ class Settings:
     @classmethod
     def of(
         cls,
-        encoder: Encoder | None,
+        encoder: Embedder | None,
         max_tokens: int | None,
         overlap: int | None,
         passages_per_document: int | None,
@@ -89,26 +90,42 @@ class Settings:
             return cls("", "", dimension or 0, fusion=fusion or Fusion())
         max_tokens = 256 if max_tokens is None else max_tokens
         overlap = max_tokens // 8 if overlap is None else overlap
-        if max_tokens > encoder.max_tokens:
+        blank = cls(
+            "",
+            "",
+            encoder.dimension,
+            max_tokens=max_tokens,
+            overlap=overlap,
+            passages_per_document=passages_per_document,
+            rows_per_document=1 if rows_per_document is None else rows_per_document,
+        )
+        settings = blank.with_encoder(encoder, folder)
+        return replace(settings, fusion=fusion) if fusion else settings
+
+    def with_encoder(self, encoder: Embedder, folder: Path) -> "Settings":
+        """These settings for an index in `folder` with the vectors of `encoder`, under another identity.
+
+        Raises:
+            InputError: if passages are longer than the embedder's context.
+        """
+        if self.max_tokens > encoder.max_tokens:
             raise InputError(
-                f"max_tokens is {max_tokens}; the embedder {encoder.name} takes at most {encoder.max_tokens}."
+                f"max_tokens is {self.max_tokens}; the embedder {encoder.name} takes at most {encoder.max_tokens}."
             )
-        return cls(
+        return replace(
+            self,
             embedder=encoder.name,
             fingerprint=encoder.fingerprint,
             dimension=encoder.dimension,
             # Embedders that need a corpus map give nearly parallel vectors. float16 would round their small
             # differences, and the map amplifies the rounding errors.
             dtype="float16" if encoder.config.corpus_map == "none" else "float32",
-            max_tokens=max_tokens,
-            overlap=overlap,
-            passages_per_document=passages_per_document,
-            rows_per_document=1 if rows_per_document is None else rows_per_document,
             corpus_map=encoder.config.corpus_map,
             map_components=encoder.config.map_components,
-            fusion=fusion or encoder.config.fusion,
+            fusion=encoder.config.fusion,
             embedder_folder=str(encoder.folder or ""),
             embedder_beside=os.path.relpath(encoder.folder, folder.resolve()) if encoder.folder else "",
+            identity=uuid.uuid4().hex,
         )
 
     @classmethod
@@ -123,16 +140,17 @@ class Settings:
         name = self.embedder or "an embedder without a name"
         return f"{name} ({self.fingerprint[:12]})" if self.fingerprint else "precomputed vectors"
 
-    def check_encoder(self, folder: Path, encoder: Encoder) -> None:
+    def check_encoder(self, folder: Path, encoder: Embedder) -> None:
         """Check that the index in `folder`, whose settings these are, was built with `encoder`.
 
         Raises:
             InputError: if it was not.
         """
-        if encoder.fingerprint != self.fingerprint:
+        if not same(encoder.fingerprint, self.fingerprint):
             raise InputError(
                 f"{folder} was built with {self.embedder_words}, not with {encoder.name} "
-                f"({encoder.fingerprint[:12]}); open it with the embedder it was built with, or build a new index."
+                f"({encoder.fingerprint[:12]}); open it with the embedder it was built with, or change its embedder "
+                "with manage_index.py reembed."
             )
 
     def find_embedder(self, folder: Path) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from embed.data.beir import join_title
 from embed.data.vectors import Vectors
+from embed.encoding.fingerprint import same
 from embed.network.corpus_map import CorpusMap
 from embed.text.analysis import index_terms
 from gpt_core.common.errors import InputError
@@ -29,7 +30,7 @@ from index.reading.document import Document
 from index.reading.pages import Pages
 from index.reading.passages import Passage
 from index.store.connections import Connections, environment_errors_as_os_error, get_meta
-from index.store.schema import FORMAT, LEXICAL, MIGRATIONS, SCHEMA
+from index.store.schema import FORMAT, LEXICAL, MIGRATIONS, SCHEMA, vectors_table
 from index.store.settings import Settings
 
 FILE = "index.sqlite"
@@ -233,6 +234,7 @@ class Store:
         tx.executemany("DELETE FROM lexical WHERE rowid = ?", numbers)
         tx.executemany("DELETE FROM lexical_stop_words WHERE rowid = ?", numbers)
         tx.executemany("DELETE FROM vectors WHERE number = ?", numbers)
+        tx.executemany("DELETE FROM new_vectors WHERE number = ?", numbers)
         tx.executemany("DELETE FROM passages WHERE number = ?", numbers)
 
     def sequence(self, tx: sqlite3.Connection) -> int:
@@ -274,30 +276,66 @@ class Store:
         """All document ids, in insertion order."""
         return [row[0] for row in tx.execute("SELECT id FROM documents ORDER BY number")]
 
-    def count(self, tx: sqlite3.Connection, table: Literal["documents", "passages"]) -> int:
-        """The number of documents or passages."""
+    def count(self, tx: sqlite3.Connection, table: Literal["documents", "passages", "new_vectors"]) -> int:
+        """The number of documents, passages or new vectors."""
         return tx.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
-    def vector_blocks(self, tx: sqlite3.Connection, sequence: int) -> Iterator[tuple[Numbers, Vectors]]:
-        """Passages added after `sequence`, in blocks: sorted ids (n,) and stored vectors (n, dimension) as float32."""
+    def vector_blocks(
+        self, tx: sqlite3.Connection, sequence: int, settings: Settings | None = None
+    ) -> Iterator[tuple[Numbers, Vectors]]:
+        """Passages added after `sequence`, in blocks: sorted ids (n,) and stored vectors (n, dimension) as float32.
+
+        `settings` are those of the vectors that `tx` sees; None: the store's.
+        """
+        settings = settings or self.settings
         query = "SELECT number, vector FROM vectors WHERE number > ? ORDER BY number"
         cursor = tx.execute(query, (sequence,))
         while rows := cursor.fetchmany(4096):
-            joined = np.frombuffer(b"".join(blob for _, blob in rows), dtype=self.settings.dtype)
-            vectors = joined.astype(np.float32).reshape(len(rows), self.settings.dimension)
+            joined = np.frombuffer(b"".join(blob for _, blob in rows), dtype=settings.dtype)
+            vectors = joined.astype(np.float32).reshape(len(rows), settings.dimension)
             yield np.array([number for number, _ in rows], dtype=np.int64), vectors
 
-    def vectors(self, tx: sqlite3.Connection) -> tuple[Numbers, Vectors]:
-        """All passages: sorted ids (n,) and stored vectors (n, dimension) as float32."""
-        n = self.count(tx, "passages")
-        numbers = np.empty(n, dtype=np.int64)
-        vectors = np.empty((n, self.settings.dimension), dtype=np.float32)
+    def vectors(self, tx: sqlite3.Connection, settings: Settings) -> Vectors:
+        """The stored vectors (n, dimension) of all passages as float32; `settings` are theirs."""
+        vectors = np.empty((self.count(tx, "passages"), settings.dimension), dtype=np.float32)
         filled = 0
-        for some_numbers, some_vectors in self.vector_blocks(tx, 0):
-            end = filled + len(some_numbers)
-            numbers[filled:end], vectors[filled:end] = some_numbers, some_vectors
-            filled = end
-        return numbers, vectors
+        for _, some in self.vector_blocks(tx, 0, settings):
+            vectors[filled : filled + len(some)] = some
+            filled += len(some)
+        return vectors
+
+    # A change of the embedder, `index.store.reembed`: vectors of another embedder beside the present ones.
+
+    def begin_new_vectors(self, tx: sqlite3.Connection, fingerprint: str) -> int:
+        """Prepare for the vectors of an embedder; those of another one are deleted.
+
+        Returns:
+            The number of passages that have a new vector already.
+        """
+        if not same(get_meta(tx, "new_fingerprint", ""), fingerprint):
+            tx.execute("DELETE FROM new_vectors")
+            _set(tx, "new_fingerprint", fingerprint)
+        return self.count(tx, "new_vectors")
+
+    def without_new_vector(self, tx: sqlite3.Connection, after: int, most: int) -> list[int]:
+        """The first `most` passages with ids above `after` that have no new vector."""
+        query = """SELECT number FROM passages WHERE number > ?
+            AND NOT EXISTS (SELECT 1 FROM new_vectors WHERE new_vectors.number = passages.number)
+            ORDER BY number LIMIT ?"""
+        return [number for (number,) in tx.execute(query, (after, most))]
+
+    def put_new_vectors(self, tx: sqlite3.Connection, numbers: Sequence[int], vectors: Vectors) -> None:
+        """Write new vectors (n, dimension), in their number format, of passages."""
+        rows = zip(numbers, map(bytes, vectors), strict=True)
+        tx.executemany("INSERT INTO new_vectors VALUES (?, ?)", rows)
+
+    def swap_vectors(self, tx: sqlite3.Connection, settings: Settings) -> None:
+        """Replace all vectors by the new ones, which every passage has, and the settings by theirs."""
+        tx.execute("DROP TABLE vectors")
+        tx.execute("ALTER TABLE new_vectors RENAME TO vectors")
+        tx.execute(vectors_table("new_vectors"))
+        _set(tx, "new_fingerprint", "")
+        _set(tx, "settings", settings.to_json())
 
     def deleted_after(self, tx: sqlite3.Connection, sequence: int) -> Numbers:
         """The ids (n,) int64 of the passages deleted after `sequence`, at least `first_sequence`."""

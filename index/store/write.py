@@ -1,5 +1,6 @@
 """Write documents to the store: detect changes, split, encode, and commit in batches."""
 
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,11 +10,12 @@ from numpy.typing import ArrayLike
 
 from embed.data.beir import join_title
 from embed.data.vectors import Vectors, unit_length
-from embed.encoding.encoder import Encoder
+from embed.encoding.embedder import Embedder
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
 from index.reading.document import Document
 from index.reading.passages import MIN_MAX_TOKENS, Passage, split
+from index.store.settings import Settings
 from index.store.store import Store
 
 # Passages encoded and committed together: larger batches are faster, but a killed process loses more work.
@@ -56,7 +58,7 @@ class _Prepared:
 
 def write(
     store: Store,
-    encoder: Encoder | None,
+    encoder: Embedder | None,
     documents: Iterable[Document],
     vectors: Vectors | None,
     *,
@@ -105,17 +107,17 @@ def write(
     return changes
 
 
-def fit_map(store: Store) -> None:
-    """Fit the corpus map on all stored vectors and store it with their number."""
-    with store.read() as tx:
-        _, vectors = store.vectors(tx)
-    settings = store.settings
-    corpus_map = CorpusMap.fit(settings.corpus_map, vectors, settings.map_components)
-    with store.write() as tx:
-        store.put_corpus_map(tx, corpus_map, len(vectors))
+def fit_map(store: Store, tx: sqlite3.Connection, settings: Settings) -> None:
+    """Fit the corpus map of `settings` on all stored vectors and store it with their number."""
+    corpus_map, n_passages = CorpusMap(), 0
+    if settings.corpus_map != "none":
+        vectors = store.vectors(tx, settings)
+        corpus_map = CorpusMap.fit(settings.corpus_map, vectors, settings.map_components)
+        n_passages = len(vectors)
+    store.put_corpus_map(tx, corpus_map, n_passages)
 
 
-def _prepare(store: Store, encoder: Encoder | None, document: Document, vector: Vectors | None) -> _Prepared:
+def _prepare(store: Store, encoder: Embedder | None, document: Document, vector: Vectors | None) -> _Prepared:
     if vector is not None:
         whole = Passage(document.id, 0, len(document.text), document.text)
         return _Prepared(document, [whole], vector, shortened=False)
@@ -130,7 +132,7 @@ def _prepare(store: Store, encoder: Encoder | None, document: Document, vector: 
     return _Prepared(document, passages[:most], None, shortened=len(passages) > len(passages[:most]))
 
 
-def _split(store: Store, encoder: Encoder, document: Document) -> Iterator[Passage]:
+def _split(store: Store, encoder: Embedder, document: Document) -> Iterator[Passage]:
     """Passages that fit the embedder's context together with the title, which is encoded before each."""
     settings, tokenizer = store.settings, encoder.tokenizer
     head = encoder.config.document_prompt + document.title + "\n"
@@ -140,7 +142,7 @@ def _split(store: Store, encoder: Encoder, document: Document) -> Iterator[Passa
     return split(document, tokenizer, max_tokens, min(settings.overlap, max_tokens // 2))
 
 
-def _commit(store: Store, encoder: Encoder | None, pending: dict[str, _Prepared], changes: Changes) -> None:
+def _commit(store: Store, encoder: Embedder | None, pending: dict[str, _Prepared], changes: Changes) -> None:
     """Encode the pending documents' passages, write all of them in one transaction, and update `changes`."""
     if not pending:
         return

@@ -11,6 +11,7 @@ from functools import cache, lru_cache, partial
 from itertools import chain, zip_longest
 from typing import Any, Literal, NamedTuple, get_args
 
+from embed import Encoder
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
@@ -334,7 +335,8 @@ def second_stage_of(index: Index) -> SecondStage:
     Raises:
         InputError: if no second stage was fitted with this embedder.
     """
-    if index.encoder is None or all(
+    encoder = index.encoder
+    if not isinstance(encoder, Encoder) or all(
         ranker_for(language, index.settings.fingerprint).likelihood_weight is None
         for language in get_args(Language)
     ):
@@ -342,7 +344,7 @@ def second_stage_of(index: Index) -> SecondStage:
             f"The index's embedder {index.settings.embedder} has no second stage, since none was fitted with it; fit "
             "one with scripts/fit_answers.py, or leave it out."
         )
-    return Likelihood(index.encoder)
+    return Likelihood(encoder)
 
 
 def lexical_only(index: Index) -> bool:

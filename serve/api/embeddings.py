@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from embed.encoding.encoder import PromptName
+from embed.encoding.embedder import PromptName
 from gpt_core.common.errors import InputError
 from gpt_core.generation.prompts import refuse_long
 from serve.api.schemas import OPENAI_ERRORS, EmbeddingsRequest

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from embed.data.vectors import Vectors
+from embed.encoding.encoder import Encoder
 from embed.encoding.peer_model import Teacher
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.plots import require_matplotlib
@@ -222,9 +223,10 @@ def _rows(
 
 
 def _second_stage(ranker: Ranker, index: Index) -> SecondStage:
-    if ranker.likelihood_weight is None or index.encoder is None:
+    encoder = index.encoder
+    if ranker.likelihood_weight is None or not isinstance(encoder, Encoder):
         raise InputError("The weights have no second stage for this embedder; leave out --second_stage.")
-    return Likelihood(index.encoder)
+    return Likelihood(encoder)
 
 
 def _quote(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from embed import Encoder
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import InferenceDtype, load_for_inference
 from gpt_core.hub.locate import resolve
@@ -42,7 +43,7 @@ def load(
     encoder = encoder_of(opened)
     if generator is None:
         return opened, None
-    if dtype == "float32" and resolve(generator).resolve() == encoder.folder:
+    if dtype == "float32" and isinstance(encoder, Encoder) and resolve(generator).resolve() == encoder.folder:
         context = min(context, encoder.model.config.block_size)
         return opened, Engine(encoder.model, encoder.tokenizer, max_running=max_running, context=context)
     return opened, load_generator(generator, max_running, context, dtype)

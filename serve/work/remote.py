@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -13,6 +12,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from gpt_core.common.errors import InputError
+from gpt_core.common.openai_api import Models, checked_url, error_message, headers, is_url, without_key
 from gpt_core.generation.sampling import SamplingParams
 from serve.work.errors import STOPPING
 
@@ -21,8 +21,6 @@ CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 120.0  # a server such as Ollama loads its model at the first request
 MAX_BYTES = 2**20  # of a response
 MAX_CHARACTERS = 8_000  # of a text; attributing its sentences to eight passages takes up to 0.7 s
-MAX_MESSAGE = 200  # characters that are quoted of the server's own error message
-URL = re.compile("https?://", re.IGNORECASE)
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -45,14 +43,6 @@ class _FailedError(Exception):
     """What went wrong, as the end of a sentence about the generator."""
 
 
-class _Named(BaseModel):
-    id: str
-
-
-class _Models(BaseModel):
-    data: Annotated[list[_Named], Field(min_length=1)]
-
-
 class _Message(BaseModel):
     content: str | None = None
 
@@ -64,14 +54,6 @@ class _Choice(BaseModel):
 
 class _Reply(BaseModel):
     choices: Annotated[list[_Choice], Field(min_length=1)]
-
-
-class _ErrorBody(BaseModel):
-    message: str
-
-
-class _Refusal(BaseModel):
-    error: _ErrorBody
 
 
 class RemoteGenerator:
@@ -100,11 +82,8 @@ class RemoteGenerator:
         connect_seconds: float = CONNECT_SECONDS,
         max_requests: int = 64,
     ) -> None:
-        self.url = _checked(url)
-        if key is not None and not re.fullmatch("[!-~]+", key):
-            raise InputError(
-                f"{KEY_VARIABLE} has spaces or letters beyond ASCII, which cannot be sent; correct it."
-            )
+        self.url = checked_url(url, "generator", KEY_VARIABLE)
+        self._headers = headers(key, KEY_VARIABLE)
         if not 0 < seconds < math.inf:
             raise InputError(f"generator_seconds is {seconds}; expected a positive number of seconds.")
         self.model, self.seconds, self.max_requests = model, seconds, max_requests
@@ -147,14 +126,11 @@ class RemoteGenerator:
                 deadline.reschedule(0)
 
     def _failed(self, what: str) -> Draft:
-        sentence = f"The generator at {self.url} {what}."
-        if self._key:
-            sentence = sentence.replace(self._key, "…")  # some servers repeat the key in their message
-        return Draft(failure=" ".join(sentence.split()))
+        return Draft(failure=without_key(f"The generator at {self.url} {what}.", self._key))
 
     async def _write(self, messages: Sequence[Mapping[str, str]], params: SamplingParams) -> Draft:
         async with httpx.AsyncClient(timeout=self._timeout, verify=self._tls) as client:
-            model = self.model or (await self._call(client, "GET", "/models", _Models)).data[0].id
+            model = self.model or (await self._call(client, "GET", "/models", Models)).data[0].id
             options = {"max_tokens": params.max_new_tokens, "seed": params.seed}
             body = {
                 "model": model,
@@ -174,22 +150,15 @@ class RemoteGenerator:
     async def _call(
         self, client: httpx.AsyncClient, method: str, path: str, schema: type[T], body: object = None
     ) -> T:
-        # Not compressed, since a small compressed response may be a large one.
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        content = None
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-            content = json.dumps(body).encode()
+        content = None if body is None else json.dumps(body).encode()
         data = bytearray()
-        async with client.stream(method, self.url + path, headers=headers, content=content) as response:
+        async with client.stream(method, self.url + path, headers=self._headers, content=content) as response:
             async for piece in response.aiter_raw():
                 data += piece
                 if len(data) > MAX_BYTES:
                     raise _FailedError(f"answered {path} with more than {MAX_BYTES} bytes")
         if not response.is_success:
-            raise _FailedError(f"answered {path} with status {response.status_code}{_message(data)}")
+            raise _FailedError(f"answered {path} with status {response.status_code}{error_message(data)}")
         try:
             return schema.model_validate_json(data)
         except ValidationError:
@@ -207,7 +176,7 @@ def remote_generator(
     Raises:
         InputError: for a model's name without a URL, and as `RemoteGenerator`.
     """
-    if generator is None or not URL.match(generator):
+    if generator is None or not is_url(generator):
         if model is not None:
             raise InputError(
                 f"generator_model is {model}, but generator is {generator}, not a URL; name the model with "
@@ -218,28 +187,6 @@ def remote_generator(
     return RemoteGenerator(generator, model, key, seconds=seconds, max_requests=max_requests)
 
 
-def _checked(url: str) -> str:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL("")
-    if parsed.userinfo:
-        raise InputError(
-            f"The generator's URL has a user name or a password; give a key in the environment's {KEY_VARIABLE}."
-        )
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
-        raise InputError(f"generator is {url}; expected a URL such as http://127.0.0.1:11434/v1.")
-    return str(parsed).rstrip("/")
-
-
 def _without_thoughts(text: str) -> str:
     """A text without the thoughts that a reasoning model writes before it, if its server does not separate them."""
     return text.rpartition("</think>")[2].partition("<think>")[0].strip()
-
-
-def _message(data: bytearray) -> str:
-    """The message of an error response after a colon; "" if it is not in OpenAI's envelope."""
-    try:
-        return f": {_Refusal.model_validate_json(data).error.message[:MAX_MESSAGE].rstrip('. ')}"
-    except ValidationError:
-        return ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
-from embed import Encoder
+from embed.encoding.embedder import Embedder
 from gpt_core.common.errors import InputError
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
@@ -167,7 +167,7 @@ async def get_service(request: Request) -> Service:
     return service
 
 
-def encoder_of(index: Index) -> Encoder:
+def encoder_of(index: Index) -> Embedder:
     """The index's embedder; InputError if it has none."""
     if index.encoder is None:
         raise InputError(

@@ -250,7 +250,7 @@ def test_the_second_of_two_first_builds_says_to_wait(tmp_path, notes, embedder, 
         Index.create(folder, encoder, max_tokens=32).close()  # the other build has loaded its embedder faster
         return encoder
 
-    monkeypatch.setattr(Encoder, "from_pretrained", slow_load)
+    monkeypatch.setattr("index.build_index.load_embedder", slow_load)
     with pytest.raises(InputError, match=r"has created .* in the meantime; wait until it has ended"):
         build_index(input=[str(notes)], index=str(folder), embedder=str(embedder))
     monkeypatch.undo()

@@ -21,11 +21,9 @@ TEXT = "The whales sing. " * 30
 
 
 @pytest.fixture
-def folder(tmp_path, make_encoder, monkeypatch):
+def folder(tmp_path, embedder):
     """An index of three documents of several passages, one of which was deleted, with a snapshot."""
-    encoder = make_encoder()
-    monkeypatch.setattr(Encoder, "from_pretrained", lambda name: encoder)
-    with Index.create(tmp_path / "index", encoder, max_tokens=32) as index:
+    with Index.create(tmp_path / "index", Encoder.from_pretrained(embedder), max_tokens=32) as index:
         index.add(Document(name, f"{name}: {TEXT}", f"Title {name}") for name in "abc")
         index.delete("c")
         index.save_snapshot()

@@ -29,7 +29,8 @@ def loaded(embedder):
 def build(tmp_path, loaded, capsys, monkeypatch):
     """build(*input, …) → what the command prints; inputs are relative to `tmp_path`, the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Encoder, "from_pretrained", lambda name: loaded)  # loaded once for all builds
+    for place in ("index.build_index", "index.index"):
+        monkeypatch.setattr(f"{place}.load_embedder", lambda name: loaded)  # loaded once for all builds
 
     def build(*input: str | Path, **options: object) -> str:
         fixed = {"index": str(tmp_path / "index"), "embedder": loaded.name, "max_tokens": 32}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from embed import Encoder
 from gpt_core.common.errors import InputError
 from index import build_index as command
 from index.build_index import build_index
@@ -21,7 +20,8 @@ from tests.index.reading.made_files import make_pdf
 def build(tmp_path, make_encoder, capsys, monkeypatch):
     """build(…) builds `tmp_path/index` of `tmp_path/in` → what is printed; `build.read` has the names of read files."""
     encoder = make_encoder()
-    monkeypatch.setattr(Encoder, "from_pretrained", lambda name: encoder)
+    for place in ("index.build_index", "index.index"):
+        monkeypatch.setattr(f"{place}.load_embedder", lambda name: encoder)
     monkeypatch.setattr(files, "SETTLED", -1.0)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("whales")
@@ -180,5 +180,6 @@ def as_of_format_2(file: Path) -> None:
             ("files", "problem"),
         ):
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("DROP TABLE new_vectors")
         connection.execute("PRAGMA user_version = 2")
     connection.close()

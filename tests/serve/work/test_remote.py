@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -21,6 +20,7 @@ from serve.answers.prompt import MAX_PASSAGE_CHARACTERS, build_chat, build_promp
 from serve.ask import ask
 from serve.work import remote
 from serve.work.remote import RemoteGenerator, remote_generator
+from tests.other_server import Other
 from tests.serve.answers.test_answer import hit
 from tests.serve.conftest import DOCUMENTS, QUESTION, SAYS, random_gpt, serving, sse, wait_until
 from tests.serve.test_load import post
@@ -28,70 +28,10 @@ from tests.serve.test_load import post
 GENERATE = {"question": QUESTION, "answer": "generate"}
 SUPPORT = "The interpreter lock became optional in October 2024."
 MESSAGES = [{"role": "user", "content": "hello"}]
-MODELS = {"data": [{"id": "small"}, {"id": "large"}]}
 
 
 def reply(content, reason="stop"):
     return {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": reason}]}
-
-
-class Other:
-    """A server with OpenAI's paths whose response to a chat is given.
-
-    `requests` are (path, headers, body); `closed` is set when a client leaves before the response.
-    """
-
-    def __init__(self, chat=None, status=200, models=MODELS, delay=0.0, raw=None):
-        self.requests, self.closed = [], threading.Event()
-        other = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                other.requests.append((self.path, self.headers, None))
-                self.answer(200, models)
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                other.requests.append((self.path, self.headers, body))
-                self.connection.settimeout(delay or 1)
-                if delay:
-                    with contextlib.suppress(TimeoutError):
-                        if self.connection.recv(1) == b"":
-                            other.closed.set()
-                            self.close_connection = True
-                            return
-                if raw is None:
-                    self.answer(status, chat)
-                    return
-                with contextlib.suppress(OSError):
-                    for piece in raw:
-                        self.wfile.write(piece)
-                self.close_connection = True
-
-            def answer(self, status, body):
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -194,19 +134,19 @@ def unused_url():
 
 ENDLESS = (piece for piece in [b"HTTP/1.1 200 OK\r\n\r\n", *[b" " * 2**16] * 100])
 FAILURES = {
-    "status": ({"chat": {"error": {"message": "model 'small' not found."}}, "status": 404},
+    "status": ({"reply": {"error": {"message": "model 'small' not found."}}, "status": 404},
         "answered /chat/completions with status 404: model 'small' not found."),
-    "status without a message": ({"chat": b"<h1>Bad gateway</h1>", "status": 502}, "with status 502."),
-    "redirect": ({"chat": {}, "status": 307}, "status 307."),
-    "no JSON": ({"chat": b"<h1>Hello</h1>"}, "something else than OpenAI's API does; the URL of such a server"),
-    "other JSON": ({"chat": {"choices": []}}, "something else than OpenAI's API"),
-    "deep JSON": ({"chat": b"[" * 100_000}, "something else than OpenAI's API"),
-    "half a surrogate pair": ({"chat": b'{"choices": [{"message": {"content": "\\ud800"}}]}'}, "something else"),
+    "status without a message": ({"reply": b"<h1>Bad gateway</h1>", "status": 502}, "with status 502."),
+    "redirect": ({"reply": {}, "status": 307}, "status 307."),
+    "no JSON": ({"reply": b"<h1>Hello</h1>"}, "something else than OpenAI's API does; the URL of such a server"),
+    "other JSON": ({"reply": {"choices": []}}, "something else than OpenAI's API"),
+    "deep JSON": ({"reply": b"[" * 100_000}, "something else than OpenAI's API"),
+    "half a surrogate pair": ({"reply": b'{"choices": [{"message": {"content": "\\ud800"}}]}'}, "something else"),
     "no models": ({"models": {"data": []}}, "answered /models with something else"),
-    "empty text": ({"chat": reply(" \n")}, "wrote no text."),
-    "no text": ({"chat": reply(None, "length")}, "wrote no text in 96 tokens; allow more with max_tokens."),
-    "long text": ({"chat": reply("Cats purr. " * 2000)}, "wrote 21999 characters, more than 8000."),
-    "large body": ({"chat": b" " * (remote.MAX_BYTES + 1)}, "more than 1048576 bytes."),
+    "empty text": ({"reply": reply(" \n")}, "wrote no text."),
+    "no text": ({"reply": reply(None, "length")}, "wrote no text in 96 tokens; allow more with max_tokens."),
+    "long text": ({"reply": reply("Cats purr. " * 2000)}, "wrote 21999 characters, more than 8000."),
+    "large body": ({"reply": b" " * (remote.MAX_BYTES + 1)}, "more than 1048576 bytes."),
     "endless body": ({"raw": ENDLESS}, "more than 1048576 bytes."),
     "half a body": ({"raw": [b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"choices"']}, "broke off ("),
     "no response": ({"raw": []}, "broke off ("),
