@@ -65,7 +65,8 @@ def build_index(
         include: read only those files of folders that match a pattern, written as in a .gitignore file: *.pdf, docs/.
         exclude: do not read files of folders that match a pattern.
         gitignore: do not read what the .gitignore files in the folders leave out.
-        embedder: model folder or known name; default: the existing index's embedder, or zhizhi-mini.
+        embedder: model folder, known name, or URL of a server with OpenAI's embeddings, such as
+            http://127.0.0.1:8080/v1#MODEL; default: the existing index's embedder, or zhizhi-mini.
         max_tokens: maximum tokens per passage, without the title; fixed when the index is created, 256 by default.
         overlap: maximum tokens that neighbouring passages share; fixed when the index is created, max_tokens / 8 by
             default.

@@ -129,9 +129,9 @@ def reembed(*, index: str, embedder: str) -> None:
         index: folder of the index.
         embedder: model folder, known name or URL, as for build_index.py.
     """
-    encoder = load_embedder(embedder)
-    started = time.perf_counter()
     with Index.open(index) as opened:
+        encoder = load_embedder(embedder)
+        started = time.perf_counter()
         done = opened.reembed(encoder)
     seconds = time.perf_counter() - started
     print(

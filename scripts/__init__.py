@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embed import Encoder as Encoder
+    from embed import load_embedder as load_embedder
     from gpt_core import GPT as GPT
     from gpt_core import GPTConfig as GPTConfig
     from gpt_core import Tokenizer as Tokenizer
@@ -23,6 +24,7 @@ _PACKAGES = {
     "Tokenizer": "gpt_core",
     "create_app": "serve",
     "generate": "gpt_core",
+    "load_embedder": "embed",
 }
 __all__ = list(_PACKAGES)
 

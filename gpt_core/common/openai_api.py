@@ -8,7 +8,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from gpt_core.common.errors import InputError
 
-URL = re.compile("https?://", re.IGNORECASE)
 MAX_MESSAGE = 200  # characters that are quoted of a server's own error message
 
 
@@ -30,11 +29,6 @@ class _ErrorBody(BaseModel):
 
 class _Refusal(BaseModel):
     error: _ErrorBody
-
-
-def is_url(name: object) -> bool:
-    """Whether a model's name is the URL of a server."""
-    return isinstance(name, str) and URL.match(name) is not None
 
 
 def checked_url(url: str, what: str, key_variable: str) -> str:

@@ -1,6 +1,7 @@
 """Resolves model names: models of this package, known models with pinned checksums, the model cache, run folders."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,13 @@ def folder_of(name: str) -> Path:
 def is_cached(name: str) -> bool:
     """Whether a model needs no download."""
     return folder_of(name).is_dir()
+
+
+def is_url(name_or_folder: str | Path) -> bool:
+    """Whether a model's name is the URL of a server."""
+    return (
+        isinstance(name_or_folder, str) and re.match("https?://", name_or_folder, re.IGNORECASE) is not None
+    )
 
 
 def resolve(name_or_folder: str | Path) -> Path:

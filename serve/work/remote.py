@@ -12,8 +12,9 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from gpt_core.common.errors import InputError
-from gpt_core.common.openai_api import Models, checked_url, error_message, headers, is_url, without_key
+from gpt_core.common.openai_api import Models, checked_url, error_message, headers, without_key
 from gpt_core.generation.sampling import SamplingParams
+from gpt_core.hub.locate import is_url
 from serve.work.errors import STOPPING
 
 KEY_VARIABLE = "ZHIZHI_GENERATOR_KEY"
