@@ -9,9 +9,12 @@ import numpy as np
 import openai
 import pytest
 
+from embed import load_embedder
 from embed.data.vectors import unit_length
+from gpt_core.common.errors import InputError
+from index import Index
 from serve.work.loading import served_name
-from tests.serve.conftest import HELLO, SAYS, wait_until
+from tests.serve.conftest import DOCUMENTS, HELLO, QUESTION, SAYS, wait_until
 
 
 def test_models(serve):
@@ -50,6 +53,21 @@ def test_embeddings_of_texts_in_both_encodings(api, encoder, tokenizer):
     # the client asks for base64 itself
     by_default = api.embeddings.create(model="tiny-embedder", input=texts)
     np.testing.assert_allclose([d.embedding for d in by_default.data], expected, atol=1e-6)
+
+
+def test_an_index_elsewhere_can_be_built_with_this_servers_embedder(tmp_path, shared_url, encoder):
+    """Its vectors come over the network; the index opens by the URL that it stored."""
+    with Index.create(tmp_path / "index", load_embedder(f"{shared_url}/v1#tiny-embedder")) as index:
+        index.add(DOCUMENTS)
+    with Index.open(tmp_path / "index") as index, Index.create(tmp_path / "local", encoder) as local:
+        local.add(DOCUMENTS)
+        assert index.settings.embedder == f"{shared_url}/v1#tiny-embedder"
+        for query in (QUESTION, "北京"):
+            found, expected = (one.search(query, mode="dense") for one in (index, local))
+            assert [hit.doc_id for hit in found] == [hit.doc_id for hit in expected]
+            np.testing.assert_allclose([h.dense for h in found], [h.dense for h in expected], atol=1e-3)
+    with pytest.raises(InputError, match="has the models tiny-gpt, tiny-embedder, zhizhi-rag; name one of them"):
+        load_embedder(f"{shared_url}/v1")
 
 
 def test_many_embeddings_come_in_order(api, encoder):
