@@ -4,8 +4,7 @@
     commands.Popen(["-W", "error", "scripts/chat.py"], stdin=subprocess.PIPE)
 
 are `python scripts/sample.py --model …` and `python -W error scripts/chat.py`, with the options of `subprocess`. Each
-pytest process has one multiprocessing fork server, which has imported `PRELOAD` and forks a child per command. The
-child has its own arguments, environment, folder and streams, and ends like a fresh interpreter.
+pytest process has one multiprocessing fork server, which has imported `PRELOAD` and forks a child per command.
 
 A command gets a fresh interpreter if its environment differs from the server's in a variable that matters during
 imports. Tests of imports, of the interpreter's options, of peak memory and of launchers use `subprocess`.
@@ -65,9 +64,9 @@ def Popen(args: list[Any], **options: Any) -> "subprocess.Popen[Any]":
     assert options.keys() <= OPTIONS, f"use subprocess for {options.keys() - OPTIONS}"
     if not _environment:
         _environment.update(os.environ)
-    given = os.environ if options.get("env") is None else options["env"]
-    for name in _environment.keys() | given.keys():
-        if name.startswith(AT_IMPORT) and _environment.get(name) != given.get(name):
+    wanted = options.setdefault("env", os.environ)
+    for name in _environment.keys() | wanted.keys():
+        if name.startswith(AT_IMPORT) and _environment.get(name) != wanted.get(name):
             return subprocess.Popen([sys.executable, *args], **options)
     return _Forked(args, **options)
 
@@ -75,16 +74,12 @@ def Popen(args: list[Any], **options: Any) -> "subprocess.Popen[Any]":
 class _Forked(subprocess.Popen[Any]):
     """A process that the server forks; the base class makes the pipes and exchanges data."""
 
-    _process: Any = None
-
     def _execute_child(self, *args: Any) -> None:
         given = inspect.signature(super()._execute_child).bind(*args).arguments  # type: ignore[misc]
         pipes = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
         streams = [_Stream(number if pipe == -1 else pipe) for number, pipe in enumerate(pipes)]
-        words = [os.fsdecode(word) for word in given["args"]]
-        environment = dict(os.environ if given["env"] is None else given["env"])
-        folder, new_session = os.path.abspath(given["cwd"] or "."), given["start_new_session"]
-        arguments = (words, folder, environment, new_session, streams)
+        words, folder = [os.fsdecode(word) for word in given["args"]], os.path.abspath(given["cwd"] or ".")
+        arguments = (words, folder, dict(given["env"]), given["start_new_session"], streams)
         # daemon: it ends with pytest at the latest
         self._process = _context.Process(target=_run_script, args=arguments, daemon=True)
         try:
@@ -114,9 +109,7 @@ class _Stream:
         return operator.methodcaller("detach"), (reduction.DupFd(self.number),)
 
 
-def _run_script(
-    words: list[str], folder: str, environment: dict[str, str], new_session: bool, streams: list[int]
-) -> None:
+def _run_script(words: list[str], folder: str, env: Any, new_session: bool, streams: list[int]) -> None:
     """In the child: what the interpreter does from its start to its end."""
     multiprocessing.current_process().daemon = False  # a command may have children
     if new_session:
@@ -130,13 +123,12 @@ def _run_script(
     sys.stderr = sys.__stderr__ = open(2, "w", 1, **text | {"errors": sys.stderr.errors})  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(env)
     sys.orig_argv = [sys.executable, *words]
     if words[:2] == ["-W", "error"]:
         warnings.simplefilter("error")
         words = words[2:]
-    script = os.path.abspath(words[0])
-    sys.argv = words
+    sys.argv, script = words, os.path.abspath(words[0])
     sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
     main = sys.modules["__main__"] = ModuleType("__main__")
     main.__file__ = script
