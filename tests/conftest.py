@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A background job of a script starts with SIGINT ignored, and the commands under test would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

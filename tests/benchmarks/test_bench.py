@@ -4,8 +4,6 @@ import json
 import math
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from gpt_core.data.prepare_data import prepare_data
 from gpt_core.data.shards import ShardWriter, open_split
 from gpt_core.hardware.device import peak_memory
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from tests import commands
 
 TEXT = "To know what you know, and to know what you do not: that is knowledge.\n" * 20
 
@@ -77,8 +76,8 @@ def test_a_measurement_runs_in_a_separate_process() -> None:
 
 
 def test_errors_of_the_command_are_one_line(data: str) -> None:
-    command = [sys.executable, "scripts/bench.py", "learn", "--data", data, "--systems", "nanoGPT"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = ["scripts/bench.py", "learn", "--data", data, "--systems", "nanoGPT"]
+    done = commands.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "bench.py: nanoGPT runs from a checkout of nanoGPT; name it with --peer.\n"
 

@@ -161,7 +161,7 @@ def run(folder: Path, seconds: float, readers: int, kill_every: float) -> dict[s
         victims.start()
         time.sleep(moments.uniform(0, 2 * kill_every))
         os.kill(victims.pid or 0, signal.SIGKILL)
-        failed = failed or not writer.is_alive()
+        failed = failed or writer.exitcode not in (None, 0)  # 0: the time is over
         if writer.is_alive():
             os.kill(writer.pid or 0, signal.SIGKILL)
         for process in (victims, writer):

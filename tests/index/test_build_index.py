@@ -1,12 +1,10 @@
 """The commands build_index and search_index."""
 
 import json
-import os
 import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from index.index import Index
 from index.reading.document import Document
 from index.search_index import search_index
 from index.store.store import Store
+from tests import commands
 
 
 @pytest.fixture
@@ -208,22 +207,8 @@ def test_ctrl_c_stops_the_script_and_keeps_what_was_committed(tmp_path, embedder
         "".join(json.dumps({"_id": f"d{i}", "text": f"Number {i}. " * 60}) + "\n" for i in range(3000))
     )
     index = tmp_path / "index"
-    command = [
-        sys.executable,
-        "scripts/build_index.py",
-        "--input",
-        path,
-        "--index",
-        index,
-        "--embedder",
-        embedder,
-    ]
-    process = subprocess.Popen(
-        [*map(str, command), "--max_tokens", "32"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command = ["scripts/build_index.py", "--input", path, "--index", index, "--embedder", embedder]
+    process = commands.Popen([*command, "--max_tokens", "32"], stderr=subprocess.PIPE, text=True)
     n = 0
     while process.poll() is None and not n:
         time.sleep(0.02)

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from gpt_core.common.errors import InputError
 from index import Index
 from serve.run_server import run_server as start_server
 from serve.work.call_thread import CallThread
+from tests import commands
 from tests.serve.conftest import DOCUMENTS, QUESTION, random_gpt, wait_until
 from tests.serve.test_load import post
 
@@ -33,10 +33,9 @@ def folders(tmp_path_factory, tokenizer):
 
 
 def run_server(folders, *arguments, index="index", generator=True, **variables):
-    command = [sys.executable, "scripts/run_server.py", "--index", str(folders / index)]
-    command += [*(["--generator", str(folders / "model")] if generator else []), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    command = ["scripts/run_server.py", "--index", folders / index]
+    command += [*(["--generator", folders / "model"] if generator else []), *arguments]
+    return commands.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | variables)
 
 
 def free_port():

@@ -4,8 +4,6 @@ import errno
 import gzip
 import json
 import os
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from gpt_core.hardware.onednn import choose_onednn
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from tests import commands
 from tests.tiny_models import TEXTS, save_model
 
 CORPUS_TEXTS = [f"{text} {i}"[: 20 + 13 * (i % 40)] for i, text in enumerate(TEXTS * 20)]
@@ -110,14 +109,15 @@ def test_killed_and_shared_work_gives_the_same_bytes(tmp_path, folder, plan):
     encoder = Encoder.from_pretrained(folder)
     encoder.onednn = False
     encode_to_folder(encoder, TextFile(source), tmp_path / "whole", precision="int8")
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.getcwd(),
-    }
-    command = [sys.executable, str(Path(__file__).with_name("streaming_driver.py"))]
-    command += [str(folder), str(source), str(tmp_path / "out"), *plan.split()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    command = [
+        Path(__file__).with_name("streaming_driver.py"),
+        folder,
+        source,
+        tmp_path / "out",
+        *plan.split(),
+    ]
+    done = commands.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "model", "out", "whole"]
@@ -250,18 +250,8 @@ def test_a_refusal_leaves_nothing_behind(tmp_path, folder):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, in which no file can be created")
 def test_an_unwritable_output_folder_is_an_immediate_error(tmp_path, folder):
     (tmp_path / "a.txt").write_text("one\n")
-    script = Path(__file__).parents[3] / "scripts" / "encode.py"
-    command = [
-        sys.executable,
-        script,
-        "--input",
-        tmp_path / "a.txt",
-        "--embedder",
-        folder,
-        "--out",
-        "/proc/x",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = ["scripts/encode.py", "--input", tmp_path / "a.txt", "--embedder", folder, "--out", "/proc/x"]
+    done = commands.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "encode.py: [Errno 2] No such file or directory: '/proc/.x.lock'"
 

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +27,7 @@ from embed.training.step import (
 )
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from tests import commands
 from tests.embed.training.contrastive_cases import batch, difference, examples, settings, step, trainee
 from tests.tiny_models import TEXTS, reference_model, save_model
 
@@ -291,10 +289,7 @@ def test_groups_have_similar_lengths_and_contain_every_row_once():
 @pytest.fixture(scope="module")
 def two_ranks() -> dict[str, dict[str, float]]:
     driver = Path(__file__).with_name("contrastive_driver.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
-    done = subprocess.run(
-        [sys.executable, driver], capture_output=True, text=True, timeout=600, env=environment
-    )
+    done = commands.run([driver], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -27,6 +27,7 @@ from gpt_core.data.prepare_data import prepare_data
 from gpt_core.hub import run_folder
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from tests import commands
 from tests.tiny_models import TEXTS, reference_model, save_model
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
@@ -101,15 +102,9 @@ def test_training_on_pairs_improves_an_embedder_that_sentence_transformers_opens
 
 @pytest.fixture(scope="module")
 def driven(folder: Path) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name("training_driver.py")), str(folder / "qwen3")]
-    data = [str(folder / "pairs.jsonl"), str(folder / "more.jsonl")]
-    done = subprocess.run(
-        [*command, *data, str(folder / "driven")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=ENVIRONMENT,
-    )
+    driver = Path(__file__).with_name("training_driver.py")
+    paths = [folder / name for name in ("qwen3", "pairs.jsonl", "more.jsonl", "driven")]
+    done = commands.run([driver, *paths], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "torn" not in done.stderr
     return json.loads(done.stdout) | {"said": done.stderr}

@@ -17,6 +17,7 @@ from gpt_core.common.files import atomic_folder, atomic_write, sha256_file
 from gpt_core.formats.tensor_file import save_tensors
 from gpt_core.hub import download
 from gpt_core.hub import locate as hub
+from tests import commands
 
 ROOT = Path(__file__).parents[3]
 
@@ -135,7 +136,7 @@ def run(*args, **more):
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, **more)
 
 
-# Each script in a process of its own; packages that take seconds to import are imported once.
+# Each script in a process of its own; packages that take seconds to import are imported once. Imports must not warn.
 PRINT_HELP = """
 import os, runpy, sys
 import faiss, fastapi, jinja2, tokenizers, torch.distributed.fsdp, torch.nn.parallel, torch.utils.flop_counter, tyro
@@ -157,7 +158,7 @@ for path in sys.argv[1:]:
 
 def test_every_command_has_help():
     scripts = sorted((ROOT / "scripts").glob("[!_]*.py"))
-    done = run("-c", PRINT_HELP, *scripts, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run("-W", "error", "-c", PRINT_HELP, *scripts, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     for script in scripts:
         assert f"usage: {script.name} " in done.stdout
@@ -170,7 +171,8 @@ def test_an_unknown_option_gives_exit_status_2():
 
 
 def test_a_user_error_gives_one_line_and_exit_status_1(tmp_path):
-    done = run("scripts/sample.py", "--model", tmp_path / "absent", "--prompt", "x")
+    command = ["scripts/sample.py", "--model", tmp_path / "absent", "--prompt", "x"]
+    done = commands.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("sample.py: There is no folder or cached model")
     assert done.stderr.count("\n") == 1

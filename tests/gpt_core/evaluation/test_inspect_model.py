@@ -1,7 +1,6 @@
 """The output and plots of inspect_model, against transformers and against the memory that is allocated."""
 
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from gpt_core.hardware.device import pick_device
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from tests import commands
 from tests.tiny_models import GRAPHS, save_model
 
 ROOT = Path(__file__).parents[3]
@@ -103,9 +103,9 @@ def test_the_command_draws_plots_of_any_text(tmp_path: Path) -> None:
     """In a process where every warning, such as for a character without a glyph, is an error."""
     folder = save_model(tmp_path / "gpt2", "gpt2")
     (tmp_path / "prompt.txt").write_text("$x^2$ 知之 🙂 \x1b[31m ᚠ\n")
-    command = [sys.executable, "-W", "error", "scripts/inspect_model.py", "--model", folder, "--top", "500"]
+    command = ["-W", "error", "scripts/inspect_model.py", "--model", folder, "--top", "500"]
     command += ["--prompt", f"FILE:{tmp_path / 'prompt.txt'}", "--out", tmp_path / "out" / "pictures"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = commands.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     pictures = {"attention.png", "attention_layer_1.png", "next_token.png", "positions.png"}

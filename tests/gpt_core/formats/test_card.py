@@ -18,6 +18,7 @@ from gpt_core.hub import run_folder
 from gpt_core.hub.locate import KNOWN_MODELS
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
+from tests import commands
 from tests.tiny_models import TEXTS, save_model
 
 ROOT = Path(__file__).parents[3]
@@ -36,17 +37,9 @@ def run(tmp_path_factory) -> Path:
     prepare_data(input=[str(root / "text.txt")], tokenizer=str(root / "tokenizer"), out=str(root / "data"))
     (root / "scripts").symlink_to(ROOT / "scripts")
     keys = [word for key, value in KEYS.items() for word in (f"--{key}", str(value))]
-    command = [
-        sys.executable,
-        "scripts/pretrain.py",
-        *keys,
-        "--out_dir",
-        "out",
-        "--sample_prompt",
-        "it's\n## 知",
-    ]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "MY_TOKEN": "hf_secret"}
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=120)
+    command = ["scripts/pretrain.py", *keys, "--out_dir", "out", "--sample_prompt", "it's\n## 知"]
+    env = os.environ | {"MY_TOKEN": "hf_secret"}
+    done = commands.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return root
 

@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_core import GPT, InputError, Tokenizer
+from tests import commands
 
 ROOT = Path(__file__).parents[3]
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 24}
@@ -195,17 +194,8 @@ def test_small_gpts_vocabulary_is_rebuilt_from_its_training_text(small_gpt, tmp_
 
 
 def test_the_sample_command_reads_a_nanogpt_checkpoint(nanogpt):
-    command = [
-        sys.executable,
-        "scripts/sample.py",
-        "--model",
-        str(nanogpt),
-        "--prompt",
-        "To be",
-        "--seed",
-        "1",
-    ]
-    done = subprocess.run([*command, "--max_new_tokens", "8"], cwd=ROOT, capture_output=True, text=True)
+    command = ["scripts/sample.py", "--model", nanogpt, "--prompt", "To be", "--seed", "1"]
+    done = commands.run([*command, "--max_new_tokens", "8"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("To be")
     assert set(done.stdout) <= set(TEXT)

@@ -5,7 +5,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -26,6 +25,7 @@ from gpt_core.generation.sampling import SamplingParams
 from gpt_core.model.config import GPTConfig
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from tests import commands
 from tests.tiny_models import save_model
 
 ROOT = Path(__file__).parents[3]
@@ -254,14 +254,13 @@ def test_bad_input_is_one_clear_sentence(say: Any, options: dict[str, Any], mess
 
 
 def command(model: Path, *options: str) -> list[str]:
-    start = [sys.executable, "-W", "error", "scripts/chat.py", "--model", str(model), "--device", "cpu"]
+    start = ["scripts/chat.py", "--model", str(model), "--device", "cpu"]
     return [*start, "--dtype", "float32", "--seed", "1", *options]
 
 
 def test_a_pipe_gets_answers_and_nothing_else(folder: Path) -> None:
-    done = subprocess.run(
-        command(folder, "--max_new_tokens", "5"), input=b"a\n/help\ncaf\xe9\nb", capture_output=True, cwd=ROOT
-    )
+    words = ["-W", "error", *command(folder, "--max_new_tokens", "5")]
+    done = commands.run(words, input=b"a\n/help\ncaf\xe9\nb", capture_output=True, cwd=ROOT)
     assert done.returncode == 1  # because one line is not UTF-8
     assert b"lone surrogate" in done.stderr
     assert b"Traceback" not in done.stderr
@@ -272,17 +271,13 @@ def test_a_pipe_gets_answers_and_nothing_else(folder: Path) -> None:
     assert b"/reset" not in done.stdout
 
 
-# The child makes the pty its controlling terminal, so that Ctrl-C reaches it, and runs the command.
-LAUNCH = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-
-
 class Terminal:
     """The chat command on a new terminal."""
 
     def __init__(self, *args: str) -> None:
         self.fd, its_end = os.openpty()
-        launch = [sys.executable, "-c", LAUNCH, *args]
-        self.process = subprocess.Popen(
+        launch = ["-W", "error", Path(__file__).with_name("terminal_driver.py"), *args]
+        self.process = commands.Popen(
             launch, stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True, cwd=ROOT
         )
         os.close(its_end)

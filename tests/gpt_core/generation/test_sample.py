@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gpt_core.generation.sample import SAMPLING, sample
 from gpt_core.generation.sampling import SamplingParams
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
+from tests import commands
 from tests.tiny_models import save_model
 
 ROOT = Path(__file__).parents[3]
@@ -162,9 +162,9 @@ def test_a_failing_command_prints_one_line(tmp_path: Path) -> None:
 
 def test_samples_stream_into_a_pipe_that_closes(folder: Path) -> None:
     """A huge num_samples must neither fill the memory nor delay the first bytes."""
-    command = [sys.executable, "-W", "error", "scripts/sample.py", "--model", str(folder), "--device", "cpu"]
+    command = ["-W", "error", "scripts/sample.py", "--model", str(folder), "--device", "cpu"]
     command += ["--max_new_tokens", "500", "--num_samples", str(10**12), "--prompt", "\x1b[31m know"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+    with commands.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.read(100).startswith(b"\x1b[31m know")  # escape codes are unchanged in a pipe
         process.stdout.close()

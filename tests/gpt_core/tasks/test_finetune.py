@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +21,10 @@ from gpt_core.tasks.finetune import class_weights, finetune
 from gpt_core.tasks.open_data import CROPPED_TO, cropped, open_examples, unanswered
 from gpt_core.tasks.settings import TaskSettings
 from gpt_core.tasks.task_model import TaskModel, predict_file
+from tests import commands
 from tests.gpt_core.tasks.finetune_driver import settings
 from tests.gpt_core.tasks.tiny_tasks import write_tasks
 from tests.tiny_models import save_model
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +38,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def driven(folder):
-    command = [sys.executable, str(Path(__file__).with_name("finetune_driver.py")), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=ENVIRONMENT)
+    command = [Path(__file__).with_name("finetune_driver.py"), folder]
+    done = commands.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout) | {"said": done.stderr}
 
@@ -116,25 +112,18 @@ def test_weights_that_are_not_trained_stay_as_they_are(folder, tmp_path, trainab
 
 def test_the_command_trains_and_predicts(folder, tmp_path):
     out = tmp_path / "out"
-    script = [sys.executable, "scripts/finetune.py"]
+    script = "scripts/finetune.py"
     keys = {"task": "classification", "init_from": folder / "qwen3", "data": folder / "classification.jsonl",
             "max_iters": 40, "eval_interval": 40, "warmup_iters": 5, "learning_rate": 3e-3, "out_dir": out,
             "max_tokens": 32}  # fmt: skip
     options = [str(word) for key, value in keys.items() for word in (f"--{key}", value)]
-    done = subprocess.run([*script, *options], capture_output=True, text=True, env=ENVIRONMENT)
+    done = commands.run([script, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "for development" in done.stdout
     assert "best checkpoint" in done.stdout
     (tmp_path / "in.csv").write_text("id,review\n1,it is good so\n2,it is ugly\n")
-    files = [
-        "--input",
-        str(tmp_path / "in.csv"),
-        "--out",
-        str(tmp_path / "out.jsonl"),
-        "--columns",
-        "text=review",
-    ]
-    done = subprocess.run([*script, "--predict", "--model", str(out), *files], capture_output=True, text=True)
+    files = ["--input", tmp_path / "in.csv", "--out", tmp_path / "out.jsonl", "--columns", "text=review"]
+    done = commands.run([script, "--predict", "--model", out, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "out.jsonl: 2 predictions" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

@@ -5,8 +5,6 @@ import math
 import random
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +22,7 @@ from gpt_core.training.config import TrainConfig
 from gpt_core.training.loop import make_parallel
 from gpt_core.training.parallel.parallel import Parallel
 from gpt_core.training.parallel.ranks import ALONE
+from tests import commands
 
 
 class Place:
@@ -64,11 +63,9 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bits(tmp_path: Path, steps:
     moments = [
         draw.choice((f"disk:{draw.randint(1, 25)}", f"forward:{draw.randint(1, 9)}")) for _ in range(kills)
     ]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kill_driver.py")), str(tmp_path / "data"), str(tmp_path),
-         str(steps), *moments],
-        capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
-    )  # fmt: skip
+    driver = Path(__file__).with_name("kill_driver.py")
+    command = [driver, tmp_path / "data", tmp_path, str(steps), *moments]
+    done = commands.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "damaged" not in done.stderr  # a kill never leaves a damaged folder under a checkpoint's name
     said = done.stdout

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,6 +21,7 @@ from index.index import Index
 from index.reading.document import Document
 from index.store.check import find_problems
 from index.store.store import FILE, Store
+from tests import commands
 
 
 def n_documents(folder: Path) -> int:
@@ -47,7 +47,7 @@ def contents(folder) -> dict[str, list]:
     return result
 
 
-# Importing torch takes longer than the build, so one process imports it and forks a builder per folder name on stdin.
+# One process forks a builder for each folder's name on standard input.
 BUILDERS = """
 import os, sys
 import index.store.write, torch
@@ -76,13 +76,9 @@ for line in sys.stdin:
 
 
 def test_kill_9_at_any_moment_loses_no_committed_document(tmp_path):
-    builders = subprocess.Popen(
-        [sys.executable, "-c", BUILDERS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
-    )
+    script = tmp_path / "builders.py"
+    script.write_text(BUILDERS)
+    builders = commands.Popen([script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def build(folder: Path, kill_at: int | None = None) -> int:
         """Build, or kill the builder soon after it has committed `kill_at` documents."""
@@ -395,17 +391,10 @@ def test_a_read_only_copy_has_all_commits_or_is_refused(tmp_path):
         shutil.copytree(tmp_path / "index", root / "closed")
         for path in root.rglob("*"):
             path.chmod(0o555 if path.is_dir() else 0o444)
-        searched = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                SEARCH,
-                *(str(root / name) for name in ("closed", "in_use", "incomplete")),
-            ],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
-        )
+        script = tmp_path / "search.py"
+        script.write_text(SEARCH)
+        folders = (root / name for name in ("closed", "in_use", "incomplete"))
+        searched = commands.run([script, *folders], capture_output=True, text=True)
         for path in root.iterdir():
             path.chmod(0o755)
     assert searched.stderr == ""

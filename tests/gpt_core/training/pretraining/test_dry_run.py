@@ -19,6 +19,7 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.dry_run import dry_run
 from gpt_core.training.pretraining.measure_step import Step, activation_bytes, measure_memory, measure_speed
+from tests import commands
 
 TINY = PretrainConfig(
     n_layer=3, n_head=2, n_embd=32, block_size=16, batch_size=12, micro_batch_size=3, vocab_multiple=1,
@@ -48,11 +49,10 @@ def test_a_dry_run_without_data_prints_estimates_and_writes_nothing(
     preset: str, keys: list[str], expected: list[str], tmp_path: Path
 ) -> None:
     root = Path.cwd()
-    done = subprocess.run(
-        [sys.executable, root / "scripts/pretrain.py", "--config", root / f"configs/{preset}.yaml", "--dry_run", *keys],
-        cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    command = [root / "scripts/pretrain.py", "--config", root / f"configs/{preset}.yaml", "--dry_run", *keys]
+    done = commands.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for part in [*expected, "tokens/s here", "assumed, there is no tokenizer yet", "none in data/"]:
         assert part in done.stdout

@@ -7,7 +7,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
 from gpt_core.training.validation import evaluator
+from tests import commands
 
 TEXT = "To know what you know, and to know what you do not: that is knowledge.\n" * 60
 
@@ -319,10 +319,9 @@ def test_a_checkpoint_of_another_vocabulary_is_not_resumed(data_dir: Path, tmp_p
 def test_ctrl_c_saves_and_ends_the_process_by_the_signal(data_dir: Path, tmp_path: Path) -> None:
     shape = ["--n_layer", "1", "--n_head", "2", "--n_embd", "32", "--block_size", "16", "--batch_size", "4"]
     keys = ["--log_interval", "1", "--max_iters", "1000000", "--eval_interval", "1000000"]
-    process = subprocess.Popen(
-        [sys.executable, "scripts/pretrain.py", "--data_dir", data_dir, "--out_dir", tmp_path, *shape, *keys],
+    process = commands.Popen(
+        ["scripts/pretrain.py", "--data_dir", data_dir, "--out_dir", tmp_path, *shape, *keys],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     log = tmp_path / "log.jsonl"
     for _ in range(600):
@@ -484,12 +483,13 @@ def test_the_blocks_are_compiled_or_one_warning_says_why_not(
 
     def losses(name: str, how: str) -> tuple[list[float], str]:
         given = [f"--{k}={v}" for k, v in (keys | {"out_dir": tmp_path / name, "compile": how}).items()]
-        environment = {
-            **os.environ, "CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"{name}-cache"),
-            "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "scripts/pretrain.py", *given], capture_output=True, text=True, env=environment
+        environment = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        done = commands.run(
+            ["scripts/pretrain.py", *given],
+            capture_output=True,
+            text=True,
+            env=os.environ | (environment if how == "on" else {}),
         )
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
