@@ -21,7 +21,7 @@ class ReadingLog:
 
     Attributes:
         read: sources of the files that were read.
-        unread: files in folders that could not be read, each with the reason, by source.
+        unread: why files in folders could not be read, by source: what follows the path in a message about the file.
         again: sources of those of them that may be readable next time, as after the installation of a package.
         broken: files whose front matter is broken, each with the reason.
         encodings: files that are not UTF-8, each with its encoding.
@@ -37,7 +37,9 @@ class ReadingLog:
 
     def note_unread(self, source: str, path: Path, error: Exception) -> None:
         """Note a file that could not be read, and why."""
-        reason = f"{path}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+        said = f"{path}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+        # Without the path, which may be given in another spelling next time.
+        reason = said.removeprefix(str(path)) if said.startswith(str(path)) else f": {said}"
         self.unread[source] = reason.rstrip(".")
         if isinstance(error, OSError | MissingPackage):
             self.again.add(source)
@@ -47,10 +49,14 @@ class ReadingLog:
         if encoding not in ("", UTF8):
             self.encodings.append(f"{path} ({encoding})")
 
-    def report(self) -> None:
-        """Say it on stderr, in one line for each kind."""
-        if self.unread:
-            say(f"skipped {len(self.unread):,} files that cannot be read", list(self.unread.values()))
+    def problems(self, files: Sequence[SourceFile]) -> list[str]:
+        """The paths of those of `files` that could not be read, each with the reason."""
+        return [f"{file.path}{self.unread[file.source]}" for file in files if file.source in self.unread]
+
+    def report(self, files: Sequence[SourceFile]) -> None:
+        """Say it on stderr, in one line for each kind; `files` are those that were to be read."""
+        if problems := self.problems(files):
+            say(f"skipped {len(problems):,} files that cannot be read", problems)
         if self.encodings:
             say(
                 f"{len(self.encodings):,} files are not UTF-8 and were read in the encoding in parentheses",
@@ -79,7 +85,7 @@ class ReadingLog:
         for kind, some in sorted(kinds.items()):
             skipped = [file for file in some if file.source in self.unread]
             n_read = sum(file.source in self.read for file in some)
-            reasons = Counter(_reason(self.unread[file.source], file.path) for file in skipped)
+            reasons = Counter(self.unread[file.source].lstrip(":, ") for file in skipped)
             why = "; ".join(
                 f"{reason} ({n})" if n > 1 else reason for reason, n in reasons.most_common(MOST_NAMED)
             )
@@ -98,8 +104,3 @@ def _kind(path: Path) -> str:
     """The ending of a file's name, such as .pdf or .jsonl.gz."""
     stem, ending = os.path.splitext(path.name.lower())
     return os.path.splitext(stem)[1] + ending if ending in (".gz", ".xz") else ending
-
-
-def _reason(problem: str, path: Path) -> str:
-    """Why a file could not be read, without its name."""
-    return problem.removeprefix(f"{path}: ")

@@ -31,6 +31,18 @@ class FileDocument(NamedTuple):
         return any(one == path or one.startswith(os.path.join(path, "")) for one in (self.source, self.place))
 
 
+class FileState(NamedTuple):
+    """What tells whether a file is written again.
+
+    Attributes:
+        text: its size and times, and how it is read; "gone" for a file that is not there.
+        is_settled: whether the file was written so long ago that the next change gives it another time.
+    """
+
+    text: str
+    is_settled: bool
+
+
 class Unchanged(NamedTuple):
     """Files that need no reading.
 
@@ -93,32 +105,36 @@ class Files:
             tx.executemany("INSERT OR IGNORE INTO roots VALUES (?)", [(root,) for root in sorted(roots)])
         return names, longer
 
-    def unchanged(self, files: Sequence[SourceFile], how: str) -> Unchanged:
-        """Those of `files` that are as they were when `remember` was called, and whose documents are all here."""
+    def unchanged(self, states: Mapping[str, FileState]) -> Unchanged:
+        """The files that are as they were when `remember` was called, and whose documents are all here.
+
+        Args:
+            states: the files' states, by source.
+        """
         query = "SELECT id FROM documents WHERE source = ? ORDER BY number"
         found = Unchanged({}, {})
         with self._store.read() as tx:
             rows = tx.execute("SELECT source, state, problem FROM files WHERE state <> ''")
             known = {source: (state, problem) for source, state, problem in rows}
-            for file in files:
-                state, problem = known.get(file.source, ("", ""))
-                ids = [doc_id for (doc_id,) in tx.execute(query, (file.source,))] if state else []
-                if state != f"{_state(file, how)} {len(ids)}":
+            for source, now in states.items():
+                state, problem = known.get(source, ("", ""))
+                ids = [doc_id for (doc_id,) in tx.execute(query, (source,))] if state else []
+                if state != f"{now.text} {len(ids)}":
                     continue
                 if problem:
-                    found.unread[file.source] = problem
+                    found.unread[source] = problem
                 else:
-                    found.documents[file.source] = ids
+                    found.documents[source] = ids
         return found
 
     def remember(
-        self, files: Sequence[SourceFile], states: Mapping[str, str], unread: Mapping[str, str]
+        self, files: Sequence[SourceFile], states: Mapping[str, FileState], unread: Mapping[str, str]
     ) -> None:
         """Note that all documents of `files` are stored, so that `unchanged` finds them until a file is written again.
 
         Args:
             files: files that were read completely, or could not be read.
-            states: what `states` gave before they were read, by source.
+            states: their states before they were read, by source.
             unread: why files could not be read, by source.
 
         Raises:
@@ -128,8 +144,8 @@ class Files:
         with self._store.lock(), self._store.write() as tx:
             for file in files:
                 (n,) = tx.execute(count, (file.source,)).fetchone()
-                state = states[file.source] and f"{states[file.source]} {n}"
-                row = (state, unread.get(file.source, ""), file.source)
+                text, is_settled = states[file.source]
+                row = (f"{text} {n}" if is_settled else "", unread.get(file.source, ""), file.source)
                 tx.execute("UPDATE files SET state = ?, problem = ? WHERE source = ?", row)
 
     def documents(self) -> list[FileDocument]:
@@ -146,27 +162,18 @@ class Files:
         return [one.id for one in self.documents() if any(one.is_below(path) for path in real)]
 
 
-def states(files: Sequence[SourceFile], how: str) -> dict[str, str]:
-    """What tells whether a file is written again: its size and time, and `how` it is read; by source.
-
-    "" for a file that was written so recently that the next change may give it the same time.
-    """
-    return {file.source: _state(file, how) if _is_settled(file) else "" for file in files}
+def states(files: Sequence[SourceFile], how: str) -> dict[str, FileState]:
+    """The states of files, which are read as `how` says, by source."""
+    return {file.source: _state(file, how) for file in files}
 
 
-def _state(file: SourceFile, how: str) -> str:
+def _state(file: SourceFile, how: str) -> FileState:
     try:
         status = os.stat(file.source)
     except OSError:
-        return "gone"
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {how}"
-
-
-def _is_settled(file: SourceFile) -> bool:
-    try:
-        return time.time() - os.stat(file.source).st_ctime > SETTLED
-    except OSError:
-        return False
+        return FileState("gone", False)
+    text = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {how}"
+    return FileState(text, time.time() - status.st_ctime > SETTLED)
 
 
 def is_gone(place: str) -> bool:

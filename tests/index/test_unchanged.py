@@ -8,8 +8,9 @@ import pytest
 
 from embed import Encoder
 from gpt_core.common.errors import InputError
-from index import build_index as command
 from index.build_index import build_index
+from index.building import survey
+from index.building.options import BuildOptions
 from index.index import Index
 from index.reading import read as reading
 from index.store import files
@@ -38,7 +39,7 @@ def build(tmp_path, make_encoder, capsys, monkeypatch):
     def build(**options: object) -> str:
         names.clear()
         given = {"input": (str(tmp_path / "in"),), "max_tokens": 32} | options
-        build_index(index=str(tmp_path / "index"), **given)
+        build_index(BuildOptions(index=str(tmp_path / "index"), **given))
         return "".join(capsys.readouterr())
 
     build.read = names
@@ -92,7 +93,7 @@ def test_a_file_is_read_again_if_one_of_its_documents_is_gone(tmp_path, build):
 
 def test_files_are_read_again_after_a_change_of_the_readers(tmp_path, build, monkeypatch):
     build()
-    monkeypatch.setattr(command, "READING", command.READING + 1)
+    monkeypatch.setattr(survey, "READING", survey.READING + 1)
     build()
     assert build.read == {"a.txt", "b.csv"}
 
@@ -139,7 +140,12 @@ def test_rows_of_a_table_can_be_grouped(tmp_path, build):
         build(rows_per_document=1)
     with pytest.raises(InputError, match="rows_per_document is 0; expected at least 1"):
         build_index(
-            index=str(tmp_path / "other"), input=(str(tmp_path / "in"),), rows_per_document=0, max_tokens=32
+            BuildOptions(
+                index=str(tmp_path / "other"),
+                input=(str(tmp_path / "in"),),
+                rows_per_document=0,
+                max_tokens=32,
+            )
         )
 
 
