@@ -2,6 +2,7 @@
 
 import tyro
 
+from index.building.dry_run import dry_run
 from index.building.options import BuildOptions
 from index.building.run import build
 
@@ -20,4 +21,7 @@ def build_index(options: tyro.conf.OmitArgPrefixes[BuildOptions]) -> None:
     Args:
         options: what is built, of what, and how.
     """
-    build(options)
+    if options.dry_run:
+        dry_run(options)
+    else:
+        build(options)

@@ -32,6 +32,7 @@ class BuildOptions:
             elsewhere are kept.
         delete: files and folders whose documents are deleted first; they need not exist any more.
         strict: stop at a file that cannot be read, before anything is written.
+        dry_run: print what would be added, updated, deleted and skipped, and write nothing.
 
     Raises:
         InputError: for options that do not go together.
@@ -52,6 +53,7 @@ class BuildOptions:
     delete_missing: bool = False
     delete: tuple[str, ...] = ()
     strict: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         if not self.input and not self.delete:

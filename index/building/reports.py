@@ -1,12 +1,13 @@
 """What a build prints about its results."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from index.building.options import BuildOptions
 from index.index import Index
 from index.reading.log import ReadingLog
-from index.store.files import is_gone
+from index.store.files import FileDocument, is_gone
 from index.store.write import Changes
 
 
@@ -54,8 +55,11 @@ def print_counts(index: Index, outcome: Outcome, seconds: float) -> None:
         print(f"the corpus map was fitted on {fitted} passages only; --refit_map fits it on all")
 
 
-def print_files(index: Index, options: BuildOptions, outcome: Outcome) -> None:
-    """Print which documents are not those of the files that the user may take them for."""
+def print_files(documents: Iterable[FileDocument], options: BuildOptions, outcome: Outcome) -> None:
+    """Print which documents are not those of the files that the user may take them for.
+
+    `documents` are those of the index.
+    """
     replaced, longer, missing = outcome.changes.other_source, outcome.longer, outcome.missing
     if replaced:
         print(
@@ -73,7 +77,7 @@ def print_files(index: Index, options: BuildOptions, outcome: Outcome) -> None:
             "--delete_missing deletes them"
         )
     below = [os.path.realpath(path) for path in options.input]
-    elsewhere = [one for one in index.files.documents() if not any(one.is_below(path) for path in below)]
+    elsewhere = [one for one in documents if not any(one.is_below(path) for path in below)]
     places = {place for place in {one.place for one in elsewhere} if is_gone(place)}
     gone = [one for one in elsewhere if one.place in places]
     if gone:

@@ -68,11 +68,9 @@ class Files:
     def name(
         self, found: FoundFiles, row_ids: Collection[str] = (), hashes: Mapping[str, str] | None = None
     ) -> tuple[dict[str, str], list[str]]:
-        """Give each file its name in this index, and remember the names and the folders; see `name_files`.
+        """Give each file its name in this index, and remember the names and the folders; see `choose_names`.
 
-        A file has the name that it was given when it was first read. A new one is named relative to the outermost
-        folder that was ever given and that it is below. A name is free unless it is the id of a document of another
-        file. A file that was moved and is otherwise the same takes over the name that it had, and its document.
+        A file that was moved and is otherwise the same takes over the document of its name.
 
         Args:
             found: the files.
@@ -87,22 +85,12 @@ class Files:
         """
         hashes = hashes or {}
         with self._store.lock(), self._store.write() as tx:
-            known = dict(tx.execute("SELECT source, name FROM files"))
-            roots = {path for (path,) in tx.execute("SELECT path FROM roots")} | found.roots
-
-            def is_free(file: SourceFile, name: str) -> bool:
-                if name in row_ids and not file.has_rows:
-                    return False
-                owner, content = _owner(tx, file, name)
-                if owner is None or owner == file.source:
-                    return True
-                moved = owner != "" and is_gone(owner)
-                return moved and (file.has_rows or content == hashes.get(file.source))
-
-            names, longer = name_files(found.files, roots, known, is_free)
+            names, longer = choose_names(tx, found, row_ids, hashes)
             for file in found.files:
                 _remember(tx, file, names[file.source], hashes.get(file.source))
-            tx.executemany("INSERT OR IGNORE INTO roots VALUES (?)", [(root,) for root in sorted(roots)])
+            tx.executemany(
+                "INSERT OR IGNORE INTO roots VALUES (?)", [(root,) for root in sorted(found.roots)]
+            )
         return names, longer
 
     def unchanged(self, states: Mapping[str, FileState]) -> Unchanged:
@@ -156,10 +144,48 @@ class Files:
                 ORDER BY d.number""")
             return [FileDocument(*row) for row in rows]
 
-    def documents_below(self, paths: Sequence[str | Path]) -> list[str]:
-        """The ids of the documents of the files and folders `paths`, which need not exist."""
+    def documents_below(self, paths: Sequence[str | Path]) -> list[FileDocument]:
+        """The documents of the files and folders `paths`, which need not exist."""
         real = [os.path.realpath(path) for path in paths]
-        return [one.id for one in self.documents() if any(one.is_below(path) for path in real)]
+        return [one for one in self.documents() if any(one.is_below(path) for path in real)]
+
+
+def choose_names(
+    tx: sqlite3.Connection | None,
+    found: FoundFiles,
+    row_ids: Collection[str],
+    hashes: Mapping[str, str],
+    deleted: Collection[str] = (),
+) -> tuple[dict[str, str], list[str]]:
+    """Choose a name for each file; see `name_files`.
+
+    A file has the name that it was given when it was first read. A new one is named relative to the outermost folder
+    that was ever given and that it is below. A name is free unless it is the id of a document of another file. A file
+    that was moved and is otherwise the same takes over the name that it had.
+
+    Args:
+        tx: a transaction of the index; None: there is no index yet.
+        found: the files.
+        row_ids: ids of the documents that are read from files of rows at the same time.
+        hashes: content hashes of the text files' documents, by source.
+        deleted: sources whose documents are taken for deleted.
+
+    Returns:
+        The names by source, and those new ones that are longer because another document had the shorter name.
+    """
+    known = dict(tx.execute("SELECT source, name FROM files")) if tx else {}
+    roots = {path for (path,) in tx.execute("SELECT path FROM roots")} if tx else set()
+
+    def is_free(file: SourceFile, name: str) -> bool:
+        if name in row_ids and not file.has_rows:
+            return False
+        owner, content = _owner(tx, file, name) if tx else (None, "")
+        if owner is None or owner == file.source or owner in deleted:
+            return True
+        moved = owner != "" and is_gone(owner)
+        return moved and (file.has_rows or content == hashes.get(file.source))
+
+    return name_files(found.files, roots | found.roots, known, is_free)
 
 
 def states(files: Sequence[SourceFile], how: str) -> dict[str, FileState]:

@@ -39,11 +39,13 @@ Numbers = NDArray[np.int64]
 class Store:
     """An index's SQLite file: any number of threads and processes can read, one can write.
 
+    A store of an older format is brought to this program's, if `migrate`.
+
     Raises:
         InputError: if `folder` has no index, a damaged one, or one of another format version.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, migrate: bool = True) -> None:
         self.folder = Path(folder)
         if not (self.folder / FILE).is_file():
             raise InputError(f"{folder} has no index (no {FILE}); create one with scripts/build_index.py.")
@@ -52,6 +54,11 @@ class Store:
             with self.read() as tx:
                 version = _format(tx)
             if version < FORMAT and version + 1 in MIGRATIONS:
+                if not migrate:
+                    raise InputError(
+                        f"{folder}/{FILE} has an older format; open the index once, as with scripts/search.py, which "
+                        "brings it to this program's."
+                    )
                 version = self._migrate()
             if version != FORMAT:
                 raise InputError(
