@@ -4,7 +4,8 @@ import tyro
 
 from index.building.dry_run import dry_run
 from index.building.options import BuildOptions
-from index.building.run import build
+from index.building.run import built
+from index.building.watch import watch
 
 
 def build_index(options: tyro.conf.OmitArgPrefixes[BuildOptions]) -> None:
@@ -23,5 +24,8 @@ def build_index(options: tyro.conf.OmitArgPrefixes[BuildOptions]) -> None:
     """
     if options.dry_run:
         dry_run(options)
+    elif options.watch:
+        watch(options)
     else:
-        build(options)
+        with built(options):
+            pass

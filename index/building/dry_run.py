@@ -7,7 +7,7 @@ from tqdm import tqdm
 from embed.encoding.encoder import Encoder
 from gpt_core.common.terminal import printable
 from index.building.options import BuildOptions
-from index.building.reports import Outcome, print_files
+from index.building.reports import Outcome, print_files, print_gone
 from index.building.second_pass import SecondPass, to_delete
 from index.building.survey import Survey
 from index.building.target import Target
@@ -45,7 +45,7 @@ def dry_run(options: BuildOptions) -> None:
                 state = store.document_state(tx, document.id) if store and tx else None
                 known = state if document.id not in deleted else None
                 _note(changes, known, document, target.settings, encoder)
-    missing = second.missing((one for one in stored if one.id not in deleted), options.input)
+    missing = second.missing((one for one in stored if one.id not in deleted), options.below)
     if options.delete_missing:
         _print("delete", *missing)
         deleted |= set(missing)
@@ -54,7 +54,8 @@ def dry_run(options: BuildOptions) -> None:
         f"unchanged, {len(deleted)} deleted; {changes.passages} passages would be written; a dry run writes nothing"
     )
     kept = [] if options.delete_missing else missing
-    print_files(stored, options, Outcome(changes, len(deleted), kept, longer, second.log))
+    print_files(Outcome(changes, len(deleted), kept, longer, second.log))
+    print_gone(stored, options)
     second.log.print_table(survey.found.files)
 
 

@@ -1,9 +1,12 @@
 """The options of a build, which are those of the command."""
 
+import os
 from dataclasses import dataclass
+from functools import cached_property
 
 from embed.network.config import FusionKind
 from gpt_core.common.errors import InputError
+from index.reading.source_files import Below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class BuildOptions:
             elsewhere are kept.
         delete: files and folders whose documents are deleted first; they need not exist any more.
         strict: stop at a file that cannot be read, before anything is written.
+        watch: then follow the input, and bring the index up to date after each change, until Ctrl-C.
         dry_run: print what would be added, updated, deleted and skipped, and write nothing.
 
     Raises:
@@ -53,11 +57,21 @@ class BuildOptions:
     delete_missing: bool = False
     delete: tuple[str, ...] = ()
     strict: bool = False
+    watch: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         if not self.input and not self.delete:
             raise InputError("--input is empty; give at least one file or folder.")
+        if self.watch and (self.dry_run or not self.input):
+            raise InputError(
+                "--watch follows the --input and writes; leave out --dry_run, and give an --input."
+            )
+
+    @cached_property
+    def below(self) -> Below:
+        """The input's files and folders."""
+        return Below(map(os.path.realpath, self.input))
 
     @property
     def of_texts(self) -> dict[str, int | None]:

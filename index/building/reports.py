@@ -1,6 +1,5 @@
 """What a build prints about its results."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -55,11 +54,8 @@ def print_counts(index: Index, outcome: Outcome, seconds: float) -> None:
         print(f"the corpus map was fitted on {fitted} passages only; --refit_map fits it on all")
 
 
-def print_files(documents: Iterable[FileDocument], options: BuildOptions, outcome: Outcome) -> None:
-    """Print which documents are not those of the files that the user may take them for.
-
-    `documents` are those of the index.
-    """
+def print_files(outcome: Outcome) -> None:
+    """Print which documents are not those of the files that the user may take them for."""
     replaced, longer, missing = outcome.changes.other_source, outcome.longer, outcome.missing
     if replaced:
         print(
@@ -76,8 +72,11 @@ def print_files(documents: Iterable[FileDocument], options: BuildOptions, outcom
             f"{len(missing)} documents of the index are not in the input, such as {missing[0]}; "
             "--delete_missing deletes them"
         )
-    below = [os.path.realpath(path) for path in options.input]
-    elsewhere = [one for one in documents if not any(one.is_below(path) for path in below)]
+
+
+def print_gone(documents: Iterable[FileDocument], options: BuildOptions) -> None:
+    """Print how many of `documents`, those of the index, are of files outside the input that no longer exist."""
+    elsewhere = [one for one in documents if not one.is_in(options.below)]
     places = {place for place in {one.place for one in elsewhere} if is_gone(place)}
     gone = [one for one in elsewhere if one.place in places]
     if gone:

@@ -1,18 +1,22 @@
 """One build: the changes of the input are written to the index."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from index.building.options import BuildOptions
-from index.building.reports import Outcome, print_counts, print_files
+from index.building.reports import Outcome, print_counts, print_files, print_gone
 from index.building.second_pass import SecondPass, to_delete
 from index.building.survey import Survey
 from index.building.target import Target
 from index.index import Index
+from index.reading.source_files import Below
 from index.store.write import Changes
 
 
-def build(options: BuildOptions) -> None:
-    """Build an index, or update it, and report what was done.
+@contextmanager
+def built(options: BuildOptions) -> Iterator[tuple[Target, Index]]:
+    """Build an index, or update it, report what was done, and yield it.
 
     Raises:
         InputError: for options that do not suit the index, or input that cannot be read; nothing is written then.
@@ -21,17 +25,19 @@ def build(options: BuildOptions) -> None:
     target = Target.of(options)
     survey = Survey.of(options, target)
     with target.opened() as index:
-        outcome = update(index, options, survey)
+        outcome = update(index, options, survey, options.below)
         if options.refit_map:
             index.refit_map()
         index.save_snapshot()
         print_counts(index, outcome, time.perf_counter() - started)
-        print_files(index.files.documents(), options, outcome)
+        print_files(outcome)
+        print_gone(index.files.documents(), options)
         outcome.log.print_table(survey.found.files)
+        yield target, index
 
 
-def update(index: Index, options: BuildOptions, survey: Survey) -> Outcome:
-    """Write to `index` what `survey` found."""
+def update(index: Index, options: BuildOptions, survey: Survey, below: Below) -> Outcome:
+    """Write to `index` what `survey` found in the files and folders `below`."""
     n_deleted = 0
     if options.delete:
         n_deleted = index.delete([one.id for one in to_delete(index.files, options.delete)])
@@ -42,7 +48,7 @@ def update(index: Index, options: BuildOptions, survey: Survey) -> Outcome:
     changes.unchanged += len(survey.kept)
     settled = [file for file in survey.changed if file.source not in second.log.again]
     index.files.remember(settled, survey.states, second.log.unread)
-    missing = second.missing(index.files.documents(), options.input)
+    missing = second.missing(index.files.documents(), below)
     if options.delete_missing:
         n_deleted += index.delete(missing)
         missing = []

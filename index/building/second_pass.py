@@ -12,6 +12,7 @@ from index.building.survey import Survey
 from index.reading.document import Document
 from index.reading.log import ReadingLog
 from index.reading.read import read_files
+from index.reading.source_files import Below
 from index.store.files import FileDocument, Files, is_gone
 
 
@@ -52,17 +53,16 @@ class SecondPass:
             self.ids.add(document.id)
             yield document
 
-    def missing(self, documents: Iterable[FileDocument], input: Sequence[str]) -> list[str]:
-        """The ids of those of `documents` whose file is below the input, and which were not read.
+    def missing(self, documents: Iterable[FileDocument], below: Below) -> list[str]:
+        """The ids of those of `documents` whose file is `below` the input, and which were not read.
 
         A file that is there and could not be read keeps its documents.
         """
-        below = [os.path.realpath(path) for path in input]
         return [
             one.id
             for one in documents
             if one.id not in self.ids
-            and any(one.is_below(path) for path in below)
+            and one.is_in(below)
             and one.source not in self.log.unread
             and (is_gone(one.place) or os.access(one.place, os.R_OK))
         ]

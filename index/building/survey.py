@@ -10,7 +10,7 @@ from index.building.options import BuildOptions
 from index.building.target import Target
 from index.reading.log import ReadingLog
 from index.reading.read import read_files
-from index.reading.source_files import FoundFiles, SourceFile, find_files
+from index.reading.source_files import Below, FoundFiles, SourceFile, find_files
 from index.store.files import Files, FileState, Unchanged, states
 from index.store.store import Store
 
@@ -58,14 +58,26 @@ class Survey:
     checked: Checked
 
     @classmethod
-    def of(cls, options: BuildOptions, target: Target) -> "Survey":
+    def of(cls, options: BuildOptions, target: Target, only: Below | None = None) -> "Survey":
         """Read the input and report what is left out.
+
+        Args:
+            options: the options of the build.
+            target: the index.
+            only: look only at these files of the input, of which there may be none; None: at all.
 
         Raises:
             InputError: for a given file that cannot be read, input without text, or, if `options.strict`, any file that
                 cannot be read.
         """
-        found = find_files(options.input, options.include, options.exclude, options.gitignore)
+        found = find_files(
+            options.input,
+            options.include,
+            options.exclude,
+            options.gitignore,
+            outside=options.index,
+            only=only,
+        )
         found.listing.report()
         rows = target.settings.rows_per_document
         now = states(found.files, f"reading {READING} rows {rows}")
@@ -82,7 +94,7 @@ class Survey:
         log.report(changed)
         if options.strict and log.unread:
             raise InputError(f"{log.problems(changed)[0]}. Leave out --strict to skip such files.")
-        may_be_empty = not options.input or (options.delete_missing and not target.is_new)
+        may_be_empty = not options.input or only or (options.delete_missing and not target.is_new)
         if not kept and not checked.any_text and not may_be_empty:
             raise InputError(
                 f"{', '.join(options.input)}: no text found; expected at least one document with text."

@@ -86,7 +86,7 @@ class Target:
             try:
                 yield index
             except BaseException:
-                if not index.document_ids():
+                if (self.folder / FILE).exists() and not index.document_ids():
                     index.close()
                     shutil.rmtree(self.folder)
                 raise

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path, PurePath
 
@@ -13,6 +14,7 @@ from index.reading.formats.tables import TABLES
 from index.reading.selection import selection
 
 ROWS = (*JSONL, *TABLES)
+KINDS = (*ROWS, *EXTRACTED)  # endings of the names of the files that are read
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,22 @@ class SourceFile:
         return has_ending(self.path, ROWS)
 
 
+class Below:
+    """The files and folders of `paths`, real paths, with all that is below them."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = set(paths)
+        self._parents: dict[str, bool] = {}
+
+    def __contains__(self, path: str) -> bool:
+        if path in self._paths:
+            return True
+        parent = os.path.dirname(path)
+        if parent not in self._parents:
+            self._parents[parent] = parent != path and parent in self
+        return self._parents[parent]
+
+
 @dataclass(frozen=True)
 class FoundFiles:
     """The files to read.
@@ -58,6 +76,9 @@ def find_files(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     gitignore: bool = False,
+    *,
+    outside: str | Path | None = None,
+    only: Below | None = None,
 ) -> FoundFiles:
     """Find the files to read in files and folders.
 
@@ -70,19 +91,30 @@ def find_files(
         include, exclude: patterns as in a .gitignore file, for paths below the folders; if `include` is not empty, only
             files that it matches are read, and never those that `exclude` matches.
         gitignore: leave out what the .gitignore files in the folders say.
+        outside: a folder that is not searched, such as that of the index.
+        only: find only these files; then `paths` need not exist, nor have files.
 
     Raises:
         InputError: for a path that is missing, not supported or unreadable, a folder without readable files, or a
             malformed pattern.
     """
-    wanted = selection(include, exclude, gitignore)
-    listing = list_files(paths, (*ROWS, *EXTRACTED), _without_queries, wanted)
+    selected = selection(include, exclude, gitignore)
+    left_out = Below([os.path.realpath(outside)] if outside else [])
+    real = cache(os.path.realpath)
+
+    def wanted(folder: Path, name: str) -> bool:
+        place = os.path.join(real(folder), name)
+        return place not in left_out and (only is None or place in only) and selected(folder, name)
+
+    listing = list_files(paths, KINDS, _without_queries, wanted, required=only is None)
     given = {Path(path) for path in paths}
     files = []
     for path, name in listing.files:
         folder = path.parents[len(PurePath(name).parts) - 1]
         place = os.path.join(os.path.realpath(folder), name)
         file = SourceFile(path, os.path.realpath(path), place, path in given)
+        if only is not None and place not in only:  # a given file
+            continue
         try:
             (file.source + file.place).encode()
             files.append(file)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from index.reading.source_files import FoundFiles, SourceFile, name_files
+from index.reading.source_files import Below, FoundFiles, SourceFile, name_files
 from index.store.store import Store
 
 SETTLED = 3.0  # seconds; some file systems keep times in steps of two seconds
@@ -26,9 +26,9 @@ class FileDocument(NamedTuple):
     source: str
     place: str
 
-    def is_below(self, path: str) -> bool:
-        """Whether the file is `path`, a real path, or in that folder."""
-        return any(one == path or one.startswith(os.path.join(path, "")) for one in (self.source, self.place))
+    def is_in(self, paths: Below) -> bool:
+        """Whether the file is one of `paths`, or in one of these folders."""
+        return self.source in paths or self.place in paths
 
 
 class FileState(NamedTuple):
@@ -146,8 +146,8 @@ class Files:
 
     def documents_below(self, paths: Sequence[str | Path]) -> list[FileDocument]:
         """The documents of the files and folders `paths`, which need not exist."""
-        real = [os.path.realpath(path) for path in paths]
-        return [one for one in self.documents() if any(one.is_below(path) for path in real)]
+        below = Below(map(os.path.realpath, paths))
+        return [one for one in self.documents() if one.is_in(below)]
 
 
 def choose_names(

@@ -36,6 +36,10 @@ FILE = "index.sqlite"
 Numbers = NDArray[np.int64]
 
 
+class BusyError(InputError):
+    """Another process or thread is writing to the index."""
+
+
 class Store:
     """An index's SQLite file: any number of threads and processes can read, one can write.
 
@@ -145,13 +149,13 @@ class Store:
         """Hold the writer lock. The operating system releases it when the process ends, also after a crash.
 
         Raises:
-            InputError: if another process or thread is writing.
+            BusyError: if another process or thread is writing.
         """
         lock = FileLock(self.folder / "writer.lock", blocking=False, thread_local=False)
         try:
             lock.acquire()
         except Timeout:
-            raise InputError(
+            raise BusyError(
                 f"Another process, or another thread of this one, is writing to {self.folder}; wait until it has "
                 "ended, or stop it."
             ) from None
