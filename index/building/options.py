@@ -1,12 +1,11 @@
 """The options of a build, which are those of the command."""
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 
 from embed.network.config import FusionKind
 from gpt_core.common.errors import InputError
-from index.reading.source_files import Below
+from index.reading.source_files import Below, is_stream, source_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +16,8 @@ class BuildOptions:
         index: folder of the index.
         input: files and folders: text, Markdown, HTML, PDF, Word, PowerPoint, OpenDocument, RTF, EPUB, Jupyter
             notebooks, source code; .jsonl (also .gz, .xz; "text", optionally "_id", "title"; other keys are metadata);
-            rows of CSV, TSV, Parquet and spreadsheets; folders are searched recursively.
+            rows of CSV, TSV, Parquet and spreadsheets; folders are searched recursively. "-" reads JSON lines from
+            standard input, "datasets:NAME[/CONFIG][:SPLIT]" a dataset of the Hugging Face hub or in a folder.
         include: read only those files of folders that match a pattern, written as in a .gitignore file: *.pdf, docs/.
         exclude: do not read files of folders that match a pattern.
         gitignore: do not read what the .gitignore files in the folders leave out.
@@ -68,10 +68,15 @@ class BuildOptions:
                 "--watch follows the --input and writes; leave out --dry_run, and give an --input."
             )
 
+        if self.watch and any(map(is_stream, self.input)):
+            raise InputError(
+                "--watch follows files and folders; standard input and datasets cannot be watched."
+            )
+
     @cached_property
     def below(self) -> Below:
         """The input's files and folders."""
-        return Below(map(os.path.realpath, self.input))
+        return Below(map(source_of, self.input))
 
     @property
     def of_texts(self) -> dict[str, int | None]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from index.building.options import BuildOptions
 from index.index import Index
 from index.reading.log import ReadingLog
+from index.reading.source_files import is_stream
 from index.store.files import FileDocument, is_gone
 from index.store.write import Changes
 
@@ -76,7 +77,7 @@ def print_files(outcome: Outcome) -> None:
 
 def print_gone(documents: Iterable[FileDocument], options: BuildOptions) -> None:
     """Print how many of `documents`, those of the index, are of files outside the input that no longer exist."""
-    elsewhere = [one for one in documents if not one.is_in(options.below)]
+    elsewhere = [one for one in documents if not (is_stream(one.source) or one.is_in(options.below))]
     places = {place for place in {one.place for one in elsewhere} if is_gone(place)}
     gone = [one for one in elsewhere if one.place in places]
     if gone:

@@ -1,6 +1,5 @@
 """What a reading of files has to report."""
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -77,7 +76,7 @@ class ReadingLog:
         """Print how many of `files` were read, unchanged or skipped, and why, by the ending of their names."""
         kinds: dict[str, list[SourceFile]] = {}
         for file in files:
-            kinds.setdefault(_kind(file.path), []).append(file)
+            kinds.setdefault(file.kind, []).append(file)
         if len(kinds) < 2 and not self.unread:
             return
         width = max(len(kind) for kind in ("files", *kinds))
@@ -98,9 +97,3 @@ def say(message: str, names: list[str]) -> None:
     """Print a message on stderr, with the first few of `names`."""
     more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
     print(printable(f"{message}: {'; '.join(names[:MOST_NAMED])}{more}"), file=sys.stderr)
-
-
-def _kind(path: Path) -> str:
-    """The ending of a file's name, such as .pdf or .jsonl.gz."""
-    stem, ending = os.path.splitext(path.name.lower())
-    return os.path.splitext(stem)[1] + ending if ending in (".gz", ".xz") else ending

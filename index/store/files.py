@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from index.reading.source_files import Below, FoundFiles, SourceFile, name_files
+from index.reading.source_files import Below, FoundFiles, SourceFile, is_stream, name_files, source_of
 from index.store.store import Store
 
 SETTLED = 3.0  # seconds; some file systems keep times in steps of two seconds
@@ -35,7 +35,7 @@ class FileState(NamedTuple):
     """What tells whether a file is written again.
 
     Attributes:
-        text: its size and times, and how it is read; "gone" for a file that is not there.
+        text: its size and times, and how it is read; "gone" for a file that is not there, "" for a stream.
         is_settled: whether the file was written so long ago that the next change gives it another time.
     """
 
@@ -146,7 +146,7 @@ class Files:
 
     def documents_below(self, paths: Sequence[str | Path]) -> list[FileDocument]:
         """The documents of the files and folders `paths`, which need not exist."""
-        below = Below(map(os.path.realpath, paths))
+        below = Below(map(source_of, paths))
         return [one for one in self.documents() if one.is_in(below)]
 
 
@@ -182,7 +182,7 @@ def choose_names(
         owner, content = _owner(tx, file, name) if tx else (None, "")
         if owner is None or owner == file.source or owner in deleted:
             return True
-        moved = owner != "" and is_gone(owner)
+        moved = owner != "" and not is_stream(owner) and is_gone(owner)
         return moved and (file.has_rows or content == hashes.get(file.source))
 
     return name_files(found.files, roots | found.roots, known, is_free)
@@ -194,6 +194,8 @@ def states(files: Sequence[SourceFile], how: str) -> dict[str, FileState]:
 
 
 def _state(file: SourceFile, how: str) -> FileState:
+    if is_stream(file.source):
+        return FileState("", False)
     try:
         status = os.stat(file.source)
     except OSError:

@@ -47,7 +47,7 @@ class Watch:
         """What the process, which has ended, has printed."""
         self.reader.join()
         with self.process as process:
-            assert process.stdout and process.stderr
+            assert process.stdout
             return process.stdout.read()
 
 
@@ -143,6 +143,11 @@ def test_it_waits_for_another_writer_and_ends_with_the_folder(watched, tmp_path)
 
 
 def test_what_is_not_a_file_cannot_be_watched(tmp_path):
-    for options in ({"input": ("a",), "dry_run": True}, {"delete": ("a",)}):
+    for options in (
+        {"input": ("a",), "dry_run": True},
+        {"delete": ("a",)},
+        {"input": ("-",)},
+        {"input": ("a", "datasets:b")},
+    ):
         with pytest.raises(InputError, match="--watch"):
             BuildOptions(index=str(tmp_path / "index"), watch=True, **options)

@@ -56,10 +56,15 @@ def _read_parquet(path: Path) -> list[Sheet]:
 
     def rows() -> Iterator[dict[str, Any]]:
         for batch in file.iter_batches(1024):
-            for row in batch.to_pylist():
-                yield {name: _value(cell) for name, cell in row.items() if cell is not None}
+            yield from values(batch)
 
     return [Sheet("", rows())]
+
+
+def values(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a table or a batch of pyarrow."""
+    for row in batch.to_pylist():
+        yield {name: _value(cell) for name, cell in row.items() if cell is not None}
 
 
 def _read_spreadsheet(path: Path) -> list[Sheet]:
