@@ -40,11 +40,10 @@ def dry_run(options: BuildOptions) -> None:
         checked, second = survey.checked, SecondPass(survey)
         names, longer = choose_names(tx, survey.found, checked.row_ids, checked.hashes, sources)
         changes = Changes(unchanged=len(survey.kept))
-        with second.documents(names, target.settings.rows_per_document) as documents:
-            for document in documents:
-                state = store.document_state(tx, document.id) if store and tx else None
-                known = state if document.id not in deleted else None
-                _note(changes, known, document, target.settings, encoder)
+        for document in second.documents(names, target.settings.rows_per_document):
+            state = store.document_state(tx, document.id) if store and tx else None
+            known = state if document.id not in deleted else None
+            _note(changes, known, document, target.settings, encoder)
     missing = second.missing((one for one in stored if one.id not in deleted), options.below)
     if options.delete_missing:
         _print("delete", *missing)

@@ -43,8 +43,8 @@ def update(index: Index, options: BuildOptions, survey: Survey, below: Below) ->
         n_deleted = index.delete([one.id for one in to_delete(index.files, options.delete)])
     names, longer = index.files.name(survey.found, survey.checked.row_ids, survey.checked.hashes)
     second = SecondPass(survey)
-    with second.documents(names, index.settings.rows_per_document) as documents:
-        changes = index.upsert(documents) if second.files else Changes()
+    documents = second.documents(names, index.settings.rows_per_document)
+    changes = index.upsert(documents) if second.files else Changes()
     changes.unchanged += len(survey.kept)
     settled = [file for file in survey.changed if file.source not in second.log.again]
     index.files.remember(settled, survey.states, second.log.unread)

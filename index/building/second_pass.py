@@ -1,13 +1,10 @@
 """The second pass over the input: the documents that are written, and those of the index that the input lacks."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-
-from tqdm import tqdm
 
 from gpt_core.common.errors import InputError
+from gpt_core.common.progress import progress
 from index.building.survey import Survey
 from index.reading.document import Document
 from index.reading.log import ReadingLog
@@ -33,20 +30,15 @@ class SecondPass:
         self.ids = set(survey.kept)
         self._survey = survey
 
-    @contextmanager
-    def documents(self, names: Mapping[str, str], rows: int) -> Iterator[Iterable[Document]]:
-        """The documents of the files, with a progress bar; to be read within the block.
+    def documents(self, names: Mapping[str, str], rows: int) -> Iterator[Document]:
+        """The documents of the files, while stderr shows the progress.
 
         Args:
             names: the files' names, by source.
             rows: rows of a table that are one document.
         """
         read = self._noting_ids(read_files(self.files, names, self.log, rows, self._survey.kept))
-        quiet = not sys.stderr.isatty()
-        with tqdm(
-            read, "indexing", self._survey.checked.n_documents, unit=" documents", disable=quiet
-        ) as documents:
-            yield documents
+        return progress(read, "indexing", self._survey.checked.n_documents, "documents", self.log.skipped)
 
     def _noting_ids(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from gpt_core.common.errors import InputError
+from gpt_core.common.progress import progress
 from index.building.options import BuildOptions
 from index.building.target import Target
 from index.reading.log import ReadingLog
@@ -114,7 +115,13 @@ def _check(files: Sequence[SourceFile], rows: int) -> Checked:
     hashes: dict[str, str] = {}
     with_rows = {file.source for file in files if file.has_rows}
     # Files have no names yet, and a row's id may be equal to the name that a file gets: paths stand in for names.
-    for document in read_files(files, {file.source: file.source for file in files}, log, rows):
+    read = read_files(files, {file.source: file.source for file in files}, log, rows)
+
+    def so_far() -> str:
+        done = f"{len(log.read) + len(log.unread):,} of {len(files):,} files"
+        return f"{done}, {skipped}" if (skipped := log.skipped()) else done
+
+    for document in progress(read, "checking", None, "documents", so_far):
         n_documents += 1
         any_text = any_text or bool(document.text.strip() or document.title.strip())
         if document.source in with_rows:

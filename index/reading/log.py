@@ -52,6 +52,10 @@ class ReadingLog:
         """The paths of those of `files` that could not be read, each with the reason."""
         return [f"{file.path}{self.unread[file.source]}" for file in files if file.source in self.unread]
 
+    def skipped(self) -> str:
+        """How many files could not be read, in words; "" for none."""
+        return f"{len(self.unread):,} files skipped" if self.unread else ""
+
     def report(self, files: Sequence[SourceFile]) -> None:
         """Say it on stderr, in one line for each kind; `files` are those that were to be read."""
         if problems := self.problems(files):
