@@ -24,6 +24,7 @@ class ReadingLog:
         again: sources of those of them that may be readable next time, as after the installation of a package.
         broken: files whose front matter is broken, each with the reason.
         encodings: files that are not UTF-8, each with its encoding.
+        unclosed: CSV files that end within quotation marks, each with the line.
         repeated: number of rows without an id that are equal to an earlier row of their file.
     """
 
@@ -32,6 +33,7 @@ class ReadingLog:
     again: set[str] = field(default_factory=set)
     broken: list[str] = field(default_factory=list)
     encodings: list[str] = field(default_factory=list)
+    unclosed: list[str] = field(default_factory=list)
     repeated: int = 0
 
     def note_unread(self, source: str, path: Path, error: Exception) -> None:
@@ -52,6 +54,10 @@ class ReadingLog:
         """The paths of those of `files` that could not be read, each with the reason."""
         return [f"{file.path}{self.unread[file.source]}" for file in files if file.source in self.unread]
 
+    def note_unclosed(self, path: Path, line: int) -> None:
+        """Note a CSV file whose row on `line` has a quotation mark that is never closed."""
+        self.unclosed.append(f"{path}, line {line}")
+
     def skipped(self) -> str:
         """How many files could not be read, in words; "" for none."""
         return f"{len(self.unread):,} files skipped" if self.unread else ""
@@ -69,6 +75,12 @@ class ReadingLog:
             say(
                 f"{len(self.broken):,} files have broken front matter, of which only lines `key: value` were read",
                 self.broken,
+            )
+        if self.unclosed:
+            say(
+                f"{len(self.unclosed):,} files have a row with a quotation mark that is never closed, so that it has "
+                "all lines below it",
+                self.unclosed,
             )
         if self.repeated:
             print(

@@ -14,9 +14,8 @@ from gpt_core.common.list_files import has_ending
 from index.reading.document import Document
 from index.reading.formats.dataset import read_dataset
 from index.reading.formats.extracted import reading
-from index.reading.formats.office import table
 from index.reading.formats.stdin import open_stdin
-from index.reading.formats.tables import Sheet, read_tables
+from index.reading.formats.tables import Sheet, read_tables, table
 from index.reading.log import ReadingLog
 from index.reading.source_files import STDIN, SourceFile, is_stream
 
@@ -71,7 +70,7 @@ def _of_tables(file: SourceFile, name: str, log: ReadingLog, n: int) -> Iterator
         yield from _of_dataset(file, name, n)
         return
     with reading(file.path):
-        sheets, encoding = read_tables(file.path)
+        sheets, encoding = read_tables(file.path, lambda line: log.note_unclosed(file.path, line))
         log.note_encoding(file.path, encoding)
         for sheet in sheets:
             place = f"{file.path}, sheet {sheet.name}" if sheet.name else str(file.path)
