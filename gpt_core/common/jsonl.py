@@ -14,13 +14,15 @@ JSONL = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: Path, raw: BinaryIO | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a `.jsonl` (`.gz`, `.xz`) file, each with its location for messages: `<path>, line <number>`.
+
+    `raw`: the opened file; None: open `path`.
 
     Raises:
         InputError: for an invalid line or a damaged archive.
     """
-    for place, line in read_lines(path):
+    for place, line in read_lines(path, raw=raw):
         yield place, parse_object(line, place)
 
 

@@ -52,6 +52,7 @@ def list_files(
     kinds: tuple[str, ...],
     choose: Callable[[list[str]], list[str]] = lambda names: names,
     wanted: Callable[[Path, str], bool] = lambda root, name: True,
+    required: bool = True,
 ) -> Listing:
     """List the files to read, and what is passed over in folders.
 
@@ -64,10 +65,10 @@ def list_files(
         kinds: endings of the names of supported files, in lower case.
         choose: selects from the sorted names of the files in one folder.
         wanted: whether a file in a given folder is to be listed at all, by the folder and the path relative to it.
+        required: whether each of `paths` must exist, and each folder have a supported file that can be read.
 
     Raises:
-        InputError: for one of `paths` that is missing, not supported or unreadable, or that is a folder without a
-            supported file that can be read.
+        InputError: for one of `paths` that is not supported or unreadable, or that is not as `required`.
     """
     expected = ", ".join(kinds)
     files: dict[str, tuple[Path, str]] = {}  # by real path
@@ -89,11 +90,13 @@ def list_files(
                     n_readable += 1
                 else:
                     skipped.append(path)
-            if not n_readable:
+            if not n_readable and required:
                 reasons = ", ".join(unreadable[n_unreadable:][:MOST_NAMED])
                 also = f" Unreadable: {reasons}." if reasons else ""
                 raise InputError(f"{root} has no supported file; expected one of {expected}.{also}")
         elif not os.path.lexists(root):
+            if not required:
+                continue
             raise InputError(f"{root} does not exist; expected a file or a folder.")
         elif not has_ending(root, kinds):
             raise InputError(f"{root} is not a supported file; expected one of {expected}, or a folder.")

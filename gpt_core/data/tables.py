@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt_core.common.compressed import DAMAGED, open_text
 from gpt_core.common.errors import InputError
+from gpt_core.common.extras import extra
 from gpt_core.common.jsonl import JSONL, read_rows
 from gpt_core.common.list_files import has_ending
 from gpt_core.data.row_files import MAX_CSV_FIELD
@@ -85,16 +86,45 @@ def dataset_rows(source: str, split: str) -> Iterator[Row]:
         split: the split.
 
     Raises:
-        InputError: if there is no such data set, configuration or split, or no network.
+        InputError: as `open_dataset`.
     """
     name, _, config = source.partition(":")
-    builder = open_builder(name, config or None)
+    for number, row in enumerate(open_dataset(name, config or None, split)[split], 1):
+        yield f"{source}, row {number}", row
+
+
+def open_dataset(name: str, config: str | None = None, split: str | None = None) -> dict[str, Any]:
+    """The splits of a dataset of the library `datasets`, by name, from its cache or brought into it.
+
+    Args:
+        name: a name on the Hugging Face hub, or a folder of files or of the dataset's method `save_to_disk`.
+        config: the configuration; None for the only or default one.
+        split: the only split to open; None for all.
+
+    Raises:
+        InputError: if there is no such data set, configuration or split, or no network.
+    """
+    if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        return _saved_dataset(name, config, split)
+    builder = open_builder(name, config)
     from datasets.exceptions import DatasetsError  # `open_builder` has imported the library
 
     try:
         builder.download_and_prepare()
-        rows = builder.as_dataset(split)
+        return {split: builder.as_dataset(split)} if split else builder.as_dataset()
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise InputError(unreadable(source, error)) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{source}, row {number}", row
+        raise InputError(unreadable(name, error)) from error
+
+
+def _saved_dataset(folder: str, config: str | None, split: str | None) -> dict[str, Any]:
+    with extra("train"):
+        import datasets
+    try:
+        found = datasets.load_from_disk(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(unreadable(folder, error)) from error
+    splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+    if config or (split and split not in splits):
+        what = f"configuration {config}" if config else f"split {split}"
+        raise InputError(f"The data set {folder} has no {what}; its splits are {', '.join(splits)}.")
+    return {split: splits[split]} if split else splits

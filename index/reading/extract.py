@@ -19,42 +19,11 @@ from index.reading.worker import in_worker
 
 TEXT = (".txt", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex")
 HTML = (".html", ".htm", ".xhtml")
-CODE = (
-    *(
-        ".bash",
-        ".c",
-        ".cc",
-        ".cpp",
-        ".cs",
-        ".cu",
-        ".cxx",
-        ".go",
-        ".h",
-        ".hpp",
-        ".java",
-        ".jl",
-        ".js",
-        ".jsx",
-        ".kt",
-    ),
-    *(
-        ".lua",
-        ".mjs",
-        ".php",
-        ".pl",
-        ".proto",
-        ".py",
-        ".pyi",
-        ".r",
-        ".rb",
-        ".rs",
-        ".scala",
-        ".sh",
-        ".sql",
-        ".swift",
-    ),
-    *(".ts", ".tsx", ".zig"),
+LANGUAGES = (
+    "bash c cc cpp cs cu cxx go h hpp java jl js jsx kt lua mjs php pl proto py pyi r rb rs scala sh sql swift ts tsx "
+    "zig"
 )
+CODE = tuple(f".{ending}" for ending in LANGUAGES.split())
 READERS: dict[str, Callable[[Path], Extracted]] = {
     ".pdf": read_pdf,
     ".docx": read_docx,

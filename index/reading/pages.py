@@ -1,6 +1,7 @@
 """Pages of a document, slides, or lines: where each begins in the text."""
 
 import json
+import sys
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
@@ -58,3 +59,24 @@ class Pages:
         """Parse the output of `to_json`."""
         unit, *starts = json.loads(text)
         return cls(unit, tuple(starts))
+
+
+def pages_in_json(text: str, start: int, end: int) -> PageRange:
+    """`Pages.from_json(text).of(start, end)`, by bisection in the JSON: a file of code may have thousands of lines."""
+    unit = text[2 : text.index('"', 2)]
+    second = text.find(" ") + 1  # a space is before each number; the first is not among the breaks
+
+    def number_after(place: int) -> int:
+        space = text.find(" ", place)
+        comma = text.find(",", space)
+        return sys.maxsize if space < 0 else int(text[space + 1 : comma if comma >= 0 else -1])
+
+    places = range(second, len(text))
+    i = second + bisect_right(places, start, key=number_after)
+    j = max(second + bisect_left(places, end, key=number_after), i)
+    before, after = text.count(" ", second, i), text.count(" ", second, j)
+    breaks: list[str] = []
+    if after > before:
+        comma = text.find(",", j)
+        breaks = text[text.find(" ", i) : comma if comma >= 0 else -1].split(",")
+    return PageRange(unit, 1 + before, 1 + after, tuple(map(int, breaks)))

@@ -41,7 +41,7 @@ def iter_documents(paths: Sequence[str | Path]) -> Iterator[Document]:
     names, _ = name_files(found.files, found.roots, {}, lambda file, name: True)
     log = ReadingLog()
     yield from read_files(found.files, names, log)
-    log.report()
+    log.report(found.files)
 
 
 def read_files(

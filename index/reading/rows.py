@@ -12,11 +12,12 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.jsonl import JSONL, read_rows
 from gpt_core.common.list_files import has_ending
 from index.reading.document import Document
+from index.reading.formats.dataset import read_dataset
 from index.reading.formats.extracted import reading
-from index.reading.formats.office import table
-from index.reading.formats.tables import Sheet, read_tables
+from index.reading.formats.stdin import open_stdin
+from index.reading.formats.tables import Sheet, read_tables, table
 from index.reading.log import ReadingLog
-from index.reading.source_files import SourceFile
+from index.reading.source_files import STDIN, SourceFile, is_stream
 
 HASH_DIGITS = (
     16  # of the content hash in an id; two of a million lines have the same with a probability of 3e-8
@@ -43,7 +44,7 @@ def read_rows_of(
     hashes: set[str] = set()
     found = (
         _of_lines(file, name)
-        if has_ending(file.path, JSONL)
+        if file.source == STDIN or has_ending(file.path, JSONL)
         else _of_tables(file, name, log, rows_per_document)
     )
     for place, has_id, document in found:
@@ -60,18 +61,27 @@ def read_rows_of(
 
 
 def _of_lines(file: SourceFile, name: str) -> Iterator[tuple[str, bool, Document]]:
-    for place, row in read_rows(file.path):
+    for place, row in read_rows(file.path, open_stdin() if file.source == STDIN else None):
         yield place, _has_id(row), _document(row, place, name, file.source)
 
 
 def _of_tables(file: SourceFile, name: str, log: ReadingLog, n: int) -> Iterator[tuple[str, bool, Document]]:
+    if is_stream(file.source):
+        yield from _of_dataset(file, name, n)
+        return
     with reading(file.path):
-        sheets, encoding = read_tables(file.path)
+        sheets, encoding = read_tables(file.path, lambda line: log.note_unclosed(file.path, line))
         log.note_encoding(file.path, encoding)
         for sheet in sheets:
             place = f"{file.path}, sheet {sheet.name}" if sheet.name else str(file.path)
             for has_id, document in _of_sheet(sheet, place, name, file.source, n):
                 yield place, has_id, document
+
+
+def _of_dataset(file: SourceFile, name: str, n: int) -> Iterator[tuple[str, bool, Document]]:
+    for sheet in read_dataset(file.source):
+        for has_id, document in _of_sheet(sheet, str(file.path), name, file.source, n):
+            yield str(file.path), has_id, document
 
 
 def _of_sheet(sheet: Sheet, place: str, name: str, source: str, n: int) -> Iterator[tuple[bool, Document]]:

@@ -13,7 +13,7 @@ from embed.network.config import Fusion
 from index.dense.scores import Scores, Spread
 from index.dense.view import View
 from index.reading.document import passage_id
-from index.reading.pages import PageRange, Pages
+from index.reading.pages import PageRange, pages_in_json
 from index.search.lexical import Matches
 from index.store.store import Numbers
 
@@ -65,7 +65,7 @@ class Hit:
         """The hit for a ranked passage and its row in the store."""
         name = passage_id(row["doc_id"], row["start"], row["end"])
         pages = row["pages"]
-        where = Pages.from_json(pages).of(row["start"], row["end"]) if pages else None
+        where = pages_in_json(pages, row["start"], row["end"]) if pages else None
         parsed = {"metadata": json.loads(row["metadata"]), "headings": tuple(json.loads(row["headings"]))}
         row = {**row, **parsed, "pages": where}
         return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from index.reading.source_files import FoundFiles, SourceFile, name_files
+from index.reading.source_files import Below, FoundFiles, SourceFile, is_stream, name_files, source_of
 from index.store.store import Store
 
 SETTLED = 3.0  # seconds; some file systems keep times in steps of two seconds
@@ -26,9 +26,21 @@ class FileDocument(NamedTuple):
     source: str
     place: str
 
-    def is_below(self, path: str) -> bool:
-        """Whether the file is `path`, a real path, or in that folder."""
-        return any(one == path or one.startswith(os.path.join(path, "")) for one in (self.source, self.place))
+    def is_in(self, paths: Below) -> bool:
+        """Whether the file is one of `paths`, or in one of these folders."""
+        return self.source in paths or self.place in paths
+
+
+class FileState(NamedTuple):
+    """What tells whether a file is written again.
+
+    Attributes:
+        text: its size and times, and how it is read; "gone" for a file that is not there, "" for a stream.
+        is_settled: whether the file was written so long ago that the next change gives it another time.
+    """
+
+    text: str
+    is_settled: bool
 
 
 class Unchanged(NamedTuple):
@@ -56,11 +68,9 @@ class Files:
     def name(
         self, found: FoundFiles, row_ids: Collection[str] = (), hashes: Mapping[str, str] | None = None
     ) -> tuple[dict[str, str], list[str]]:
-        """Give each file its name in this index, and remember the names and the folders; see `name_files`.
+        """Give each file its name in this index, and remember the names and the folders; see `choose_names`.
 
-        A file has the name that it was given when it was first read. A new one is named relative to the outermost
-        folder that was ever given and that it is below. A name is free unless it is the id of a document of another
-        file. A file that was moved and is otherwise the same takes over the name that it had, and its document.
+        A file that was moved and is otherwise the same takes over the document of its name.
 
         Args:
             found: the files.
@@ -75,50 +85,44 @@ class Files:
         """
         hashes = hashes or {}
         with self._store.lock(), self._store.write() as tx:
-            known = dict(tx.execute("SELECT source, name FROM files"))
-            roots = {path for (path,) in tx.execute("SELECT path FROM roots")} | found.roots
-
-            def is_free(file: SourceFile, name: str) -> bool:
-                if name in row_ids and not file.has_rows:
-                    return False
-                owner, content = _owner(tx, file, name)
-                if owner is None or owner == file.source:
-                    return True
-                moved = owner != "" and is_gone(owner)
-                return moved and (file.has_rows or content == hashes.get(file.source))
-
-            names, longer = name_files(found.files, roots, known, is_free)
+            names, longer = choose_names(tx, found, row_ids, hashes)
             for file in found.files:
                 _remember(tx, file, names[file.source], hashes.get(file.source))
-            tx.executemany("INSERT OR IGNORE INTO roots VALUES (?)", [(root,) for root in sorted(roots)])
+            tx.executemany(
+                "INSERT OR IGNORE INTO roots VALUES (?)", [(root,) for root in sorted(found.roots)]
+            )
         return names, longer
 
-    def unchanged(self, files: Sequence[SourceFile], how: str) -> Unchanged:
-        """Those of `files` that are as they were when `remember` was called, and whose documents are all here."""
+    def unchanged(self, states: Mapping[str, FileState]) -> Unchanged:
+        """The files that are as they were when `remember` was called, and whose documents are all here.
+
+        Args:
+            states: the files' states, by source.
+        """
         query = "SELECT id FROM documents WHERE source = ? ORDER BY number"
         found = Unchanged({}, {})
         with self._store.read() as tx:
             rows = tx.execute("SELECT source, state, problem FROM files WHERE state <> ''")
             known = {source: (state, problem) for source, state, problem in rows}
-            for file in files:
-                state, problem = known.get(file.source, ("", ""))
-                ids = [doc_id for (doc_id,) in tx.execute(query, (file.source,))] if state else []
-                if state != f"{_state(file, how)} {len(ids)}":
+            for source, now in states.items():
+                state, problem = known.get(source, ("", ""))
+                ids = [doc_id for (doc_id,) in tx.execute(query, (source,))] if state else []
+                if state != f"{now.text} {len(ids)}":
                     continue
                 if problem:
-                    found.unread[file.source] = problem
+                    found.unread[source] = problem
                 else:
-                    found.documents[file.source] = ids
+                    found.documents[source] = ids
         return found
 
     def remember(
-        self, files: Sequence[SourceFile], states: Mapping[str, str], unread: Mapping[str, str]
+        self, files: Sequence[SourceFile], states: Mapping[str, FileState], unread: Mapping[str, str]
     ) -> None:
         """Note that all documents of `files` are stored, so that `unchanged` finds them until a file is written again.
 
         Args:
             files: files that were read completely, or could not be read.
-            states: what `states` gave before they were read, by source.
+            states: their states before they were read, by source.
             unread: why files could not be read, by source.
 
         Raises:
@@ -128,8 +132,8 @@ class Files:
         with self._store.lock(), self._store.write() as tx:
             for file in files:
                 (n,) = tx.execute(count, (file.source,)).fetchone()
-                state = states[file.source] and f"{states[file.source]} {n}"
-                row = (state, unread.get(file.source, ""), file.source)
+                text, is_settled = states[file.source]
+                row = (f"{text} {n}" if is_settled else "", unread.get(file.source, ""), file.source)
                 tx.execute("UPDATE files SET state = ?, problem = ? WHERE source = ?", row)
 
     def documents(self) -> list[FileDocument]:
@@ -140,33 +144,64 @@ class Files:
                 ORDER BY d.number""")
             return [FileDocument(*row) for row in rows]
 
-    def documents_below(self, paths: Sequence[str | Path]) -> list[str]:
-        """The ids of the documents of the files and folders `paths`, which need not exist."""
-        real = [os.path.realpath(path) for path in paths]
-        return [one.id for one in self.documents() if any(one.is_below(path) for path in real)]
+    def documents_below(self, paths: Sequence[str | Path]) -> list[FileDocument]:
+        """The documents of the files and folders `paths`, which need not exist."""
+        below = Below(map(source_of, paths))
+        return [one for one in self.documents() if one.is_in(below)]
 
 
-def states(files: Sequence[SourceFile], how: str) -> dict[str, str]:
-    """What tells whether a file is written again: its size and time, and `how` it is read; by source.
+def choose_names(
+    tx: sqlite3.Connection | None,
+    found: FoundFiles,
+    row_ids: Collection[str],
+    hashes: Mapping[str, str],
+    deleted: Collection[str] = (),
+) -> tuple[dict[str, str], list[str]]:
+    """Choose a name for each file; see `name_files`.
 
-    "" for a file that was written so recently that the next change may give it the same time.
+    A file has the name that it was given when it was first read. A new one is named relative to the outermost folder
+    that was ever given and that it is below. A name is free unless it is the id of a document of another file. A file
+    that was moved and is otherwise the same takes over the name that it had.
+
+    Args:
+        tx: a transaction of the index; None: there is no index yet.
+        found: the files.
+        row_ids: ids of the documents that are read from files of rows at the same time.
+        hashes: content hashes of the text files' documents, by source.
+        deleted: sources whose documents are taken for deleted.
+
+    Returns:
+        The names by source, and those new ones that are longer because another document had the shorter name.
     """
-    return {file.source: _state(file, how) if _is_settled(file) else "" for file in files}
+    known = dict(tx.execute("SELECT source, name FROM files")) if tx else {}
+    roots = {path for (path,) in tx.execute("SELECT path FROM roots")} if tx else set()
+
+    def is_free(file: SourceFile, name: str) -> bool:
+        if name in row_ids and not file.has_rows:
+            return False
+        owner, content = _owner(tx, file, name) if tx else (None, "")
+        if owner is None or owner == file.source or owner in deleted:
+            return True
+        moved = owner != "" and not is_stream(owner) and is_gone(owner)
+        return moved and (file.has_rows or content == hashes.get(file.source))
+
+    return name_files(found.files, roots | found.roots, known, is_free)
 
 
-def _state(file: SourceFile, how: str) -> str:
+def states(files: Sequence[SourceFile], how: str) -> dict[str, FileState]:
+    """The states of files, which are read as `how` says, by source."""
+    return {file.source: _state(file, how) for file in files}
+
+
+def _state(file: SourceFile, how: str) -> FileState:
+    if is_stream(file.source):
+        return FileState("", False)
     try:
         status = os.stat(file.source)
     except OSError:
-        return "gone"
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {how}"
-
-
-def _is_settled(file: SourceFile) -> bool:
-    try:
-        return time.time() - os.stat(file.source).st_ctime > SETTLED
-    except OSError:
-        return False
+        return FileState("gone", False)
+    text = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {how}"
+    return FileState(text, time.time() - status.st_ctime > SETTLED)
 
 
 def is_gone(place: str) -> bool:

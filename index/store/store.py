@@ -37,14 +37,20 @@ FILE = "index.sqlite"
 Numbers = NDArray[np.int64]
 
 
+class BusyError(InputError):
+    """Another process or thread is writing to the index."""
+
+
 class Store:
     """An index's SQLite file: any number of threads and processes can read, one can write.
+
+    A store of an older format is brought to this program's, if `migrate`.
 
     Raises:
         InputError: if `folder` has no index, a damaged one, or one of another format version.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, migrate: bool = True) -> None:
         self.folder = Path(folder)
         if not (self.folder / FILE).is_file():
             raise InputError(f"{folder} has no index (no {FILE}); create one with scripts/build_index.py.")
@@ -53,6 +59,11 @@ class Store:
             with self.read() as tx:
                 version = _format(tx)
             if version < FORMAT and version + 1 in MIGRATIONS:
+                if not migrate:
+                    raise InputError(
+                        f"{folder}/{FILE} has an older format; open the index once, as with scripts/search.py, which "
+                        "brings it to this program's."
+                    )
                 version = self._migrate()
             if version != FORMAT:
                 raise InputError(
@@ -139,13 +150,13 @@ class Store:
         """Hold the writer lock. The operating system releases it when the process ends, also after a crash.
 
         Raises:
-            InputError: if another process or thread is writing.
+            BusyError: if another process or thread is writing.
         """
         lock = FileLock(self.folder / "writer.lock", blocking=False, thread_local=False)
         try:
             lock.acquire()
         except Timeout:
-            raise InputError(
+            raise BusyError(
                 f"Another process, or another thread of this one, is writing to {self.folder}; wait until it has "
                 "ended, or stop it."
             ) from None

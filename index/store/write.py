@@ -47,8 +47,8 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A document split into passages, ready to be encoded."""
+class Prepared:
+    """A document split into passages, ready to be encoded; `shortened`: it has more than are indexed."""
 
     document: Document
     passages: list[Passage]
@@ -77,7 +77,7 @@ def write(
         InputError: for a document that is stored with other content, unless `replace`, or one that cannot be encoded.
     """
     changes = Changes()
-    pending: dict[str, _Prepared] = {}
+    pending: dict[str, Prepared] = {}
     moved: dict[str, str] = {}  # sources of documents that came from another file before
     rows = iter(vectors) if vectors is not None else None
     for document in documents:
@@ -96,7 +96,7 @@ def write(
             raise InputError(message)
         if known and document.source not in ("", source):
             changes.other_source.append(document.id)
-        pending[document.id] = _prepare(store, encoder, document, row)
+        pending[document.id] = prepare(store.settings, encoder, document, row)
         if sum(len(one.passages) for one in pending.values()) >= PASSAGES_PER_COMMIT:
             _commit(store, encoder, pending, changes)
     _commit(store, encoder, pending, changes)
@@ -117,24 +117,31 @@ def fit_map(store: Store, tx: sqlite3.Connection, settings: Settings) -> None:
     store.put_corpus_map(tx, corpus_map, n_passages)
 
 
-def _prepare(store: Store, encoder: Embedder | None, document: Document, vector: Vectors | None) -> _Prepared:
+def prepare(
+    settings: Settings, encoder: Embedder | None, document: Document, vector: Vectors | None = None
+) -> Prepared:
+    """Split a document into the passages that are indexed; with a `vector` (1, dimension) it is one passage.
+
+    Raises:
+        InputError: without an encoder, or for a character that a character tokenizer lacks.
+    """
     if vector is not None:
         whole = Passage(document.id, 0, len(document.text), document.text)
-        return _Prepared(document, [whole], vector, shortened=False)
+        return Prepared(document, [whole], vector, shortened=False)
     if encoder is None:
         raise InputError("This index was built from precomputed vectors; give vectors with the documents.")
-    most = store.settings.passages_per_document
+    most = settings.passages_per_document
     try:
         # one passage more than is indexed, to see whether the document is shortened
-        passages = list(islice(_split(store, encoder, document), most and most + 1))
+        passages = list(islice(_split(settings, encoder, document), most and most + 1))
     except InputError as error:  # a character that a character tokenizer lacks
         raise InputError(f"document {document.id!r}: {error}") from None
-    return _Prepared(document, passages[:most], None, shortened=len(passages) > len(passages[:most]))
+    return Prepared(document, passages[:most], None, shortened=len(passages) > len(passages[:most]))
 
 
-def _split(store: Store, encoder: Embedder, document: Document) -> Iterator[Passage]:
+def _split(settings: Settings, encoder: Embedder, document: Document) -> Iterator[Passage]:
     """Passages that fit the embedder's context together with the title, which is encoded before each."""
-    settings, tokenizer = store.settings, encoder.tokenizer
+    tokenizer = encoder.tokenizer
     head = encoder.config.document_prompt + document.title + "\n"
     n_free = encoder.max_tokens - len(tokenizer.encode(head, add_special_tokens=True))
     # With a title that leaves fewer tokens than this minimum, the embedder truncates the passage and counts it.
@@ -142,7 +149,7 @@ def _split(store: Store, encoder: Embedder, document: Document) -> Iterator[Pass
     return split(document, tokenizer, max_tokens, min(settings.overlap, max_tokens // 2))
 
 
-def _commit(store: Store, encoder: Embedder | None, pending: dict[str, _Prepared], changes: Changes) -> None:
+def _commit(store: Store, encoder: Embedder | None, pending: dict[str, Prepared], changes: Changes) -> None:
     """Encode the pending documents' passages, write all of them in one transaction, and update `changes`."""
     if not pending:
         return

@@ -41,6 +41,17 @@ def encoder(make_encoder: Callable[..., Encoder]) -> Encoder:
     return make_encoder()
 
 
+@pytest.fixture
+def load_always(monkeypatch: pytest.MonkeyPatch) -> Callable[[Encoder], None]:
+    """load_always(encoder): whatever embedder is named, `encoder` is what is loaded."""
+
+    def always(encoder: Encoder) -> None:
+        for place in ("index.building.target", "index.index"):
+            monkeypatch.setattr(f"{place}.load_embedder", lambda name: encoder)
+
+    return always
+
+
 @pytest.fixture(scope="session")
 def embedder(tmp_path_factory: pytest.TempPathFactory, make_encoder: Callable[..., Encoder]) -> Path:
     """A model folder."""

@@ -16,6 +16,7 @@ from gpt_core.common.cli import run_command
 from gpt_core.common.errors import InputError
 from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from index.build_index import build_index
+from index.building.options import BuildOptions
 from index.index import Index
 from index.reading.document import Document
 from index.search_index import search_index
@@ -38,7 +39,9 @@ def notes(tmp_path):
 
 @pytest.fixture
 def built(tmp_path, notes, embedder, capsys):
-    build_index(input=[str(notes)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32)
+    build_index(
+        BuildOptions(input=[str(notes)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32)
+    )
     out, err = capsys.readouterr()
     assert "3 documents added, 0 updated, 0 unchanged" in out
     assert "skipped 1 files of other types: " in err
@@ -46,29 +49,29 @@ def built(tmp_path, notes, embedder, capsys):
 
 
 def test_a_new_index_gets_the_shipped_embedder_and_an_old_one_keeps_its_own(built, notes, tmp_path, capsys):
-    build_index(input=[str(notes)], index=str(tmp_path / "new"))
+    build_index(BuildOptions(input=[str(notes)], index=str(tmp_path / "new")))
     with Index.open(tmp_path / "new") as index:
         assert index.settings.embedder == DEFAULT_EMBEDDER
         assert index.search("grammar of expressions", 1, "dense")[0].doc_id == "walrus"
-    build_index(input=[str(notes)], index=str(tmp_path / "new"))
+    build_index(BuildOptions(input=[str(notes)], index=str(tmp_path / "new")))
     assert "keeps its embedder" not in capsys.readouterr().err
     with Index.open(built) as index:
         own = index.settings.embedder
-    build_index(input=[str(notes)], index=str(built))
+    build_index(BuildOptions(input=[str(notes)], index=str(built)))
     said = f"{built} keeps its embedder {own}; a new index would get {DEFAULT_EMBEDDER}"
     assert said in capsys.readouterr().err
-    build_index(input=[str(notes)], index=str(built), embedder=own)
+    build_index(BuildOptions(input=[str(notes)], index=str(built), embedder=own))
     assert "keeps its embedder" not in capsys.readouterr().err
 
 
 def test_building_again_adds_updates_and_deletes(built, notes, capsys):
     again = {"input": [str(notes)], "index": str(built)}  # the index records its embedder
-    build_index(**again)
+    build_index(BuildOptions(**again))
     assert "0 documents added, 0 updated, 3 unchanged, 0 deleted; 0 passages" in capsys.readouterr().out
     (notes / "b.txt").write_text("学而时习之")
     (notes / "c.jsonl").unlink()
     (notes / "d.txt").write_text("new " * 200)
-    build_index(**again, delete_missing=True, refit_map=True)
+    build_index(BuildOptions(**again, delete_missing=True, refit_map=True))
     out = capsys.readouterr().out
     assert "1 documents added, 1 updated, 1 unchanged, 1 deleted" in out
     assert "the index now has 3 documents" in out
@@ -95,7 +98,11 @@ def test_bad_input_leaves_nothing_behind(tmp_path, embedder, content, message):
         path.write_text(content)
     before = set(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=message):
-        build_index(input=[str(path)], index=str(tmp_path / "index"), embedder=str(embedder))
+        build_index(
+            BuildOptions(
+                input=[str(path)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32
+            )
+        )
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -103,10 +110,15 @@ def test_empty_input_is_refused(tmp_path, embedder):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(InputError, match=r"empty\.txt: no text found"):
         build_index(
-            input=[str(tmp_path / "empty.txt")], index=str(tmp_path / "index"), embedder=str(embedder)
+            BuildOptions(
+                input=[str(tmp_path / "empty.txt")],
+                index=str(tmp_path / "index"),
+                embedder=str(embedder),
+                max_tokens=32,
+            )
         )
     with pytest.raises(InputError, match="--input is empty"):
-        build_index(input=[], index=str(tmp_path / "index"), embedder=str(embedder))
+        build_index(BuildOptions(input=[], index=str(tmp_path / "index"), embedder=str(embedder)))
     assert not (tmp_path / "index").exists()
 
 
@@ -123,7 +135,11 @@ def test_a_full_disk_before_the_first_commit_leaves_no_folder(tmp_path, notes, e
     monkeypatch.setattr(Store, "write", write_to_a_full_disk)
     (notes / "long.txt").write_text("long " * 10_000)
     with pytest.raises(OSError, match=r"index\.sqlite: database or disk is full"):
-        build_index(input=[str(notes)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32)
+        build_index(
+            BuildOptions(
+                input=[str(notes)], index=str(tmp_path / "index"), embedder=str(embedder), max_tokens=32
+            )
+        )
     assert not (tmp_path / "index").exists()
 
 
@@ -138,7 +154,7 @@ def test_a_full_disk_before_the_first_commit_leaves_no_folder(tmp_path, notes, e
 )
 def test_settings_that_differ_from_the_index_are_refused(built, notes, options, message):
     with pytest.raises(InputError, match=message):
-        build_index(input=[str(notes)], index=str(built), **options)
+        build_index(BuildOptions(input=[str(notes)], index=str(built), **options))
 
 
 def test_searching_prints_hits_or_json(built, capsys):
@@ -216,7 +232,7 @@ def test_ctrl_c_stops_the_script_and_keeps_what_was_committed(tmp_path, embedder
             with Index.open(index) as reader:  # a second process reads while the first writes
                 n = reader.stats()["documents"]
     with pytest.raises(InputError, match="is writing to"):
-        build_index(input=[str(path)], index=str(index))
+        build_index(BuildOptions(input=[str(path)], index=str(index)))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
@@ -235,10 +251,12 @@ def test_the_second_of_two_first_builds_says_to_wait(tmp_path, notes, embedder, 
         Index.create(folder, encoder, max_tokens=32).close()  # the other build has loaded its embedder faster
         return encoder
 
-    monkeypatch.setattr("index.build_index.load_embedder", slow_load)
+    monkeypatch.setattr("index.building.target.load_embedder", slow_load)
     with pytest.raises(InputError, match=r"has created .* in the meantime; wait until it has ended"):
-        build_index(input=[str(notes)], index=str(folder), embedder=str(embedder))
+        build_index(
+            BuildOptions(input=[str(notes)], index=str(folder), embedder=str(embedder), max_tokens=32)
+        )
     monkeypatch.undo()
-    build_index(input=[str(notes)], index=str(folder), embedder=str(embedder))
+    build_index(BuildOptions(input=[str(notes)], index=str(folder), embedder=str(embedder), max_tokens=32))
     with Index.open(folder) as index:
         assert len(index.document_ids()) == 3

@@ -9,7 +9,9 @@ import pytest
 
 from embed import Encoder
 from gpt_core.common.errors import InputError
-from index.build_index import _check, build_index
+from index.build_index import build_index
+from index.building.options import BuildOptions
+from index.building.survey import _check
 from index.index import Index
 from index.reading.document import Document
 
@@ -26,15 +28,14 @@ def loaded(embedder):
 
 
 @pytest.fixture
-def build(tmp_path, loaded, capsys, monkeypatch):
+def build(tmp_path, loaded, capsys, monkeypatch, load_always):
     """build(*input, …) → what the command prints; inputs are relative to `tmp_path`, the working directory."""
     monkeypatch.chdir(tmp_path)
-    for place in ("index.build_index", "index.index"):
-        monkeypatch.setattr(f"{place}.load_embedder", lambda name: loaded)  # loaded once for all builds
+    load_always(loaded)  # loaded once for all builds
 
     def build(*input: str | Path, **options: object) -> str:
         fixed = {"index": str(tmp_path / "index"), "embedder": loaded.name, "max_tokens": 32}
-        build_index(input=tuple(map(str, input)), **fixed, **options)
+        build_index(BuildOptions(input=tuple(map(str, input)), **fixed, **options))
         out, err = capsys.readouterr()
         return out + err
 
@@ -250,6 +251,6 @@ def test_a_file_that_changes_during_a_build_loses_nothing_that_is_written(tmp_pa
         path.write_text('{"_id": "y", "text": "y"}\n{"_id": "z", "text": "z"}\n')
         return checked
 
-    monkeypatch.setattr("index.build_index._check", check_and_change)
+    monkeypatch.setattr("index.building.survey._check", check_and_change)
     assert "1 documents added, 0 updated, 1 unchanged, 1 deleted" in build("a.jsonl", delete_missing=True)
     assert set(texts(tmp_path)) == {"y", "z"}

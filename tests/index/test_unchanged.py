@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gpt_core.common.errors import InputError
-from index import build_index as command
 from index.build_index import build_index
+from index.building import survey
+from index.building.options import BuildOptions
 from index.index import Index
 from index.reading import read as reading
 from index.store import files
@@ -17,11 +18,9 @@ from tests.index.reading.made_files import make_pdf
 
 
 @pytest.fixture
-def build(tmp_path, make_encoder, capsys, monkeypatch):
+def build(tmp_path, make_encoder, capsys, monkeypatch, load_always):
     """build(…) builds `tmp_path/index` of `tmp_path/in` → what is printed; `build.read` has the names of read files."""
-    encoder = make_encoder()
-    for place in ("index.build_index", "index.index"):
-        monkeypatch.setattr(f"{place}.load_embedder", lambda name: encoder)
+    load_always(make_encoder())
     monkeypatch.setattr(files, "SETTLED", -1.0)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("whales")
@@ -38,7 +37,7 @@ def build(tmp_path, make_encoder, capsys, monkeypatch):
     def build(**options: object) -> str:
         names.clear()
         given = {"input": (str(tmp_path / "in"),), "max_tokens": 32} | options
-        build_index(index=str(tmp_path / "index"), **given)
+        build_index(BuildOptions(index=str(tmp_path / "index"), **given))
         return "".join(capsys.readouterr())
 
     build.read = names
@@ -92,7 +91,7 @@ def test_a_file_is_read_again_if_one_of_its_documents_is_gone(tmp_path, build):
 
 def test_files_are_read_again_after_a_change_of_the_readers(tmp_path, build, monkeypatch):
     build()
-    monkeypatch.setattr(command, "READING", command.READING + 1)
+    monkeypatch.setattr(survey, "READING", survey.READING + 1)
     build()
     assert build.read == {"a.txt", "b.csv"}
 
@@ -139,7 +138,12 @@ def test_rows_of_a_table_can_be_grouped(tmp_path, build):
         build(rows_per_document=1)
     with pytest.raises(InputError, match="rows_per_document is 0; expected at least 1"):
         build_index(
-            index=str(tmp_path / "other"), input=(str(tmp_path / "in"),), rows_per_document=0, max_tokens=32
+            BuildOptions(
+                index=str(tmp_path / "other"),
+                input=(str(tmp_path / "in"),),
+                rows_per_document=0,
+                max_tokens=32,
+            )
         )
 
 

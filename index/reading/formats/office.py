@@ -12,6 +12,7 @@ from index.reading.formats.archive import member, open_zip
 from index.reading.formats.encoding import decode
 from index.reading.formats.extracted import Extracted
 from index.reading.formats.html import html_to_markdown
+from index.reading.formats.tables import table
 from index.reading.formats.xml import local, parse_xml
 from index.reading.pages import Pages
 
@@ -164,15 +165,3 @@ def _of_slides(slides: list[str], title: str) -> Extracted:
         length += len(slide) + 2 * bool(slide)
     text = "\n\n".join(filter(None, slides))
     return Extracted(text, " ".join(title.split()), {}, Pages("slide", tuple(starts)))
-
-
-def table(rows: list[list[str]]) -> str:
-    """A table in Markdown, whose first row has the names of the columns."""
-    lines = [
-        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |"
-        for row in rows
-        if any(row)
-    ]
-    if len(lines) > 1:
-        lines.insert(1, "|" + " --- |" * max(len(rows[0]), 1))
-    return "\n".join(lines)

@@ -5,7 +5,8 @@ import datetime
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,14 +35,19 @@ class Sheet(NamedTuple):
     rows: Iterator[dict[str, Any]]
 
 
-def read_tables(path: Path) -> tuple[list[Sheet], str]:
+def read_tables(path: Path, note_unclosed: Callable[[int], None]) -> tuple[list[Sheet], str]:
     """The tables of a file, and its encoding, "" of a format that has none.
+
+    Args:
+        path: the file.
+        note_unclosed: called at the end of a CSV file that ends within quotation marks, with the number of the line
+            on which the row begins that has the rest of the file.
 
     Raises:
         Unreadable: if it is damaged, encrypted or not text.
     """
     if has_ending(path, CSV):
-        return _read_csv(path)
+        return _read_csv(path, note_unclosed)
     return (_read_spreadsheet(path) if has_ending(path, SPREADSHEETS) else _read_parquet(path)), ""
 
 
@@ -56,10 +62,15 @@ def _read_parquet(path: Path) -> list[Sheet]:
 
     def rows() -> Iterator[dict[str, Any]]:
         for batch in file.iter_batches(1024):
-            for row in batch.to_pylist():
-                yield {name: _value(cell) for name, cell in row.items() if cell is not None}
+            yield from values(batch)
 
     return [Sheet("", rows())]
+
+
+def values(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a table or a batch of pyarrow."""
+    for row in batch.to_pylist():
+        yield {name: _value(cell) for name, cell in row.items() if cell is not None}
 
 
 def _read_spreadsheet(path: Path) -> list[Sheet]:
@@ -91,15 +102,31 @@ def _sheets(path: Path) -> list[tuple[str, list[list[Any]]]]:
     return found
 
 
-def _read_csv(path: Path) -> tuple[list[Sheet], str]:
+def _read_csv(path: Path, note_unclosed: Callable[[int], None]) -> tuple[list[Sheet], str]:
     text, encoding = decode(path.read_bytes())
     csv.field_size_limit(MAX_FIELD)
-    text = text.lstrip("\r\n")
+    before, text = text, text.lstrip("\r\n")
+    n_before = before[: len(before) - len(text)].count("\n")
     first = text.partition("\n")[0]
     delimiter = "\t" if has_ending(path, (".tsv",)) else _delimiter(first)
     if match := SEPARATOR.fullmatch(first):  # Excel's own line
-        delimiter, text = match[1], text[len(first) + 1 :]
-    return [Sheet("", _rows(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)))], encoding
+        delimiter, text, n_before = match[1], text[len(first) + 1 :], n_before + 1
+    rows = _csv_rows(text, delimiter, lambda line: note_unclosed(n_before + line))
+    return [Sheet("", _rows(rows))], encoding
+
+
+def _csv_rows(text: str, delimiter: str, note_unclosed: Callable[[int], None]) -> Iterator[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    begin = end = 0  # lines before and up to the last row
+    for row in reader:
+        begin, end = end, reader.line_num
+        yield row
+    last = islice(io.StringIO(text, newline=""), begin, None)
+    try:
+        list(csv.reader(last, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if str(error) == "unexpected end of data":
+            note_unclosed(begin + 1)
 
 
 def _delimiter(line: str) -> str:
@@ -142,3 +169,15 @@ def _value(cell: Any) -> Any:
     if isinstance(cell, datetime.datetime | datetime.date | datetime.time):
         return cell.isoformat()
     return cell if isinstance(cell, str | int | float | list | dict) else str(cell)
+
+
+def table(rows: list[list[str]]) -> str:
+    """A table in Markdown, whose first row has the names of the columns."""
+    lines = [
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |"
+        for row in rows
+        if any(row)
+    ]
+    if len(lines) > 1:
+        lines.insert(1, "|" + " --- |" * max(len(rows[0]), 1))
+    return "\n".join(lines)

@@ -16,6 +16,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from index import Index
 from index.build_index import build_index
+from index.building.options import BuildOptions
 from index.evaluation.collection import Collection
 from index.evaluation.metrics import score
 from index.evaluation.retrieval import evaluate_retrieval
@@ -122,7 +123,9 @@ def test_index_rows_score_the_index_that_build_index_builds(data, cache, capsys,
     _, rows, report = run(capsys, data=[str(data)], rows=["bm25", *index_rows])
     assert list(rows) == ["bm25", *index_rows]
     build_index(
-        input=[str(data / "corpus.jsonl")], index=str(tmp_path / "index"), embedder="ours", max_tokens=64
+        BuildOptions(
+            input=[str(data / "corpus.jsonl")], index=str(tmp_path / "index"), embedder="ours", max_tokens=64
+        )
     )
     capsys.readouterr()
     collection = Collection.load(data, "test")

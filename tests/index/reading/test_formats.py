@@ -380,7 +380,7 @@ def test_a_book_without_one_of_its_chapters_is_read(tmp_path):
 )
 def test_tables_of_text_as_programs_write_them(tmp_path, text, rows):
     (tmp_path / "a.csv").write_text(text)
-    (sheet,), _ = read_tables(tmp_path / "a.csv")
+    (sheet,), _ = read_tables(tmp_path / "a.csv", [].append)
     assert list(sheet.rows) == rows
 
 
@@ -436,3 +436,25 @@ def test_every_kind_of_file_in_one_folder(tmp_path):
     ids = [document.id.partition(":")[0] for document in iter_documents([tmp_path])]
     assert ids == ["a.docx", "a.html", "a.jsonl", "a.pdf"]
     assert zipfile.is_zipfile(tmp_path / "a.docx")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ('name,note\nAda,"first\nKurt,x\nAlan,y\n', [2]),
+        ('\n\nname;note\nAda;"a ""b"" c"\nKurt;"x\n', [5]),
+        ('sep=;\nname;note\nAda;"x', [3]),
+        ('"name,note\nAda,x\n', [1]),
+        ('name,note\nAda,"two\nlines"\n', []),
+        ('name,note\nAda,5" nails\n', []),
+        ('name,note\nAda,x\n"Kurt"y,"z\nw"\n', []),
+        ("name,note", []),
+        ("", []),
+    ],
+)
+def test_a_quotation_mark_that_is_never_closed_is_reported(tmp_path, text, lines):
+    (tmp_path / "a.csv").write_text(text)
+    found: list[int] = []
+    for sheet in read_tables(tmp_path / "a.csv", found.append)[0]:
+        list(sheet.rows)
+    assert found == lines

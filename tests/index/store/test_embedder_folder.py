@@ -10,6 +10,7 @@ from gpt_core.common.errors import InputError
 from gpt_core.common.files import sha256_file
 from gpt_core.hub import run_folder
 from index.build_index import build_index
+from index.building.options import BuildOptions
 from index.index import Index
 from index.search_index import search_index
 from tests.tiny_models import save_model
@@ -36,7 +37,7 @@ def home(tmp_path, model, monkeypatch):
 
 
 def build(embedder: str) -> None:
-    build_index(input=("a.txt",), index="index", embedder=embedder, max_tokens=32)
+    build_index(BuildOptions(input=("a.txt",), index="index", embedder=embedder, max_tokens=32))
 
 
 def test_a_relative_embedder_is_found_from_another_folder(home, tmp_path, monkeypatch, capsys):
@@ -85,7 +86,7 @@ def test_a_run_that_goes_on_leaves_its_index_usable(home, model, capsys):
     better = checkpoint(model, 2, loss=1.0)
     assert run_folder.best_or_latest("run") == better
     search_index("know", index="index")
-    build_index(input=("a.txt",), index="index")
+    build_index(BuildOptions(input=("a.txt",), index="index"))
     assert "1 unchanged" in capsys.readouterr().out
     shutil.rmtree(first)
     with pytest.raises(InputError, match="index was built with run"):

@@ -66,7 +66,9 @@ def test_an_index_elsewhere_can_be_built_with_this_servers_embedder(tmp_path, sh
             found, expected = (one.search(query, mode="dense") for one in (index, local))
             assert [hit.doc_id for hit in found] == [hit.doc_id for hit in expected]
             np.testing.assert_allclose([h.dense for h in found], [h.dense for h in expected], atol=1e-3)
-    with pytest.raises(InputError, match="has the models tiny-gpt, tiny-embedder, zhizhi-rag; name one of them"):
+    with pytest.raises(
+        InputError, match="has the models tiny-gpt, tiny-embedder, zhizhi-rag; name one of them"
+    ):
         load_embedder(f"{shared_url}/v1")
 
 

@@ -1,0 +1,1 @@
+"""Build an index of files, and bring it up to date with them."""

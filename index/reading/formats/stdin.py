@@ -1,0 +1,41 @@
+"""Standard input, which can be read once, while a build reads its input twice: a copy in a temporary file."""
+
+import os
+import shutil
+import sys
+import tempfile
+from functools import cache
+from typing import BinaryIO
+
+from gpt_core.common.errors import InputError
+
+
+def check_stdin() -> None:
+    """Copy standard input, up to its end.
+
+    Raises:
+        InputError: if it has no line that is not blank. An empty pipe may be that of a command that failed.
+    """
+    with open_stdin() as lines:
+        if all(line.isspace() for line in lines):
+            raise InputError("standard input is empty; expected JSON lines of documents.")
+
+
+def open_stdin() -> BinaryIO:
+    """The content of standard input, from its beginning."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed; expected JSON lines of documents.")
+    copy = os.fdopen(os.dup(_copy(sys.stdin.buffer).fileno()), "rb")
+    copy.seek(0)
+    return copy
+
+
+@cache
+def _copy(stdin: BinaryIO) -> BinaryIO:
+    """A copy without a name, which is gone when the process ends."""
+    if stdin.isatty():
+        print("reading JSON lines from the terminal; Ctrl-D ends them", file=sys.stderr)
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
+    shutil.copyfileobj(stdin, copy)
+    copy.flush()
+    return copy
