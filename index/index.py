@@ -23,6 +23,7 @@ from index.store.check import Problem, find_problems, mend
 from index.store.files import Files
 from index.store.settings import Settings
 from index.store.store import Store
+from index.store.words import n_passages_with
 from index.store.write import Changes, check_vectors, fit_map, write
 
 MIN_MAP_PASSAGES = 1000  # a corpus map fitted on fewer passages is fitted again when the corpus has doubled
@@ -381,7 +382,7 @@ class Index:
         """
         store = self._current().store
         with store.read() as tx:
-            n_passages, n_with = store.count(tx, "passages"), store.n_passages_with(tx, terms)
+            n_passages, n_with = store.count(tx, "passages"), n_passages_with(tx, terms)
         return {term: math.log(1 + (n_passages - n + 0.5) / (n + 0.5)) for term, n in n_with.items()}
 
     def document_ids(self) -> list[str]:

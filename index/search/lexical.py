@@ -11,6 +11,7 @@ import numpy as np
 from embed.text.analysis import Query, query_terms
 from index.dense.scores import Scores, Spread
 from index.store.store import Numbers, Store
+from index.store.words import lexical_scores
 
 # FTS5's search time grows with the number of terms; more terms do not help to find a long pasted text.
 MAX_TERMS = 1024
@@ -37,7 +38,9 @@ class Matches(NamedTuple):
         expression = match_expression(query)
         if expression is None:  # only punctuation
             return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        numbers, scores = store.lexical_scores(tx, expression, of_stop_words=query.only_stop_words)
+        table = "lexical_stop_words" if query.only_stop_words else "lexical"
+        numbers, exact = lexical_scores(tx, table, expression)
+        scores = exact.astype(np.float32)
         keep = slice(None) if allowed is None else np.isin(numbers, allowed)
         return cls(numbers[keep], scores[keep])
 
