@@ -35,8 +35,9 @@ PASSAGE_INDEX = "CREATE INDEX passages_of_document ON passages (document, start)
 SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT;
 CREATE TABLE documents (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, metadata TEXT NOT NULL, hash TEXT NOT NULL,
-    source TEXT NOT NULL, pages TEXT NOT NULL DEFAULT '', lead TEXT NOT NULL DEFAULT '', rest TEXT NOT NULL DEFAULT ''
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, metadata TEXT NOT NULL,
+    hash TEXT NOT NULL, source TEXT NOT NULL, pages TEXT NOT NULL DEFAULT '', lead TEXT NOT NULL DEFAULT '',
+    rest TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX documents_of_source ON documents (source);
 CREATE TABLE files (
