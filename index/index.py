@@ -15,6 +15,7 @@ from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView
+from index.lexical.live import LiveWords
 from index.reading.document import Document
 from index.search.filters import Filter, unknown_fields
 from index.search.rank import Hit
@@ -39,6 +40,7 @@ class Index:
 
     def __init__(self, view: LiveView, encoder: Encoder | None) -> None:
         self._view, self._encoder = view, encoder
+        self._words = LiveWords(view.store)
         self._encoder_lock, self._view_lock = threading.Lock(), threading.Lock()
         self._closed = False
 
@@ -146,6 +148,7 @@ class Index:
         """Close the store's files, after a snapshot that is being written; the index can then not be used any more."""
         self._closed = True
         self._view.close()
+        self._words.wait()
 
     def __enter__(self) -> "Index":
         return self
@@ -161,6 +164,7 @@ class Index:
             if self._view.store.is_replaced():
                 old, self._view = self._view, _open(self.folder, lambda: self._encoder)[0]
                 old.store.close()
+                self._words = LiveWords(self._view.store)
             return self._view
 
     # Writing
@@ -244,8 +248,9 @@ class Index:
             fit_map(store)
 
     def save_snapshot(self) -> None:
-        """Save a snapshot of the current vectors, from which the next process opens the index quickly."""
+        """Save a snapshot of the current vectors and postings, with which the next process searches at once."""
         self._current().save_snapshot()
+        self._words.save()
 
     def repair(self) -> list[Problem]:
         """Mend what `index.store.check.find_problems` finds; returns what that was.
@@ -285,7 +290,7 @@ class Index:
             InputError: if another process or thread is writing.
         """
         view = self._current()
-        view.save_snapshot()
+        self.save_snapshot()
         with view.store.lock():
             view.forget_deletions(at_least=1)
         view.store.vacuum()
@@ -358,9 +363,11 @@ class Index:
         current = self._current()
         options = Options(k, mode, filter, offset, per_document, diversity)
         if isinstance(query, str):
-            return search_texts(current, self._encoder_for(mode), [query], options)[0]
+            return search_texts(current, self._words, self._encoder_for(mode), [query], options)[0]
         if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
-            return search_texts(current, self._encoder_for(mode), cast(list[str], list(query)), options)
+            return search_texts(
+                current, self._words, self._encoder_for(mode), cast(list[str], list(query)), options
+            )
         queries = check_vectors(cast(ArrayLike, query), current.store.settings.dimension)
         hits = search_vectors(current, queries, options)
         return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits

@@ -12,9 +12,9 @@ from embed.data.vectors import Vectors
 from embed.network.config import Fusion
 from index.dense.scores import Scores, Spread
 from index.dense.view import View
+from index.lexical.matches import Matches
 from index.reading.document import passage_id
 from index.reading.pages import PageRange, Pages
-from index.search.lexical import Matches
 from index.store.store import Numbers
 
 # FTS5 gives a word that is in more than half of the passages an IDF of 1e-6. Where all scores are below this limit, the

@@ -12,8 +12,9 @@ from embed.data.vectors import Vectors
 from embed.encoding.encoder import Encoder
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView, View
+from index.lexical.live import LiveWords
+from index.lexical.matches import Matches
 from index.search.filters import Filter, allowed
-from index.search.lexical import Matches
 from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
 from index.store.store import Numbers, Store
 
@@ -54,7 +55,7 @@ class Options:
 
 
 def search_texts(
-    live: LiveView, encoder: Encoder | None, texts: Sequence[str], options: Options
+    live: LiveView, words: LiveWords, encoder: Encoder | None, texts: Sequence[str], options: Options
 ) -> list[list[Hit]]:
     """The best passages for each text.
 
@@ -72,7 +73,7 @@ def search_texts(
             numbers = _allowed(tx, options)
 
             def rank_words(n: int) -> list[list[Ranked]]:  # the matches of one text at a time in memory
-                return [rank_lexical(Matches.find(store, tx, text, numbers), n) for text in texts]
+                return [rank_lexical(Matches.find(words, tx, text, numbers), n) for text in texts]
 
             return _hits(store, tx, _selected(rank_words, options, store, tx))
     if encoder is None:
@@ -85,7 +86,7 @@ def search_texts(
         def rank(n: int) -> list[list[Ranked]]:
             if options.mode == "dense":
                 return rank_dense(view, queries, n, numbers)
-            matches = map(partial(Matches.find, store, tx, allowed=numbers), texts)  # one at a time in memory
+            matches = map(partial(Matches.find, words, tx, allowed=numbers), texts)  # one at a time in memory
             return rank_hybrid(view, queries, matches, n, numbers, store.settings.fusion)
 
         return _hits(store, tx, _selected(rank, options, store, tx, view))

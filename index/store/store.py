@@ -31,7 +31,7 @@ from index.store.migrate import OLDEST, migrate
 from index.store.schema import FORMAT, LEXICAL, SCHEMA
 from index.store.settings import Settings
 from index.store.texts import DOCUMENT_TEXT, TEXT, passage_texts, pieces
-from index.store.words import VERSIONS, add_words, remove_words
+from index.store.words import add_words, name_words, remove_words
 
 FILE = "index.sqlite"
 Numbers = NDArray[np.int64]
@@ -98,7 +98,7 @@ class Store:
                 with connection:
                     set_meta(connection, "settings", settings.to_json())
                     set_meta(connection, "sequence", 0)
-                    set_meta(connection, "words_by", VERSIONS)
+                    name_words(connection)
                     _set_corpus_map(connection, CorpusMap(), 0)
         except FileExistsError:  # another process was faster
             raise _exists(folder) from None

@@ -5,6 +5,7 @@ FTS5 does not keep the words. To delete a passage's words it needs them once mor
 
 import sqlite3
 import unicodedata
+import uuid
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -14,7 +15,7 @@ import regex
 from numpy.typing import NDArray
 
 from embed.data.beir import join_title
-from embed.text.analysis import index_terms
+from embed.text.analysis import Phrase, index_terms
 from index.store.connections import get_meta, set_meta
 from index.store.schema import LEXICAL
 from index.store.texts import passage_texts
@@ -53,8 +54,24 @@ def rewrite_words(tx: sqlite3.Connection) -> None:
     for table, statement in LEXICAL.items():
         tx.execute(f"DROP TABLE IF EXISTS {table}")
         tx.execute(statement)
-    set_meta(tx, "words_by", VERSIONS)
+    name_words(tx)
     add_words(tx, passage_texts(tx))
+
+
+def name_words(tx: sqlite3.Connection) -> None:
+    """Give a new full text its identity, and remember what divides it into words."""
+    set_meta(tx, "words_by", VERSIONS)
+    set_meta(tx, "words_id", uuid.uuid4().hex)
+
+
+def words_id(tx: sqlite3.Connection) -> str:
+    """The identity of the full text; another one after it was written anew."""
+    return get_meta(tx, "words_id", "")
+
+
+def phrase_expression(phrase: Phrase) -> str:
+    """A valid FTS5 expression that matches a phrase."""
+    return f'"{" ".join(phrase.words)}"' + (" *" if phrase.is_prefix else "")
 
 
 def _renew(tx: sqlite3.Connection) -> None:

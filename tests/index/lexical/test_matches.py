@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed.text.analysis import FTS5_TOKENIZER, index_terms, query_terms
-from index.search.lexical import MAX_TERMS, match_expression
+from index.lexical.matches import MAX_TERMS, match_expression
 
 
 def found(query: str, *texts: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The lexical retriever: a query as an expression of SQLite's FTS5, and the passages that match it, with BM25 scores.
+"""A query's words, and the passages that have any of them, with BM25 scores: by postings, else by SQLite's FTS5.
 
 `embed.text.analysis` finds the words of indexed texts and of queries; FTS5 then applies Porter's stemmer.
 """
@@ -10,8 +10,9 @@ import numpy as np
 
 from embed.text.analysis import Query, query_terms
 from index.dense.scores import Scores, Spread
-from index.store.store import Numbers, Store
-from index.store.words import lexical_scores
+from index.lexical.live import LiveWords
+from index.store.store import Numbers
+from index.store.words import lexical_scores, phrase_expression
 
 # FTS5's search time grows with the number of terms; more terms do not help to find a long pasted text.
 MAX_TERMS = 1024
@@ -19,10 +20,7 @@ MAX_TERMS = 1024
 
 def match_expression(query: Query) -> str | None:
     """A valid FTS5 expression that matches any phrase of `query`, or None if the query has no words."""
-    found = [
-        f'"{" ".join(words)}"' + (" *" if is_prefix else "") for words, is_prefix in query.phrases[:MAX_TERMS]
-    ]
-    return " OR ".join(found) or None
+    return " OR ".join(map(phrase_expression, query.phrases[:MAX_TERMS])) or None
 
 
 class Matches(NamedTuple):
@@ -32,14 +30,18 @@ class Matches(NamedTuple):
     scores: Scores
 
     @classmethod
-    def find(cls, store: Store, tx: sqlite3.Connection, text: str, allowed: Numbers | None) -> "Matches":
+    def find(cls, live: LiveWords, tx: sqlite3.Connection, text: str, allowed: Numbers | None) -> "Matches":
         """The matches of a query's `text` among the passages with ids `allowed`; None for all passages."""
         query = query_terms(text)
         expression = match_expression(query)
         if expression is None:  # only punctuation
             return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         table = "lexical_stop_words" if query.only_stop_words else "lexical"
-        numbers, exact = lexical_scores(tx, table, expression)
+        words = live.current(tx)
+        if words:
+            numbers, exact = words.tables[table].scores(tx, query.phrases[:MAX_TERMS])
+        else:
+            numbers, exact = lexical_scores(tx, table, expression)
         scores = exact.astype(np.float32)
         keep = slice(None) if allowed is None else np.isin(numbers, allowed)
         return cls(numbers[keep], scores[keep])
