@@ -308,6 +308,7 @@ class Index:
         offset: int = 0,
         per_document: int | None = None,
         diversity: float = 0.0,
+        explain: bool = False,
     ) -> list[Hit]: ...
     @overload
     def search(
@@ -320,6 +321,7 @@ class Index:
         offset: int = 0,
         per_document: int | None = None,
         diversity: float = 0.0,
+        explain: bool = False,
     ) -> list[Any]: ...
     def search(
         self,
@@ -331,6 +333,7 @@ class Index:
         offset: int = 0,
         per_document: int | None = None,
         diversity: float = 0.0,
+        explain: bool = False,
     ) -> list[Any]:
         """Find the k best passages for each query.
 
@@ -352,6 +355,7 @@ class Index:
             per_document: at most so many passages of one document; None for any number.
             diversity: 0 to 1; above 0, a passage counts less the more it is like those before it (maximal marginal
                 relevance among the best max(50, 4 (k + offset))).
+            explain: whether hits have an `explanation`: the retrievers' shares of the score, the words' shares of BM25.
 
         Returns:
             Hits, best first; for several queries one list per query.
@@ -361,7 +365,7 @@ class Index:
                 wrong shape, or a text query in an index of precomputed vectors (except in mode "lexical").
         """
         current = self._current()
-        options = Options(k, mode, filter, offset, per_document, diversity)
+        options = Options(k, mode, filter, offset, per_document, diversity, explain)
         if isinstance(query, str):
             return search_texts(current, self._words, self._encoder_for(mode), [query], options)[0]
         if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
@@ -369,7 +373,7 @@ class Index:
                 current, self._words, self._encoder_for(mode), cast(list[str], list(query)), options
             )
         queries = check_vectors(cast(ArrayLike, query), current.store.settings.dimension)
-        hits = search_vectors(current, queries, options)
+        hits = search_vectors(current, self._words, queries, options)
         return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits
 
     def _encoder_for(self, mode: Mode) -> Encoder | None:

@@ -19,6 +19,12 @@ K1, B = 1.2, 0.75  # those of FTS5's bm25()
 LEAST_IDF = 1e-6  # what FTS5 gives a phrase that is in half of the passages or more
 
 
+def inverse_frequency(n_passages: int, n: int) -> float:
+    """FTS5's inverse document frequency of a phrase that `n` of the passages have."""
+    idf = math.log((n_passages - n + 0.5) / (n + 0.5))
+    return idf if idf > 0 else LEAST_IDF
+
+
 @dataclass(frozen=True, eq=False)
 class Bm25:
     """The postings of one table of the full text in one state of the store; immutable.
@@ -52,7 +58,7 @@ class Bm25:
                     total[rows[inside]] += shares[inside]
                 continue
             found = self._found(stem[phrase.words[0]], phrase.is_prefix)
-            idf = self._idf(sum(len(rows) for rows, _ in found))
+            idf = inverse_frequency(self._sizes[0], sum(len(rows) for rows, _ in found))
             for (rows, counts), norms, total in zip(found, self._norms, totals, strict=True):
                 total[rows] += idf * (counts * (K1 + 1)) / (counts + norms[rows])
         matches = [np.flatnonzero(total) for total in totals]
@@ -72,11 +78,6 @@ class Bm25:
                 rows, counts = rows[keep], counts[keep]
             found.append((rows, counts))
         return found
-
-    def _idf(self, n: int) -> float:
-        n_passages = self._sizes[0]
-        idf = math.log((n_passages - n + 0.5) / (n + 0.5))
-        return idf if idf > 0 else LEAST_IDF
 
     @cached_property
     def _live(self) -> list[NDArray[np.bool_] | None]:

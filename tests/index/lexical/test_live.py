@@ -72,7 +72,7 @@ def check(index, words=None):
         for text in QUERIES:
             query = query_terms(text)
             for table in ("lexical", "lexical_stop_words"):
-                numbers, scores = lexical_scores(tx, table, match_expression(query))
+                numbers, scores = lexical_scores(tx, table, match_expression(query.phrases))
                 found, ours = current.tables[table].scores(tx, query.phrases)
                 assert found.tolist() == numbers.tolist(), (text, table)
                 np.testing.assert_allclose(ours, scores, rtol=1e-12)
