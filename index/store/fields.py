@@ -62,18 +62,20 @@ def _is_key(name: str) -> bool:
 
 def add_fields(tx: sqlite3.Connection, document: int, metadata: str) -> None:
     """Write the rows of a document's metadata (JSON)."""
-    for name, kind, value in field_rows(json.loads(metadata)):
-        number = field_number(tx, name)
+    rows = field_rows(json.loads(metadata))
+    numbers = {name: field_number(tx, name) for name, _, _ in rows}
+    for name, number in numbers.items():
         if number is None:
-            number = tx.execute("INSERT INTO field_names (name) VALUES (?)", (name,)).lastrowid
-        tx.execute("INSERT OR IGNORE INTO fields VALUES (?, ?, ?, ?)", (number, kind, value, document))
+            numbers[name] = tx.execute("INSERT INTO field_names (name) VALUES (?)", (name,)).lastrowid
+    values = [(numbers[name], kind, value, document) for name, kind, value in rows]
+    tx.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?, ?, ?)", values)
 
 
 def remove_fields(tx: sqlite3.Connection, document: int, metadata: str) -> None:
     """Delete the rows of a document, which `add_fields` wrote for the same metadata."""
     delete = "DELETE FROM fields WHERE field = ? AND kind = ? AND value = ? AND document = ?"
-    for name, kind, value in field_rows(json.loads(metadata)):
-        tx.execute(delete, (field_number(tx, name), kind, value, document))
+    rows = field_rows(json.loads(metadata))
+    tx.executemany(delete, [(field_number(tx, name), kind, value, document) for name, kind, value in rows])
 
 
 def rewrite_fields(tx: sqlite3.Connection) -> None:
