@@ -5,6 +5,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from embed.encoding.encoder import Encoder
+from embed.encoding.rerank import Reranker
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView
@@ -19,6 +21,7 @@ from index.lexical.live import LiveWords
 from index.reading.document import Document
 from index.search.filters import Filter, unknown_fields
 from index.search.rank import Hit
+from index.search.rerank import rerank_hits
 from index.search.search import Mode, Options, search_texts, search_vectors
 from index.store.check import Problem, find_problems, mend
 from index.store.files import Files
@@ -27,6 +30,7 @@ from index.store.store import Store
 from index.store.words import n_passages_with
 from index.store.write import Changes, check_vectors, fit_map, write
 
+N_RERANKED = 20  # hits that a language model orders again
 MIN_MAP_PASSAGES = 1000  # a corpus map fitted on fewer passages is fitted again when the corpus has doubled
 
 
@@ -309,6 +313,8 @@ class Index:
         per_document: int | None = None,
         diversity: float = 0.0,
         explain: bool = False,
+        rerank: Reranker | None = None,
+        n_reranked: int = N_RERANKED,
     ) -> list[Hit]: ...
     @overload
     def search(
@@ -322,6 +328,8 @@ class Index:
         per_document: int | None = None,
         diversity: float = 0.0,
         explain: bool = False,
+        rerank: Reranker | None = None,
+        n_reranked: int = N_RERANKED,
     ) -> list[Any]: ...
     def search(
         self,
@@ -334,6 +342,8 @@ class Index:
         per_document: int | None = None,
         diversity: float = 0.0,
         explain: bool = False,
+        rerank: Reranker | None = None,
+        n_reranked: int = N_RERANKED,
     ) -> list[Any]:
         """Find the k best passages for each query.
 
@@ -356,6 +366,9 @@ class Index:
             diversity: 0 to 1; above 0, a passage counts less the more it is like those before it (maximal marginal
                 relevance among the best max(50, 4 (k + offset))).
             explain: whether hits have an `explanation`: the retrievers' shares of the score, the words' shares of BM25.
+            rerank: a language model that orders the best `n_reranked` passages again, by the log-probability of the
+                query after each (SGPT's cross-encoder); each costs a forward. Not thread-safe.
+            n_reranked: number of passages that `rerank` orders; the others follow in their order.
 
         Returns:
             Hits, best first; for several queries one list per query.
@@ -367,14 +380,29 @@ class Index:
         current = self._current()
         options = Options(k, mode, filter, offset, per_document, diversity, explain)
         if isinstance(query, str):
-            return search_texts(current, self._words, self._encoder_for(mode), [query], options)[0]
+            return self._search_texts(current, [query], options, rerank, n_reranked)[0]
         if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
-            return search_texts(
-                current, self._words, self._encoder_for(mode), cast(list[str], list(query)), options
-            )
+            return self._search_texts(current, cast(list[str], list(query)), options, rerank, n_reranked)
+        if rerank:
+            raise InputError("A vector cannot be re-ranked, since a language model reads texts; give a text.")
         queries = check_vectors(cast(ArrayLike, query), current.store.settings.dimension)
         hits = search_vectors(current, self._words, queries, options)
         return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits
+
+    def _search_texts(
+        self, current: LiveView, texts: list[str], options: Options, rerank: Reranker | None, n_reranked: int
+    ) -> list[list[Hit]]:
+        encoder = self._encoder_for(options.mode)
+        if rerank is None:
+            return search_texts(current, self._words, encoder, texts, options)
+        if n_reranked < 1:
+            raise InputError(f"n_reranked is {n_reranked}; expected at least 1.")
+        end = options.offset + options.k
+        found = search_texts(
+            current, self._words, encoder, texts, replace(options, k=max(end, n_reranked), offset=0)
+        )
+        pairs = zip(texts, found, strict=True)
+        return [rerank_hits(rerank, text, hits, n_reranked)[options.offset : end] for text, hits in pairs]
 
     def _encoder_for(self, mode: Mode) -> Encoder | None:
         return None if mode == "lexical" else self.encoder

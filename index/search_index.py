@@ -10,8 +10,9 @@ from typing import Annotated
 
 import tyro
 
+from embed.encoding.rerank import load_reranker
 from gpt_core.common.terminal import printable
-from index.index import Index
+from index.index import N_RERANKED, Index
 from index.search.explanation import Explanation
 from index.search.filter_words import parse_filter
 from index.search.rank import Hit
@@ -30,6 +31,8 @@ def search_index(
     per_document: int | None = None,
     diversity: float = 0.0,
     explain: bool = False,
+    rerank: str | None = None,
+    n_reranked: int = N_RERANKED,
     embedder: str | None = None,
     json: bool = False,
 ) -> None:
@@ -49,6 +52,9 @@ def search_index(
         per_document: at most so many passages of one document.
         diversity: 0 to 1; above 0, a passage counts less the more it is like those before it.
         explain: print how each score comes about: the share of vectors and of BM25, and each word's share of BM25.
+        rerank: folder or name of a language model that orders the best passages again, by the log-probability of the
+            query after each; slow.
+        n_reranked: number of passages that it orders.
         embedder: model folder, if it has moved since the index was built.
         json: print one JSON object instead of text.
     """
@@ -63,6 +69,8 @@ def search_index(
             per_document=per_document,
             diversity=diversity,
             explain=explain,
+            rerank=load_reranker(rerank) if rerank else None,
+            n_reranked=n_reranked,
         )
         if wanted and not hits and (unknown := found.unknown_fields(wanted)):
             print(f"no document has the field {', '.join(map(repr, unknown))}", file=sys.stderr)
@@ -83,6 +91,7 @@ def _print(query: str, mode: Mode, hits: list[Hit], json: bool) -> None:
     for rank, hit in enumerate(hits, 1):
         scores = [f"dense {hit.dense:.3f}"] if hit.dense is not None else []
         scores += [f"lexical {hit.lexical:.2f}"] if hit.lexical is not None else []
+        scores += [f"re-ranked {hit.reranked:.2f}"] if hit.reranked is not None else []
         path = " › ".join(dict.fromkeys([hit.title or hit.doc_id, *hit.headings]))
         pages = f", {hit.pages}" if hit.pages else ""
         name = printable(f"{path}{pages}  [{hit.passage_id}]")

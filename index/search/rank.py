@@ -51,6 +51,7 @@ class Hit:
         pages: the pages of the document that the passage is on; None for a document without pages.
         headings: those of the section in which the passage begins, the outermost first.
         explanation: how the score comes about; None unless it was asked for.
+        reranked: log-probability of the query after the passage, by which re-ranked hits are sorted instead; else None.
     """
 
     passage_id: str
@@ -66,6 +67,7 @@ class Hit:
     pages: PageRange | None = None
     headings: tuple[str, ...] = ()
     explanation: Explanation | None = None
+    reranked: float | None = None
 
     @classmethod
     def of(cls, ranked: Ranked, row: dict[str, Any], explanation: Explanation | None = None) -> "Hit":
@@ -75,7 +77,7 @@ class Hit:
         where = Pages.from_json(pages).of(row["start"], row["end"]) if pages else None
         parsed = {"metadata": json.loads(row["metadata"]), "headings": tuple(json.loads(row["headings"]))}
         row = {**row, **parsed, "pages": where}
-        scores = {"score": ranked.score, "dense": ranked.dense, "lexical": ranked.lexical}
+        scores: dict[str, Any] = {"score": ranked.score, "dense": ranked.dense, "lexical": ranked.lexical}
         return cls(passage_id=name, explanation=explanation, **scores, **row)
 
 
