@@ -6,6 +6,8 @@ import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -14,12 +16,15 @@ from numpy.typing import ArrayLike
 
 from embed.encoding.embedder import Embedder
 from embed.encoding.load import load_embedder
+from embed.encoding.rerank import Reranker
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView
+from index.lexical.live import LiveWords
 from index.reading.document import Document
 from index.search.filters import Filter, unknown_fields
 from index.search.rank import Hit
+from index.search.rerank import rerank_hits
 from index.search.search import Mode, Options, search_texts, search_vectors
 from index.store.check import Problem, find_problems, mend
 from index.store.connections import ReplacedError
@@ -27,9 +32,11 @@ from index.store.files import Files
 from index.store.reembed import Reembedded, reembed
 from index.store.settings import Settings
 from index.store.store import Store
+from index.store.words import n_passages_with
 from index.store.write import Changes, check_vectors, fit_map, write
 
 T = TypeVar("T")
+N_RERANKED = 20  # hits that a language model orders again
 MIN_MAP_PASSAGES = 1000  # a corpus map fitted on fewer passages is fitted again when the corpus has doubled
 
 
@@ -42,7 +49,7 @@ class Index:
     """
 
     def __init__(self, view: LiveView, encoder: Embedder | None) -> None:
-        self._view = view
+        self._view, self._words = view, LiveWords(view.store)
         self._given = self._encoder = encoder  # as the caller gave it; as it is loaded
         self._encoder_lock, self._view_lock = threading.Lock(), threading.Lock()
         self._closed = False
@@ -151,6 +158,7 @@ class Index:
         """Close the store's files, after a snapshot that is being written; the index can then not be used any more."""
         self._closed = True
         self._view.close()
+        self._words.wait()
 
     def __enter__(self) -> "Index":
         return self
@@ -160,17 +168,22 @@ class Index:
 
     def _current(self) -> LiveView:
         """The store and its vectors; opened anew if another index was made in the folder."""
+        return self._now()[0]
+
+    def _now(self) -> tuple[LiveView, LiveWords]:
+        """The store and its vectors, and its postings; as `_current`."""
         with self._view_lock:
             if self._closed:
                 raise InputError(f"The index {self.folder} is closed; open it again.")
             if self._view.store.is_replaced():
                 self._reopen()
-            return self._view
+            return self._view, self._words
 
     def _reopen(self) -> None:
         """Open the index that is in the folder now; the caller holds `_view_lock`."""
         old, self._view = self._view, _open(self.folder, lambda: self._given)[0]
         old.store.close()
+        self._words = LiveWords(self._view.store)
         with self._encoder_lock:
             self._encoder = self._given  # None: the embedder that the index names now
 
@@ -276,8 +289,9 @@ class Index:
         return done
 
     def save_snapshot(self) -> None:
-        """Save a snapshot of the current vectors, from which the next process opens the index quickly."""
+        """Save a snapshot of the current vectors and postings, with which the next process searches at once."""
         self._current().save_snapshot()
+        self._words.save()
 
     def repair(self) -> list[Problem]:
         """Mend what `index.store.check.find_problems` finds; returns what that was.
@@ -317,7 +331,7 @@ class Index:
             InputError: if another process or thread is writing.
         """
         view = self._current()
-        view.save_snapshot()
+        self.save_snapshot()
         with view.store.lock():
             view.forget_deletions(at_least=1)
         view.store.vacuum()
@@ -335,6 +349,9 @@ class Index:
         offset: int = 0,
         per_document: int | None = None,
         diversity: float = 0.0,
+        explain: bool = False,
+        rerank: Reranker | None = None,
+        n_reranked: int = N_RERANKED,
     ) -> list[Hit]: ...
     @overload
     def search(
@@ -347,6 +364,9 @@ class Index:
         offset: int = 0,
         per_document: int | None = None,
         diversity: float = 0.0,
+        explain: bool = False,
+        rerank: Reranker | None = None,
+        n_reranked: int = N_RERANKED,
     ) -> list[Any]: ...
     def search(
         self,
@@ -358,6 +378,9 @@ class Index:
         offset: int = 0,
         per_document: int | None = None,
         diversity: float = 0.0,
+        explain: bool = False,
+        rerank: Reranker | None = None,
+        n_reranked: int = N_RERANKED,
     ) -> list[Any]:
         """Find the k best passages for each query.
 
@@ -379,6 +402,10 @@ class Index:
             per_document: at most so many passages of one document; None for any number.
             diversity: 0 to 1; above 0, a passage counts less the more it is like those before it (maximal marginal
                 relevance among the best max(50, 4 (k + offset))).
+            explain: whether hits have an `explanation`: the retrievers' shares of the score, the words' shares of BM25.
+            rerank: a language model that orders the best `n_reranked` passages again, by the log-probability of the
+                query after each (SGPT's cross-encoder); each costs a forward. Not thread-safe.
+            n_reranked: number of passages that `rerank` orders; the others follow in their order.
 
         Returns:
             Hits, best first; for several queries one list per query.
@@ -387,28 +414,56 @@ class Index:
             InputError: for an empty query, a number out of range, an unknown mode, a malformed filter, vectors of a
                 wrong shape, or a text query in an index of precomputed vectors (except in mode "lexical").
         """
-        options = Options(k, mode, filter, offset, per_document, diversity)
-        return self._read(lambda view: self._search(view, query, options))
+        options = Options(k, mode, filter, offset, per_document, diversity, explain)
+        return self._read(lambda view, words: self._search(view, words, query, options, rerank, n_reranked))
 
-    def _search(self, view: LiveView, query: str | Sequence[str] | ArrayLike, options: Options) -> list[Any]:
+    def _search(
+        self,
+        view: LiveView,
+        words: LiveWords,
+        query: str | Sequence[str] | ArrayLike,
+        options: Options,
+        rerank: Reranker | None,
+        n_reranked: int,
+    ) -> list[Any]:
+        search = partial(
+            self._search_texts, view, words, options=options, rerank=rerank, n_reranked=n_reranked
+        )
         if isinstance(query, str):
-            return search_texts(view, self._encoder_for(options.mode), [query], options)[0]
+            return search([query])[0]
         if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
-            texts = cast(list[str], list(query))
-            return search_texts(view, self._encoder_for(options.mode), texts, options)
+            return search(cast(list[str], list(query)))
+        if rerank:
+            raise InputError("A vector cannot be re-ranked, since a language model reads texts; give a text.")
         queries = check_vectors(cast(ArrayLike, query), view.store.settings.dimension)
-        hits = search_vectors(view, queries, options)
+        hits = search_vectors(view, words, queries, options)
         return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits
 
-    def _read(self, use: Callable[[LiveView], T]) -> T:
+    def _search_texts(
+        self,
+        view: LiveView,
+        words: LiveWords,
+        texts: list[str],
+        options: Options,
+        rerank: Reranker | None,
+        n_reranked: int,
+    ) -> list[list[Hit]]:
+        encoder = None if options.mode == "lexical" else self.encoder
+        if rerank is None:
+            return search_texts(view, words, encoder, texts, options)
+        if n_reranked < 1:
+            raise InputError(f"n_reranked is {n_reranked}; expected at least 1.")
+        end = options.offset + options.k
+        found = search_texts(view, words, encoder, texts, replace(options, k=max(end, n_reranked), offset=0))
+        pairs = zip(texts, found, strict=True)
+        return [rerank_hits(rerank, text, hits, n_reranked)[options.offset : end] for text, hits in pairs]
+
+    def _read(self, use: Callable[[LiveView, LiveWords], T]) -> T:
         """`use` of the index as it is now, even if it was replaced or got another embedder in the meantime."""
         try:
-            return use(self._current())
+            return use(*self._now())
         except ReplacedError:
-            return use(self._current())
-
-    def _encoder_for(self, mode: Mode) -> Embedder | None:
-        return None if mode == "lexical" else self.encoder
+            return use(*self._now())
 
     def get(self, doc_id: str) -> Document | None:
         """The document with this id, or None if there is none."""
@@ -422,7 +477,7 @@ class Index:
         """
         terms = list(terms)
         n_passages, n_with = self._ask(
-            lambda store, tx: (store.count(tx, "passages"), store.n_passages_with(tx, terms))
+            lambda store, tx: (store.count(tx, "passages"), n_passages_with(tx, terms))
         )
         return {term: math.log(1 + (n_passages - n + 0.5) / (n + 0.5)) for term, n in n_with.items()}
 
@@ -449,7 +504,7 @@ class Index:
     def _ask(self, question: Callable[[Store, sqlite3.Connection], T]) -> T:
         """`question` of the store in a read transaction."""
 
-        def ask(view: LiveView) -> T:
+        def ask(view: LiveView, _: LiveWords) -> T:
             with view.store.read() as tx:
                 return question(view.store, tx)
 

@@ -14,7 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embed.encoding.encoder import special_tokens
+from embed.formats.folder import model_folder
 from gpt_core.common.errors import InputError
+from gpt_core.hardware.device import DeviceName, pick_device
+from gpt_core.hub.locate import resolve
 from gpt_core.model.cache import Cache
 from gpt_core.model.gpt import GPT
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -252,6 +255,16 @@ class Reranker:
     def _cache(self, n_slots: int, length: int) -> Cache:
         model = self.model
         return Cache(model.config, n_slots, device=model.device, dtype=model.dtype, length=length)
+
+
+def load_reranker(name: str, device: DeviceName = "auto") -> Reranker:
+    """The re-ranker of a language model, by its folder or name.
+
+    Raises:
+        InputError: if there is no such model.
+    """
+    folder = model_folder(resolve(name))
+    return Reranker(GPT.from_pretrained(folder).to(pick_device(device)), Tokenizer.from_pretrained(folder))
 
 
 def rerank_run(

@@ -41,7 +41,7 @@ class Target:
         """
         folder = Path(options.index)
         if (folder / FILE).exists():
-            with closing(Store(folder, migrate=not options.dry_run)) as store:
+            with closing(Store(folder, update=not options.dry_run)) as store:
                 _check_settings(options, store.settings)
                 return cls(options, store.settings, None)
         if options.delete:

@@ -14,7 +14,8 @@ from index.dense.snapshot import Snapshot, State
 from index.dense.view import View
 from index.evaluation.collection import Collection, Run
 from index.index import Index
-from index.search.lexical import Matches
+from index.lexical.live import LiveWords
+from index.lexical.matches import Matches
 from index.search.rank import Ranked, rank_dense, rank_hybrid
 from index.store.store import Store
 
@@ -36,7 +37,8 @@ class Retrievers:
                 index.add(collection.documents.values(), np.ones((len(collection.documents), 1)))
             with closing(Store(folder)) as store, store.read() as tx:
                 self._numbers = np.concatenate([numbers for numbers, _ in store.vector_blocks(tx, 0)])
-                self._matches = [Matches.find(store, tx, text, None) for text in texts]
+                words = LiveWords(store)
+                self._matches = [Matches.find(words, tx, text, None) for text in texts]
         self._names = dict(zip(self._numbers.tolist(), collection.documents, strict=True))
 
     def dense(self, queries: Vectors, documents: Vectors, k: int) -> Run:

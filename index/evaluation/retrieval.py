@@ -10,16 +10,13 @@ from tqdm import tqdm
 from embed.data.bm25 import BM25
 from embed.encoding.contenders import OF_BASE, Contender, contenders, names_of, variants
 from embed.encoding.encoder import Dtype
-from embed.encoding.rerank import Reranker, rerank_run
+from embed.encoding.rerank import load_reranker, rerank_run
 from embed.evaluation.contamination import count_seen, training_texts
 from embed.evaluation.published import BM25S, check_published
-from embed.formats.folder import model_folder
 from gpt_core.common.errors import InputError
 from gpt_core.evaluation.report import print_report
-from gpt_core.hardware.device import DeviceName, pick_device
-from gpt_core.hub.locate import DEFAULT_EMBEDDER, resolve
-from gpt_core.model.gpt import GPT
-from gpt_core.tokenizer.tokenizer import Tokenizer
+from gpt_core.hardware.device import DeviceName
+from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from index.evaluation.built_index import CachingEncoder, built_index, search_documents
 from index.evaluation.collection import Collection, Run
 from index.evaluation.metrics import METRICS, Figures, bootstrap, score_queries
@@ -155,9 +152,7 @@ def evaluate_retrieval(
         for table in tables:
             table.compete(contender, asked, dims)
     if "rerank" in asked:
-        folder = model_folder(resolve(base or embedder))
-        gpt = GPT.from_pretrained(folder).to(pick_device(device))
-        reranker = Reranker(gpt, Tokenizer.from_pretrained(folder))
+        reranker = load_reranker(base or embedder, device)
         for table, run in zip(tables, found, strict=True):
             texts = dict(zip(table.collection.documents, table.collection.texts, strict=True))
             cut_before = reranker.n_truncated

@@ -4,11 +4,13 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt_core.common.errors import InputError
+from index.store.fields import Kind
 from index.store.store import Numbers
 
 # field → one value | alternative values | {operator: operand, …}; "$and", "$or" → filters; "$not" → a filter
@@ -22,22 +24,33 @@ MAX_DEPTH = 10  # of filters in filters; SQLite limits expressions to a depth of
 YEAR = "[0-9][0-9][0-9][0-9]"
 DATE = re.compile(r"[0-9]{4}(-[0-9]{2}){0,2}")
 
-# A list field matches if any of its values does. Field names are bound parameters, never part of a JSON path. SQLite's
-# value of true is 1, so that true and false are told by their type; its value of an object is the text of its JSON.
+# A list field matches if any of its values does. The index over fields has the values `one`, except long texts, for
+# which the metadata are read. Field names are bound parameters, never part of a JSON path. SQLite's value of true is 1,
+# so that true and false are told by their kind; its value of an object is the text of its JSON.
+HAS_VALUE = f"""p.document IN (
+    SELECT document FROM fields AS one
+    WHERE field = (SELECT number FROM field_names WHERE name = ?) AND kind <= {Kind.BOOLEAN} AND {{condition}}
+    UNION ALL
+    SELECT d.number FROM fields AS long JOIN documents AS d ON d.number = long.document
+    WHERE long.field = (SELECT number FROM field_names WHERE name = ?) AND long.kind = {Kind.LONG} AND EXISTS (
+        SELECT 1 FROM (
+            SELECT one.value, one.type IN ('true', 'false') AS kind
+            FROM ({{fields}}) AS field, json_each(CASE field.type WHEN 'array' THEN field.value
+                WHEN 'true' THEN '[true]' WHEN 'false' THEN '[false]' ELSE json_array(field.value) END) AS one
+            WHERE field.type <> 'object' AND one.type NOT IN ('object', 'array')
+        ) AS one WHERE {{condition}}))"""
+EXISTS = f"""p.document IN (
+    SELECT document FROM fields
+    WHERE field = (SELECT number FROM field_names WHERE name = ?) AND kind <> {Kind.NULL})"""
+NUMBER_OR_TEXT = f"one.kind = {Kind.VALUE}"
 FIELD = "SELECT value, type FROM json_each(d.metadata) WHERE key = ?"
 # A field inside an object, by a path whose keys are quoted.
 NESTED = """ UNION ALL SELECT json_extract(d.metadata, ?), json_type(d.metadata, ?)
     WHERE json_type(d.metadata, ?) IS NOT NULL"""
-HAS_FIELD = """EXISTS (
-    SELECT 1 FROM ({fields}) AS field,
-        json_each(CASE field.type WHEN 'array' THEN field.value WHEN 'true' THEN '[true]' WHEN 'false' THEN '[false]'
-                  ELSE json_array(field.value) END) AS one
-    WHERE field.type <> 'object' AND one.type NOT IN ('object', 'array') AND {condition})"""
-NUMBER_OR_TEXT = "one.type NOT IN ('true', 'false')"
 
 
 class _Sql(NamedTuple):
-    """A condition on a row of documents AS d, or on one value of a field, with the values of its parameters."""
+    """A condition on a row of passages AS p, or on one value of a field, with the values of its parameters."""
 
     text: str
     values: list[Any]
@@ -46,6 +59,8 @@ class _Sql(NamedTuple):
 def allowed(tx: sqlite3.Connection, wanted: Filter) -> Numbers:
     """The ids (n,) int64, sorted ascending, of the passages whose documents meet every condition of `wanted`.
 
+    Conditions on metadata are looked up in the index over fields, without reading the documents.
+
     Raises:
         InputError: for a malformed condition.
     """
@@ -53,10 +68,8 @@ def allowed(tx: sqlite3.Connection, wanted: Filter) -> Numbers:
     if n_conditions > MAX_CONDITIONS:
         raise InputError(f"The filter has {n_conditions} conditions; expected at most {MAX_CONDITIONS}.")
     condition = _all_of(wanted)
-    query = f"""
-        SELECT p.number FROM documents AS d JOIN passages AS p ON p.document = d.number
-        WHERE {condition.text} ORDER BY p.number"""
-    return np.array([number for (number,) in tx.execute(query, condition.values)], dtype=np.int64)
+    rows = tx.execute(f"SELECT p.number FROM passages AS p WHERE {condition.text}", condition.values)
+    return np.sort(np.fromiter(chain.from_iterable(rows), dtype=np.int64))
 
 
 def fields_of(wanted: Any, depth: int = 0) -> Iterator[str]:
@@ -153,10 +166,11 @@ def _source(name: str) -> _Sql:
 def _has(name: str, condition: _Sql) -> _Sql:
     """Whether a value of the field meets a condition."""
     if name == "doc_id":
-        return condition
+        text = f"p.document IN (SELECT d.number FROM documents AS d WHERE {condition.text})"
+        return _Sql(text, condition.values)
     source = _source(name)
-    text = HAS_FIELD.format(fields=source.text, condition=condition.text)
-    return _Sql(text, [*source.values, *condition.values])
+    text = HAS_VALUE.format(fields=source.text, condition=condition.text)
+    return _Sql(text, [name, *condition.values, name, *source.values, *condition.values])
 
 
 def _exists(name: str, wanted: Any) -> _Sql:
@@ -164,8 +178,7 @@ def _exists(name: str, wanted: Any) -> _Sql:
         raise InputError(f"filter on {name!r}: {wanted!r} for 'exists'; expected true or false.")
     if name == "doc_id":
         return _Sql(str(int(wanted)), [])
-    source = _source(name)
-    found = _Sql(f"EXISTS (SELECT 1 FROM ({source.text}) WHERE type <> 'null')", source.values)
+    found = _Sql(EXISTS, [name])
     return found if wanted else _negated(found)
 
 
@@ -182,12 +195,13 @@ def _equal(name: str, value: Any) -> _Sql:
     values = [_scalar(name, one) for one in values]
     if name == "doc_id":
         return _Sql(f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(values)])
-    condition = f"""CASE WHEN {NUMBER_OR_TEXT} THEN {column} IN (SELECT value FROM json_each(?))
-                    ELSE {column} IN (SELECT value FROM json_each(?)) END"""
-    booleans = [one for one in values if isinstance(one, bool)]
-    return _Sql(
-        condition, [json.dumps([one for one in values if not isinstance(one, bool)]), json.dumps(booleans)]
-    )
+    parts = []
+    for kind in (Kind.VALUE, Kind.BOOLEAN):
+        some = [one for one in values if isinstance(one, bool) == (kind == Kind.BOOLEAN)]
+        if some:
+            text = f"(one.kind = {kind} AND {column} IN (SELECT value FROM json_each(?)))"
+            parts.append(_Sql(text, [json.dumps(some)]))
+    return _joined(" OR ", parts)
 
 
 def _contains(name: str, part: Any) -> _Sql:

@@ -12,9 +12,10 @@ from embed.data.vectors import Vectors
 from embed.network.config import Fusion
 from index.dense.scores import Scores, Spread
 from index.dense.view import View
+from index.lexical.matches import Matches
 from index.reading.document import passage_id
 from index.reading.pages import PageRange, pages_in_json
-from index.search.lexical import Matches
+from index.search.explanation import Explanation, Share, Shares
 from index.store.store import Numbers
 
 # FTS5 gives a word that is in more than half of the passages an IDF of 1e-6. Where all scores are below this limit, the
@@ -23,12 +24,16 @@ MIN_BM25 = 1e-3
 
 
 class Ranked(NamedTuple):
-    """A ranked passage: its id in the store and its scores; None for a retriever that was not used."""
+    """A ranked passage: its id in the store and its scores; None for a retriever that was not used.
+
+    `shares`: the dense and the lexical retriever's, if they were fused.
+    """
 
     number: int
     score: float
     dense: float | None
     lexical: float | None
+    shares: tuple[Share, Share] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Hit:
         metadata: the document's metadata.
         pages: the pages of the document that the passage is on; None for a document without pages.
         headings: those of the section in which the passage begins, the outermost first.
+        explanation: how the score comes about; None unless it was asked for.
+        reranked: log-probability of the query after the passage, by which re-ranked hits are sorted instead; else None.
     """
 
     passage_id: str
@@ -59,16 +66,19 @@ class Hit:
     metadata: dict[str, Any]
     pages: PageRange | None = None
     headings: tuple[str, ...] = ()
+    explanation: Explanation | None = None
+    reranked: float | None = None
 
     @classmethod
-    def of(cls, ranked: Ranked, row: dict[str, Any]) -> "Hit":
+    def of(cls, ranked: Ranked, row: dict[str, Any], explanation: Explanation | None = None) -> "Hit":
         """The hit for a ranked passage and its row in the store."""
         name = passage_id(row["doc_id"], row["start"], row["end"])
         pages = row["pages"]
         where = pages_in_json(pages, row["start"], row["end"]) if pages else None
         parsed = {"metadata": json.loads(row["metadata"]), "headings": tuple(json.loads(row["headings"]))}
         row = {**row, **parsed, "pages": where}
-        return cls(passage_id=name, score=ranked.score, dense=ranked.dense, lexical=ranked.lexical, **row)
+        scores: dict[str, Any] = {"score": ranked.score, "dense": ranked.dense, "lexical": ranked.lexical}
+        return cls(passage_id=name, explanation=explanation, **scores, **row)
 
 
 def rank_lexical(matches: Matches, k: int) -> list[Ranked]:
@@ -114,16 +124,19 @@ def rank_hybrid(
         spread = Spread(0, 0)
         if fusion.kind == "z":
             spread = view.spread(query) if allowed is None else Spread.of(view.score(query, allowed))
-        scores = fuse(fusion, dense, lexical, spread, found.spread(n_passages))
+        shares = fuse(fusion, dense, lexical, spread, found.spread(n_passages))
+        scores = shares[0].shares + shares[1].shares
         best = _best(scores, k)
         columns = (candidates[best], scores[best], dense[best], lexical[best])
-        results.append([Ranked(*row) for row in zip(*(c.tolist() for c in columns), strict=True)])
+        pairs = zip(*(part.of(best) for part in shares), strict=True)
+        rows = zip(*(c.tolist() for c in columns), pairs, strict=True)
+        results.append([Ranked(*row) for row in rows])
     return results
 
 
 def fuse(
     fusion: Fusion, dense: Scores, lexical: Scores, dense_spread: Spread, lexical_spread: Spread
-) -> Scores:
+) -> tuple[Shares, Shares]:
     """Fuse the dense and lexical scores of one query's candidates.
 
     "tm2c2" and "z" combine scores: a retriever that finds nothing relevant scores all candidates nearly equally and so
@@ -137,19 +150,27 @@ def fuse(
         dense_spread, lexical_spread: mean and deviation of this query's scores over the corpus; used by "z" only.
 
     Returns:
-        (n,) scores, higher is better: for "tm2c2" a convex combination of min-max scores with theoretical minima (Bruch
-        et al. 2022), for "z" of standard scores; for "rrf" a sum of 1 / (k + rank) (Cormack et al. 2009).
+        The shares of the dense and the lexical retriever, whose sum is the score, higher is better: for "tm2c2" a
+        convex combination of min-max scores with theoretical minima (Bruch et al. 2022), for "z" of standard scores;
+        for "rrf" a sum of 1 / (k + rank) (Cormack et al. 2009).
     """
-    if lexical.max(initial=0) < MIN_BM25:
+    has_words = bool(lexical.max(initial=0) >= MIN_BM25)
+    if not has_words:
         lexical, lexical_spread = np.zeros_like(lexical), Spread(0, 0)
     if fusion.kind == "rrf":
         by_words = np.where(lexical > 0, 1 / (fusion.k + _ranks(lexical)), 0)
-        return (1 / (fusion.k + _ranks(dense)) + by_words).astype(np.float32)
+        by_vectors = 1 / (fusion.k + _ranks(dense))
+        return (
+            Shares(by_vectors.astype(np.float32), dense, 1.0, ranks=_ranks(dense)),
+            Shares(by_words.astype(np.float32), lexical, float(has_words), ranks=_ranks(lexical)),
+        )
     if fusion.kind == "tm2c2":
-        dense, lexical = (dense + 1) / 2, lexical / np.float32(lexical.max(initial=0) or 1)
-    else:
-        dense, lexical = _standard(dense, dense_spread), _standard(lexical, lexical_spread)
-    return fusion.dense_weight * dense + (1 - fusion.dense_weight) * lexical
+        dense_spread, lexical_spread = Spread(-1, 2), Spread(0, float(lexical.max(initial=0)))
+    weight = fusion.dense_weight
+    return (
+        Shares.scaled(dense, dense_spread, weight),
+        Shares.scaled(lexical, lexical_spread, (1 - weight) * has_words),
+    )
 
 
 def _nearest(view: View, queries: Vectors, k: int, allowed: Numbers | None) -> list[tuple[Numbers, Scores]]:
@@ -172,10 +193,6 @@ def _best(scores: Scores, k: int) -> Numbers:
     else:
         places = np.arange(len(scores))
     return places[np.argsort(-scores[places], kind="stable")][:k]
-
-
-def _standard(scores: Scores, spread: Spread) -> Scores:
-    return (scores - np.float32(spread.mean)) / np.float32(spread.deviation or 1)
 
 
 def _ranks(scores: Scores) -> NDArray[np.int64]:

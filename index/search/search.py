@@ -12,8 +12,10 @@ from embed.data.vectors import Vectors
 from embed.encoding.embedder import Embedder
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView, View
+from index.lexical.live import LiveWords
+from index.lexical.matches import Matches
+from index.search.explain import explain
 from index.search.filters import Filter, allowed
-from index.search.lexical import Matches
 from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
 from index.store.store import Numbers, Store
 
@@ -36,6 +38,7 @@ class Options:
     offset: int = 0
     per_document: int | None = None
     diversity: float = 0.0
+    explain: bool = False
 
     def __post_init__(self) -> None:
         least = {"k": 1, "offset": 0} | ({} if self.per_document is None else {"per_document": 1})
@@ -54,7 +57,7 @@ class Options:
 
 
 def search_texts(
-    live: LiveView, encoder: Embedder | None, texts: Sequence[str], options: Options
+    live: LiveView, words: LiveWords, encoder: Embedder | None, texts: Sequence[str], options: Options
 ) -> list[list[Hit]]:
     """The best passages for each text.
 
@@ -72,9 +75,11 @@ def search_texts(
             numbers = _allowed(tx, options)
 
             def rank_words(n: int) -> list[list[Ranked]]:  # the matches of one text at a time in memory
-                return [rank_lexical(Matches.find(store, tx, text, numbers), n) for text in texts]
+                return [rank_lexical(Matches.find(words, tx, text, numbers), n) for text in texts]
 
-            return _hits(store, tx, _selected(rank_words, options, store, tx))
+            return _hits(
+                words, tx, _selected(rank_words, options, store, tx), texts if options.explain else None
+            )
     if encoder is None:
         raise InputError(f"{store.folder} was built from precomputed vectors; search texts in mode lexical.")
     queries = encoder.encode_query(list(texts))
@@ -85,13 +90,14 @@ def search_texts(
         def rank(n: int) -> list[list[Ranked]]:
             if options.mode == "dense":
                 return rank_dense(view, queries, n, numbers)
-            matches = map(partial(Matches.find, store, tx, allowed=numbers), texts)  # one at a time in memory
+            matches = map(partial(Matches.find, words, tx, allowed=numbers), texts)  # one at a time in memory
             return rank_hybrid(view, queries, matches, n, numbers, store.settings.fusion)
 
-        return _hits(store, tx, _selected(rank, options, store, tx, view))
+        results = _selected(rank, options, store, tx, view)
+        return _hits(words, tx, results, texts if options.explain else None)
 
 
-def search_vectors(live: LiveView, queries: Vectors, options: Options) -> list[list[Hit]]:
+def search_vectors(live: LiveView, words: LiveWords, queries: Vectors, options: Options) -> list[list[Hit]]:
     """The nearest passages for each vector (Q, dimension), as the embedder returns them.
 
     Raises:
@@ -104,7 +110,7 @@ def search_vectors(live: LiveView, queries: Vectors, options: Options) -> list[l
     with live.current() as (tx, view):
         numbers, mapped = _allowed(tx, options), view.corpus_map.apply(queries)
         results = _selected(lambda n: rank_dense(view, mapped, n, numbers), options, live.store, tx, view)
-        return _hits(live.store, tx, results)
+        return _hits(words, tx, results, [None] * len(results) if options.explain else None)
 
 
 def _allowed(tx: sqlite3.Connection, options: Options) -> Numbers | None:
@@ -167,6 +173,20 @@ def _diverse(ranked: list[Ranked], n: int, diversity: float, view: View) -> list
     return [ranked[i] for i in chosen]
 
 
-def _hits(store: Store, tx: sqlite3.Connection, results: list[list[Ranked]]) -> list[list[Hit]]:
-    rows = store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
-    return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
+def _hits(
+    words: LiveWords,
+    tx: sqlite3.Connection,
+    results: list[list[Ranked]],
+    explained: Sequence[str | None] | None,
+) -> list[list[Hit]]:
+    """The hits of each query; `explained`: the queries whose hits' scores are explained, or None."""
+    rows = words.store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
+    if explained is None:
+        return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
+    return [
+        [
+            Hit.of(ranked, rows[ranked.number], explanation)
+            for ranked, explanation in zip(result, explain(words, tx, text, result, rows), strict=True)
+        ]
+        for text, result in zip(explained, results, strict=True)
+    ]

@@ -3,15 +3,21 @@
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from index.reading.document import Document
+from index.store.fields import field_rows, rewrite_fields, stored_rows
 from index.store.schema import LEXICAL
-from index.store.store import Store, lexical_terms
+from index.store.store import Store
+from index.store.texts import DOCUMENT_TEXT, passage_texts
+from index.store.words import lexical_terms, rewrite_words
 
 MOST_NAMED = 3  # ids in a message
+PASSAGES_PER_BLOCK = 1000  # whose words are compared at once
 
 
 class Problem(NamedTuple):
@@ -81,52 +87,73 @@ def _vectors(store: Store, tx: sqlite3.Connection) -> Iterator[Problem]:
 
 
 def _documents(tx: sqlite3.Connection) -> Iterator[Problem]:
-    """Whether each document has the content of its hash, and each passage the text of its document."""
-    changed, unreadable = [], []
-    for doc_id, title, text, metadata, content, pages in tx.execute(
-        "SELECT id, title, text, metadata, hash, pages FROM documents"
-    ):
+    """Whether each document has the content of its hash, its passages in their places, and its fields."""
+    changed, unreadable, moved, fields = [], [], [], 0
+    query = (
+        f"SELECT number, id, title, metadata, hash, pages, length(lead), {DOCUMENT_TEXT} FROM documents AS d"
+    )
+    for number, doc_id, title, metadata, content, pages, lead, text in tx.execute(query):
         if content and Document.content_hash(title, text, metadata) != content:  # "": `mend` has marked it
             changed.append((doc_id,))
         try:
-            json.loads(metadata), json.loads(pages or "0")
+            json.loads(pages or "0")
+            fields += sum(hash((number, row)) for row in field_rows(json.loads(metadata)))
         except ValueError:
             unreadable.append((doc_id,))
+        if not _is_in_place(tx, number, lead, len(text)):
+            moved.append((doc_id,))
     if changed:
         ids = tuple(doc_id for (doc_id,) in changed)
         yield Problem(f"{_named(changed)} have another text than was stored", ids, is_content=True)
     if unreadable:
         ids = tuple(doc_id for (doc_id,) in unreadable)
-        text = f"{_named(unreadable)} have metadata or pages that are not JSON"
-        yield from (Problem(text, ids, is_content=True), Problem(text, ids))
-    moved = tx.execute(
-        """SELECT DISTINCT d.id FROM passages AS p JOIN documents AS d ON d.number = p.document
-           WHERE substr(d.text, p.start + 1, p.stop - p.start) <> p.text"""
-    ).fetchall()
+        said = f"{_named(unreadable)} have metadata or pages that are not JSON"
+        yield from (Problem(said, ids, is_content=True), Problem(said, ids))
     if moved:
         ids = tuple(doc_id for (doc_id,) in moved)
         yield Problem(f"{_named(moved)} have passages that are not at their place in the text", ids)
+    if not unreadable and fields != sum(map(hash, stored_rows(tx))):
+        yield Problem("the index over fields is not that of the documents' metadata")
+
+
+def _is_in_place(tx: sqlite3.Connection, document: int, lead: int, length: int) -> bool:
+    """Whether the texts of a document's passages follow each other in the order of their places."""
+    query = "SELECT start, stop, text FROM passages WHERE document = ? ORDER BY start"
+    rows = tx.execute(query, (document,)).fetchall()
+    begins = [start for start, _, _ in rows]
+    ends = [start + len(text) for start, _, text in rows]
+    is_whole = all(start <= stop <= length for start, stop, _ in rows)
+    return not rows or (is_whole and begins == [lead, *ends[:-1]] and ends[-1] == rows[-1][1])
 
 
 def _lexical(tx: sqlite3.Connection) -> Iterator[Problem]:
-    """Whether the full text has the terms of each passage."""
-    wrong = sum(
-        tx.execute(f"SELECT count(*) FROM (SELECT {one} EXCEPT SELECT {other})").fetchone()[0]
-        for table in LEXICAL
-        for one, other in [
-            ("number FROM passages", f"id FROM {table}_docsize"),
-            (f"id FROM {table}_docsize", "number FROM passages"),
-        ]
-    )
-    if not wrong:
-        rows = tx.execute(
-            """SELECT d.title, p.text, l.terms, s.terms FROM passages AS p JOIN documents AS d ON d.number = p.document
-               JOIN lexical AS l ON l.rowid = p.number JOIN lexical_stop_words AS s ON s.rowid = p.number"""
-        )
-        for title, text, words, stop_words in rows:
-            wrong += list(lexical_terms(title, text).values()) != [words, stop_words]
+    """Whether the full text has the words of each passage, each at its place."""
+    wrong = set()
+    for table in LEXICAL:
+        there = {number for (number,) in tx.execute(f"SELECT id FROM {table}_docsize")}
+        wrong |= there.symmetric_difference(number for (number,) in tx.execute("SELECT number FROM passages"))
+        sums: dict[
+            int, int
+        ] = {}  # of the hashes of a passage's words: those expected minus those that are there
+        _add_words(tx, table, -1, sums)
+        passages = passage_texts(tx)
+        while block := list(islice(passages, PASSAGES_PER_BLOCK)):
+            with closing(sqlite3.connect(":memory:")) as expected:  # with FTS5's own stemmer
+                expected.execute(LEXICAL[table])
+                words = ((number, lexical_terms(title, text)[table]) for number, title, text in block)
+                expected.executemany(f"INSERT INTO {table} (rowid, terms) VALUES (?, ?)", words)
+                _add_words(expected, table, 1, sums)
+        wrong |= {number for number, total in sums.items() if total}
     if wrong:
-        yield Problem(f"{wrong} passages are not in the full text as they are")
+        yield Problem(f"{len(wrong)} passages are not in the full text as they are")
+
+
+def _add_words(tx: sqlite3.Connection, table: str, sign: int, sums: dict[int, int]) -> None:
+    """Add the hashes of all words of a table of the full text, with their places, to the `sums` of their passages."""
+    tx.execute("DROP TABLE IF EXISTS temp.words_of_passages")
+    tx.execute(f"CREATE VIRTUAL TABLE temp.words_of_passages USING fts5vocab('main', '{table}', 'instance')")
+    for term, number, place in tx.execute("SELECT term, doc, offset FROM temp.words_of_passages"):
+        sums[number] = sums.get(number, 0) + sign * hash((term, place))
 
 
 def _sequence(store: Store, tx: sqlite3.Connection) -> Iterator[Problem]:
@@ -149,16 +176,13 @@ def mend(store: Store, tx: sqlite3.Connection, bad: Iterable[str], changed: Iter
     orphans = """SELECT number FROM passages WHERE document NOT IN (SELECT number FROM documents)
         UNION SELECT number FROM vectors WHERE number NOT IN (SELECT number FROM passages)"""
     store.remove_passages(tx, tx.execute(orphans).fetchall())
-    for table, statement in LEXICAL.items():
-        tx.execute(f"DROP TABLE {table}")
-        tx.execute(statement)
     for doc_id in changed:
         store.mark_changed(tx, doc_id)
     for doc_id in bad:
-        store.remove(tx, doc_id)
-    query = "SELECT p.number, d.title, p.text FROM passages AS p JOIN documents AS d ON d.number = p.document"
-    for number, title, text in tx.execute(query):
-        store.index_words(tx, number, title, text)
+        for (number,) in tx.execute("SELECT number FROM documents WHERE id = ?", (doc_id,)).fetchall():
+            store.remove_rows(tx, number)
+    rewrite_fields(tx)
+    rewrite_words(tx)
 
 
 def _last_change(tx: sqlite3.Connection) -> int:

@@ -149,6 +149,11 @@ def get_meta(tx: sqlite3.Connection, key: str, default: Any = None) -> Any:
     return found[0] if found else default
 
 
+def set_meta(tx: sqlite3.Connection, key: str, value: str | int | bytes) -> None:
+    """Set a value of the table `meta`."""
+    tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
 def _file_id(path: Path) -> tuple[int, int] | None:
     """What tells a file from another of the same path; None if there is none."""
     try:

@@ -12,18 +12,6 @@ def vectors_table(name: str) -> str:
     return f"CREATE TABLE {name} (number INTEGER PRIMARY KEY REFERENCES passages (number), vector BLOB NOT NULL) STRICT"
 
 
-# What makes a store of the format before one of the format: such a store needs no new build.
-MIGRATIONS = {
-    3: (
-        "ALTER TABLE documents ADD COLUMN pages TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE passages ADD COLUMN headings TEXT NOT NULL DEFAULT '[]'",
-        "ALTER TABLE files ADD COLUMN state TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE files ADD COLUMN problem TEXT NOT NULL DEFAULT ''",
-    ),
-    4: (vectors_table("new_vectors"),),
-}
-
-
 # Errors caused by the machine, such as a full disk; all other SQLite errors are bugs of this program.
 ENVIRONMENT_ERRORS = {
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL),
@@ -31,19 +19,31 @@ ENVIRONMENT_ERRORS = {
 }
 
 
-# The full text. Each passage's stop words, for queries that have no other words, are apart so that they do not count in
-# BM25.
+# The full text, without the words themselves, which follow from the passages. Each passage's stop words, for queries
+# that have no other words, are apart so that they do not count in BM25.
 LEXICAL = {
-    name: f"CREATE VIRTUAL TABLE {name} USING fts5 (terms, tokenize = '{FTS5_TOKENIZER}')"
+    name: f"CREATE VIRTUAL TABLE {name} USING fts5 (terms, content = '', tokenize = '{FTS5_TOKENIZER}')"
     for name in ("lexical", "lexical_stop_words")
 }
+# The values of the documents' metadata, for filters; see `index.store.fields`.
+FIELDS = (
+    "CREATE TABLE field_names (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT",
+    """CREATE TABLE fields (
+    field INTEGER NOT NULL, kind INTEGER NOT NULL, value ANY NOT NULL, document INTEGER NOT NULL,
+    PRIMARY KEY (field, kind, value, document)
+) STRICT, WITHOUT ROWID""",
+)
+# A document's text is `lead`, the texts of its passages in order, and `rest`. The text that a passage's row has begins
+# where the passage begins, and ends where the next one of the document begins; so passages may overlap.
+PASSAGE_INDEX = "CREATE INDEX passages_of_document ON passages (document, start)"
 
 
 SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT;
 CREATE TABLE documents (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL,
-    metadata TEXT NOT NULL, hash TEXT NOT NULL, source TEXT NOT NULL, pages TEXT NOT NULL DEFAULT ''
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, metadata TEXT NOT NULL,
+    hash TEXT NOT NULL, source TEXT NOT NULL, pages TEXT NOT NULL DEFAULT '', lead TEXT NOT NULL DEFAULT '',
+    rest TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX documents_of_source ON documents (source);
 CREATE TABLE files (
@@ -55,9 +55,9 @@ CREATE TABLE passages (
     number INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents (number),
     start INTEGER NOT NULL, stop INTEGER NOT NULL, text TEXT NOT NULL, headings TEXT NOT NULL DEFAULT '[]'
 ) STRICT;
-CREATE INDEX passages_of_document ON passages (document);
+{PASSAGE_INDEX};
 {vectors_table("vectors")};
 {vectors_table("new_vectors")};
 CREATE TABLE tombstones (sequence INTEGER PRIMARY KEY, passage INTEGER NOT NULL) STRICT;
-{"".join(f"{statement};" for statement in LEXICAL.values())}
+{"".join(f"{statement};" for statement in (*FIELDS, *LEXICAL.values()))}
 """

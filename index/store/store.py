@@ -9,9 +9,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,19 +18,21 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from embed.data.beir import join_title
 from embed.data.vectors import Vectors
 from embed.encoding.fingerprint import same
 from embed.network.corpus_map import CorpusMap
-from embed.text.analysis import index_terms
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder
 from index.reading.document import Document
 from index.reading.pages import Pages
 from index.reading.passages import Passage
-from index.store.connections import Connections, environment_errors_as_os_error, get_meta
-from index.store.schema import FORMAT, LEXICAL, MIGRATIONS, SCHEMA, vectors_table
+from index.store.connections import Connections, environment_errors_as_os_error, get_meta, set_meta
+from index.store.fields import add_fields, remove_fields
+from index.store.migrate import OLDEST, migrate
+from index.store.schema import FORMAT, LEXICAL, SCHEMA, vectors_table
 from index.store.settings import Settings
+from index.store.texts import DOCUMENT_TEXT, TEXT, passage_texts, pieces
+from index.store.words import add_words, name_words, remove_words
 
 FILE = "index.sqlite"
 Numbers = NDArray[np.int64]
@@ -44,13 +45,13 @@ class BusyError(InputError):
 class Store:
     """An index's SQLite file: any number of threads and processes can read, one can write.
 
-    A store of an older format is brought to this program's, if `migrate`.
+    A store of an older format is brought to this program's, if `update`.
 
     Raises:
         InputError: if `folder` has no index, a damaged one, or one of another format version.
     """
 
-    def __init__(self, folder: str | Path, *, migrate: bool = True) -> None:
+    def __init__(self, folder: str | Path, *, update: bool = True) -> None:
         self.folder = Path(folder)
         if not (self.folder / FILE).is_file():
             raise InputError(f"{folder} has no index (no {FILE}); create one with scripts/build_index.py.")
@@ -58,8 +59,8 @@ class Store:
         try:
             with self.read() as tx:
                 version = _format(tx)
-            if version < FORMAT and version + 1 in MIGRATIONS:
-                if not migrate:
+            if OLDEST <= version < FORMAT:
+                if not update:
                     raise InputError(
                         f"{folder}/{FILE} has an older format; open the index once, as with scripts/search.py, which "
                         "brings it to this program's."
@@ -84,10 +85,7 @@ class Store:
                 "can be written."
             )
         with self.write() as tx:
-            for version in range(_format(tx) + 1, FORMAT + 1):  # none if another process was faster
-                for statement in MIGRATIONS[version]:
-                    tx.execute(statement)
-            tx.execute(f"PRAGMA user_version = {FORMAT}")
+            migrate(tx, _format(tx))
         return FORMAT
 
     @classmethod
@@ -110,8 +108,9 @@ class Store:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
                 with connection:
-                    _set(connection, "settings", settings.to_json())
-                    _set(connection, "sequence", 0)
+                    set_meta(connection, "settings", settings.to_json())
+                    set_meta(connection, "sequence", 0)
+                    name_words(connection)
                     _set_corpus_map(connection, CorpusMap(), 0)
         except FileExistsError:  # another process was faster
             raise _exists(folder) from None
@@ -200,50 +199,56 @@ class Store:
     ) -> bool:
         """Write a document, its passages and their vectors (n, dimension); True if it replaced one of this id."""
         replaced = self.remove(tx, document.id)
-        pages = document.pages.to_json() if document.pages else ""
-        columns = (
-            document.title,
-            document.text,
-            document.metadata_json,
-            document.hash,
-            document.source,
-            pages,
-        )
-        insert = "INSERT INTO documents (id, title, text, metadata, hash, source, pages) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        owner = tx.execute(insert, (document.id, *columns)).lastrowid
+        lead, middle, rest = pieces(document.text, passages)
+        columns = {
+            "id": document.id,
+            "title": document.title,
+            "metadata": document.metadata_json,
+            "hash": document.hash,
+            "source": document.source,
+            "pages": document.pages.to_json() if document.pages else "",
+            "lead": lead,
+            "rest": rest,
+        }
+        places = ", ".join(f":{name}" for name in columns)
+        insert = f"INSERT INTO documents ({', '.join(columns)}) VALUES ({places})"
+        owner = tx.execute(insert, columns).lastrowid
+        assert owner is not None  # an INSERT was executed
+        add_fields(tx, owner, document.metadata_json)
         first = _count_up(tx, len(passages)) + 1
         numbers = range(first, first + len(passages))
-        rows = zip(numbers, passages, vectors.astype(self.settings.dtype), strict=True)
-        for number, passage, vector in rows:
+        rows = zip(numbers, passages, middle, vectors.astype(self.settings.dtype), strict=True)
+        for number, passage, piece, vector in rows:
             headings = json.dumps(passage.headings, ensure_ascii=False)
-            row = (number, owner, passage.start, passage.end, passage.text, headings)
+            row = (number, owner, passage.start, passage.end, piece, headings)
             tx.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", row)
             tx.execute("INSERT INTO vectors VALUES (?, ?)", (number, vector.tobytes()))
-            self.index_words(tx, number, document.title, passage.text)
+        texts = ((n, document.title, p.text) for n, p in zip(numbers, passages, strict=True))
+        add_words(tx, texts)
         return replaced
 
-    def index_words(self, tx: sqlite3.Connection, number: int, title: str, text: str) -> None:
-        """Write the words of a passage into the full text."""
-        for table, terms in lexical_terms(title, text).items():
-            tx.execute(f"INSERT INTO {table} (rowid, terms) VALUES (?, ?)", (number, terms))
-
     def remove(self, tx: sqlite3.Connection, doc_id: str) -> bool:
-        """Delete a document with its passages, vectors and terms; False if there is no document of this id."""
-        found = tx.execute("SELECT number FROM documents WHERE id = ?", (doc_id,)).fetchone()
+        """Delete a document with all that belongs to it; False if there is no document of this id."""
+        found = tx.execute("SELECT number, metadata FROM documents WHERE id = ?", (doc_id,)).fetchone()
         if not found:
             return False
-        query = "SELECT number FROM passages WHERE document = ?"
-        self.remove_passages(tx, tx.execute(query, found).fetchall())
-        tx.execute("DELETE FROM documents WHERE number = ?", found)
+        number, metadata = found
+        remove_words(tx, passage_texts(tx, "p.document = ?", (number,)))
+        remove_fields(tx, number, metadata)
+        self.remove_rows(tx, number)
         return True
 
+    def remove_rows(self, tx: sqlite3.Connection, document: int) -> None:
+        """Delete a document by its number, with its passages and vectors, but neither their terms nor its fields."""
+        query = "SELECT number FROM passages WHERE document = ?"
+        self.remove_passages(tx, tx.execute(query, (document,)).fetchall())
+        tx.execute("DELETE FROM documents WHERE number = ?", (document,))
+
     def remove_passages(self, tx: sqlite3.Connection, numbers: Sequence[tuple[int]]) -> None:
-        """Delete passages with their vectors and terms, by rows of their ids."""
+        """Delete passages and their vectors, but not their terms, by rows of their ids."""
         first = _count_up(tx, len(numbers)) + 1
         tombstones = [(first + i, number) for i, (number,) in enumerate(numbers)]
         tx.executemany("INSERT INTO tombstones VALUES (?, ?)", tombstones)
-        tx.executemany("DELETE FROM lexical WHERE rowid = ?", numbers)
-        tx.executemany("DELETE FROM lexical_stop_words WHERE rowid = ?", numbers)
         tx.executemany("DELETE FROM vectors WHERE number = ?", numbers)
         tx.executemany("DELETE FROM new_vectors WHERE number = ?", numbers)
         tx.executemany("DELETE FROM passages WHERE number = ?", numbers)
@@ -262,7 +267,7 @@ class Store:
 
     def raise_sequence(self, tx: sqlite3.Connection, sequence: int) -> None:
         """Set the counter of changes to `sequence` if it is lower."""
-        _set(tx, "sequence", max(sequence, self.sequence(tx)))
+        set_meta(tx, "sequence", max(sequence, self.sequence(tx)))
 
     def mark_changed(self, tx: sqlite3.Connection, doc_id: str) -> None:
         """Make a document differ from what its file has, so that the next `upsert` replaces it."""
@@ -274,8 +279,8 @@ class Store:
 
     def document(self, tx: sqlite3.Connection, doc_id: str) -> Document | None:
         """The document with this id, or None if there is none."""
-        columns = "id, text, title, metadata, source, pages"
-        found = tx.execute(f"SELECT {columns} FROM documents WHERE id = ?", (doc_id,)).fetchone()
+        columns = f"id, {DOCUMENT_TEXT}, title, metadata, source, pages"
+        found = tx.execute(f"SELECT {columns} FROM documents AS d WHERE id = ?", (doc_id,)).fetchone()
         if not found:
             return None
         doc_id, text, title, metadata, source, pages = found
@@ -325,7 +330,7 @@ class Store:
         """
         if not same(get_meta(tx, "new_fingerprint", ""), fingerprint):
             tx.execute("DELETE FROM new_vectors")
-            _set(tx, "new_fingerprint", fingerprint)
+            set_meta(tx, "new_fingerprint", fingerprint)
         return self.count(tx, "new_vectors")
 
     def without_new_vector(self, tx: sqlite3.Connection, after: int, most: int) -> list[int]:
@@ -345,8 +350,8 @@ class Store:
         tx.execute("DROP TABLE vectors")
         tx.execute("ALTER TABLE new_vectors RENAME TO vectors")
         tx.execute(vectors_table("new_vectors"))
-        _set(tx, "new_fingerprint", "")
-        _set(tx, "settings", settings.to_json())
+        set_meta(tx, "new_fingerprint", "")
+        set_meta(tx, "settings", settings.to_json())
 
     def deleted_after(self, tx: sqlite3.Connection, sequence: int) -> Numbers:
         """The ids (n,) int64 of the passages deleted after `sequence`, at least `first_sequence`."""
@@ -365,30 +370,7 @@ class Store:
                 return
         with self.write() as tx:
             tx.execute("DELETE FROM tombstones WHERE sequence <= ?", (sequence,))
-            _set(tx, "forgotten", sequence)
-
-    def lexical_scores(
-        self, tx: sqlite3.Connection, expression: str, *, of_stop_words: bool = False
-    ) -> tuple[Numbers, NDArray[np.float32]]:
-        """Passages that match an FTS5 expression: ids (n,), sorted, and BM25 scores (n,), higher is better.
-
-        Args:
-            tx: a transaction.
-            expression: the expression.
-            of_stop_words: search the passages' stop words instead of all other words.
-        """
-        table = "lexical_stop_words" if of_stop_words else "lexical"
-        query = f"SELECT rowid, -bm25({table}) FROM {table} WHERE {table} MATCH ? ORDER BY rowid"
-        values = chain.from_iterable(tx.execute(query, (expression,)))
-        rows = np.fromiter(values, dtype=np.float64).reshape(-1, 2)
-        return rows[:, 0].astype(np.int64), rows[:, 1].astype(np.float32)
-
-    def n_passages_with(self, tx: sqlite3.Connection, terms: Iterable[str]) -> dict[str, int]:
-        """For each stemmed term or bigram of `terms`, the number of passages that have it."""
-        tx.execute("CREATE VIRTUAL TABLE IF NOT EXISTS temp.terms USING fts5vocab('main', 'lexical', 'row')")
-        query = "SELECT doc FROM temp.terms WHERE term = ?"
-        found = {term: tx.execute(query, (term,)).fetchone() for term in terms}
-        return {term: row[0] if row else 0 for term, row in found.items()}
+            set_meta(tx, "forgotten", sequence)
 
     def owners(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, int]:
         """The numbers of the documents of passages, by passage id."""
@@ -397,13 +379,15 @@ class Store:
 
     def passages(self, tx: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
         """The fields of a `Hit` for each of the passage ids `numbers`, by id."""
-        query = """
-            SELECT p.number, d.id AS doc_id, d.title, p.text, p.start, p.stop AS end, p.headings, d.metadata, d.pages
+        query = f"""
+            SELECT p.number, d.id AS doc_id, d.title, {TEXT} AS text, p.start, p.stop AS end, p.headings, d.metadata,
+                d.pages
             FROM passages AS p JOIN documents AS d ON d.number = p.document
             WHERE p.number IN (SELECT value FROM json_each(?))"""
         cursor = tx.execute(query, (json.dumps(list(numbers)),))
         names = [column[0] for column in cursor.description]
-        return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in cursor}
+        rows = {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in cursor}
+        return {n: row | {"text": row["text"][: row["end"] - row["start"]]} for n, row in rows.items()}
 
     def corpus_map(self, tx: sqlite3.Connection) -> CorpusMap:
         """The corpus map; the identity map until one was fitted."""
@@ -420,12 +404,6 @@ class Store:
     def put_corpus_map(self, tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
         """Store a corpus map that was fitted on `n_passages` passages."""
         _set_corpus_map(tx, corpus_map, n_passages)
-
-
-def lexical_terms(title: str, text: str) -> dict[str, str]:
-    """What each table of the full text has for a passage."""
-    terms = index_terms(join_title(title, text))
-    return {"lexical": " ".join(terms.words), "lexical_stop_words": " ".join(terms.stop_words)}
 
 
 def _format(tx: sqlite3.Connection) -> int:
@@ -445,19 +423,15 @@ def _exists(folder: Path) -> InputError:
     return InputError(f"{folder} {what} already; give a new folder.")
 
 
-def _set(tx: sqlite3.Connection, key: str, value: str | int | bytes) -> None:
-    tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-
-
 def _count_up(tx: sqlite3.Connection, n: int) -> int:
     """Reserve the next `n` sequence numbers; returns the number before the first of them."""
     last = get_meta(tx, "sequence")
-    _set(tx, "sequence", last + n)
+    set_meta(tx, "sequence", last + n)
     return last
 
 
 def _set_corpus_map(tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
     data = corpus_map.to_bytes()
-    _set(tx, "corpus_map", data)
-    _set(tx, "map_hash", hashlib.sha256(data).hexdigest())
-    _set(tx, "map_passages", n_passages)
+    set_meta(tx, "corpus_map", data)
+    set_meta(tx, "map_hash", hashlib.sha256(data).hexdigest())
+    set_meta(tx, "map_passages", n_passages)

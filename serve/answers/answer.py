@@ -274,7 +274,7 @@ def retrieve(
 ) -> list[Hit]:
     """The k best passages for `question`, after `before`, best first; an empty list if none matches.
 
-    `selection`: offset, per_document, diversity, as in `Index.search`.
+    `selection`: the other arguments of `Index.search`.
 
     Raises:
         InputError: if the question is empty, or longer than the embedder's context.

@@ -3,14 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import TypeAdapter
 
+from embed import Encoder
+from embed.encoding.rerank import Reranker
+from gpt_core.common.errors import InputError
 from gpt_core.generation.sampling import SamplingParams
-from index import Hit
+from index import Hit, Index
 from serve.answers.answer import GREEDY, Answer, Prepared, ground, prepare, retrieve, second_stage_of
 from serve.answers.prompt import ChatPrompt, Prompt
 from serve.api.schemas import STREAM, AnswerRequest, SearchRequest
@@ -50,9 +54,24 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
     operators such as `{"gte": 2000, "lt": 2010}` (also `lte`, `gt`, `in`, `ne`, `contains`, `exists`); `author.name` is
     a field inside an object; `{"$or": [filter, …]}`, `"$and"` and `{"$not": filter}` combine filters.
     """
-    options = body.model_dump(exclude={"query"})
-    finding = service.search.run(retrieve, body.query, service.index, **options)
+    options = body.model_dump(exclude={"query", "rerank"})
+    finding = service.search.run(_search, body.query, service.index, body.rerank, options)
     return SearchResult(await until_disconnect(request, finding), exact=body.mode != "hybrid")
+
+
+def _search(query: str, index: Index, n_reranked: int | None, options: dict[str, Any]) -> list[Hit]:
+    if n_reranked is not None:
+        options |= {"rerank": reranker_of(index), "n_reranked": n_reranked}
+    return retrieve(query, index, **options)
+
+
+@lru_cache(maxsize=1)  # kept with what its GPT has read
+def reranker_of(index: Index) -> Reranker:
+    """The GPT of the index's embedder as a re-ranker."""
+    encoder = index.encoder
+    if not isinstance(encoder, Encoder) or encoder.network.is_table:
+        raise InputError("The index's embedder is no language model; leave out rerank.")
+    return Reranker(encoder.model, encoder.tokenizer)
 
 
 @router.post("/answer", response_model=Answer, responses=STREAM)

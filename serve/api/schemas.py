@@ -26,7 +26,10 @@ class _Request(BaseModel):
 
 
 class SearchRequest(_Request):
-    """A search; `filter`, `offset`, `per_document` and `diversity` as in `Index.search`."""
+    """A search; `filter`, `offset`, `per_document`, `diversity` and `explain` as in `Index.search`.
+
+    `rerank`: number of best hits that the GPT of the index's embedder orders again; each takes a forward.
+    """
 
     query: Text
     k: int = Field(10, ge=1, le=1000)
@@ -35,6 +38,8 @@ class SearchRequest(_Request):
     offset: int = Field(0, ge=0, le=1000)
     per_document: int | None = Field(None, ge=1)
     diversity: float = Field(0.0, ge=0, le=1)
+    explain: bool = Field(False, strict=True)
+    rerank: int | None = Field(None, ge=1, le=100)
 
 
 class AnswerRequest(_Request):

@@ -1,8 +1,6 @@
 """Files that are unchanged since their documents were stored are not read again."""
 
 import os
-import sqlite3
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +11,8 @@ from index.building.options import BuildOptions
 from index.index import Index
 from index.reading import read as reading
 from index.store import files
-from index.store.store import FILE
 from tests.index.reading.made_files import make_pdf
+from tests.index.store.older_format import to_format
 
 
 @pytest.fixture
@@ -152,14 +150,13 @@ def test_hits_of_a_document_with_pages_name_the_page_and_older_indexes_are_broug
 ):
     make_pdf(tmp_path / "in" / "m.pdf", [[(700, 10, f"The {word} page.")] for word in ("first", "second")])
     build()
-    file = tmp_path / "index" / FILE
     with Index.open(tmp_path / "index") as index:
         (hit,) = index.search("second", mode="lexical")
         assert str(hit.pages) == "pages 1–2"
         assert str(hit.pages.of(hit.text.index("second"), hit.end)) == "page 2"
         assert index.search("whales", mode="lexical")[0].pages is None
         assert str(index.get("m.pdf").pages.of(0, 5)) == "page 1"
-    as_of_format_2(file)
+    to_format(tmp_path / "index", 2)
     with Index.open(tmp_path / "index") as index:
         (hit,) = index.search("second", mode="lexical")
         assert hit.pages is None
@@ -169,21 +166,7 @@ def test_hits_of_a_document_with_pages_name_the_page_and_older_indexes_are_broug
 
 def test_an_older_index_that_cannot_be_written_says_so(tmp_path, build, monkeypatch):
     build()
-    as_of_format_2(tmp_path / "index" / FILE)
+    to_format(tmp_path / "index", 2)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(InputError, match="has an older format, and the folder is read-only"):
         Index.open(tmp_path / "index")
-
-
-def as_of_format_2(file: Path) -> None:
-    with sqlite3.connect(file) as connection:
-        for table, column in (
-            ("documents", "pages"),
-            ("passages", "headings"),
-            ("files", "state"),
-            ("files", "problem"),
-        ):
-            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        connection.execute("DROP TABLE new_vectors")
-        connection.execute("PRAGMA user_version = 2")
-    connection.close()

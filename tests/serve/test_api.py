@@ -249,6 +249,23 @@ def test_search_takes_an_offset_few_passages_of_a_document_and_diversity(serve, 
     assert found(filter={"$not": {"doc_id": every[0]}}) == every[1:]
 
 
+def test_search_explains_scores_and_reranks(serve, client):
+    url, _ = serve("x")
+
+    def found(**options):
+        reply = client.post(f"{url}/v1/search", json={"query": "a cat and the lock", **options})
+        return reply.json()["hits"]
+
+    plain, hits = found(), found(explain=True, rerank=2)
+    assert {hit["explanation"] for hit in plain} == {hit["reranked"] for hit in plain} == {None}
+    assert {hit["doc_id"] for hit in hits[:2]} == {hit["doc_id"] for hit in plain[:2]}
+    assert hits[0]["reranked"] >= hits[1]["reranked"]
+    for hit in hits:
+        (dense, *_), (lexical, *_) = hit["explanation"]["dense"], hit["explanation"]["lexical"]
+        assert dense + lexical == pytest.approx(hit["score"], abs=1e-5)
+    assert client.post(f"{url}/v1/search", json={"query": "x", "rerank": 0}).status_code == 422
+
+
 def test_search_works_without_the_generator(serve, client, monkeypatch):
     url, app = serve(TRUE)
     engine = app.state.service.worker.engine

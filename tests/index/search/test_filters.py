@@ -1,5 +1,7 @@
 import itertools
 import json
+import operator
+import re
 
 import numpy as np
 import pytest
@@ -156,22 +158,25 @@ def test_a_filter_has_at_most_100_conditions_and_10_filters_in_each_other(index)
         index.search(np.ones(4), filter={"$not": wanted})
 
 
+LONG = "b" + 200 * "y"  # longer than what the index over fields keeps
 VALUES = [1, 2, 2.5, "1", "b", "bc", True, False, None, ["b", 2], [], [{"b": 1}, ["b"], "c"], {"in": 1}]
-SCALARS = [1, 2, 2.5, "1", "b", "c", True, False]
+VALUES += [[None], [2, LONG], LONG, {"in": {"in": 1}}, {"in": [LONG, True]}, "2024-05-17", ["2023", 2024]]
+SCALARS = [1, 2, 2.5, "1", "b", "c", True, False, LONG]
 CONDITIONS = st.one_of(
     st.sampled_from(SCALARS),
     st.lists(st.sampled_from(SCALARS), max_size=3),
     st.fixed_dictionaries(
         {},
         optional={
-            "gte": st.sampled_from([1, "b"]), "gt": st.sampled_from([1, 2, "b"]), "lte": st.sampled_from([2, "b"]),
-            "lt": st.sampled_from([2.5, "c"]), "in": st.lists(st.sampled_from(SCALARS), max_size=3),
-            "ne": st.sampled_from([*SCALARS, [1, "b"]]), "contains": st.sampled_from(["b", "bc"]),
+            "gte": st.sampled_from([1, "b", "2024-05"]), "gt": st.sampled_from([1, 2, "b"]),
+            "lte": st.sampled_from([2, "b", 2024]), "lt": st.sampled_from([2.5, "c", "2024", "2024-06-01"]),
+            "in": st.lists(st.sampled_from(SCALARS), max_size=3),
+            "ne": st.sampled_from([*SCALARS, [1, "b"]]), "contains": st.sampled_from(["b", "bc", "yy"]),
             "exists": st.booleans(),
         },
     ).filter(bool),
 )  # fmt: skip
-FIELDS = st.dictionaries(st.sampled_from(["a", "b", "c.in"]), CONDITIONS, min_size=1, max_size=2)
+FIELDS = st.dictionaries(st.sampled_from(["a", "b", "c.in", "a.in"]), CONDITIONS, min_size=1, max_size=2)
 FILTERS = st.recursive(
     FIELDS,
     lambda inner: st.one_of(
@@ -188,13 +193,15 @@ def same(value, other):
 
 
 def within(value, sign, bound):
-    if (
-        isinstance(value, bool)
-        or isinstance(value, str) != isinstance(bound, str)
-        or isinstance(value, dict | list)
-    ):
+    compare = {"gte": operator.ge, "gt": operator.gt, "lte": operator.le, "lt": operator.lt}[sign]
+    text = str(bound)
+    is_date = isinstance(value, str) and re.match(r"[0-9]{4}-[0-9]", value)
+    if is_date and re.fullmatch(r"[0-9]{4}(-[0-9]{2}){0,2}", text):
+        return compare(value[: len(text)], text)
+    if isinstance(value, bool | dict | list | None) or isinstance(value, str) != isinstance(bound, str):
         return False
-    return {"gte": value >= bound, "gt": value > bound, "lte": value <= bound, "lt": value < bound}[sign]
+    # a text that is no date is neither before nor after a month
+    return compare(value, bound) and ("-" not in text or re.fullmatch("[0-9]{4}", value) is not None)
 
 
 def meets(metadata, wanted):

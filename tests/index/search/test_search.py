@@ -16,9 +16,9 @@ from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
 from index.dense import view as dense
 from index.index import Index
+from index.lexical.matches import Matches
 from index.reading.document import Document
 from index.search import rank
-from index.search.lexical import Matches
 
 # isort: split
 import faiss

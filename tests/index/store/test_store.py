@@ -34,10 +34,11 @@ def n_documents(folder: Path) -> int:
 def contents(folder) -> dict[str, list]:
     """All rows of the store; of the vectors only their lengths, since their last bits may differ."""
     with sqlite3.connect(folder / FILE) as connection:
+        connection.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab ('main', 'lexical', 'instance')")
         tables = {
-            "documents": "SELECT number, id, title, text, metadata, hash FROM documents ORDER BY number",
+            "documents": "SELECT number, id, title, metadata, hash, lead, rest FROM documents ORDER BY number",
             "passages": "SELECT * FROM passages ORDER BY number",
-            "lexical": "SELECT rowid, terms FROM lexical ORDER BY rowid",
+            "lexical": "SELECT doc, group_concat(term, ' ') FROM words GROUP BY doc",
             "vectors": "SELECT number, length(vector) FROM vectors ORDER BY number",
         }
         result = {name: connection.execute(query).fetchall() for name, query in tables.items()}

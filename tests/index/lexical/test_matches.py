@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed.text.analysis import FTS5_TOKENIZER, index_terms, query_terms
-from index.search.lexical import MAX_TERMS, match_expression
+from index.lexical.matches import MAX_TERMS, match_expression
 
 
 def found(query: str, *texts: str) -> list[int]:
@@ -18,9 +18,9 @@ def found(query: str, *texts: str) -> list[int]:
                 terms = " ".join(getattr(index_terms(text), table))
                 db.execute(f"INSERT INTO {table} (rowid, terms) VALUES (?, ?)", (i, terms))
         parsed = query_terms(query)
-        expression = match_expression(parsed)
-        if expression is None:
+        if not parsed.phrases:
             return []
+        expression = match_expression(parsed.phrases)
         table = "stop_words" if parsed.only_stop_words else "words"
         rows = db.execute(
             f"SELECT rowid FROM {table} WHERE {table} MATCH ? ORDER BY bm25({table})", (expression,)
@@ -118,7 +118,6 @@ def test_no_query_is_a_syntax_error_and_a_text_finds_itself(text):
 
 
 def test_a_very_long_query_is_limited_to_max_terms():
-    expression = match_expression(query_terms(" ".join(f"word{i}" for i in range(50_000))))
-    assert expression is not None
+    expression = match_expression(query_terms(" ".join(f"word{i}" for i in range(50_000))).phrases)
     assert expression.count(" OR ") == MAX_TERMS - 1
     assert found(" ".join(f"word{i}" for i in range(50_000)), "word3") == [0]
