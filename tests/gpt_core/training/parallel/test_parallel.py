@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from gpt_core.data.prepare_data import prepare_data
 from gpt_core.hub import run_folder
-from tests import commands
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
 
@@ -33,8 +32,10 @@ Drive = Callable[[str, Path], tuple[Any, str]]
 @pytest.fixture(scope="module")
 def drive(data_dir: Path) -> Iterator[Drive]:
     """drive(scenario, folder): a scenario of ranks_driver.py; its results, and everything on its standard error."""
-    command = [Path(__file__).with_name("ranks_driver.py"), data_dir]
-    with commands.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("ranks_driver.py")), str(data_dir)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    ) as driver:  # fmt: skip
         assert driver.stdin is not None
         assert driver.stdout is not None
 

@@ -27,7 +27,6 @@ from gpt_core.training.parallel.zero3 import ZeRO3
 from gpt_core.training.parallel.zero3_config import read_zero3_config
 from gpt_core.training.pretraining.config import PretrainConfig
 from gpt_core.training.pretraining.pretrain import pretrain
-from tests import commands
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install 'zhizhi[deepspeed]'"
@@ -49,7 +48,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Every scenario of the driver, run once."""
     folder = tmp_path_factory.mktemp("zero3")
     driver = Path(__file__).with_name("zero3_driver.py")
-    done = commands.run([driver, folder], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(driver), str(folder)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     said = (done.stdout + done.stderr).splitlines()
     # DeepSpeed's other messages are suppressed.
