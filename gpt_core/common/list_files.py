@@ -53,6 +53,7 @@ def list_files(
     choose: Callable[[list[str]], list[str]] = lambda names: names,
     wanted: Callable[[Path, str], bool] = lambda root, name: True,
     required: bool = True,
+    enters: Callable[[Path, str], bool] = lambda root, name: True,
 ) -> Listing:
     """List the files to read, and what is passed over in folders.
 
@@ -66,6 +67,7 @@ def list_files(
         choose: selects from the sorted names of the files in one folder.
         wanted: whether a file in a given folder is to be listed at all, by the folder and the path relative to it.
         required: whether each of `paths` must exist, and each folder have a supported file that can be read.
+        enters: whether a folder below a given one is searched at all, by the given one and the path relative to it.
 
     Raises:
         InputError: for one of `paths` that is not supported or unreadable, or that is not as `required`.
@@ -77,7 +79,7 @@ def list_files(
     for root in map(Path, paths):
         if root.is_dir():
             n_readable, n_unreadable = 0, len(unreadable)
-            for path in _walk(root, choose, unreadable):
+            for path in _walk(root, choose, enters, unreadable):
                 name = path.relative_to(root).as_posix()
                 if not wanted(root, name):
                     continue
@@ -128,7 +130,12 @@ def _unreadable(path: Path) -> str | None:
         return error.strerror or str(error)
 
 
-def _walk(root: Path, choose: Callable[[list[str]], list[str]], unreadable: list[str]) -> Iterator[Path]:
+def _walk(
+    root: Path,
+    choose: Callable[[list[str]], list[str]],
+    enters: Callable[[Path, str], bool],
+    unreadable: list[str],
+) -> Iterator[Path]:
     """The visible files below `root`, each folder once; adds the folders that cannot be read to `unreadable`."""
 
     def note(error: OSError) -> None:
@@ -148,6 +155,7 @@ def _walk(root: Path, choose: Callable[[list[str]], list[str]], unreadable: list
             here = [Path(folder, name) for name in sorted(subfolders) if not name.startswith(".")]
             unreadable += [f"{path} (its name is not UTF-8)" for path in here if NOT_UTF8.search(path.name)]
             here = [path for path in here if not NOT_UTF8.search(path.name)]
+            here = [path for path in here if enters(root, path.relative_to(root).as_posix())]
             subfolders[:] = [path.name for path in here if not path.is_symlink()]
             starts += [path for path in here if path.is_symlink()]
             names = choose(sorted(name for name in names if not name.startswith(".")))

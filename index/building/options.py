@@ -34,7 +34,7 @@ class BuildOptions:
         refit_map: fit the corpus map (whitening) again at the end; in a new index it is always fitted.
         delete_missing: delete the documents of files and lines that are below the input no longer. Documents from
             elsewhere are kept.
-        delete: files and folders whose documents are deleted first; they need not exist any more.
+        delete: files, folders and other inputs whose documents are deleted first; they need not exist any more.
         strict: stop at a file that cannot be read, before anything is written.
         watch: then follow the input, and bring the index up to date after each change, until Ctrl-C.
         dry_run: print what would be added, updated, deleted and skipped, and write nothing.

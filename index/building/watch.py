@@ -108,7 +108,7 @@ def _changes(options: BuildOptions) -> Iterator[set[str]]:
     def matters(change: Change, path: str) -> bool:
         if path in files:
             return True
-        below = [path.removeprefix(folder) for folder in folders if path.startswith(folder)]
+        below = [path.removeprefix(folder) for folder in folders if Path(path).is_relative_to(folder)]
         name = os.path.basename(path)
         is_hidden = any("/." in one.removesuffix("/.gitignore") for one in below)
         if not below or is_hidden or path in index:

@@ -57,6 +57,11 @@ class Below:
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = set(paths)
         self._parents: dict[str, bool] = {}
+        self._above = {str(parent) for path in self._paths for parent in PurePath(path).parents}
+
+    def leads_to(self, folder: str) -> bool:
+        """Whether one of the paths is `folder`, above it, or below it."""
+        return folder in self._above or folder in self
 
     def __contains__(self, path: str) -> bool:
         if path in self._paths:
@@ -134,7 +139,12 @@ def find_files(
 
     streams = {source_of(path): Path(path) for path in paths if is_stream(str(path))}
     paths = [path for path in paths if not is_stream(str(path))]
-    listing = list_files(paths, KINDS, _without_queries, wanted, required=only is None)
+
+    def enters(folder: Path, name: str) -> bool:
+        place = os.path.join(real(folder), name)
+        return place not in left_out and (only is None or only.leads_to(place))
+
+    listing = list_files(paths, KINDS, _without_queries, wanted, required=only is None, enters=enters)
     given = {Path(path) for path in paths}
     files = []
     for path, name in listing.files:

@@ -28,7 +28,7 @@ class FileDocument(NamedTuple):
 
     def is_in(self, paths: Below) -> bool:
         """Whether the file is one of `paths`, or in one of these folders."""
-        return self.source in paths or self.place in paths
+        return self.place in paths or (self.source != self.place and self.source in paths)
 
 
 class FileState(NamedTuple):

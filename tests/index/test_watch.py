@@ -13,6 +13,7 @@ import pytest
 
 from gpt_core.common.errors import InputError
 from index.building.options import BuildOptions
+from index.building.watch import _changes
 from index.index import Index
 from index.store.store import Store
 
@@ -140,6 +141,30 @@ def test_it_waits_for_another_writer_and_ends_with_the_folder(watched, tmp_path)
     watch.process.wait(SECONDS)
     watch.close()
     assert watch.process.returncode == 1
+
+
+def test_only_what_a_build_reads_is_followed(tmp_path):
+    folder, given = tmp_path / "in", tmp_path / "given.txt"
+    index = folder / "index"
+    index.mkdir(parents=True)
+    (folder / ".git").mkdir()
+    options = BuildOptions(index=str(index), input=(str(folder), str(given)), watch=True)
+    given.touch()
+    changes = _changes(options)
+    assert next(changes) == set()
+    for name in ("index/index.sqlite-wal", "index/a.txt", ".git/b.txt", "picture.png", "../in2.txt"):
+        (folder / name).write_text("x")
+    (index / "index.sqlite-wal").unlink()
+    given.write_text("x")
+    (folder / "c.txt").write_text("x")
+    found: set[str] = set()
+
+    def both_are_found() -> bool:
+        found.update(next(changes))
+        return len(found) > 1
+
+    until(both_are_found)
+    assert found == {str(given), str(folder / "c.txt")}
 
 
 def test_what_is_not_a_file_cannot_be_watched(tmp_path):

@@ -25,17 +25,21 @@ def open_stdin() -> BinaryIO:
     """The content of standard input, from its beginning."""
     if sys.stdin is None:
         raise InputError("standard input is closed; expected JSON lines of documents.")
-    copy = os.fdopen(os.dup(_copy(sys.stdin.buffer).fileno()), "rb")
+    copy = os.fdopen(os.dup(_copy(sys.stdin.buffer)), "rb")
     copy.seek(0)
     return copy
 
 
 @cache
-def _copy(stdin: BinaryIO) -> BinaryIO:
-    """A copy without a name, which is gone when the process ends."""
+def _copy(stdin: BinaryIO) -> int:
+    """The descriptor of a copy, which has no name and is gone when the process ends."""
     if stdin.isatty():
         print("reading JSON lines from the terminal; Ctrl-D ends them", file=sys.stderr)
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - open until the process ends
-    shutil.copyfileobj(stdin, copy)
-    copy.flush()
-    return copy
+    try:
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(stdin, copy)
+            copy.flush()
+            return os.dup(copy.fileno())
+    except OSError as error:
+        place = f"the copy of standard input in {tempfile.gettempdir()} (set TMPDIR to another folder)"
+        raise OSError(error.errno, error.strerror, place) from None
