@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -16,6 +16,8 @@ from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion, FusionKind
 from gpt_core.common.errors import InputError
 from gpt_core.hub.locate import DEFAULT_EMBEDDER
+from index.dense.ann import FLAT
+from index.dense.manifest import describe
 from index.index import Index
 from index.reading.document import Document
 from index.reading.log import ReadingLog
@@ -46,6 +48,8 @@ def build_index(
     delete_missing: bool = False,
     delete: tuple[str, ...] = (),
     strict: bool = False,
+    faiss: str | None = None,
+    recall: float | None = None,
 ) -> None:
     """Build an index of documents, or update an existing one.
 
@@ -79,6 +83,10 @@ def build_index(
             elsewhere are kept.
         delete: files and folders whose documents are deleted first; they need not exist any more.
         strict: stop at a file that cannot be read, before anything is written.
+        faiss: how the vectors are searched: auto (exactly up to 200 MB of them), Flat (exactly), or a FAISS factory
+            string such as IVF1024,SQ8; kept in the index.
+        recall: least share of the nearest passages that approximate search must find, .95 by default; kept in the
+            index.
     """
     started = time.perf_counter()
     if not input and not delete:
@@ -108,6 +116,8 @@ def build_index(
     }
     given = {name: value for name, value in fixed.items() if value is not None}
     with _opened(Path(index), embedder, given, fusion) as built:
+        if faiss is not None or recall is not None:
+            built.set_faiss(faiss, recall)
         n_deleted = _delete(built, delete)
         names, longer = built.files.name(found, checked.row_ids, checked.hashes)
         # The same reading decides what is written and what is missing: a file may change after it was checked.
@@ -247,7 +257,7 @@ def _missing(
 
 @contextmanager
 def _opened(
-    folder: Path, embedder: str | None, given: dict[str, int], fusion: FusionKind | None
+    folder: Path, embedder: str | None, given: dict[str, Any], fusion: FusionKind | None
 ) -> Iterator[Index]:
     """Open the index in `folder`, or create it; a new index is removed on an error if it has no documents yet."""
     if (folder / FILE).exists():
@@ -293,6 +303,8 @@ def _report(index: Index, changes: Changes, n_deleted: int, seconds: float) -> N
         f"{n_deleted} deleted; {changes.passages} passages written in {seconds:.1f} s; "
         f"the index now has {stats['documents']} documents in {stats['passages']} passages"
     )
+    if stats["vectors"] and (stats["vectors"]["type"] != FLAT or "note" in stats["vectors"]):
+        print(describe(stats["vectors"]))
     if changes.empty:
         print(f"{changes.empty} documents have neither text nor title, so they have no passages")
     if changes.shortened:

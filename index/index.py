@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike
 from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
-from index.dense.view import LiveView
+from index.dense.ann import AUTO, DEFAULT, Wanted, check_wanted
+from index.dense.live import LiveView
+from index.dense.manifest import Manifest
 from index.reading.document import Document
 from index.search.filters import Filter, unknown_fields
-from index.search.rank import Hit
+from index.search.rank import Hits
 from index.search.search import Mode, Options, search_texts, search_vectors
 from index.store.check import Problem, find_problems, mend
 from index.store.files import Files
@@ -53,6 +55,8 @@ class Index:
         rows_per_document: int | None = None,
         fusion: Fusion | None = None,
         dimension: int | None = None,
+        faiss: str = AUTO,
+        recall: float = DEFAULT.recall,
     ) -> "Index":
         """Create an empty index in a new folder.
 
@@ -65,6 +69,7 @@ class Index:
             rows_per_document: rows of a table that `build_index` makes one document of; None for 1.
             fusion: how hybrid search combines the dense and lexical scores; None for the embedder's setting.
             dimension: length of precomputed vectors, which need it; with an encoder it is the encoder's.
+            faiss, recall: as `set_faiss` takes them.
 
         Raises:
             InputError: if the folder is not empty, for invalid lengths, or for an argument that has no meaning for this
@@ -80,7 +85,11 @@ class Index:
             dimension,
             Path(folder),
         )
-        return cls(LiveView(Store.create(folder, settings)), encoder)
+        check_wanted(Wanted(faiss, recall), settings.dimension)
+        index = cls(LiveView(Store.create(folder, settings)), encoder)
+        if (faiss, recall) != DEFAULT:
+            index.set_faiss(faiss, recall)
+        return index
 
     @classmethod
     def open(cls, folder: str | Path, encoder: Encoder | str | Path | None = None) -> "Index":
@@ -242,6 +251,30 @@ class Index:
         with store.lock():
             fit_map(store)
 
+    def set_faiss(self, faiss: str | None = None, recall: float | None = None) -> None:
+        """Choose how the vectors are searched; each process makes its next snapshot so.
+
+        Args:
+            faiss: "Flat" for exact search, a FAISS factory string such as "IVF1024,SQ8", or "auto": exact search up to
+                200 MB of vectors, then an IVF of one bit per dimension. "MRL128," before it means the first 128
+                dimensions only. The best candidates are always scored on the whole vectors. None: as it was.
+            recall: least mean share of the 10 and the 100 nearest passages that approximate search finds, measured when
+                the snapshot is made; above 0, at most 1; .95 for a new index. None: as it was. Where no parameters
+                reach it, search is exact.
+
+        Raises:
+            InputError: for a factory string that FAISS does not know or that cannot leave out deleted passages, or a
+                recall out of range.
+        """
+        store = self._current().store
+        with store.write() as tx:
+            before = Wanted(*store.faiss(tx))
+            wanted = Wanted(
+                before.faiss if faiss is None else faiss, before.recall if recall is None else recall
+            )
+            check_wanted(wanted, store.settings.dimension)
+            store.put_faiss(tx, *wanted)
+
     def save_snapshot(self) -> None:
         """Save a snapshot of the current vectors, from which the next process opens the index quickly."""
         self._current().save_snapshot()
@@ -302,7 +335,7 @@ class Index:
         offset: int = 0,
         per_document: int | None = None,
         diversity: float = 0.0,
-    ) -> list[Hit]: ...
+    ) -> Hits: ...
     @overload
     def search(
         self,
@@ -333,7 +366,8 @@ class Index:
                 For vectors, "hybrid" means "dense". The encoder's `n_truncated` counts the texts that it truncated to
                 its context.
             k: number of hits. Fewer are returned only if fewer passages pass the filter or, for "lexical", match.
-            mode: "dense" ranks by cosine, "lexical" by BM25, both exactly. "hybrid" combines the exact scores of both
+            mode: "dense" ranks by cosine, "lexical" by BM25. Scores are exact; of more than 200 MB of vectors, some of
+                the nearest may be missed (see `set_faiss`). "hybrid" combines the exact scores of both
                 as `settings.fusion` says, over the union of the best max(100, 10 k) passages of each.
             filter: conditions on the documents' metadata, all of which must hold. A field must have one value
                 (`{"status": "Final"}`), one of several (`["Final", "Active"]`), or meet all of an object of operators:
@@ -348,7 +382,7 @@ class Index:
                 relevance among the best max(50, 4 (k + offset))).
 
         Returns:
-            Hits, best first; for several queries one list per query.
+            `Hits`, a list, best first, with the attribute `exact`; for several queries one per query.
 
         Raises:
             InputError: for an empty query, a number out of range, an unknown mode, a malformed filter, vectors of a
@@ -396,14 +430,21 @@ class Index:
             return unknown_fields(tx, filter)
 
     def stats(self) -> dict[str, Any]:
-        """Counts and settings, JSON-serialisable."""
+        """Counts and settings, JSON-serialisable.
+
+        "vectors" is how the snapshot on the disk is searched: its type, parameters and measured recall; None if there
+        is none.
+        """
         store = self._current().store
+        snapshot = Manifest.read(store.folder)
         with store.read() as tx:
             return {
                 "documents": store.count(tx, "documents"),
                 "passages": store.count(tx, "passages"),
                 "sequence": store.sequence(tx),
                 "map_passages": store.map_passages(tx),
+                "wanted": Wanted(*store.faiss(tx))._asdict(),
+                "vectors": snapshot.report() if snapshot else None,
                 **json.loads(store.settings.to_json()),
             }
 

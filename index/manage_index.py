@@ -1,4 +1,4 @@
-"""The commands that look after an index: verify, repair, backup, stats, vacuum."""
+"""The commands that look after an index: verify, repair, backup, stats, vacuum, snapshot."""
 
 import json as json_library
 from contextlib import closing
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt_core.common.errors import ExplainedError
 from gpt_core.common.terminal import printable
+from index.dense.manifest import describe
 from index.dense.snapshot import Snapshot
 from index.index import Index
 from index.store.check import find_problems
@@ -86,7 +87,12 @@ def stats(*, index: str, json: bool = False) -> None:
     """
     with Index.open(index) as opened:
         found = opened.stats()
-    sizes = {path.name: path.stat().st_size for path in sorted(Path(index).iterdir()) if path.is_file()}
+    folder = Path(index)
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     if json:
         print(json_library.dumps({**found, "bytes": sizes}, ensure_ascii=False))
         return
@@ -114,3 +120,19 @@ def vacuum(*, index: str) -> None:
         before = file.stat().st_size
         opened.vacuum()
     print(f"{index}: {before / 1e6:.1f} MB before, {file.stat().st_size / 1e6:.1f} MB now")
+
+
+def snapshot(*, index: str, faiss: str | None = None, recall: float | None = None) -> None:
+    """Make the snapshot of the vectors anew, and choose how they are searched.
+
+    Prints the type of the FAISS index, its parameters and the recall that was measured.
+
+    Args:
+        index: folder of the index.
+        faiss: auto, Flat (exact search), or a FAISS factory string such as IVF1024,SQ8; default: as before.
+        recall: least share of the nearest passages that approximate search must find, up to 1; default: as before.
+    """
+    with Index.open(index) as opened:
+        opened.set_faiss(faiss, recall)
+        opened.save_snapshot()
+        print(f"{index}: {describe(opened.stats()['vectors'])}")

@@ -1,13 +1,14 @@
-"""Verify, repair, back up, measure and vacuum an index."""
+"""Verify, repair, back up, measure and vacuum an index, and choose how its vectors are searched."""
 
 import zhizhi._quiet  # first: Ctrl-C during the imports below
 
 from gpt_core.common.cli import run_command
-from index.manage_index import backup, repair, stats, vacuum, verify
+from index.manage_index import backup, repair, snapshot, stats, vacuum, verify
 
 
 def main() -> None:
-    run_command({"verify": verify, "repair": repair, "backup": backup, "stats": stats, "vacuum": vacuum})
+    commands = (verify, repair, backup, stats, vacuum, snapshot)
+    run_command({command.__name__: command for command in commands})
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import numpy as np
 from embed.data.vectors import Vectors
 from embed.encoding.encoder import Encoder
 from gpt_core.common.errors import InputError
-from index.dense.view import LiveView, View
+from index.dense.live import LiveView
+from index.dense.view import View
 from index.search.filters import Filter, allowed
 from index.search.lexical import Matches
-from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.search.rank import Hit, Hits, Ranked, rank_dense, rank_hybrid, rank_lexical
 from index.store.store import Numbers, Store
 
 Mode = Literal["hybrid", "dense", "lexical"]
@@ -55,7 +56,7 @@ class Options:
 
 def search_texts(
     live: LiveView, encoder: Encoder | None, texts: Sequence[str], options: Options
-) -> list[list[Hit]]:
+) -> list[Hits]:
     """The best passages for each text.
 
     Raises:
@@ -74,7 +75,7 @@ def search_texts(
             def rank_words(n: int) -> list[list[Ranked]]:  # the matches of one text at a time in memory
                 return [rank_lexical(Matches.find(store, tx, text, numbers), n) for text in texts]
 
-            return _hits(store, tx, _selected(rank_words, options, store, tx))
+            return _hits(store, tx, _selected(rank_words, options, store, tx), exact=True)
     if encoder is None:
         raise InputError(f"{store.folder} was built from precomputed vectors; search texts in mode lexical.")
     queries = encoder.encode_query(list(texts))
@@ -88,10 +89,11 @@ def search_texts(
             matches = map(partial(Matches.find, store, tx, allowed=numbers), texts)  # one at a time in memory
             return rank_hybrid(view, queries, matches, n, numbers, store.settings.fusion)
 
-        return _hits(store, tx, _selected(rank, options, store, tx, view))
+        exact = options.mode == "dense" and view.is_exact(options.offset + options.k, numbers)
+        return _hits(store, tx, _selected(rank, options, store, tx, view), exact=exact)
 
 
-def search_vectors(live: LiveView, queries: Vectors, options: Options) -> list[list[Hit]]:
+def search_vectors(live: LiveView, queries: Vectors, options: Options) -> list[Hits]:
     """The nearest passages for each vector (Q, dimension), as the embedder returns them.
 
     Raises:
@@ -104,7 +106,8 @@ def search_vectors(live: LiveView, queries: Vectors, options: Options) -> list[l
     with live.current() as (tx, view):
         numbers, mapped = _allowed(tx, options), view.corpus_map.apply(queries)
         results = _selected(lambda n: rank_dense(view, mapped, n, numbers), options, live.store, tx, view)
-        return _hits(live.store, tx, results)
+        exact = view.is_exact(options.offset + options.k, numbers)
+        return _hits(live.store, tx, results, exact=exact)
 
 
 def _allowed(tx: sqlite3.Connection, options: Options) -> Numbers | None:
@@ -167,6 +170,8 @@ def _diverse(ranked: list[Ranked], n: int, diversity: float, view: View) -> list
     return [ranked[i] for i in chosen]
 
 
-def _hits(store: Store, tx: sqlite3.Connection, results: list[list[Ranked]]) -> list[list[Hit]]:
+def _hits(store: Store, tx: sqlite3.Connection, results: list[list[Ranked]], *, exact: bool) -> list[Hits]:
     rows = store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
-    return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
+    return [
+        Hits((Hit.of(ranked, rows[ranked.number]) for ranked in result), exact=exact) for result in results
+    ]

@@ -287,6 +287,14 @@ class Store:
             vectors = joined.astype(np.float32).reshape(len(rows), self.settings.dimension)
             yield np.array([number for number, _ in rows], dtype=np.int64), vectors
 
+    def vectors_of(self, tx: sqlite3.Connection, numbers: Numbers) -> Vectors:
+        """The stored vectors (n, dimension) as float32 of the passage ids `numbers` (n,), all of which exist."""
+        query = "SELECT vector FROM vectors WHERE number IN (SELECT value FROM json_each(?)) ORDER BY number"
+        known, places = np.unique(numbers, return_inverse=True)
+        blobs = [vector for (vector,) in tx.execute(query, (json.dumps(known.tolist()),))]
+        joined = np.frombuffer(b"".join(blobs), dtype=self.settings.dtype).astype(np.float32)
+        return joined.reshape(len(known), self.settings.dimension)[places]
+
     def vectors(self, tx: sqlite3.Connection) -> tuple[Numbers, Vectors]:
         """All passages: sorted ids (n,) and stored vectors (n, dimension) as float32."""
         n = self.count(tx, "passages")
@@ -368,6 +376,15 @@ class Store:
         """The number of passages that the map was fitted on; 0 if none was fitted."""
         return get_meta(tx, "map_passages")
 
+    def faiss(self, tx: sqlite3.Connection) -> tuple[str, float]:
+        """The FAISS factory string of snapshots, or "auto", and the least recall of approximate search."""
+        return get_meta(tx, "faiss", "auto"), get_meta(tx, "recall", 0.95)
+
+    def put_faiss(self, tx: sqlite3.Connection, factory: str, recall: float) -> None:
+        """Store what `faiss` returns."""
+        _set(tx, "faiss", factory)
+        _set(tx, "recall", recall)
+
     def put_corpus_map(self, tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
         """Store a corpus map that was fitted on `n_passages` passages."""
         _set_corpus_map(tx, corpus_map, n_passages)
@@ -396,7 +413,7 @@ def _exists(folder: Path) -> InputError:
     return InputError(f"{folder} {what} already; give a new folder.")
 
 
-def _set(tx: sqlite3.Connection, key: str, value: str | int | bytes) -> None:
+def _set(tx: sqlite3.Connection, key: str, value: str | float | bytes) -> None:
     tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
 

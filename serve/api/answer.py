@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -20,6 +21,7 @@ from serve.work.remote import Draft, RemoteGenerator
 from serve.work.service import ServiceDep
 from serve.work.threads import TokenStream
 
+PRIVATE = {"embedder_folder", "embedder_beside", "identity"}  # of an index's settings: paths on this machine
 router = APIRouter(prefix="/v1", tags=["search and answers"], route_class=JsonRoute)
 
 
@@ -27,7 +29,7 @@ router = APIRouter(prefix="/v1", tags=["search and answers"], route_class=JsonRo
 class SearchResult:
     """Hits, best first.
 
-    `exact`: whether all passages were ranked. Hybrid search ranks only the best candidates of each retriever.
+    `exact`: whether all passages were ranked; see `Hits`.
     """
 
     hits: list[Hit]
@@ -52,7 +54,18 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
     """
     options = body.model_dump(exclude={"query"})
     finding = service.search.run(retrieve, body.query, service.index, **options)
-    return SearchResult(await until_disconnect(request, finding), exact=body.mode != "hybrid")
+    hits = await until_disconnect(request, finding)
+    return SearchResult(hits, hits.exact)
+
+
+@router.get("/index")
+async def index(request: Request, service: ServiceDep) -> dict[str, Any]:
+    """The index: numbers of documents and passages, embedder, and how the vectors are searched.
+
+    `vectors` has the type of the FAISS index, its parameters, and the recall that was measured when it was made.
+    """
+    stats = await until_disconnect(request, service.search.run(service.index.stats))
+    return {name: value for name, value in stats.items() if name not in PRIVATE}
 
 
 @router.post("/answer", response_model=Answer, responses=STREAM)
