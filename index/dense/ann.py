@@ -23,9 +23,9 @@ EXPECTED = (
     'expected "auto", "Flat", or a FAISS factory string of an IVF or of codes, such as "IVF1024,SQ8", '
     '"IVF1024,RaBitQfs", "SQ8", "RaBitQ" or "MRL128,IVF1024,SQ8" (the first 128 dimensions)'
 )
-# Exact search of vectors up to this size takes one query 15 ms on one thread, and needs no training. Beyond, the IVF of
-# one bit per dimension is the smallest and the fastest of the types measured in docs/log.md, 2026-11-30, "Approximate
-# search: which types".
+# Exact search of vectors up to this size takes one query 15 ms on one thread, and needs no training. Beyond, an IVF
+# with one bit per dimension is the smallest and the fastest of the types that docs/log.md compares, 2026-11-30,
+# "Approximate search: types". Where one bit is too little for the recall, as for whitened vectors, it has eight.
 FLAT_BYTES = 200_000_000
 PER_LIST = 50  # vectors that an IVF's lists are trained on, for each list
 OTHER_TRAINING = 65_536  # vectors that other types are trained on
@@ -181,11 +181,11 @@ class Ann:
         return int(self._inner.nlist) if isinstance(self._inner, faiss.IndexIVF) else 1
 
 
-def choose(n: int, dimension: int) -> str:
-    """The factory string for `n` vectors: exact search as long as it is fast, then an IVF of one bit per dimension."""
+def choose(n: int, dimension: int) -> tuple[str, ...]:
+    """Factory strings to try for `n` vectors; none as long as exact search is fast."""
     if 4 * n * dimension <= FLAT_BYTES:
-        return FLAT
-    return f"IVF{4 * math.isqrt(n)},RaBitQfs"
+        return ()
+    return tuple(f"IVF{4 * math.isqrt(n)},{codes}" for codes in ("RaBitQfs", "SQ8"))
 
 
 def make(factory: str, dimension: int) -> Any:

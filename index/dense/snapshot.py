@@ -171,15 +171,25 @@ class Snapshot:
         return self._done.is_set() and not self.is_damaged
 
     def check(self, stop: threading.Event) -> None:
-        """Compare the vectors with their checksums; sets `is_checked` or `is_damaged`, or neither after `stop`."""
-        if self._unchecked and not self._done.is_set():
-            path, sums = self._unchecked
-            try:
-                self.is_damaged = not sums.are_of(path, stop.is_set)
-            except OSError:  # another process has replaced the snapshot, or the disk fails
-                self.is_damaged = True
-            if self.is_damaged or not stop.is_set():
-                self._done.set()
+        """Compare the vectors with their checksums; sets `is_checked` or `is_damaged`, or neither after `stop`.
+
+        A damaged snapshot is discarded, unless another process has replaced it.
+        """
+        if self._unchecked is None or self._done.is_set():
+            return
+        path, sums = self._unchecked
+        try:
+            is_whole = sums.are_of(path, stop.is_set)
+        except OSError:  # another process has replaced the snapshot, or the disk fails
+            is_whole = False
+        if not is_whole:
+            folder = path.parent.parent
+            saved = Manifest.read(folder)
+            if saved is None or saved.folder == path.parent.name:
+                self.discard(folder)
+            self.is_damaged = True
+        if not is_whole or not stop.is_set():
+            self._done.set()
 
     def wait_until_checked(self) -> bool:
         """Wait for another thread's `check`; returns `is_checked`."""
