@@ -10,6 +10,7 @@ from benchmarks.learn_embedding import bench_learn_embedding
 from benchmarks.learn_reader import bench_learn_reader
 from benchmarks.learn_sentiment import bench_learn_sentiment
 from benchmarks.lexical import bench_lexical
+from benchmarks.search import bench_search
 from benchmarks.train import bench_train
 from gpt_core.common.cli import run_command
 
@@ -26,6 +27,7 @@ def main() -> None:
             "generate": bench_generate,
             "encode": bench_encode,
             "lexical": bench_lexical,
+            "search": bench_search,
         }
     )
 
