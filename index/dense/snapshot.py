@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from embed.data.vectors import Vectors
 from gpt_core.common.files import atomic_folder, atomic_write
 from index.dense.ann import FLAT_SEARCH, Ann, Search, Wanted
 from index.dense.block import Block
@@ -61,9 +62,8 @@ class Snapshot:
         self.is_new = wanted is None
         self.is_damaged = False
         self._moments, self._unchecked = moments, unchecked
-        self._done = threading.Event()
-        if unchecked is None:
-            self._done.set()
+        self.is_checked = unchecked is None
+        self._checking = threading.Lock()
 
     @classmethod
     def of(cls, n: int, dimension: int, blocks: Iterable[Block], state: State) -> "Snapshot":
@@ -107,10 +107,9 @@ class Snapshot:
     @classmethod
     def _opened(cls, folder: Path, manifest: Manifest, *, is_checked: bool) -> "Snapshot":
         path = folder / manifest.folder
-        vectors = np.asarray(np.load(path / VECTORS, mmap_mode="r"))
-        block = Block(np.load(path / NUMBERS), vectors)
+        numbers, sums = np.load(path / NUMBERS), np.load(path / MOMENTS)
+        block = Block(numbers, _mapped(path / VECTORS, len(numbers), sums.shape[1]))
         ann = Ann.read(path / ANN, manifest.search.efforts) if ANN in manifest.files else None
-        sums = np.load(path / MOMENTS)
         return cls(
             block,
             manifest.state,
@@ -145,7 +144,7 @@ class Snapshot:
                     filled += len(block)
                     moments += block.moments
                     file.write(np.ascontiguousarray(block.vectors, dtype="<f4").data)
-            vectors = np.asarray(np.load(path / VECTORS, mmap_mode="r"))
+            vectors = _mapped(path / VECTORS, n, dimension)
             for part, array in ((NUMBERS, numbers), (MOMENTS, np.vstack([moments.total, moments.outer]))):
                 with _writing(path, part, files) as file:
                     np.save(file, array)
@@ -165,36 +164,26 @@ class Snapshot:
         """The moments of all vectors."""
         return self._moments or self.block.moments
 
-    @property
-    def is_checked(self) -> bool:
-        """Whether the vectors are known to be those that were written."""
-        return self._done.is_set() and not self.is_damaged
-
     def check(self, stop: threading.Event) -> None:
         """Compare the vectors with their checksums; sets `is_checked` or `is_damaged`, or neither after `stop`.
 
         A damaged snapshot is discarded, unless another process has replaced it.
         """
-        if self._unchecked is None or self._done.is_set():
-            return
-        path, sums = self._unchecked
-        try:
-            is_whole = sums.are_of(path, stop.is_set)
-        except OSError:  # another process has replaced the snapshot, or the disk fails
-            is_whole = False
-        if not is_whole:
-            folder = path.parent.parent
-            saved = Manifest.read(folder)
+        with self._checking:
+            if self._unchecked is None or self.is_checked or self.is_damaged:
+                return
+            path, sums = self._unchecked
+            try:
+                is_whole = sums.are_of(path, stop.is_set)
+            except OSError:  # another process has replaced the snapshot, or the disk fails
+                is_whole = False
+            if is_whole:
+                self.is_checked = not stop.is_set()
+                return
+            saved = Manifest.read(path.parent.parent)
             if saved is None or saved.folder == path.parent.name:
-                self.discard(folder)
+                self.discard(path.parent.parent)
             self.is_damaged = True
-        if not is_whole or not stop.is_set():
-            self._done.set()
-
-    def wait_until_checked(self) -> bool:
-        """Wait for another thread's `check`; returns `is_checked`."""
-        self._done.wait()
-        return self.is_checked
 
     @staticmethod
     def is_whole(folder: Path) -> bool:
@@ -225,3 +214,11 @@ def _writing(folder: Path, name: str, files: dict[str, Checksums]) -> Iterator[C
         writer = ChecksumWriter(file)
         yield writer
     files[name] = writer.checksums()
+
+
+def _mapped(path: Path, n: int, dimension: int) -> Vectors:
+    """The vectors (n, dimension) at the end of a .npy file; its header is not read, since it may not be checked yet."""
+    if not n:
+        return np.empty((0, dimension), dtype=np.float32)
+    offset = path.stat().st_size - 4 * n * dimension
+    return np.asarray(np.memmap(path, np.dtype("<f4"), "r", offset, (n, dimension)))

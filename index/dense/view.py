@@ -4,6 +4,7 @@ A `View` is of one state of the store. `index.dense.live.LiveView` has the newes
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -244,9 +245,10 @@ class View:
     def _moments(self) -> Moments:
         deleted = Moments.of(self.base.block.vectors[:0])
         if len(self.deleted):
-            # Their vectors are in the snapshot only.
-            if self.stored and not self.base.wait_until_checked():
-                return self.stored.moments()
+            if self.stored:  # the vectors of deleted passages are in the snapshot only
+                self.base.check(threading.Event())
+                if self.base.is_damaged:
+                    return self.stored.moments()
             deleted = Moments.of(replace(self, stored=None).rows(self.deleted))
         moments = self.base.moments + -deleted
         for block in self.newer:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -259,6 +260,21 @@ def test_until_vectors_are_checked_scores_come_from_the_store(folder, monkeypatc
             assert not hits.exact
         third = {name: vector for i, (name, vector) in enumerate(vectors.items()) if i % 3 == 1}
         check(index.search(QUERIES[0], 500, filter={"third": 1}), QUERIES[0], third, 500)
+
+
+def test_the_statistics_of_scores_are_right_on_a_damaged_snapshot(folder):
+    """Those of hybrid search, also without the deleted passages, whose vectors are in the snapshot only."""
+    (path,) = folder.glob("snapshot-*/vectors.npy")
+    flip(path, 128 + 3)
+    with Index.open(folder) as index:
+        index.delete([f"d{i}" for i in range(30)])
+        with index._current().store.read() as tx:
+            damaged = view.catch_up(None, index._current().store, tx)
+            stored = view.Stored(index._current().store, tx, damaged.corpus_map)
+            spread = replace(damaged, stored=stored).spread(QUERIES[0])
+        assert damaged.base.is_damaged
+        scores = VECTORS[30:500] @ QUERIES[0]
+        assert spread == pytest.approx((scores.mean(), scores.std()), abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
