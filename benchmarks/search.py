@@ -49,8 +49,8 @@ def bench_search(
     are the vectors' part of an index, without fetching passages. FAISS has the index that ours made, with the same
     parameters, in an IndexRefineFlat, which scores as many candidates on the vectors; "FAISS, exact" is IndexFlatIP
     with its default settings. build_s: seconds to build, tune and write; megabytes: on the disk; memory_mb: growth of
-    the process's memory by opening and searching, pages of mapped files included; qps_1, qps_64: queries per second, one
-    and 64 at a time; recall@10: share of the 10 nearest. Prints a table and ends with a line of JSON.
+    the process's memory by opening and searching, pages of mapped files included; qps_1, qps_64: queries per second,
+    one and 64 at a time; recall@10: share of the 10 nearest. Prints a table and ends with a line of JSON.
 
     Args:
         n: number of vectors.
