@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from gpt_core.common.errors import InputError
 from index.dense.snapshot import LOCK, Snapshot
 from index.dense.view import Stored, View, catch_up
 from index.store.store import Store
@@ -101,11 +102,12 @@ class LiveView:
             saved = Snapshot.state_on_disk(folder)
             if saved and saved.is_of_same_index(view.state) and saved.sequence > view.state.sequence:
                 return  # made by another process; the next search's view is new enough for it
-            there = Snapshot.load(folder, view.state, view.base.state.sequence)
-            if there:
-                rebased = view.rebased(there)
-                base = there if (rebased.is_saved if of_all else not rebased.is_outdated) else None
-            if base is None and not self.store.is_replaced():
+            there = self._view_of_saved(view)
+            if there and (there.is_saved if of_all else not there.is_outdated):
+                with self._lock:
+                    self._view = there
+                return
+            if not self.store.is_replaced():
                 dimension = view.base.block.vectors.shape[1]
                 blocks = view.live_rows()
                 base = Snapshot.write(folder, len(view), dimension, blocks, view.state, view.wanted)
@@ -115,6 +117,18 @@ class LiveView:
         with self._lock:
             if self._view is not None and base.state.sequence >= self._view.base.state.sequence:
                 self._view = self._view.rebased(base)
+
+    def _view_of_saved(self, view: View) -> View | None:
+        """The newest state on the snapshot on the disk, if it is newer than that of `view`; else None.
+
+        The snapshot may have passages that `view` never saw, because they were added and deleted between two searches:
+        so its deletions are read from the store.
+        """
+        with suppress(InputError), self.store.read() as tx:  # the store is closed or replaced
+            oldest = max(view.base.state.sequence, self.store.first_sequence(tx))
+            there = Snapshot.load(self.store.folder, view.state, oldest)
+            return catch_up(View.of(there, view.corpus_map), self.store, tx) if there else None
+        return None
 
     def _wait(self) -> None:
         with self._lock:

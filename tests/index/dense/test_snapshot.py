@@ -371,3 +371,15 @@ def test_a_view_finds_the_same_on_a_snapshot_of_an_earlier_state(folder):
         )
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
+
+
+def test_a_snapshot_of_another_process_may_have_passages_that_were_never_seen_here(folder):
+    """They were added and deleted between two searches, and stand in the snapshot that was saved between them."""
+    with Index.open(folder) as here, Index.open(folder) as elsewhere:
+        here.search(QUERY)
+        elsewhere.add(documents(51)[50:], QUERY)
+        elsewhere.save_snapshot()
+        elsewhere.delete("d50")
+        here.save_snapshot()
+        assert [hit.doc_id for hit in here.search(QUERY, k=100)] == [doc_id for doc_id, _ in found(folder)]
+        assert len(here.search(QUERY, k=100)) == 50
