@@ -284,7 +284,14 @@ class Index:
         """
         view = self._current()
         with view.store.read() as tx:
-            check_wanted(Wanted(*view.store.faiss(tx)), encoder.dimension)
+            wanted = Wanted(*view.store.faiss(tx))
+        try:
+            check_wanted(wanted, encoder.dimension)
+        except InputError as error:
+            raise InputError(
+                f"{self.folder} is searched with {wanted.faiss}, which does not suit the new embedder; choose another "
+                f"type first, as with manage_index.py snapshot --faiss auto. {error}"
+            ) from None
         with view.store.lock():
             done = reembed(view.store, encoder)
         with self._view_lock:

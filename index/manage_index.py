@@ -31,7 +31,7 @@ def verify(*, index: str) -> None:
         problems = list(find_problems(store))
         if not Snapshot.is_whole(store.folder):
             print(
-                f"{index}: the snapshot of the vectors is damaged; it is made again when the index is opened"
+                f"{index}: the snapshot of the vectors is damaged; it is not used, and another is made when one is due"
             )
         for problem in problems:
             print(printable(f"{index}: {problem.text}"))

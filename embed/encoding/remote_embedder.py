@@ -15,7 +15,7 @@ from embed.data.vectors import Vectors, unit_length
 from embed.encoding.embedder import Embedder, PromptName
 from embed.encoding.fingerprint import with_probes
 from embed.network.config import EmbedderConfig
-from gpt_core.common.errors import InputError
+from gpt_core.common.errors import InputError, ServerError
 from gpt_core.common.openai_api import Models, checked_url, error_message, headers, without_key
 from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from gpt_core.tokenizer.tokenizer import Tokenizer
@@ -25,7 +25,8 @@ TEXTS_PER_REQUEST = 32  # the most that text-embeddings-inference accepts by def
 MAX_TOKENS = (
     8192  # of DEFAULT_EMBEDDER's tokenizer; a server with a shorter context refuses or truncates by itself
 )
-TIMEOUT = httpx.Timeout(120, connect=5)  # seconds; some servers load the model at the first request
+SECONDS = 120  # of a request; some servers load the model at the first one
+TIMEOUT = httpx.Timeout(SECONDS, connect=5)  # each part of a response may take so long
 MAX_BYTES = 2**26  # of a response
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # status codes after which a request is sent again
 WAITS = (1, 2, 4, 8)  # seconds before it is
@@ -49,7 +50,7 @@ class _Reply(BaseModel):
     data: list[_Item]
 
 
-class _PassingError(InputError):
+class _PassingError(ServerError):
     """A failure after which the same request may succeed; `seconds`: what the server asks to wait for."""
 
     seconds = 0
@@ -82,7 +83,7 @@ class RemoteEmbedder(Embedder):
         self._dimension: int | None = None
         probes = self._request(PROBES, ())  # no second try: a wrong URL is said at once
         self._dimension = probes.shape[1]
-        self._fingerprint = with_probes([self.url, self.model, self._dimension], unit_length(probes))
+        self._fingerprint = with_probes([self.url, self.model, self._dimension], probes)
 
     @property
     def dimension(self) -> int:
@@ -122,7 +123,7 @@ class RemoteEmbedder(Embedder):
         return unit_length(vectors[:, :truncate_dim])
 
     def _request(self, texts: Sequence[str], waits: Sequence[float]) -> Vectors:
-        """Vectors (n, d) of up to `TEXTS_PER_REQUEST` texts, as the server gives them."""
+        """Unit vectors (n, d) of up to `TEXTS_PER_REQUEST` texts."""
         body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
         reply = self._call("POST", "/embeddings", _Reply, waits, body)
         items = sorted(reply.data, key=lambda item: item.index)
@@ -136,10 +137,11 @@ class RemoteEmbedder(Embedder):
                 f"answered with vectors of {found} dimensions instead of {min(expected)}; another model is served "
                 "now under this name"
             )
-        vectors = np.array([item.embedding for item in items], dtype=np.float32)
-        if not np.isfinite(vectors).all():
-            raise self._failed("answered with vectors that have NaN or infinite values")
-        return vectors
+        vectors = np.array([item.embedding for item in items], dtype=np.float64)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not np.isfinite(norms).all() or not norms.all():
+            raise self._failed("answered with vectors that are zero, or have NaN or infinite values")
+        return (vectors / norms).astype(np.float32)
 
     def _only_model(self) -> str:
         names = [model.id for model in self._call("GET", "/models", Models, ()).data]
@@ -162,10 +164,13 @@ class RemoteEmbedder(Embedder):
 
     def _once(self, method: str, path: str, schema: type[T], body: Any) -> T:
         try:
+            end = time.monotonic() + SECONDS
             with self._client.stream(method, self.url + path, json=body) as response:
                 data = bytearray()
                 for piece in response.iter_raw():
                     data += piece
+                    if time.monotonic() > end:
+                        raise self._failed(f"did not answer {path} within {SECONDS} s", _PassingError)
                     if len(data) > MAX_BYTES:
                         raise self._failed(f"answered {path} with more than {MAX_BYTES} bytes")
         except (httpx.HTTPError, ImportError) as error:  # ImportError: for a proxy that needs another package
@@ -174,7 +179,7 @@ class RemoteEmbedder(Embedder):
         if not response.is_success:
             failure = self._failed(
                 f"answered {path} with status {response.status_code}{error_message(data)}",
-                _PassingError if response.status_code in PASSING else InputError,
+                _PassingError if response.status_code in PASSING else ServerError,
             )
             after = response.headers.get("Retry-After", "")
             if isinstance(failure, _PassingError) and after.isdecimal():
@@ -188,5 +193,5 @@ class RemoteEmbedder(Embedder):
                 "in /v1"
             ) from None
 
-    def _failed(self, what: str, kind: type[InputError] = InputError) -> InputError:
+    def _failed(self, what: str, kind: type[ServerError] = ServerError) -> ServerError:
         return kind(without_key(f"The embedder at {self.url} {what}.", self._key))

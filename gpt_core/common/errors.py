@@ -7,3 +7,7 @@ class ExplainedError(Exception):
 
 class InputError(ExplainedError, ValueError):
     """Invalid input: the message names the value, what was expected and how to fix it. The HTTP status is 422."""
+
+
+class ServerError(InputError):
+    """A server that this program calls cannot be reached, refuses or gives a wrong answer. The HTTP status is 502."""

@@ -30,6 +30,12 @@ FLAT_BYTES = 200_000_000
 PER_LIST = 50  # vectors that an IVF's lists are trained on, for each list
 OTHER_TRAINING = 65_536  # vectors that other types are trained on
 ROWS_PER_STEP = 65_536
+# Types that leave out deleted passages and can be mapped into memory; FAISS trains others that fail when they search.
+SEARCHABLE = (
+    *(faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ, faiss.IndexIVFPQFastScan),
+    *(faiss.IndexIVFRaBitQ, faiss.IndexIVFRaBitQFastScan),
+    *(faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexRaBitQ),
+)
 SEED = 0
 
 
@@ -205,8 +211,11 @@ def make(factory: str, dimension: int) -> Any:
         index = faiss.index_factory(first, inner, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError:
         raise InputError(f"faiss is {factory!r}; {EXPECTED}.") from None
-    if not isinstance(_inner(index), faiss.IndexIVF | faiss.IndexFlatCodes):
+    core = _inner(index)
+    if not isinstance(core, SEARCHABLE) or (isinstance(core, faiss.IndexIVF) and core.nlist < 1):
         raise InputError(f"faiss is {factory!r}; {EXPECTED}. Candidates are always scored on the vectors.")
+    if not 1 <= core.d <= first:  # as after PCA64 of fewer dimensions
+        raise InputError(f"faiss is {factory!r}; the vectors have {dimension} dimensions.")
     if not found:
         return index
     if isinstance(index, faiss.IndexPreTransform):

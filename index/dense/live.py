@@ -73,10 +73,13 @@ class LiveView:
         with self.current():
             pass
         self._wait()
-        with self.current() as (_, view):  # without a snapshot that was damaged
-            pass
-        if not view.is_saved:
-            self._renew(view, of_all=True)
+        for _ in range(2):  # again if the snapshot turns out to be damaged
+            with self.current() as (_, view):
+                pass
+            if not view.is_saved:
+                self._renew(view, of_all=True)
+            if not view.base.is_damaged:
+                return
 
     def _maintain(self, view: View) -> None:
         """Check the snapshot that `view` is on, then make a new one if it is due."""
@@ -107,6 +110,9 @@ class LiveView:
                 with self._lock:
                     self._view = there
                 return
+            view.base.check_again()
+            if view.base.is_damaged:
+                return  # the next search reads the vectors from the store
             if not self.store.is_replaced():
                 dimension = view.base.block.vectors.shape[1]
                 blocks = view.live_rows()

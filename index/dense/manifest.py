@@ -73,6 +73,14 @@ class Manifest(NamedTuple):
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
+    @staticmethod
+    def is_older(folder: Path) -> bool:
+        """Whether the manifest in an index's folder is of an older format, whose snapshot is not used any more."""
+        try:
+            return int(json.loads((folder / MANIFEST).read_text()).get("format", 1)) < FORMAT
+        except (OSError, ValueError, TypeError, AttributeError):
+            return False
+
     def report(self) -> dict[str, Any]:
         """For users: type, recall and parameters, JSON-serialisable."""
         search = self.search

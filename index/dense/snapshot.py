@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -56,13 +56,14 @@ class Snapshot:
         wanted: Wanted | None = None,
         ann: Ann | None = None,
         moments: Moments | None = None,
-        unchecked: tuple[Path, Checksums] | None = None,
+        file: tuple[Path, Checksums] | None = None,
+        is_checked: bool = True,
     ) -> None:
         self.block, self.state, self.search, self.wanted, self.ann = block, state, search, wanted, ann
         self.is_new = wanted is None
         self.is_damaged = False
-        self._moments, self._unchecked = moments, unchecked
-        self.is_checked = unchecked is None
+        self._moments, self._file = moments, file
+        self.is_checked = is_checked
         self._checking = threading.Lock()
 
     @classmethod
@@ -102,6 +103,8 @@ class Snapshot:
             cls.discard(folder)
         except OSError:  # as when another process has just replaced it
             pass
+        except RuntimeError:  # FAISS cannot read its file, as one of another version
+            cls.discard(folder)
         return None
 
     @classmethod
@@ -117,7 +120,8 @@ class Snapshot:
             wanted=manifest.wanted,
             ann=ann,
             moments=Moments(len(block), sums[0], sums[1:]),
-            unchecked=None if is_checked else (path / VECTORS, manifest.files[VECTORS]),
+            file=(path / VECTORS, manifest.files[VECTORS]),
+            is_checked=is_checked,
         )
 
     @classmethod
@@ -170,27 +174,35 @@ class Snapshot:
         A damaged snapshot is discarded, unless another process has replaced it.
         """
         with self._checking:
-            if self._unchecked is None or self.is_checked or self.is_damaged:
+            if self._file is None or self.is_checked or self.is_damaged:
                 return
-            path, sums = self._unchecked
-            try:
-                is_whole = sums.are_of(path, stop.is_set)
-            except OSError:  # another process has replaced the snapshot, or the disk fails
-                is_whole = False
-            if is_whole:
+            if self._has_its_checksums(stop.is_set):
                 self.is_checked = not stop.is_set()
-                return
-            saved = Manifest.read(path.parent.parent)
-            if saved is None or saved.folder == path.parent.name:
-                self.discard(path.parent.parent)
-            self.is_damaged = True
+
+    def check_again(self) -> None:
+        """Compare the vectors with their checksums once more, before they are copied; sets `is_damaged`."""
+        with self._checking:
+            if self._file is not None and self._file[0].exists():  # a deleted file is still mapped as it was
+                self._has_its_checksums(lambda: False)
+
+    def _has_its_checksums(self, is_stopped: Callable[[], bool]) -> bool:
+        assert self._file is not None
+        path, sums = self._file
+        with contextlib.suppress(OSError):  # another process has replaced the snapshot, or the disk fails
+            if sums.are_of(path, is_stopped):
+                return True
+        saved = Manifest.read(path.parent.parent)
+        if saved is None or saved.folder == path.parent.name:
+            self.discard(path.parent.parent)
+        self.is_damaged = True
+        return False
 
     @staticmethod
     def is_whole(folder: Path) -> bool:
-        """Whether the files of the snapshot in `folder` have their checksums; True if there is none."""
+        """Whether the files of the snapshot in `folder` have their checksums; True if there is none of this format."""
         manifest = Manifest.read(folder)
         if manifest is None:
-            return not (folder / MANIFEST).exists()
+            return not (folder / MANIFEST).exists() or Manifest.is_older(folder)
         path = folder / manifest.folder
         return all(sums.are_of(path / name) for name, sums in manifest.files.items())
 

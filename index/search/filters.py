@@ -160,7 +160,7 @@ def _source(name: str) -> _Sql:
     """The rows (value, type) of a field: of this name, or, with dots in it, inside objects."""
     if "." not in name or '"' in name:
         return _Sql(FIELD, [name])
-    path = "$" + "".join(f'."{key}"' for key in name.split("."))
+    path = "$" + "".join(f".{json.dumps(key, ensure_ascii=False)}" for key in name.split("."))
     return _Sql(FIELD + NESTED, [name, path, path, path])
 
 
@@ -240,6 +240,8 @@ def _scalar(name: str, value: Any) -> str | int | float:
 
 
 def _check_unicode(name: str, text: str) -> None:
+    if "\0" in text:  # SQLite ends texts in JSON there
+        raise InputError(f"filter on {name!r}: {text!r} has a NUL character; leave it out.")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -147,6 +147,11 @@ class Settings:
             InputError: if it was not.
         """
         if not same(encoder.fingerprint, self.fingerprint):
+            if encoder.fingerprint.partition(":")[0] == self.fingerprint.partition(":")[0]:
+                raise InputError(
+                    f"{folder} was built with {encoder.name}, which now gives other vectors; change the embedder with "
+                    "manage_index.py reembed."
+                )
             raise InputError(
                 f"{folder} was built with {self.embedder_words}, not with {encoder.name} "
                 f"({encoder.fingerprint[:12]}); open it with the embedder it was built with, or change its embedder "

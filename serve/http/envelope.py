@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from gpt_core.common.errors import InputError
+from gpt_core.common.errors import InputError, ServerError
 from serve.work.errors import GenerationError, NotFoundError, OverloadedError, UnavailableError
 
 LOG = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ def describe(error: Exception) -> dict[str, Any]:
     """The envelope of an exception raised by any of the packages."""
     message = str(error)
     match error:
+        case ServerError():
+            return envelope(message, "server_error", code="bad_gateway")
         case InputError():
             return envelope(message, "invalid_request_error", code="invalid_input")
         case NotFoundError():
@@ -74,6 +76,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return JSONResponse(describe(error), 500)
 
     app.exception_handler(InputError)(answer(invalid))
+    app.exception_handler(ServerError)(answer(lambda _: 502))
     app.exception_handler(RequestValidationError)(malformed)
     app.exception_handler(HTTPException)(http)
     app.exception_handler(NotFoundError)(answer(lambda _: 404))

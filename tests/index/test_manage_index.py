@@ -149,7 +149,7 @@ def test_a_damaged_snapshot_is_named_and_does_not_matter(folder, capsys):
     (folder / name).write_bytes(data)
     verify(index=str(folder))
     out = capsys.readouterr().out
-    assert "the snapshot of the vectors is damaged; it is made again" in out
+    assert "the snapshot of the vectors is damaged; it is not used" in out
     assert "all is well" in out
 
 

@@ -192,6 +192,7 @@ def test_passing_failures_are_tried_again(no_waits, capsys):
             (200, b'{"data": [{"index": 0, "embedding": [1, 1e999, 1, 1]}]}'),
             "OpenAI's API does|NaN or infinite",
         ),
+        ((200, {"data": [{"index": 0, "embedding": [0.0] * 4}]}), "vectors that are zero"),
         ((200, b"<html>"), "something else than OpenAI's API does"),
         ((200, b"x" * 2**20), "with more than 1000 bytes"),
     ],
@@ -203,6 +204,15 @@ def test_wrong_responses_are_refused(monkeypatch, reply, said):
         other.reply = lambda body: reply
         with pytest.raises(InputError, match=said):
             embedder.encode_document("text")
+
+
+def test_vectors_of_any_length_are_normalised():
+    def answer(body):
+        data = [{"index": i, "embedding": [3e38, 4e38, 0, 0]} for i in range(len(body["input"]))]
+        return 200, {"data": data}
+
+    with Other(answer, models=MODEL) as other:
+        np.testing.assert_allclose(load_embedder(other.url).encode("text"), [[0.6, 0.8, 0, 0]], atol=1e-6)
 
 
 def test_wrong_urls_are_refused(monkeypatch):

@@ -192,6 +192,12 @@ def test_the_settings_hold_for_every_process(folder):
 @pytest.mark.parametrize(
     ("factory", "recall", "named"),
     [
+        ("IVF0,SQ8", 0.9, 'expected "auto"'),
+        ("PQ4", 0.9, 'expected "auto"'),
+        ("RQ2x4", 0.9, 'expected "auto"'),
+        ("ZnLattice2x8_4", 0.9, 'expected "auto"'),
+        ("PCA0,SQ8", 0.9, "the vectors have"),
+        ("PCA999,SQ8", 0.9, "the vectors have"),
         ("IVF,SQ8", 0.9, "'IVF,SQ8'; expected"),
         ("HNSW32", 0.9, "'HNSW32'; expected"),
         ("RaBitQfs", 0.9, "'RaBitQfs'; expected"),

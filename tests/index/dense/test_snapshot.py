@@ -388,3 +388,40 @@ def test_a_snapshot_of_another_process_may_have_passages_that_were_never_seen_he
             assert len(ids) == 53
             here._current()._wait()
         assert here._current()._view.base.state.sequence > 50
+
+
+def test_vectors_that_were_damaged_while_open_are_not_copied_into_a_new_snapshot(folder):
+    with Index.open(folder) as index:
+        index.search(QUERY)
+        path = file(folder)
+        with path.open("r+b") as damaged:  # in place, as the mapping sees it
+            damaged.seek(path.stat().st_size - 4 * D * 20)
+            damaged.write(bytes(4 * D * 20))
+        index.add(documents(51)[50:], VECTORS[50])
+        index.save_snapshot()
+        assert len(index.search(QUERY, k=100)) == 51
+    expected = VECTORS[:51] @ QUERY / np.linalg.norm(VECTORS[:51], axis=1) / np.linalg.norm(QUERY)
+    np.testing.assert_allclose([score for _, score in found(folder)], sorted(expected)[::-1], atol=1e-4)
+    assert Snapshot.is_whole(folder)
+
+
+def test_a_snapshot_that_faiss_cannot_read_is_made_again(folder, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("of another version")
+
+    before = found(folder)
+    with Index.open(folder) as index:
+        index.set_faiss("SQ8")
+        index.save_snapshot()
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot.Ann, "read", refuse)
+        assert found(folder) == before
+
+
+def test_a_manifest_of_an_older_format_is_no_damage(folder):
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["format"], content["sha256"]
+    (folder / MANIFEST).write_text(json.dumps(content))
+    assert Snapshot.is_whole(folder)
+    (folder / MANIFEST).write_text(json.dumps(content)[:-9])
+    assert not Snapshot.is_whole(folder)

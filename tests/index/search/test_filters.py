@@ -305,3 +305,13 @@ def test_parses_filters_of_the_command_line():
     ):
         with pytest.raises(InputError, match="filter"):
             parse_filter(wrong)
+
+
+@pytest.mark.parametrize("key", ["x\\y", "x\ty", "键", "a b"])
+@pytest.mark.parametrize("text", ["short", "long " * 50])
+def test_any_key_inside_an_object_is_found(tmp_path, key, text):
+    with Index.create(tmp_path / "index", dimension=2) as index:
+        index.add(Document("d", "text", metadata={"c": {key: text}}), [1, 0])
+        assert [hit.doc_id for hit in index.search([1, 0], filter={f"c.{key}": {"gt": ""}})] == ["d"]
+        with pytest.raises(InputError, match="has a NUL character"):
+            index.search([1, 0], filter={f"c.{key}": "a\0b"})

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import threading
+from functools import partial
 
 import httpx
 import numpy as np
@@ -13,8 +14,10 @@ from embed import load_embedder
 from embed.data.vectors import unit_length
 from gpt_core.common.errors import InputError
 from index import Index
+from serve import create_app
 from serve.work.loading import served_name
-from tests.serve.conftest import DOCUMENTS, HELLO, QUESTION, SAYS, wait_until
+from tests.other_server import Other
+from tests.serve.conftest import DOCUMENTS, HELLO, QUESTION, SAYS, serving, wait_until
 
 
 def test_models(serve):
@@ -70,6 +73,27 @@ def test_an_index_elsewhere_can_be_built_with_this_servers_embedder(tmp_path, sh
         InputError, match="has the models tiny-gpt, tiny-embedder, zhizhi-rag; name one of them"
     ):
         load_embedder(f"{shared_url}/v1")
+
+
+def test_an_embedder_elsewhere_that_fails_is_a_bad_gateway(tmp_path):
+    def answer(body):
+        return 200, {
+            "data": [{"index": i, "embedding": [1, len(text)]} for i, text in enumerate(body["input"])]
+        }
+
+    with Other(answer, models={"data": [{"id": "m"}]}) as other:
+        with Index.create(tmp_path / "index", load_embedder(other.url)) as index:
+            index.add(DOCUMENTS)
+            with serving(create_app(index, None)) as url:
+                post = partial(httpx.post, f"{url}/v1/search", timeout=30)
+                assert post(json={"query": "cats"}).status_code == 200
+                other.reply = lambda body: (400, {})
+                failed = post(json={"query": "cats"})
+                assert (failed.status_code, failed.json()["error"]["code"]) == (502, "bad_gateway")
+                assert post(json={"query": "cats", "mode": "lexical"}).status_code == 200
+        other.reply = lambda body: (200, {"data": [{"index": i, "embedding": [-1, 9]} for i in range(3)]})
+        with pytest.raises(InputError, match="which now gives other vectors; change the embedder"):
+            Index.open(tmp_path / "index", load_embedder(other.url))
 
 
 def test_many_embeddings_come_in_order(api, encoder):
