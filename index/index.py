@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from embed.encoding.embedder import Embedder
 from embed.encoding.load import load_embedder
 from embed.encoding.rerank import Reranker
+from embed.encoding.runner import Runner
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.view import LiveView
@@ -189,7 +190,13 @@ class Index:
 
     # Writing
 
-    def add(self, documents: Document | Iterable[Document], vectors: ArrayLike | None = None) -> Changes:
+    def add(
+        self,
+        documents: Document | Iterable[Document],
+        vectors: ArrayLike | None = None,
+        *,
+        runner: Runner | None = None,
+    ) -> Changes:
         """Add documents, read lazily and committed in batches; each document is added completely or not at all.
 
         Documents that are in the index with the same content are skipped, so an interrupted `add` can be continued by
@@ -200,19 +207,31 @@ class Index:
             vectors: (dimension,) for one document, (n, dimension) for n. Each document is then a single passage of any
                 length, and its vector is normalised to unit length. None: documents are split into passages, which are
                 encoded.
+            runner: where passages are encoded; None: in this process. This process alone writes.
 
         Raises:
             InputError: for a document id that exists with other content, vectors of a wrong shape, or if another
                 process is writing. Batches that were committed before remain.
         """
-        return self._write(documents, vectors, replace=False)
+        return self._write(documents, vectors, runner, replace=False)
 
-    def upsert(self, documents: Document | Iterable[Document], vectors: ArrayLike | None = None) -> Changes:
+    def upsert(
+        self,
+        documents: Document | Iterable[Document],
+        vectors: ArrayLike | None = None,
+        *,
+        runner: Runner | None = None,
+    ) -> Changes:
         """Like `add`, but a document that exists with other content is replaced."""
-        return self._write(documents, vectors, replace=True)
+        return self._write(documents, vectors, runner, replace=True)
 
     def _write(
-        self, documents: Document | Iterable[Document], vectors: ArrayLike | None, *, replace: bool
+        self,
+        documents: Document | Iterable[Document],
+        vectors: ArrayLike | None,
+        runner: Runner | None,
+        *,
+        replace: bool,
     ) -> Changes:
         view = self._current()
         store = view.store
@@ -228,7 +247,7 @@ class Index:
                 )
         with store.lock():
             encoder = self.encoder if rows is None else None
-            changes = write(store, encoder, documents, rows, replace=replace)
+            changes = write(store, encoder, documents, rows, replace=replace, runner=runner)
             with store.read() as tx:
                 fitted, stored = store.map_passages(tx), store.count(tx, "passages")
             # A map fitted on few passages is poor, so it is fitted again each time the corpus has doubled.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from embed.network.config import FusionKind
 from gpt_core.common.errors import InputError
@@ -38,6 +39,8 @@ class BuildOptions:
         strict: stop at a file that cannot be read, before anything is written.
         watch: then follow the input, and bring the index up to date after each change, until Ctrl-C.
         dry_run: print what would be added, updated, deleted and skipped, and write nothing.
+        runner: where passages are encoded: local, in this process, and on the other ranks if torchrun started several;
+            ray, on the cluster of RAY_ADDRESS, else on all CPUs of this machine. This process alone writes the index.
 
     Raises:
         InputError: for options that do not go together.
@@ -60,6 +63,7 @@ class BuildOptions:
     strict: bool = False
     watch: bool = False
     dry_run: bool = False
+    runner: Literal["local", "ray"] = "local"
 
     def __post_init__(self) -> None:
         if not self.input and not self.delete:
