@@ -6,27 +6,24 @@ import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, Unpack, overload
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from embed.encoding.embedder import Embedder
 from embed.encoding.load import load_embedder
-from embed.encoding.rerank import Reranker
 from embed.encoding.runner import Runner
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
-from index.dense.view import LiveView
+from index.dense.ann import AUTO, DEFAULT, Wanted, check_wanted
+from index.dense.live import LiveView
+from index.dense.manifest import Manifest
 from index.lexical.live import LiveWords
 from index.reading.document import Document
 from index.search.filters import Filter, unknown_fields
-from index.search.rank import Hit
-from index.search.rerank import rerank_hits
-from index.search.search import Mode, Options, search_texts, search_vectors
+from index.search.rank import Hits
+from index.search.search import Mode, MoreOptions, Options, search
 from index.store.check import Problem, find_problems, mend
 from index.store.connections import ReplacedError
 from index.store.files import Files
@@ -37,7 +34,6 @@ from index.store.words import n_passages_with
 from index.store.write import Changes, check_vectors, fit_map, write
 
 T = TypeVar("T")
-N_RERANKED = 20  # hits that a language model orders again
 MIN_MAP_PASSAGES = 1000  # a corpus map fitted on fewer passages is fitted again when the corpus has doubled
 
 
@@ -67,6 +63,8 @@ class Index:
         rows_per_document: int | None = None,
         fusion: Fusion | None = None,
         dimension: int | None = None,
+        faiss: str = AUTO,
+        recall: float = DEFAULT.recall,
     ) -> "Index":
         """Create an empty index in a new folder.
 
@@ -79,6 +77,7 @@ class Index:
             rows_per_document: rows of a table that `build_index` makes one document of; None for 1.
             fusion: how hybrid search combines the dense and lexical scores; None for the embedder's setting.
             dimension: length of precomputed vectors, which need it; with an encoder it is the encoder's.
+            faiss, recall: as `set_faiss` takes them.
 
         Raises:
             InputError: if the folder is not empty, for invalid lengths, or for an argument that has no meaning for this
@@ -94,7 +93,11 @@ class Index:
             dimension,
             Path(folder),
         )
-        return cls(LiveView(Store.create(folder, settings)), encoder)
+        check_wanted(Wanted(faiss, recall), settings.dimension)
+        index = cls(LiveView(Store.create(folder, settings)), encoder)
+        if (faiss, recall) != DEFAULT:
+            index.set_faiss(faiss, recall)
+        return index
 
     @classmethod
     def open(cls, folder: str | Path, encoder: Embedder | str | Path | None = None) -> "Index":
@@ -299,6 +302,8 @@ class Index:
                 process is writing.
         """
         view = self._current()
+        with view.store.read() as tx:
+            check_wanted(Wanted(*view.store.faiss(tx)), encoder.dimension)
         with view.store.lock():
             done = reembed(view.store, encoder)
         with self._view_lock:
@@ -306,6 +311,30 @@ class Index:
             self._reopen()
         self.save_snapshot()
         return done
+
+    def set_faiss(self, faiss: str | None = None, recall: float | None = None) -> None:
+        """Choose how the vectors are searched; each process makes its next snapshot so.
+
+        Args:
+            faiss: "Flat" for exact search, a FAISS factory string such as "IVF1024,SQ8", or "auto": exact search up to
+                200 MB of vectors, then an IVF of one bit per dimension. "MRL128," before it means the first 128
+                dimensions only. The best candidates are always scored on the whole vectors. None: as it was.
+            recall: least mean share of the 10 and the 100 nearest passages that approximate search finds, measured when
+                the snapshot is made; above 0, at most 1; .95 for a new index. None: as it was. Where no parameters
+                reach it, search is exact.
+
+        Raises:
+            InputError: for a factory string that FAISS does not know or that cannot leave out deleted passages, or a
+                recall out of range.
+        """
+        store = self._current().store
+        with store.write() as tx:
+            before = Wanted(*store.faiss(tx))
+            wanted = Wanted(
+                before.faiss if faiss is None else faiss, before.recall if recall is None else recall
+            )
+            check_wanted(wanted, store.settings.dimension)
+            store.put_faiss(tx, *wanted)
 
     def save_snapshot(self) -> None:
         """Save a snapshot of the current vectors and postings, with which the next process searches at once."""
@@ -364,14 +393,8 @@ class Index:
         k: int = 10,
         mode: Mode = "hybrid",
         filter: Filter | None = None,
-        *,
-        offset: int = 0,
-        per_document: int | None = None,
-        diversity: float = 0.0,
-        explain: bool = False,
-        rerank: Reranker | None = None,
-        n_reranked: int = N_RERANKED,
-    ) -> list[Hit]: ...
+        **more: Unpack[MoreOptions],
+    ) -> Hits: ...
     @overload
     def search(
         self,
@@ -379,13 +402,7 @@ class Index:
         k: int = 10,
         mode: Mode = "hybrid",
         filter: Filter | None = None,
-        *,
-        offset: int = 0,
-        per_document: int | None = None,
-        diversity: float = 0.0,
-        explain: bool = False,
-        rerank: Reranker | None = None,
-        n_reranked: int = N_RERANKED,
+        **more: Unpack[MoreOptions],
     ) -> list[Any]: ...
     def search(
         self,
@@ -393,13 +410,7 @@ class Index:
         k: int = 10,
         mode: Mode = "hybrid",
         filter: Filter | None = None,
-        *,
-        offset: int = 0,
-        per_document: int | None = None,
-        diversity: float = 0.0,
-        explain: bool = False,
-        rerank: Reranker | None = None,
-        n_reranked: int = N_RERANKED,
+        **more: Unpack[MoreOptions],
     ) -> list[Any]:
         """Find the k best passages for each query.
 
@@ -408,7 +419,8 @@ class Index:
                 For vectors, "hybrid" means "dense". The encoder's `n_truncated` counts the texts that it truncated to
                 its context.
             k: number of hits. Fewer are returned only if fewer passages pass the filter or, for "lexical", match.
-            mode: "dense" ranks by cosine, "lexical" by BM25, both exactly. "hybrid" combines the exact scores of both
+            mode: "dense" ranks by cosine, "lexical" by BM25. Scores are exact; of more than 200 MB of vectors, some of
+                the nearest may be missed (see `set_faiss`). "hybrid" combines the exact scores of both
                 as `settings.fusion` says, over the union of the best max(100, 10 k) passages of each.
             filter: conditions on the documents' metadata, all of which must hold. A field must have one value
                 (`{"status": "Final"}`), one of several (`["Final", "Active"]`), or meet all of an object of operators:
@@ -427,55 +439,14 @@ class Index:
             n_reranked: number of passages that `rerank` orders; the others follow in their order.
 
         Returns:
-            Hits, best first; for several queries one list per query.
+            `Hits`, a list, best first, with the attribute `exact`; for several queries one per query.
 
         Raises:
             InputError: for an empty query, a number out of range, an unknown mode, a malformed filter, vectors of a
                 wrong shape, or a text query in an index of precomputed vectors (except in mode "lexical").
         """
-        options = Options(k, mode, filter, offset, per_document, diversity, explain)
-        return self._read(lambda view, words: self._search(view, words, query, options, rerank, n_reranked))
-
-    def _search(
-        self,
-        view: LiveView,
-        words: LiveWords,
-        query: str | Sequence[str] | ArrayLike,
-        options: Options,
-        rerank: Reranker | None,
-        n_reranked: int,
-    ) -> list[Any]:
-        search = partial(
-            self._search_texts, view, words, options=options, rerank=rerank, n_reranked=n_reranked
-        )
-        if isinstance(query, str):
-            return search([query])[0]
-        if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
-            return search(cast(list[str], list(query)))
-        if rerank:
-            raise InputError("A vector cannot be re-ranked, since a language model reads texts; give a text.")
-        queries = check_vectors(cast(ArrayLike, query), view.store.settings.dimension)
-        hits = search_vectors(view, words, queries, options)
-        return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits
-
-    def _search_texts(
-        self,
-        view: LiveView,
-        words: LiveWords,
-        texts: list[str],
-        options: Options,
-        rerank: Reranker | None,
-        n_reranked: int,
-    ) -> list[list[Hit]]:
-        encoder = None if options.mode == "lexical" else self.encoder
-        if rerank is None:
-            return search_texts(view, words, encoder, texts, options)
-        if n_reranked < 1:
-            raise InputError(f"n_reranked is {n_reranked}; expected at least 1.")
-        end = options.offset + options.k
-        found = search_texts(view, words, encoder, texts, replace(options, k=max(end, n_reranked), offset=0))
-        pairs = zip(texts, found, strict=True)
-        return [rerank_hits(rerank, text, hits, n_reranked)[options.offset : end] for text, hits in pairs]
+        options = Options(k, mode, filter, **more)
+        return self._read(lambda view, words: search(view, words, lambda: self.encoder, query, options))
 
     def _read(self, use: Callable[[LiveView, LiveWords], T]) -> T:
         """`use` of the index as it is now, even if it was replaced or got another embedder in the meantime."""
@@ -509,13 +480,20 @@ class Index:
         return self._ask(lambda store, tx: unknown_fields(tx, filter))
 
     def stats(self) -> dict[str, Any]:
-        """Counts and settings, JSON-serialisable."""
+        """Counts and settings, JSON-serialisable.
+
+        "vectors" is how the snapshot on the disk is searched: its type, parameters and measured recall; None if there
+        is none.
+        """
+        snapshot = Manifest.read(self.folder)
         return self._ask(
             lambda store, tx: {
                 "documents": store.count(tx, "documents"),
                 "passages": store.count(tx, "passages"),
                 "sequence": store.sequence(tx),
                 "map_passages": store.map_passages(tx),
+                "wanted": Wanted(*store.faiss(tx))._asdict(),
+                "vectors": snapshot.report() if snapshot else None,
                 **json.loads(store.settings.to_json()),
             }
         )

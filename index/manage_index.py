@@ -1,4 +1,4 @@
-"""The commands that look after an index: verify, repair, backup, stats, vacuum, reembed."""
+"""The commands that look after an index: verify, repair, backup, stats, vacuum, snapshot, reembed."""
 
 import json as json_library
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 from embed.encoding.load import load_embedder
 from gpt_core.common.errors import ExplainedError
 from gpt_core.common.terminal import printable
+from index.dense.manifest import describe
 from index.dense.snapshot import Snapshot
 from index.index import Index
 from index.store.check import find_problems
@@ -88,7 +89,12 @@ def stats(*, index: str, json: bool = False) -> None:
     """
     with Index.open(index) as opened:
         found = opened.stats()
-    sizes = {path.name: path.stat().st_size for path in sorted(Path(index).iterdir()) if path.is_file()}
+    folder = Path(index)
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     if json:
         print(json_library.dumps({**found, "bytes": sizes}, ensure_ascii=False))
         return
@@ -142,3 +148,19 @@ def reembed(*, index: str, embedder: str) -> None:
         print(
             f"{done.truncated} passages, titles included, were truncated to its {encoder.max_tokens} tokens"
         )
+
+
+def snapshot(*, index: str, faiss: str | None = None, recall: float | None = None) -> None:
+    """Make the snapshot of the vectors anew, and choose how they are searched.
+
+    Prints the type of the FAISS index, its parameters and the recall that was measured.
+
+    Args:
+        index: folder of the index.
+        faiss: auto, Flat (exact search), or a FAISS factory string such as IVF1024,SQ8; default: as before.
+        recall: least share of the nearest passages that approximate search must find, up to 1; default: as before.
+    """
+    with Index.open(index) as opened:
+        opened.set_faiss(faiss, recall)
+        opened.save_snapshot()
+        print(f"{index}: {describe(opened.stats()['vectors'])}")

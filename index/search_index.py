@@ -12,11 +12,11 @@ import tyro
 
 from embed.encoding.rerank import load_reranker
 from gpt_core.common.terminal import printable
-from index.index import N_RERANKED, Index
+from index.index import Index
 from index.search.explanation import Explanation
 from index.search.filter_words import parse_filter
-from index.search.rank import Hit
-from index.search.search import Mode
+from index.search.rank import Hits
+from index.search.search import N_RERANKED, Mode
 
 
 def search_index(
@@ -80,9 +80,9 @@ def search_index(
     _print(query, mode, hits, json)
 
 
-def _print(query: str, mode: Mode, hits: list[Hit], json: bool) -> None:
+def _print(query: str, mode: Mode, hits: Hits, json: bool) -> None:
     if json:
-        result = {"query": query, "mode": mode, "hits": [asdict(hit) for hit in hits]}
+        result = {"query": query, "mode": mode, "exact": hits.exact, "hits": [asdict(hit) for hit in hits]}
         print(json_library.dumps(result, ensure_ascii=False))
         return
     if not hits:

@@ -9,6 +9,8 @@ from benchmarks.learn import bench_learn
 from benchmarks.learn_embedding import bench_learn_embedding
 from benchmarks.learn_reader import bench_learn_reader
 from benchmarks.learn_sentiment import bench_learn_sentiment
+from benchmarks.lexical import bench_lexical
+from benchmarks.search import bench_search
 from benchmarks.train import bench_train
 from gpt_core.common.cli import run_command
 
@@ -24,6 +26,8 @@ def main() -> None:
             "learn-reader": bench_learn_reader,
             "generate": bench_generate,
             "encode": bench_encode,
+            "lexical": bench_lexical,
+            "search": bench_search,
         }
     )
 

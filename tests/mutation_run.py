@@ -37,6 +37,7 @@ TESTS = {
     "gpt_core/generation/sampling.py": ["tests/gpt_core/generation/test_sampling.py"],
     "index/dense/block.py": ["tests/index/dense", "tests/index/search"],
     "index/dense/snapshot.py": ["tests/index/dense", "tests/index/search"],
+    "index/dense/tuning.py": ["tests/index/dense"],
     "index/dense/view.py": ["tests/index/dense", "tests/index/search"],
     "index/search/filters.py": ["tests/index/search/test_filters.py", "tests/index/search/test_search.py"],
     "index/search/rank.py": ["tests/index/search"],

@@ -53,8 +53,8 @@ class RayRunner:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
             raise ExplainedError(
-                f"Ray failed ({type(error).__name__}: {RETRIES} retries did not help). Run the same command again; documents that were written are not encoded "
-                "again."
+                f"Ray failed ({type(error).__name__}; {RETRIES} retries did not help). Run the same command again; "
+                "documents that were written are not encoded again."
             ) from error
 
     def end(self) -> None:

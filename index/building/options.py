@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from embed.network.config import FusionKind
 from gpt_core.common.errors import InputError
@@ -37,6 +37,10 @@ class BuildOptions:
             elsewhere are kept.
         delete: files, folders and other inputs whose documents are deleted first; they need not exist any more.
         strict: stop at a file that cannot be read, before anything is written.
+        faiss: how the vectors are searched: auto (exactly up to 200 MB of them), Flat (exactly), or a FAISS factory
+            string such as IVF1024,SQ8; kept in the index.
+        recall: least share of the nearest passages that approximate search must find, .95 by default; kept in the
+            index.
         watch: then follow the input, and bring the index up to date after each change, until Ctrl-C.
         dry_run: print what would be added, updated, deleted and skipped, and write nothing.
         runner: where passages are encoded: local, in this process, and on the other ranks if torchrun started several;
@@ -61,6 +65,8 @@ class BuildOptions:
     delete_missing: bool = False
     delete: tuple[str, ...] = ()
     strict: bool = False
+    faiss: str | None = None
+    recall: float | None = None
     watch: bool = False
     dry_run: bool = False
     runner: Literal["local", "ray"] = "local"
@@ -84,7 +90,7 @@ class BuildOptions:
         return Below(map(source_of, self.input))
 
     @property
-    def of_texts(self) -> dict[str, int | None]:
+    def of_texts(self) -> dict[str, Any]:
         """The settings of passages and rows, which are fixed when the index is created; None: not given."""
         return {
             "max_tokens": self.max_tokens,

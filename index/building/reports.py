@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from index.building.options import BuildOptions
+from index.dense.ann import FLAT
+from index.dense.manifest import describe
 from index.index import Index
 from index.reading.log import ReadingLog
 from index.reading.source_files import is_stream
@@ -53,6 +55,8 @@ def print_counts(index: Index, outcome: Outcome, seconds: float) -> None:
     fitted = stats["map_passages"]
     if stats["corpus_map"] != "none" and stats["passages"] > 2 * max(fitted, 1):
         print(f"the corpus map was fitted on {fitted} passages only; --refit_map fits it on all")
+    if stats["vectors"] and (stats["vectors"]["type"] != FLAT or "note" in stats["vectors"]):
+        print(describe(stats["vectors"]))
 
 
 def print_files(outcome: Outcome) -> None:

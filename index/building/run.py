@@ -26,6 +26,8 @@ def built(options: BuildOptions, runner: Runner) -> Iterator[tuple[Target, Index
     target = Target.of(options)
     survey = Survey.of(options, target)
     with target.opened() as index:
+        if options.faiss is not None or options.recall is not None:
+            index.set_faiss(options.faiss, options.recall)
         outcome = update(index, options, survey, options.below, runner)
         if options.refit_map:
             index.refit_map()

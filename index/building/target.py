@@ -13,6 +13,7 @@ from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from gpt_core.hub.locate import DEFAULT_EMBEDDER
 from index.building.options import BuildOptions
+from index.dense.ann import DEFAULT, check_wanted
 from index.index import Index
 from index.store.settings import Settings
 from index.store.store import FILE, Store
@@ -43,6 +44,7 @@ class Target:
         if (folder / FILE).exists():
             with closing(Store(folder, update=not options.dry_run)) as store:
                 _check_settings(options, store.settings)
+                _check_faiss(options, store.settings.dimension)
                 return cls(options, store.settings, None)
         if options.delete:
             raise InputError(f"{folder} has no index, so --delete has nothing to delete.")
@@ -50,6 +52,7 @@ class Target:
         settings = Settings.of(
             encoder, **options.of_texts, fusion=_fusion(options, encoder), dimension=None, folder=folder
         )
+        _check_faiss(options, settings.dimension)
         return cls(options, settings, encoder)
 
     @property
@@ -111,3 +114,9 @@ def _check_settings(options: BuildOptions, settings: Settings) -> None:
             raise InputError(
                 f"{options.index} was created with {name} {own}, not {value}; leave out --{name}."
             )
+
+
+def _check_faiss(options: BuildOptions, dimension: int) -> None:
+    """Raise InputError unless vectors of this dimension can be searched as the options say."""
+    wanted = DEFAULT if options.faiss is None else DEFAULT._replace(faiss=options.faiss)
+    check_wanted(wanted if options.recall is None else wanted._replace(recall=options.recall), dimension)

@@ -1,1 +1,1 @@
-"""FAISS snapshots and exact search over the stored vectors."""
+"""Snapshots of the vectors, and exact and approximate search in them."""

@@ -19,7 +19,7 @@ import faiss
 
 # BLAS is many times faster for a batch and several times slower for a single query. FAISS never uses BLAS with an
 # IDSelector; without one it decides by this variable, which is the process's. So the variable is set once, to BLAS
-# always, and `_nearest` decides for each call.
+# always, and `nearest` decides for each call.
 faiss.cvar.distance_compute_blas_threshold = 1
 QUERIES_FOR_BLAS = 8
 
@@ -71,31 +71,44 @@ class Block:
             deleted: rows (m,) that are not to be found.
 
         Returns:
-            Scores (Q, k) float32, highest first, and passage ids (Q, k).
+            Scores (Q, k) float32, highest first, and rows (Q, k).
         """
         k = min(k, len(self) - len(deleted))
         live = np.ones(len(self), dtype=bool)
         live[deleted] = False
         if len(queries) < QUERIES_FOR_BLAS:
-            scores, rows = _nearest(queries, self.vectors, k, live)
-        else:
-            # Usually few of the best rows are deleted. Where more are, the query is searched again among the others.
-            n_extra = min(k // 2 + 8, len(deleted))
-            scores, rows = _nearest(queries, self.vectors, k + n_extra, None)
-            if len(deleted):
-                live_first = np.argsort(~live[rows], axis=1, kind="stable")[:, :k]
-                lacking = live[rows].sum(axis=1) < k
-                scores = np.take_along_axis(scores, live_first, 1)
-                rows = np.take_along_axis(rows, live_first, 1)
-                if lacking.any():
-                    scores[lacking], rows[lacking] = _nearest(queries[lacking], self.vectors, k, live)
-        return scores, self.numbers[rows]
+            return nearest(queries, self.vectors, k, live)
+        # Usually few of the best rows are deleted. Where more are, the query is searched again among the others.
+        n_extra = min(k // 2 + 8, len(deleted))
+        scores, rows = nearest(queries, self.vectors, k + n_extra, None)
+        if len(deleted):
+            live_first = np.argsort(~live[rows], axis=1, kind="stable")[:, :k]
+            lacking = live[rows].sum(axis=1) < k
+            scores = np.take_along_axis(scores, live_first, 1)
+            rows = np.take_along_axis(rows, live_first, 1)
+            if lacking.any():
+                scores[lacking], rows[lacking] = nearest(queries[lacking], self.vectors, k, live)
+        return scores, rows
+
+    def score(self, queries: Vectors, rows: Numbers) -> Scores:
+        """Inner products (Q, m) of each query (Q, d) with its rows (Q, m); -inf for the row -1."""
+        set_threads()
+        queries, rows = np.ascontiguousarray(queries), np.ascontiguousarray(rows)
+        scores = np.empty(rows.shape, np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (scores, queries, self.vectors, rows)]
+        faiss.fvec_inner_products_by_idx(*pointers, queries.shape[1], *rows.shape)  # type: ignore[attr-defined]
+        scores[rows < 0] = -np.inf
+        return scores
 
 
-def _nearest(queries: Vectors, vectors: Vectors, k: int, live: Any) -> tuple[Scores, Numbers]:
-    """The scores (Q, k) and rows (Q, k) of the best of the `vectors` that are `live` (n,); None for all, with BLAS."""
-    # FAISS stores this setting per thread, and a new thread defaults to all processors.
+def set_threads() -> None:
+    """Make FAISS use PyTorch's number of threads: it has a setting for each thread, by default all processors."""
     faiss.omp_set_num_threads(torch.get_num_threads())
+
+
+def nearest(queries: Vectors, vectors: Vectors, k: int, live: Any) -> tuple[Scores, Numbers]:
+    """The scores (Q, k) and rows (Q, k) of the best of the `vectors` that are `live` (n,); None for all, with BLAS."""
+    set_threads()
     queries, vectors = np.ascontiguousarray(queries), np.ascontiguousarray(vectors)
     scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     if not rows.size:

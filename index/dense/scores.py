@@ -1,4 +1,4 @@
-"""Scores of passages, and the mean and spread of a query's scores over the corpus."""
+"""Scores of passages, the best of them, and the mean and spread of a query's scores over the corpus."""
 
 from typing import Any, NamedTuple
 
@@ -18,3 +18,13 @@ class Spread(NamedTuple):
     def of(cls, scores: Scores) -> "Spread":
         """The spread of scores (n,); zeros for n = 0, as when no passage passes a filter."""
         return cls(float(scores.mean()), float(scores.std())) if len(scores) else cls(0, 0)
+
+
+def best(scores: Scores, k: int) -> NDArray[np.int64]:
+    """Positions of the `k` highest scores, highest first; equal scores in their order."""
+    if k < len(scores):
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        places = np.flatnonzero(scores >= least)
+    else:
+        places = np.arange(len(scores))
+    return places[np.argsort(-scores[places], kind="stable")][:k]

@@ -1,79 +1,80 @@
-"""A snapshot of the vectors for FAISS: a cache of the store, with a checksum, which FAISS files lack.
+"""A snapshot of the vectors: a cache of the store, in files that are mapped into memory and have checksums.
 
-`snapshot-<hash>.faiss` has the mapped vectors by passage id and can be opened in faiss; its name is its content's
-sha256, so a file with this name never changes. `snapshot.json` names it, with the index and the state that it was made
-of. A snapshot that is missing, damaged, or made for another index or corpus map is ignored and rebuilt.
+A folder `snapshot-<random>` has the mapped vectors (`vectors.npy`), their passage ids (`numbers.npy`), their moments
+(`moments.npy`) and, if there are many, a FAISS index whose ids are rows of the vectors (`ann.faiss`). It never changes.
+`snapshot.json` names it, with the index and the state that it was made of, and the checksums of its files by blocks of
+16 MB. A snapshot that is missing, damaged, or made for another index or corpus map is ignored and rebuilt.
+
+The vectors of a large snapshot are checked after it was opened (`check`). Until then, scores come from the store.
 """
 
 import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import secrets
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from gpt_core.common.files import atomic_write
+from embed.data.vectors import Vectors
+from gpt_core.common.files import atomic_folder, atomic_write
+from index.dense.ann import FLAT_SEARCH, Ann, Search, Wanted
 from index.dense.block import Block
+from index.dense.checksums import Checksums, ChecksumWriter
+from index.dense.manifest import MANIFEST, Manifest, State
+from index.dense.moments import Moments
+from index.dense.tuning import build
 
-# isort: split
-import faiss  # after torch, which `index.dense.block` imports
-
-MANIFEST, LOCK, PARTIAL = "snapshot.json", "snapshot.lock", "snapshot.partial"
-FILES = "snapshot*.faiss"
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of an index that a snapshot was made from.
-
-    Attributes:
-        identity: identity of the index.
-        map_hash: hash of the corpus map that was applied to the vectors.
-        sequence: sequence number of the last change included.
-    """
-
-    identity: str
-    map_hash: str
-    sequence: int
-
-    def is_of_same_index(self, other: "State") -> bool:
-        """Whether both states are of one index with one corpus map."""
-        return (self.identity, self.map_hash) == (other.identity, other.map_hash)
+LOCK, FOLDERS = "snapshot.lock", "snapshot-*"
+VECTORS, NUMBERS, MOMENTS, ANN = "vectors.npy", "numbers.npy", "moments.npy", "ann.faiss"
+# Vectors up to this size are checked when they are opened: that takes at most 50 ms.
+CHECKED_AT_ONCE = 64_000_000
 
 
 class Snapshot:
-    """Mapped vectors in an exact FAISS index.
+    """Mapped vectors, in memory or in files.
 
     Attributes:
         state: the state of the index it was made from.
-        block: the passages; its vectors are a view of FAISS's memory.
-        is_new: whether it was neither loaded from a file nor given to `save`.
+        block: the passages.
+        search: how it is searched.
+        wanted: what was asked of it; of one in memory, the defaults.
+        ann: the approximate index, or None: it is searched exactly.
+        is_new: whether it is in memory only, and no process has tried to write it.
+        is_checked: whether the vectors are known to be those that were written.
+        is_damaged: whether they are known not to be.
     """
 
-    def __init__(self, index: Any, state: State, *, is_new: bool) -> None:
-        self.state, self.is_new = state, is_new
-        self._index = index  # owns the memory of the vectors
-        self.block = Block(faiss.vector_to_array(index.id_map), _rows(index))
+    def __init__(
+        self,
+        block: Block,
+        state: State,
+        *,
+        search: Search = FLAT_SEARCH,
+        wanted: Wanted | None = None,
+        ann: Ann | None = None,
+        moments: Moments | None = None,
+        unchecked: tuple[Path, Checksums] | None = None,
+    ) -> None:
+        self.block, self.state, self.search, self.wanted, self.ann = block, state, search, wanted, ann
+        self.is_new = wanted is None
+        self.is_damaged = False
+        self._moments, self._unchecked = moments, unchecked
+        self.is_checked = unchecked is None
+        self._checking = threading.Lock()
 
     @classmethod
     def of(cls, n: int, dimension: int, blocks: Iterable[Block], state: State) -> "Snapshot":
-        """A snapshot of the `n` passages of `blocks`, whose ids ascend; the vectors are copied, block by block."""
-        flat = faiss.IndexFlatIP(dimension)
-        index = faiss.IndexIDMap(flat)
-        flat.codes.resize(n * dimension * 4)  # at once: `add` would need twice the memory as the index grows
-        flat.ntotal = index.ntotal = n
-        numbers, vectors, filled = np.empty(n, dtype=np.int64), _rows(index), 0
+        """A snapshot in memory of the `n` passages of `blocks`, whose ids ascend; copied block by block."""
+        whole = Block(np.empty(n, dtype=np.int64), np.empty((n, dimension), dtype=np.float32))
+        filled = 0
         for block in blocks:
             end = filled + len(block)
-            numbers[filled:end], vectors[filled:end] = block.numbers, block.vectors
+            whole.numbers[filled:end], whole.vectors[filled:end] = block.numbers, block.vectors
             filled = end
-        faiss.copy_array_to_vector(numbers, index.id_map)
-        return cls(index, state, is_new=True)
+        return cls(whole, state)
 
     @classmethod
     def load(cls, folder: Path, newest: State, oldest: int) -> "Snapshot | None":
@@ -84,99 +85,140 @@ class Snapshot:
             newest: the state of the store; the snapshot must be of this or an earlier state.
             oldest: the least sequence number that the snapshot may have.
         """
-        state, name = _read_manifest(folder) or (None, "")
-        if state is None or not state.is_of_same_index(newest):
+        manifest = Manifest.read(folder)
+        if manifest is None or not manifest.state.is_of_same_index(newest):
             return None
-        if not oldest <= state.sequence <= newest.sequence:
+        if not oldest <= manifest.state.sequence <= newest.sequence:
             return None
-        with contextlib.suppress(OSError, RuntimeError):  # FAISS raises RuntimeError
-            with open(folder / name, "rb") as f:
-                # FAISS loads a file with a flipped byte, and may allocate any amount of memory for one.
-                if _file_name(hashlib.file_digest(f, "sha256").hexdigest()) == name:
-                    f.seek(0)
-                    reader = faiss.PyCallbackIOReader(f.read)  # type: ignore[attr-defined]
-                    return cls(faiss.read_index(reader), state, is_new=False)
-            (folder / name).unlink()  # so that `save` writes it again
+        try:
+            at_once = manifest.files[VECTORS].size <= CHECKED_AT_ONCE
+            whole = all(
+                sums.are_of(folder / manifest.folder / name)
+                for name, sums in manifest.files.items()
+                if at_once or name != VECTORS
+            )
+            if whole:
+                return cls._opened(folder, manifest, is_checked=at_once)
+            cls.discard(folder)
+        except OSError:  # as when another process has just replaced it
+            pass
         return None
 
-    def save(self, folder: Path) -> None:
-        """Write the snapshot, unless the one in `folder` is as new; any number of processes may do so at once.
+    @classmethod
+    def _opened(cls, folder: Path, manifest: Manifest, *, is_checked: bool) -> "Snapshot":
+        path = folder / manifest.folder
+        numbers, sums = np.load(path / NUMBERS), np.load(path / MOMENTS)
+        block = Block(numbers, _mapped(path / VECTORS, len(numbers), sums.shape[1]))
+        ann = Ann.read(path / ANN, manifest.search.efforts) if ANN in manifest.files else None
+        return cls(
+            block,
+            manifest.state,
+            search=manifest.search,
+            wanted=manifest.wanted,
+            ann=ann,
+            moments=Moments(len(block), sums[0], sums[1:]),
+            unchecked=None if is_checked else (path / VECTORS, manifest.files[VECTORS]),
+        )
 
-        An OSError, as of a full disk or a folder that is read-only, is ignored: without a snapshot, opening the index
-        only takes longer.
+    @classmethod
+    def write(
+        cls, folder: Path, n: int, dimension: int, blocks: Iterable[Block], state: State, wanted: Wanted
+    ) -> "Snapshot":
+        """Write a snapshot of the `n` passages of `blocks`, whose ids ascend, and open it.
+
+        The caller holds the lock `LOCK`. Older snapshots are deleted; processes that have them open keep them.
+
+        Raises:
+            OSError: as of a full disk.
         """
-        self.is_new = False
-        with contextlib.suppress(OSError), FileLock(folder / LOCK):
-            there = self.state_on_disk(folder)
-            if there and there.is_of_same_index(self.state) and there.sequence >= self.state.sequence:
+        files: dict[str, Checksums] = {}
+        numbers, moments = np.empty(n, dtype=np.int64), Moments.of(np.empty((0, dimension), np.float32))
+        name = FOLDERS.replace("*", secrets.token_hex(8))
+        with atomic_folder(folder / name, replace=False) as path:
+            with _writing(path, VECTORS, files) as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (n, dimension)}
+                np.lib.format.write_array_header_1_0(file, header)
+                filled = 0
+                for block in blocks:
+                    numbers[filled : filled + len(block)] = block.numbers
+                    filled += len(block)
+                    moments += block.moments
+                    file.write(np.ascontiguousarray(block.vectors, dtype="<f4").data)
+            vectors = _mapped(path / VECTORS, n, dimension)
+            for part, array in ((NUMBERS, numbers), (MOMENTS, np.vstack([moments.total, moments.outer]))):
+                with _writing(path, part, files) as file:
+                    np.save(file, array)
+            ann, search = build(vectors, wanted)
+            if ann:
+                with _writing(path, ANN, files) as file:
+                    ann.write(file.write)
+        manifest = Manifest(state, name, wanted, search, files)
+        atomic_write(folder / MANIFEST, manifest.to_json())
+        for other in [*folder.glob(FOLDERS), *folder.glob(f".{FOLDERS}")]:
+            if other.name != name:  # a FAISS file of format 1, or a folder, also of a killed process
+                other.unlink() if other.is_file() else shutil.rmtree(other, ignore_errors=True)
+        return cls._opened(folder, manifest, is_checked=True)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """The moments of all vectors."""
+        return self._moments or self.block.moments
+
+    def check(self, stop: threading.Event) -> None:
+        """Compare the vectors with their checksums; sets `is_checked` or `is_damaged`, or neither after `stop`.
+
+        A damaged snapshot is discarded, unless another process has replaced it.
+        """
+        with self._checking:
+            if self._unchecked is None or self.is_checked or self.is_damaged:
                 return
-            name = self._write(folder)
-            atomic_write(folder / MANIFEST, json.dumps({**asdict(self.state), "file": name}, indent=2) + "\n")
-            for other in folder.glob(FILES):
-                if other.name != name:
-                    other.unlink()
-
-    def _write(self, folder: Path) -> str:
-        """Write the FAISS file; returns its name."""
-        digest, partial = hashlib.sha256(), folder / PARTIAL
-        try:
-            with open(partial, "wb") as f:
-
-                def write(data: bytes) -> int:
-                    digest.update(data)
-                    return f.write(data)
-
-                writer = faiss.PyCallbackIOWriter(write)  # type: ignore[attr-defined]
-                faiss.write_index(self._index, writer)
-                f.flush()
-                os.fsync(f.fileno())
-            name = _file_name(digest.hexdigest())
-            os.replace(partial, folder / name)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        return name
+            path, sums = self._unchecked
+            try:
+                is_whole = sums.are_of(path, stop.is_set)
+            except OSError:  # another process has replaced the snapshot, or the disk fails
+                is_whole = False
+            if is_whole:
+                self.is_checked = not stop.is_set()
+                return
+            saved = Manifest.read(path.parent.parent)
+            if saved is None or saved.folder == path.parent.name:
+                self.discard(path.parent.parent)
+            self.is_damaged = True
 
     @staticmethod
     def is_whole(folder: Path) -> bool:
-        """Whether the snapshot in `folder` has the content of its name; True if there is none."""
-        manifest = _read_manifest(folder)
+        """Whether the files of the snapshot in `folder` have their checksums; True if there is none."""
+        manifest = Manifest.read(folder)
         if manifest is None:
-            return True
-        with open(folder / manifest[1], "rb") as file:
-            return _file_name(hashlib.file_digest(file, "sha256").hexdigest()) == manifest[1]
+            return not (folder / MANIFEST).exists()
+        path = folder / manifest.folder
+        return all(sums.are_of(path / name) for name, sums in manifest.files.items())
 
     @staticmethod
     def state_on_disk(folder: Path) -> State | None:
         """The state of the snapshot in `folder`, as its manifest says; None if there is no manifest or no file."""
-        manifest = _read_manifest(folder)
-        return manifest[0] if manifest else None
+        manifest = Manifest.read(folder)
+        return manifest.state if manifest else None
 
     @staticmethod
     def discard(folder: Path) -> None:
-        """Delete the manifest of the snapshot in `folder`; the next `save` deletes the file."""
+        """Delete the manifest of the snapshot in `folder`; the next `write` deletes the files."""
         with contextlib.suppress(OSError):
             (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def _rows(index: Any) -> Any:
-    """The vectors (n, d) of a FAISS index, a view of its memory."""
-    flat: Any = faiss.downcast_index(index.index)
-    if not flat.ntotal:
-        return np.empty((0, flat.d), dtype=np.float32)
-    return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+@contextlib.contextmanager
+def _writing(folder: Path, name: str, files: dict[str, Checksums]) -> Iterator[ChecksumWriter]:
+    """Write the file `name`, and put its checksums into `files`."""
+    with open(folder / name, "wb") as file:
+        writer = ChecksumWriter(file)
+        yield writer
+    files[name] = writer.checksums()
 
 
-def _file_name(sha256: str) -> str:
-    return f"snapshot-{sha256}.faiss"
-
-
-def _read_manifest(folder: Path) -> tuple[State, str] | None:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        state = State(str(manifest["identity"]), str(manifest["map_hash"]), int(manifest["sequence"]))
-        name = str(manifest["file"])
-        # A name with a folder would lead out of the index.
-        return (state, name) if Path(name).name == name and (folder / name).is_file() else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _mapped(path: Path, n: int, dimension: int) -> Vectors:
+    """The vectors (n, dimension) at the end of a .npy file; its header is not read, since it may not be checked yet."""
+    if not n:
+        return np.empty((0, dimension), dtype=np.float32)
+    offset = path.stat().st_size - 4 * n * dimension
+    return np.asarray(np.memmap(path, np.dtype("<f4"), "r", offset, (n, dimension)))

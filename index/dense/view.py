@@ -1,34 +1,58 @@
-"""The dense retriever: exact search over a snapshot, the vectors added since and without those deleted since.
+"""The dense retriever: search in a snapshot and the vectors added since, without those deleted since.
 
-A `View` is of one state of the store. `LiveView` has the newest one, and makes snapshots in the background.
+A `View` is of one state of the store. `index.dense.live.LiveView` has the newest one.
 """
 
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embed.data.vectors import Vectors
 from embed.network.corpus_map import CorpusMap
+from index.dense.ann import DEFAULT, Wanted
 from index.dense.block import Block
+from index.dense.manifest import State
 from index.dense.moments import Moments
-from index.dense.scores import Scores, Spread
-from index.dense.snapshot import Snapshot, State
+from index.dense.scores import Scores, Spread, best
+from index.dense.snapshot import Snapshot
 from index.store.store import Numbers, Store
 
 # A new snapshot is made once additions and deletions exceed both this number and this share of the old snapshot.
 MAX_CHANGES, MAX_CHANGED_SHARE = 1000, 0.25
-# Deletions are forgotten in portions, so that not every deletion costs a second transaction.
-MIN_FORGOTTEN = 1000
+# Among so many passages, or such a share of a snapshot, a filtered search is exact; approximate search is slower there
+# (docs/log.md, 2026-11-30, "Approximate search: filters").
+EXACT_AMONG, EXACT_SHARE = 50_000, 0.1
+# A search for this share of the passages or more is exact.
+EXACT_K = 0.1
+# Additional candidates from vectors that were not checked yet. A damaged vector may be a wrong candidate.
+EXTRA = 16
 # Passages. Blocks up to the first size are joined at each addition. From the second size on they are never joined: the
 # copy would need as much memory again (docs/log.md, 2026-11-29, "Snapshots of an index").
 SMALL_BLOCK, LARGE_BLOCK = 1024, 16_384
 ROWS_PER_STEP = 8192  # rows copied at once
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The vectors in the store, for as long as those of the snapshot are not checked."""
+
+    store: Store
+    tx: sqlite3.Connection
+    corpus_map: CorpusMap
+
+    def rows(self, numbers: Numbers) -> Vectors:
+        """The mapped vectors (n, d) of the passages with ids `numbers` (n,)."""
+        return self.corpus_map.apply(self.store.vectors_of(self.tx, numbers))
+
+    def moments(self) -> Moments:
+        """The moments of all vectors."""
+        blocks = (Moments.of(self.corpus_map.apply(rows)) for _, rows in self.store.vector_blocks(self.tx, 0))
+        return sum(blocks, start=Moments.of(self.rows(np.empty(0, dtype=np.int64))))
 
 
 @dataclass(frozen=True)
@@ -41,6 +65,8 @@ class View:
         deleted: ids of passages of the snapshot and of `newer` that are deleted since, sorted ascending.
         state: the state of the store.
         corpus_map: the map to be applied to queries.
+        wanted: what the index's settings ask of its snapshots.
+        stored: where the snapshot's vectors are read instead; None: in the snapshot, which is checked.
     """
 
     base: Snapshot
@@ -48,6 +74,8 @@ class View:
     deleted: Numbers
     state: State
     corpus_map: CorpusMap
+    wanted: Wanted = DEFAULT
+    stored: Stored | None = None
 
     @classmethod
     def of(cls, base: Snapshot, corpus_map: CorpusMap) -> "View":
@@ -59,47 +87,139 @@ class View:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether so much has changed since the snapshot that a new one should be made."""
+        """Whether so much has changed since the snapshot, or its settings, that a new one should be made."""
         limit = max(MAX_CHANGES, MAX_CHANGED_SHARE * len(self.base.block))
-        return self._n_newer + len(self.deleted) > limit
+        return self._n_newer + len(self.deleted) > limit or self.base.wanted not in (None, self.wanted)
 
     @property
     def is_snapshot_due(self) -> bool:
         """Whether a snapshot should be saved: the base is outdated, or is not on the disk and has many passages."""
         return self.is_outdated or (self.base.is_new and len(self.base.block) > MAX_CHANGES)
 
-    def search(self, queries: Vectors, k: int) -> list[tuple[Numbers, Scores]]:
-        """The k nearest passages for each mapped query (Q, d), nearest first; fewer if the view has fewer.
+    @property
+    def is_saved(self) -> bool:
+        """Whether the snapshot is on the disk, of this state, and as its settings ask."""
+        return self.base.wanted == self.wanted and not self.newer and not len(self.deleted)
+
+    def is_exact(self, k: int, allowed: Numbers | None) -> bool:
+        """Whether a search for k passages among the ids `allowed` (None for all) ranks all of them by their vectors."""
+        if allowed is not None and not self._is_approximate(k, allowed):
+            return True
+        return self.stored is None and not self._is_approximate(k, allowed)
+
+    def _is_approximate(self, k: int, allowed: Numbers | None) -> bool:
+        n = len(self.base.block)
+        if self.base.ann is None or k >= EXACT_K * n:
+            return False
+        return allowed is None or len(allowed) > max(EXACT_AMONG, EXACT_SHARE * n, k / EXACT_K)
+
+    def search(
+        self, queries: Vectors, k: int, allowed: Numbers | None = None
+    ) -> list[tuple[Numbers, Scores]]:
+        """The k nearest passages for each mapped query (Q, d), nearest first; fewer only if there are fewer.
+
+        Args:
+            queries: (Q, d), mapped.
+            k: number of passages.
+            allowed: sorted ids of the passages to search; None for all.
 
         Returns:
             Q pairs of passage ids (k,) and cosines (k,).
         """
-        parts = [block.search(queries, k, rows) for block, rows in self._blocks]
+        approximate = self._is_approximate(k, allowed)
+        if allowed is not None and not approximate:
+            results = []
+            for query in queries:
+                among = self.score(query, allowed)
+                places = best(among, k)
+                results.append((allowed[places], among[places]))
+            return results
+        parts = []
+        for block, deleted in self._blocks:
+            if allowed is not None:
+                excluded = np.ones(len(block), dtype=bool)
+                excluded[block.rows_of(allowed)] = False
+                deleted = np.flatnonzero(excluded)
+            if block is self.base.block and (approximate or self.stored):
+                found, rows = self._search_base(queries, k, deleted, approximate)
+            else:
+                found, rows = block.search(queries, k, deleted)
+            parts.append((block.numbers[rows], found))
         if not parts:
             return [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)) for _ in queries]
-        scores = np.concatenate([scores for scores, _ in parts], axis=1)
-        found = np.concatenate([numbers for _, numbers in parts], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        found, scores = np.take_along_axis(found, best, 1), np.take_along_axis(scores, best, 1)
-        return list(zip(found, scores, strict=True))
+        numbers, scores = (np.concatenate(both, axis=1) for both in zip(*parts, strict=True))
+        first = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        numbers, scores = np.take_along_axis(numbers, first, 1), np.take_along_axis(scores, first, 1)
+        return list(zip(numbers, scores, strict=True))
+
+    def _search_base(
+        self, queries: Vectors, k: int, deleted: Numbers, approximate: bool
+    ) -> tuple[Scores, Numbers]:
+        """Scores (Q, k) and rows (Q, k) of the snapshot's passages: candidates, which are then scored exactly."""
+        block, ann = self.base.block, self.base.ann
+        live = np.ones(len(block), dtype=bool)
+        live[deleted] = False
+        n_live = len(block) - len(deleted)
+        k = min(k, n_live)
+        if ann is None or not approximate:
+            return self._rescored(queries, k, self._candidates(queries, k, deleted, live))
+        scores, rows = self._rescored(queries, k, ann.search(queries, k, live if len(deleted) else None))
+        lacking = np.isneginf(scores).any(axis=1)
+        if lacking.any():  # where few passages of the lists that were read are live
+            candidates = self._candidates(queries[lacking], k, deleted, live)
+            scores[lacking], rows[lacking] = self._rescored(queries[lacking], k, candidates)
+        return scores, rows
+
+    def _candidates(self, queries: Vectors, k: int, deleted: Numbers, live: NDArray[np.bool_]) -> Numbers:
+        """The rows (Q, k or more) of the nearest passages by the vectors in the snapshot."""
+        n_live = len(self.base.block) - len(deleted)
+        if k + EXTRA >= n_live:
+            return np.tile(np.flatnonzero(live), (len(queries), 1))
+        return self.base.block.search(queries, k + EXTRA, deleted)[1]
+
+    def _rescored(self, queries: Vectors, k: int, rows: Numbers) -> tuple[Scores, Numbers]:
+        """Exact scores (Q, k) of the k best of each query's candidates (Q, c), highest first, and their rows (Q, k)."""
+        if self.stored is None:
+            scores = self.base.block.score(queries, rows)
+        else:
+            vectors = self.stored.rows(self.base.block.numbers[np.maximum(rows, 0)].ravel())
+            scores = np.einsum("qd,qcd->qc", queries, vectors.reshape(*rows.shape, -1))
+            scores[rows < 0] = -np.inf
+        if rows.shape[1] < k:
+            missing = ((0, 0), (0, k - rows.shape[1]))
+            scores, rows = np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing)
+        first = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, first, 1), np.take_along_axis(rows, first, 1)
 
     def score(self, query: Vectors, numbers: Numbers) -> Scores:
         """Cosines (n,) of a mapped `query` (d,) with the passages of ids `numbers` (n,), all of which must exist."""
         scores = np.empty(len(numbers), dtype=np.float32)
-        for start in range(0, len(numbers), ROWS_PER_STEP):
-            step = slice(start, start + ROWS_PER_STEP)
-            scores[step] = self.rows(numbers[step]) @ query
+        for block, inside in self._places(numbers):
+            if block is self.base.block and self.stored:
+                for start in range(0, len(numbers), ROWS_PER_STEP):
+                    step = slice(start, start + ROWS_PER_STEP)
+                    scores[step][inside[step]] = self.stored.rows(numbers[step][inside[step]]) @ query
+            else:
+                rows = np.searchsorted(block.numbers, numbers[inside])
+                scores[inside] = block.score(query[None], rows[None])[0]
         return scores
 
     def rows(self, numbers: Numbers) -> Vectors:
         """The mapped vectors (n, d) of the passages with ids `numbers` (n,)."""
         rows = np.empty((len(numbers), self.base.block.vectors.shape[1]), dtype=np.float32)
+        for block, inside in self._places(numbers):
+            if block is self.base.block and self.stored:
+                rows[inside] = self.stored.rows(numbers[inside])
+            else:
+                rows[inside] = block.vectors[np.searchsorted(block.numbers, numbers[inside])]
+        return rows
+
+    def _places(self, numbers: Numbers) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
+        """Each block, and which of the passages (n,) with ids `numbers` are in it."""
         firsts = np.array([block.numbers[0] for block, _ in self._blocks], dtype=np.int64)
         places = np.searchsorted(firsts, numbers, side="right") - 1
         for i, (block, _) in enumerate(self._blocks):
-            inside = places == i
-            rows[inside] = block.vectors[np.searchsorted(block.numbers, numbers[inside])]
-        return rows
+            yield block, places == i
 
     def spread(self, query: Vectors) -> Spread:
         """Mean and deviation of a mapped query's (d,) cosines with all passages, from the vectors' moments."""
@@ -123,17 +243,25 @@ class View:
 
     @cached_property
     def _moments(self) -> Moments:
-        moments = -Moments.of(self.rows(self.deleted))
-        for block, _ in self._blocks:
+        deleted = Moments.of(self.base.block.vectors[:0])
+        if len(self.deleted):
+            if self.stored:  # the vectors of deleted passages are in the snapshot only
+                self.base.check(threading.Event())
+                if self.base.is_damaged:
+                    return self.stored.moments()
+            deleted = Moments.of(replace(self, stored=None).rows(self.deleted))
+        moments = self.base.moments + -deleted
+        for block in self.newer:
             moments += block.moments
         return moments
 
     def merged(self) -> "View":
         """A view of the same vectors, all in one new snapshot."""
         dimension = self.base.block.vectors.shape[1]
-        return View.of(Snapshot.of(len(self), dimension, self._live_rows(), self.state), self.corpus_map)
+        base = Snapshot.of(len(self), dimension, self.live_rows(), self.state)
+        return replace(View.of(base, self.corpus_map), wanted=self.wanted)
 
-    def _live_rows(self) -> Iterator[Block]:
+    def live_rows(self) -> Iterator[Block]:
         """The passages that are not deleted, in steps, so that no more than a step is copied at a time."""
         for block, deleted in self._blocks:
             live = np.ones(len(block), dtype=bool)
@@ -156,8 +284,9 @@ class View:
 def catch_up(view: View | None, store: Store, tx: sqlite3.Connection) -> View:
     """The view of the state that `tx` sees, from an earlier view, else the snapshot on disk, else all vectors."""
     state = State(store.settings.identity, store.map_hash(tx), store.sequence(tx))
+    wanted = Wanted(*store.faiss(tx))
     if view is not None and view.state == state:
-        return view
+        return view if view.wanted == wanted else replace(view, wanted=wanted)
     oldest = store.first_sequence(tx)
     known = view is not None and view.state.is_of_same_index(state)
     if view is None or not known or not oldest <= view.state.sequence <= state.sequence:
@@ -168,7 +297,7 @@ def catch_up(view: View | None, store: Store, tx: sqlite3.Connection) -> View:
     # Passages that were added after the view's state and are deleted already are not among the newer vectors.
     gone = store.deleted_after(tx, view.state.sequence)
     deleted = np.union1d(view.deleted, gone[gone <= view.state.sequence])
-    return View(view.base, newer, deleted, state, view.corpus_map)
+    return View(view.base, newer, deleted, state, view.corpus_map, wanted)
 
 
 def _first_view(store: Store, tx: sqlite3.Connection, state: State, oldest: int) -> View:
@@ -193,95 +322,3 @@ def _appended(blocks: tuple[Block, ...], block: Block) -> tuple[Block, ...]:
         *rest, last = blocks
         blocks, joined = tuple(rest), [last, *joined]
     return (*blocks, Block.joined(joined) if len(joined) > 1 else block)
-
-
-class LiveView:
-    """The newest view of the vectors of `store`, shared by all threads that search."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._view: View | None = None
-        self._lock = threading.Lock()
-        self._background: threading.Thread | None = None
-
-    @classmethod
-    def open(cls, folder: Path) -> "LiveView":
-        """Open the store in `folder`.
-
-        Raises:
-            InputError: if there is no store, or it cannot be read.
-        """
-        saved = Snapshot.state_on_disk(folder)
-        store = Store(folder)
-        with store.read() as tx:
-            # After restoring a backup the snapshot may be newer than the store. This can only be detected while the
-            # store's sequence number is still lower, so it is checked when the index is opened.
-            is_older = (
-                saved and saved.identity == store.settings.identity and saved.sequence <= store.sequence(tx)
-            )
-        if saved and not is_older:
-            Snapshot.discard(folder)
-        return cls(store)
-
-    def close(self) -> None:
-        """Close the store, and wait for the snapshot that is being written."""
-        self.store.close()
-        self._wait()
-
-    @contextmanager
-    def current(self) -> Iterator[tuple[sqlite3.Connection, View]]:
-        """A read transaction and the view of the vectors in the state that the transaction sees."""
-        with ExitStack() as stack:
-            # The transaction begins within the lock, so that it never sees an older state than the view's.
-            with self._lock:
-                tx = stack.enter_context(self.store.read())
-                view = self._view = catch_up(self._view, self.store, tx)
-                if view.is_snapshot_due and not self._background:
-                    self._background = threading.Thread(target=self._renew, args=(view,))
-                    self._background.start()
-            yield tx, view
-
-    def save_snapshot(self) -> None:
-        """Save a snapshot of the current state."""
-        with self.current():
-            pass
-        self._wait()
-        with self._lock:
-            view = self._view
-        assert view is not None  # `current` made it
-        self._save(view.merged().base if view.newer or len(view.deleted) else view.base)
-
-    def _renew(self, view: View) -> None:
-        """Merge `view` into a snapshot, use it from then on, and save it."""
-        try:
-            self._save(view.merged().base if view.is_outdated else view.base)
-        finally:
-            with self._lock:
-                self._background = None
-
-    def _save(self, base: Snapshot) -> None:
-        with self._lock:
-            if self._view is not None and base.state.sequence > self._view.base.state.sequence:
-                self._view = self._view.rebased(base)
-        if not self.store.is_replaced():
-            base.save(self.store.folder)
-
-    def _wait(self) -> None:
-        with self._lock:
-            background = self._background
-        if background:
-            background.join()
-
-    def forget_deletions(self, at_least: int | None = None) -> None:
-        """Delete the records of those deletions that the snapshot on disk includes, if there are enough.
-
-        The caller is the writer.
-
-        Args:
-            at_least: so many are enough; None: `MIN_FORGOTTEN`.
-
-        A view that is older than the snapshot then starts from the snapshot.
-        """
-        saved = Snapshot.state_on_disk(self.store.folder)
-        if saved and saved.identity == self.store.settings.identity:
-            self.store.forget_deletions(saved.sequence, MIN_FORGOTTEN if at_least is None else at_least)

@@ -10,7 +10,8 @@ from embed.data.vectors import Vectors
 from embed.network.config import Fusion
 from embed.network.corpus_map import CorpusMap
 from index.dense.block import Block
-from index.dense.snapshot import Snapshot, State
+from index.dense.manifest import State
+from index.dense.snapshot import Snapshot
 from index.dense.view import View
 from index.evaluation.collection import Collection, Run
 from index.index import Index

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 from gpt_core.common.files import fsync_path
 from index.lexical.postings import Postings
 from index.store.schema import LEXICAL
-from index.store.store import Store
+from index.store.store import FILE, Store
 from index.store.words import words_id
 
 NAME, LOCK, PARTIAL = "words.safetensors", "words.lock", "words.partial"
@@ -106,6 +107,7 @@ class Cache:
             partial = folder / PARTIAL
             try:
                 self._write(partial, arrays)
+                shutil.copymode(folder / FILE, partial)  # safetensors makes files for their owner only
                 fsync_path(partial)
                 os.replace(partial, folder / NAME)
                 fsync_path(folder)

@@ -117,9 +117,8 @@ class LiveWords:
                 self._recent = [*self._recent[1 - MOST_RECENT :], words]
             is_late = not earlier and self._recent  # the search began before the cache was made
             is_due = words.is_outdated if words else not is_late and self._is_large(tx)
-            if is_due and not self._background:
-                self._background = threading.Thread(target=self._renew)
-                self._background.start()
+            if is_due:
+                self._start()
             return words
 
     def save(self) -> None:
@@ -129,9 +128,10 @@ class LiveWords:
             if not self._is_large(tx):
                 return
             words = self.current(tx)
+        if words and (words.newer or len(words.deleted)):
+            with self._lock:
+                self._start()
         self.wait()
-        if words is None or words.newer or len(words.deleted):
-            self._renew()
 
     def wait(self) -> None:
         """Wait for the cache that is being made."""
@@ -143,6 +143,12 @@ class LiveWords:
     def _is_large(self, tx: sqlite3.Connection) -> bool:
         query = "SELECT 1 FROM passages LIMIT 1 OFFSET ?"
         return tx.execute(query, (MIN_PASSAGES - 1,)).fetchone() is not None
+
+    def _start(self) -> None:
+        """Make the cache anew in the background; the caller holds the lock."""
+        if not self._background:
+            self._background = threading.Thread(target=self._renew)
+            self._background.start()
 
     def _renew(self) -> None:
         """Make the cache of the current state, use it from then on, and save it."""

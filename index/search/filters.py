@@ -26,10 +26,11 @@ DATE = re.compile(r"[0-9]{4}(-[0-9]{2}){0,2}")
 
 # A list field matches if any of its values does. The index over fields has the values `one`, except long texts, for
 # which the metadata are read. Field names are bound parameters, never part of a JSON path. SQLite's value of true is 1,
-# so that true and false are told by their kind; its value of an object is the text of its JSON.
+# so that true and false are told by their kind; its value of an object is the text of its JSON. `+kind` is not looked
+# up, so that SQLite looks up the kind and value of the condition instead.
 HAS_VALUE = f"""p.document IN (
     SELECT document FROM fields AS one
-    WHERE field = (SELECT number FROM field_names WHERE name = ?) AND kind <= {Kind.BOOLEAN} AND {{condition}}
+    WHERE field = (SELECT number FROM field_names WHERE name = ?) AND +kind <= {Kind.BOOLEAN} AND {{condition}}
     UNION ALL
     SELECT d.number FROM fields AS long JOIN documents AS d ON d.number = long.document
     WHERE long.field = (SELECT number FROM field_names WHERE name = ?) AND long.kind = {Kind.LONG} AND EXISTS (

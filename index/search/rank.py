@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embed.data.vectors import Vectors
 from embed.network.config import Fusion
-from index.dense.scores import Scores, Spread
+from index.dense.scores import Scores, Spread, best
 from index.dense.view import View
 from index.lexical.matches import Matches
 from index.reading.document import passage_id
@@ -81,17 +81,30 @@ class Hit:
         return cls(passage_id=name, explanation=explanation, **scores, **row)
 
 
+class Hits(list[Hit]):
+    """The hits of one search, best first.
+
+    Attributes:
+        exact: whether all passages, or all that pass the filter, were ranked. Hybrid search ranks only the best
+            candidates of each retriever; of many vectors, dense search looks at those that are probably near.
+    """
+
+    def __init__(self, hits: Iterable[Hit], *, exact: bool) -> None:
+        super().__init__(hits)
+        self.exact = exact
+
+
 def rank_lexical(matches: Matches, k: int) -> list[Ranked]:
     """The `k` matches with the highest BM25."""
-    best = _best(matches.scores, k)
-    pairs = zip(matches.numbers[best].tolist(), matches.scores[best].tolist(), strict=True)
+    first = best(matches.scores, k)
+    pairs = zip(matches.numbers[first].tolist(), matches.scores[first].tolist(), strict=True)
     return [Ranked(number, score, None, score) for number, score in pairs]
 
 
 def rank_dense(view: View, queries: Vectors, k: int, allowed: Numbers | None) -> list[list[Ranked]]:
     """The `k` nearest passages for each mapped query (Q, d), among the passage ids `allowed` (None for all)."""
     results = []
-    for numbers, scores in _nearest(view, queries, k, allowed):
+    for numbers, scores in view.search(queries, k, allowed):
         pairs = zip(numbers.tolist(), scores.tolist(), strict=True)
         results.append([Ranked(number, score, score, None) for number, score in pairs])
     return results
@@ -117,18 +130,18 @@ def rank_hybrid(
     n_passages = len(view) if allowed is None else len(allowed)
     results = []
     for query, found, (nearest, _) in zip(
-        queries, matches, _nearest(view, queries, n_candidates, allowed), strict=True
+        queries, matches, view.search(queries, n_candidates, allowed), strict=True
     ):
-        candidates = np.union1d(nearest, found.numbers[_best(found.scores, n_candidates)])
+        candidates = np.union1d(nearest, found.numbers[best(found.scores, n_candidates)])
         dense, lexical = view.score(query, candidates), found.of(candidates)
         spread = Spread(0, 0)
         if fusion.kind == "z":
             spread = view.spread(query) if allowed is None else Spread.of(view.score(query, allowed))
         shares = fuse(fusion, dense, lexical, spread, found.spread(n_passages))
         scores = shares[0].shares + shares[1].shares
-        best = _best(scores, k)
-        columns = (candidates[best], scores[best], dense[best], lexical[best])
-        pairs = zip(*(part.of(best) for part in shares), strict=True)
+        first = best(scores, k)
+        columns = (candidates[first], scores[first], dense[first], lexical[first])
+        pairs = zip(*(part.of(first) for part in shares), strict=True)
         rows = zip(*(c.tolist() for c in columns), pairs, strict=True)
         results.append([Ranked(*row) for row in rows])
     return results
@@ -171,28 +184,6 @@ def fuse(
         Shares.scaled(dense, dense_spread, weight),
         Shares.scaled(lexical, lexical_spread, (1 - weight) * has_words),
     )
-
-
-def _nearest(view: View, queries: Vectors, k: int, allowed: Numbers | None) -> list[tuple[Numbers, Scores]]:
-    if allowed is None:
-        return view.search(queries, k)
-    # Exact search among the passages that pass the filter: finds k if at least k pass, however selective it is.
-    results = []
-    for query in queries:
-        scores = view.score(query, allowed)
-        best = _best(scores, k)
-        results.append((allowed[best], scores[best]))
-    return results
-
-
-def _best(scores: Scores, k: int) -> Numbers:
-    """Positions of the `k` highest scores, highest first; equal scores in their order."""
-    if k < len(scores):
-        least = np.partition(scores, len(scores) - k)[len(scores) - k]
-        places = np.flatnonzero(scores >= least)
-    else:
-        places = np.arange(len(scores))
-    return places[np.argsort(-scores[places], kind="stable")][:k]
 
 
 def _ranks(scores: Scores) -> NDArray[np.int64]:

@@ -2,26 +2,43 @@
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from embed.data.vectors import Vectors
 from embed.encoding.embedder import Embedder
+from embed.encoding.rerank import Reranker
 from gpt_core.common.errors import InputError
-from index.dense.view import LiveView, View
+from index.dense.live import LiveView
+from index.dense.view import View
 from index.lexical.live import LiveWords
 from index.lexical.matches import Matches
 from index.search.explain import explain
 from index.search.filters import Filter, allowed
-from index.search.rank import Hit, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.search.rank import Hit, Hits, Ranked, rank_dense, rank_hybrid, rank_lexical
+from index.search.rerank import rerank_hits
 from index.store.store import Numbers, Store
+from index.store.write import check_vectors
 
 Mode = Literal["hybrid", "dense", "lexical"]
 Rank = Callable[[int], list[list[Ranked]]]  # the n best passages for each query
+N_RERANKED = 20  # hits that a language model orders again
 POOL = 50  # least number of passages that diverse ones are chosen from
+
+
+class MoreOptions(TypedDict, total=False):
+    """The further options of `Index.search`; `Options` has their defaults."""
+
+    offset: int
+    per_document: int | None
+    diversity: float
+    explain: bool
+    rerank: Reranker | None
+    n_reranked: int
 
 
 @dataclass(frozen=True)
@@ -39,9 +56,13 @@ class Options:
     per_document: int | None = None
     diversity: float = 0.0
     explain: bool = False
+    rerank: Reranker | None = None
+    n_reranked: int = N_RERANKED
 
     def __post_init__(self) -> None:
-        least = {"k": 1, "offset": 0} | ({} if self.per_document is None else {"per_document": 1})
+        least = {"k": 1, "offset": 0, "n_reranked": 1} | (
+            {} if self.per_document is None else {"per_document": 1}
+        )
         for name, minimum in least.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -56,9 +77,49 @@ class Options:
             )
 
 
+def search(
+    live: LiveView,
+    words: LiveWords,
+    encoder: Callable[[], Embedder | None],
+    query: str | Sequence[str] | ArrayLike,
+    options: Options,
+) -> list[Any]:
+    """The best passages for a text, texts, a vector or vectors; see `Index.search`. `encoder` gives the embedder."""
+    if isinstance(query, str):
+        return _reranked(live, words, encoder, [query], options)[0]
+    if isinstance(query, Sequence) and all(isinstance(one, str) for one in query):
+        return _reranked(live, words, encoder, cast(list[str], list(query)), options)
+    if options.rerank:
+        raise InputError("A vector cannot be re-ranked, since a language model reads texts; give a text.")
+    hits = search_vectors(
+        live, words, check_vectors(cast(ArrayLike, query), live.store.settings.dimension), options
+    )
+    return hits[0] if np.ndim(cast(ArrayLike, query)) == 1 else hits
+
+
+def _reranked(
+    live: LiveView,
+    words: LiveWords,
+    encoder: Callable[[], Embedder | None],
+    texts: list[str],
+    options: Options,
+) -> list[Hits]:
+    """The best passages for each text; the first of them in the order of a language model, if there is one."""
+    embedder = None if options.mode == "lexical" else encoder()
+    if options.rerank is None:
+        return search_texts(live, words, embedder, texts, options)
+    end = options.offset + options.k
+    more = replace(options, k=max(end, options.n_reranked), offset=0)
+    results = []
+    for text, hits in zip(texts, search_texts(live, words, embedder, texts, more), strict=True):
+        ordered = rerank_hits(options.rerank, text, hits, options.n_reranked)
+        results.append(Hits(ordered[options.offset : end], exact=False))
+    return results
+
+
 def search_texts(
     live: LiveView, words: LiveWords, encoder: Embedder | None, texts: Sequence[str], options: Options
-) -> list[list[Hit]]:
+) -> list[Hits]:
     """The best passages for each text.
 
     Raises:
@@ -77,9 +138,8 @@ def search_texts(
             def rank_words(n: int) -> list[list[Ranked]]:  # the matches of one text at a time in memory
                 return [rank_lexical(Matches.find(words, tx, text, numbers), n) for text in texts]
 
-            return _hits(
-                words, tx, _selected(rank_words, options, store, tx), texts if options.explain else None
-            )
+            ranked = _selected(rank_words, options, store, tx)
+            return _hits(words, tx, ranked, texts if options.explain else None, exact=True)
     if encoder is None:
         raise InputError(f"{store.folder} was built from precomputed vectors; search texts in mode lexical.")
     queries = encoder.encode_query(list(texts))
@@ -93,11 +153,12 @@ def search_texts(
             matches = map(partial(Matches.find, words, tx, allowed=numbers), texts)  # one at a time in memory
             return rank_hybrid(view, queries, matches, n, numbers, store.settings.fusion)
 
+        exact = options.mode == "dense" and view.is_exact(options.offset + options.k, numbers)
         results = _selected(rank, options, store, tx, view)
-        return _hits(words, tx, results, texts if options.explain else None)
+        return _hits(words, tx, results, texts if options.explain else None, exact=exact)
 
 
-def search_vectors(live: LiveView, words: LiveWords, queries: Vectors, options: Options) -> list[list[Hit]]:
+def search_vectors(live: LiveView, words: LiveWords, queries: Vectors, options: Options) -> list[Hits]:
     """The nearest passages for each vector (Q, dimension), as the embedder returns them.
 
     Raises:
@@ -110,7 +171,8 @@ def search_vectors(live: LiveView, words: LiveWords, queries: Vectors, options: 
     with live.current() as (tx, view):
         numbers, mapped = _allowed(tx, options), view.corpus_map.apply(queries)
         results = _selected(lambda n: rank_dense(view, mapped, n, numbers), options, live.store, tx, view)
-        return _hits(words, tx, results, [None] * len(results) if options.explain else None)
+        exact = view.is_exact(options.offset + options.k, numbers)
+        return _hits(words, tx, results, [None] * len(results) if options.explain else None, exact=exact)
 
 
 def _allowed(tx: sqlite3.Connection, options: Options) -> Numbers | None:
@@ -178,15 +240,23 @@ def _hits(
     tx: sqlite3.Connection,
     results: list[list[Ranked]],
     explained: Sequence[str | None] | None,
-) -> list[list[Hit]]:
+    *,
+    exact: bool,
+) -> list[Hits]:
     """The hits of each query; `explained`: the queries whose hits' scores are explained, or None."""
     rows = words.store.passages(tx, sorted({ranked.number for result in results for ranked in result}))
     if explained is None:
-        return [[Hit.of(ranked, rows[ranked.number]) for ranked in result] for result in results]
-    return [
-        [
-            Hit.of(ranked, rows[ranked.number], explanation)
-            for ranked, explanation in zip(result, explain(words, tx, text, result, rows), strict=True)
+        return [
+            Hits((Hit.of(ranked, rows[ranked.number]) for ranked in result), exact=exact)
+            for result in results
         ]
+    return [
+        Hits(
+            (
+                Hit.of(ranked, rows[ranked.number], explanation)
+                for ranked, explanation in zip(result, explain(words, tx, text, result, rows), strict=True)
+            ),
+            exact=exact,
+        )
         for text, result in zip(explained, results, strict=True)
     ]

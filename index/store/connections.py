@@ -149,7 +149,7 @@ def get_meta(tx: sqlite3.Connection, key: str, default: Any = None) -> Any:
     return found[0] if found else default
 
 
-def set_meta(tx: sqlite3.Connection, key: str, value: str | int | bytes) -> None:
+def set_meta(tx: sqlite3.Connection, key: str, value: str | float | bytes) -> None:
     """Set a value of the table `meta`."""
     tx.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 

@@ -311,6 +311,14 @@ class Store:
             vectors = joined.astype(np.float32).reshape(len(rows), settings.dimension)
             yield np.array([number for number, _ in rows], dtype=np.int64), vectors
 
+    def vectors_of(self, tx: sqlite3.Connection, numbers: Numbers) -> Vectors:
+        """The stored vectors (n, dimension) as float32 of the passage ids `numbers` (n,), all of which exist."""
+        query = "SELECT vector FROM vectors WHERE number IN (SELECT value FROM json_each(?)) ORDER BY number"
+        known, places = np.unique(numbers, return_inverse=True)
+        blobs = [vector for (vector,) in tx.execute(query, (json.dumps(known.tolist()),))]
+        joined = np.frombuffer(b"".join(blobs), dtype=self.settings.dtype).astype(np.float32)
+        return joined.reshape(len(known), self.settings.dimension)[places]
+
     def vectors(self, tx: sqlite3.Connection, settings: Settings) -> Vectors:
         """The stored vectors (n, dimension) of all passages as float32; `settings` are theirs."""
         vectors = np.empty((self.count(tx, "passages"), settings.dimension), dtype=np.float32)
@@ -400,6 +408,15 @@ class Store:
     def map_passages(self, tx: sqlite3.Connection) -> int:
         """The number of passages that the map was fitted on; 0 if none was fitted."""
         return get_meta(tx, "map_passages")
+
+    def faiss(self, tx: sqlite3.Connection) -> tuple[str, float]:
+        """The FAISS factory string of snapshots, or "auto", and the least recall of approximate search."""
+        return get_meta(tx, "faiss", "auto"), get_meta(tx, "recall", 0.95)
+
+    def put_faiss(self, tx: sqlite3.Connection, factory: str, recall: float) -> None:
+        """Store what `faiss` returns."""
+        set_meta(tx, "faiss", factory)
+        set_meta(tx, "recall", recall)
 
     def put_corpus_map(self, tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
         """Store a corpus map that was fitted on `n_passages` passages."""

@@ -17,6 +17,7 @@ from gpt_core.generation.engine import Engine
 from gpt_core.generation.sampling import SamplingParams
 from index import Document, Hit, Index
 from index.search.filters import Filter
+from index.search.rank import Hits
 from index.search.search import Mode
 from serve.answers.attribution import AnswerSentence, attribute
 from serve.answers.conversation import earlier, questions_in
@@ -194,7 +195,7 @@ def prepare(
     for end in range(len(history) + 1, len(asked) + 1):
         before = earlier(asked[:end], partial(_fits, index))
         ranker = ranker_for(language_of(asked[end - 1]), index.settings.fingerprint)
-        hits = retrieve(
+        hits: list[Hit] = retrieve(
             asked[end - 1], index, k=k or ranker.n_passages, mode=mode, filter=filter, before=before
         )
         thresholds = Thresholds(
@@ -271,7 +272,7 @@ def retrieve(
     filter: Filter | None = None,
     before: str = "",
     **selection: Any,
-) -> list[Hit]:
+) -> Hits:
     """The k best passages for `question`, after `before`, best first; an empty list if none matches.
 
     `selection`: the other arguments of `Index.search`.

@@ -15,6 +15,7 @@ from embed.encoding.rerank import Reranker
 from gpt_core.common.errors import InputError
 from gpt_core.generation.sampling import SamplingParams
 from index import Hit, Index
+from index.search.rank import Hits
 from serve.answers.answer import GREEDY, Answer, Prepared, ground, prepare, retrieve, second_stage_of
 from serve.answers.prompt import ChatPrompt, Prompt
 from serve.api.schemas import STREAM, AnswerRequest, SearchRequest
@@ -24,6 +25,7 @@ from serve.work.remote import Draft, RemoteGenerator
 from serve.work.service import ServiceDep
 from serve.work.threads import TokenStream
 
+PRIVATE = {"embedder_folder", "embedder_beside", "identity"}  # of an index's settings: paths on this machine
 router = APIRouter(prefix="/v1", tags=["search and answers"], route_class=JsonRoute)
 
 
@@ -31,7 +33,7 @@ router = APIRouter(prefix="/v1", tags=["search and answers"], route_class=JsonRo
 class SearchResult:
     """Hits, best first.
 
-    `exact`: whether all passages were ranked. Hybrid search ranks only the best candidates of each retriever.
+    `exact`: whether all passages were ranked; see `Hits`.
     """
 
     hits: list[Hit]
@@ -56,10 +58,21 @@ async def search(body: SearchRequest, request: Request, service: ServiceDep) -> 
     """
     options = body.model_dump(exclude={"query", "rerank"})
     finding = service.search.run(_search, body.query, service.index, body.rerank, options)
-    return SearchResult(await until_disconnect(request, finding), exact=body.mode != "hybrid")
+    hits = await until_disconnect(request, finding)
+    return SearchResult(hits, hits.exact)
 
 
-def _search(query: str, index: Index, n_reranked: int | None, options: dict[str, Any]) -> list[Hit]:
+@router.get("/index")
+async def index(request: Request, service: ServiceDep) -> dict[str, Any]:
+    """The index: numbers of documents and passages, embedder, and how the vectors are searched.
+
+    `vectors` has the type of the FAISS index, its parameters, and the recall that was measured when it was made.
+    """
+    stats = await until_disconnect(request, service.search.run(service.index.stats))
+    return {name: value for name, value in stats.items() if name not in PRIVATE}
+
+
+def _search(query: str, index: Index, n_reranked: int | None, options: dict[str, Any]) -> Hits:
     if n_reranked is not None:
         options |= {"rerank": reranker_of(index), "n_reranked": n_reranked}
     return retrieve(query, index, **options)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index.dense import view
+from index.dense import live, view
 from index.index import Index
 from index.reading.document import Document
 from index.store.check import find_problems
@@ -41,7 +41,7 @@ def vector(number: int, version: int) -> np.ndarray:
 def frequent_snapshots() -> None:
     view.MAX_CHANGES = 20
     view.MAX_CHANGED_SHARE = 0
-    view.MIN_FORGOTTEN = 10
+    live.MIN_FORGOTTEN = 10
 
 
 def read_log(path: Path) -> tuple[dict[int, set[int]], int, int]:

@@ -79,7 +79,7 @@ def test_building_again_adds_updates_and_deletes(built, notes, capsys):
         assert index.document_ids() == ["a.md", "b.txt", "d.txt"]
         assert index.stats()["map_passages"] == index.stats()["passages"]
         assert [hit.doc_id for hit in index.search("学而", mode="lexical")] == ["b.txt"]
-        assert len(list(built.glob("snapshot-*.faiss"))) == 1
+        assert len(list(built.glob("snapshot-*"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from embed import Encoder
 from gpt_core.common.errors import InputError
-from index.dense.snapshot import MANIFEST
+from index.dense.manifest import MANIFEST
 from index.index import Index
 from index.manage_index import Damaged, backup, repair, stats, vacuum, verify
 from index.reading.document import Document
@@ -143,7 +143,7 @@ def test_a_damaged_file_is_said_to_need_a_backup(folder):
 
 
 def test_a_damaged_snapshot_is_named_and_does_not_matter(folder, capsys):
-    name = json.loads((folder / MANIFEST).read_text())["file"]
+    name = json.loads((folder / MANIFEST).read_text())["folder"] + "/vectors.npy"
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)

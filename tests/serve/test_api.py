@@ -40,6 +40,10 @@ def test_search_finds_and_gives_offsets_into_the_document(serve, client):
     ).json()
     assert [hit["doc_id"] for hit in hybrid["hits"]] == ["beijing"]
     assert (lexical["exact"], hybrid["exact"]) == (True, False)
+    described = client.get(f"{url}/v1/index").json()
+    assert described["wanted"] == {"faiss": "auto", "recall": 0.95}
+    assert described["passages"] > 0
+    assert "embedder_folder" not in described
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 
 from embed.network.corpus_map import CorpusMap
-from gpt_core.common.files import sha256_file
-from index.dense import snapshot, view
+from index.dense import live, snapshot, view
+from index.dense.ann import Wanted
 from index.dense.block import Block
-from index.dense.snapshot import MANIFEST, PARTIAL, Snapshot, State
+from index.dense.manifest import MANIFEST, State
+from index.dense.snapshot import LOCK, Snapshot
 from index.dense.view import View
 from index.index import Index
 from index.reading.document import Document
@@ -44,26 +44,29 @@ def folder(tmp_path):
     return tmp_path / "index"
 
 
-def file(folder) -> Path:
-    """The only FAISS file in the folder."""
-    (path,) = folder.glob("*.faiss")
+def file(folder, name: str = "vectors.npy") -> Path:
+    """A file of the only snapshot in the folder."""
+    (path,) = folder.glob(f"snapshot-*/{name}")
     return path
 
 
 def is_used(folder, monkeypatch) -> bool:
     """Whether opening and searching reads the snapshot instead of the store's vectors."""
     used = []
-    read = faiss.read_index
-    monkeypatch.setattr(snapshot.faiss, "read_index", lambda *a: used.append(a) or read(*a))
+    load = Snapshot.load
+    monkeypatch.setattr(Snapshot, "load", lambda *a: used.append(load(*a)) or used[-1])
     found(folder)
     monkeypatch.undo()
-    return bool(used)
+    return used[-1] is not None
 
 
-def test_the_snapshot_opens_in_faiss_with_passage_numbers_as_ids(folder):
-    index = faiss.read_index(str(file(folder)))
-    assert (index.ntotal, index.d) == (50, D)
-    assert faiss.vector_to_array(index.id_map).tolist() == list(range(1, 51))
+def test_the_snapshot_opens_in_numpy(folder):
+    vectors = np.load(file(folder), mmap_mode="r")
+    np.testing.assert_allclose(
+        vectors @ VECTORS[0], VECTORS[:50] @ VECTORS[0] / np.linalg.norm(VECTORS[:50], axis=1), rtol=1e-5
+    )
+    assert vectors.ctypes.data % 64 == 0
+    assert np.load(file(folder, "numbers.npy")).tolist() == list(range(1, 51))
 
 
 def flip(path, place):
@@ -80,8 +83,11 @@ def flip(path, place):
         lambda folder: file(folder).write_bytes(file(folder).read_bytes()[:-100]),
         lambda folder: file(folder).write_bytes(b""),
         lambda folder: flip(file(folder), 3),
-        lambda folder: flip(file(folder), 700),  # in a vector: FAISS loads it without an error
-        lambda folder: flip(file(folder), -20),  # in an id
+        lambda folder: flip(file(folder), 700),  # in a vector
+        lambda folder: flip(file(folder, "numbers.npy"), -20),
+        lambda folder: flip(file(folder, "moments.npy"), -20),
+        lambda folder: flip(folder / MANIFEST, 60),
+        lambda folder: shutil.rmtree(file(folder).parent),
         lambda folder: (folder / MANIFEST).write_text("{"),
         lambda folder: (folder / MANIFEST).write_text("[]"),
         lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe"),
@@ -114,8 +120,8 @@ def test_a_snapshot_of_another_index_or_history_is_not_used(folder, tmp_path, mo
     expected = found(folder)
     with Index.create(tmp_path / "other", dimension=D) as other:
         other.add(documents(50), -VECTORS[:50])
-    for path in (file(folder), folder / MANIFEST):
-        shutil.copy(path, tmp_path / "other")
+    shutil.copytree(file(folder).parent, tmp_path / "other" / file(folder).parent.name)
+    shutil.copy(folder / MANIFEST, tmp_path / "other")
     assert found(tmp_path / "other") != expected
 
     shutil.copy(folder / STORE_FILE, tmp_path / "backup")
@@ -150,9 +156,9 @@ def test_refitting_the_map_makes_the_snapshot_stale(tmp_path, make_encoder):
 
 def test_a_snapshot_that_cannot_be_written_does_not_change_results(folder):
     expected = found(folder)
-    for path in (file(folder), folder / MANIFEST):
-        path.unlink()
-    for name in (PARTIAL, MANIFEST):
+    for path in (file(folder), folder / MANIFEST, folder / LOCK):
+        path.unlink(missing_ok=True)
+    for name in (LOCK, MANIFEST):
         (folder / name).mkdir()
     assert found(folder) == expected
     with Index.open(folder) as index:
@@ -160,11 +166,12 @@ def test_a_snapshot_that_cannot_be_written_does_not_change_results(folder):
     assert found(folder) == expected
 
 
-def test_the_manifest_records_the_state_and_the_file_is_named_by_its_content(folder):
+def test_the_manifest_records_the_state(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["sequence"] == 50
     assert len(manifest["map_hash"]) == 64
-    assert manifest["file"] == file(folder).name == f"snapshot-{sha256_file(file(folder))}.faiss"
+    assert manifest["folder"] == file(folder).parent.name
+    assert manifest["search"]["type"] == "Flat"
 
 
 def test_searches_use_a_snapshot_that_was_saved(folder):
@@ -179,24 +186,25 @@ def test_searches_use_a_snapshot_that_was_saved(folder):
 def test_an_older_snapshot_does_not_replace_a_newer_one(folder):
     with Index.open(folder) as index:
         index.search(QUERY)
-        old = index._current()._view.base
+        old = index._current()._view
         index.add(documents(60)[50:], VECTORS[50:])
         index.save_snapshot()
-    new = file(folder).read_bytes()
-    old.save(folder)
-    assert Snapshot.state_on_disk(folder).sequence == 60
-    assert file(folder).read_bytes() == new
+        new = file(folder)
+        index._current()._renew(old)
+        assert Snapshot.state_on_disk(folder).sequence == 60
+        assert file(folder) == new
 
 
 def test_a_file_with_the_content_of_another_snapshot_is_not_used(folder, monkeypatch):
     """As when two processes write at once: the manifest of one, the file of the other."""
-    old = file(folder)
+    old = file(folder).parent
     with Index.open(folder) as index:
-        index.add(documents(60)[50:], VECTORS[50:])
+        index.delete("d3")
+        index.add(documents(51)[50:], VECTORS[50:51])
         expected = [hit.doc_id for hit in index.search(QUERY, k=100)]
         old_manifest = (folder / MANIFEST).read_bytes()
         index.save_snapshot()
-    file(folder).rename(old)
+    file(folder).parent.rename(old)
     (folder / MANIFEST).write_bytes(old_manifest)
     assert not is_used(folder, monkeypatch)
     assert [doc_id for doc_id, _ in found(folder)] == expected
@@ -206,14 +214,14 @@ def test_searches_go_on_while_a_snapshot_is_written(folder, monkeypatch):
     monkeypatch.setattr(view, "MAX_CHANGES", 5)
     monkeypatch.setattr(view, "MAX_CHANGED_SHARE", 0)
     writing, go_on = threading.Event(), threading.Event()
-    write = faiss.write_index
+    write = snapshot.atomic_write
 
     def slow_write(*arguments):
         writing.set()
         assert go_on.wait(30)
         write(*arguments)
 
-    monkeypatch.setattr(snapshot.faiss, "write_index", slow_write)
+    monkeypatch.setattr(snapshot, "atomic_write", slow_write)
     with Index.open(folder) as index:
         index.add(documents(60)[50:], VECTORS[50:])
         assert len(index.search(QUERY, k=100)) == 60
@@ -235,20 +243,21 @@ def test_a_full_disk_leaves_the_older_snapshot(folder, monkeypatch):
             index.save_snapshot()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not (folder / PARTIAL).exists()
+    assert not list(folder.glob(".snapshot*"))
     assert file(folder) == before
     assert is_used(folder, monkeypatch)
     assert len(found(folder)) == 60
 
 
 def test_what_a_killed_process_left_is_removed(folder):
-    (folder / PARTIAL).write_bytes(b"half a snapshot")
-    (folder / "snapshot-0123.faiss").write_bytes(b"a snapshot whose manifest was not written")
+    for left in (".snapshot-0123.4567", "snapshot-0123"):
+        (folder / left).mkdir()
+        (folder / left / "vectors.npy").write_bytes(b"half a snapshot, or one whose manifest was not written")
     with Index.open(folder) as index:
         index.add(documents(60)[50:], VECTORS[50:])
         index.save_snapshot()
-    assert not (folder / PARTIAL).exists()
-    assert file(folder).name == json.loads((folder / MANIFEST).read_text())["file"]
+    assert not list(folder.glob(".snapshot*"))
+    assert file(folder).parent.name == json.loads((folder / MANIFEST).read_text())["folder"]
 
 
 def peak_increase(action) -> int:
@@ -276,10 +285,10 @@ def test_a_snapshot_takes_the_memory_of_its_vectors_once(tmp_path):
     assert peak_increase(lambda: merged.append(before.merged())) < 1.5 * vectors.nbytes
     base = merged[0].base
     assert len(base.block) == n - 100
-    assert peak_increase(lambda: base.save(tmp_path)) < 0.2 * vectors.nbytes
+    args = (tmp_path, len(base.block), dimension, before.live_rows(), state, Wanted())
+    assert peak_increase(lambda: Snapshot.write(*args)) < 0.6 * vectors.nbytes
     loaded = []
-    increase = peak_increase(lambda: loaded.append(Snapshot.load(tmp_path, state, 0)))
-    assert increase < 1.5 * vectors.nbytes
+    assert peak_increase(lambda: loaded.append(Snapshot.load(tmp_path, state, 0))) < 0.6 * vectors.nbytes
     np.testing.assert_array_equal(loaded[0].block.numbers, base.block.numbers)
 
 
@@ -311,10 +320,10 @@ def test_large_blocks_are_not_copied_when_passages_are_added(monkeypatch):
 
 
 def test_forgotten_deletions_do_not_bring_passages_back(folder, monkeypatch):
-    monkeypatch.setattr(view, "MIN_FORGOTTEN", 3)
+    monkeypatch.setattr(live, "MIN_FORGOTTEN", 3)
     with Index.open(folder) as stale, Index.open(folder) as index:
         stale.search(QUERY)  # its view is older than the deletions that are forgotten
-        stale_copy = {path.name: path.read_bytes() for path in (file(folder), folder / MANIFEST)}
+        shutil.copytree(folder, folder.with_name("stale"))
         for i in range(20):
             index.delete(f"d{i}")
             index.save_snapshot()
@@ -325,9 +334,10 @@ def test_forgotten_deletions_do_not_bring_passages_back(folder, monkeypatch):
         expected = [(hit.doc_id, hit.score) for hit in index.search(QUERY, k=100)]
         assert [doc_id for doc_id, _ in expected if int(doc_id[1:]) < 20] == []
         assert [(hit.doc_id, hit.score) for hit in stale.search(QUERY, k=100)] == expected
-    file(folder).unlink()
-    for name, content in stale_copy.items():  # nor does a snapshot that is older than them
-        (folder / name).write_bytes(content)
+    shutil.rmtree(file(folder).parent)
+    stale_snapshot = file(folder.with_name("stale")).parent  # nor does a snapshot that is older than them
+    shutil.copytree(stale_snapshot, folder / stale_snapshot.name)
+    shutil.copy(folder.with_name("stale") / MANIFEST, folder)
     assert [doc_id for doc_id, _ in found(folder)] == [doc_id for doc_id, _ in expected]
 
 

@@ -129,7 +129,7 @@ def test_a_cache_that_is_newer_than_a_restored_store_is_not_used(index):
     backup = index.folder.parent / "backup"
     index._view.store.backup(backup)
     add(index, range(500, 540))
-    index._words._renew()
+    index.save_snapshot()
     newer = (index.folder / NAME).read_bytes()
     (backup / NAME).write_bytes(newer)
     with Index.open(backup) as restored:

@@ -52,7 +52,7 @@ def test_the_best_hits_are_in_the_order_of_the_language_model(index, reranker):
 
 
 def test_what_cannot_be_reranked_is_refused(index, reranker):
-    with pytest.raises(InputError, match="n_reranked is 0; expected at least 1"):
+    with pytest.raises(InputError, match="n_reranked is 0; expected a whole number of at least 1"):
         index.search("whale", rerank=reranker, n_reranked=0)
     with pytest.raises(InputError, match="A vector cannot be re-ranked"):
         index.search([1.0] * 16, rerank=reranker)

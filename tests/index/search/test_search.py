@@ -14,6 +14,7 @@ from embed.encoding.encoder import Encoder
 from embed.network.config import Fusion
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
+from index.dense import live
 from index.dense import view as dense
 from index.index import Index
 from index.lexical.matches import Matches
@@ -130,7 +131,7 @@ def test_any_sequence_of_changes_gives_the_expected_contents(tmp_path_factory, m
     monkeypatch.setattr(dense, "MAX_CHANGES", 7)
     monkeypatch.setattr(dense, "SMALL_BLOCK", 3)
     monkeypatch.setattr(dense, "ROWS_PER_STEP", 4)
-    monkeypatch.setattr(dense, "MIN_FORGOTTEN", 2)
+    monkeypatch.setattr(live, "MIN_FORGOTTEN", 2)
     monkeypatch.setattr(Changes, "folders", tmp_path_factory)
     run_state_machine_as_test(Changes, settings=settings(max_examples=15, stateful_step_count=20))
 
