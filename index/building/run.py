@@ -28,6 +28,8 @@ def built(options: BuildOptions, runner: Runner) -> Iterator[tuple[Target, Index
     with target.opened() as index:
         if options.faiss is not None or options.recall is not None:
             index.set_faiss(options.faiss, options.recall)
+        if options.store is not None:
+            index.set_store(options.store)
         outcome = update(index, options, survey, options.below, runner)
         if options.refit_map:
             index.refit_map()
