@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import tyro
 
+from embed.encoding.rank_runner import rank_runner
 from embed.encoding.runner import Here, Runner
 from gpt_core.common.errors import InputError
 from index.building.dry_run import dry_run
@@ -54,8 +55,6 @@ def _runner(options: BuildOptions) -> Iterator[Runner | None]:
         with ray_runner() as ray:
             yield ray
     elif is_rank:
-        from embed.encoding.rank_runner import rank_runner  # only here: it imports the trainer's ranks
-
         with rank_runner() as rank:
             yield rank
     else:

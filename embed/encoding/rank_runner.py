@@ -23,6 +23,7 @@ class RankRunner:
         self.at_once = ranks.world_size
         self._group = group
         self._sent: Embedder | None = None
+        self._in_round = False
 
     def encode(self, encoder: Embedder, blocks: Sequence[Texts]) -> list[Encoded]:
         """The vectors of each block, in order.
@@ -42,19 +43,25 @@ class RankRunner:
 
     def _round(self, blocks: Sequence[Texts]) -> list[Encoded]:
         """Encode at most one block per rank."""
+        self._in_round = True
         self._scatter([*blocks, *[[]] * (self.at_once - len(blocks))])
         mine = _outcome(self._sent, blocks[0])
         outcomes: list[Any] = [None] * self.at_once
         with _lost_rank():
             dist.gather_object(mine, outcomes, dst=0, group=self._group)
+        self._in_round = False
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
         return outcomes[: len(blocks)]
 
     def end(self) -> None:
-        """Tell the other ranks that there is nothing left to encode."""
-        self._scatter([None] * self.at_once)
+        """Tell the other ranks that there is nothing left to encode.
+
+        After an interruption in a round they expect something else; they end when this process does.
+        """
+        if not self._in_round:
+            self._scatter([None] * self.at_once)
 
     def _scatter(self, messages: list[Any]) -> None:
         with _lost_rank():

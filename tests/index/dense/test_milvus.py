@@ -1,16 +1,25 @@
 """Search in a copy of the vectors in Milvus: the same results as with the vectors in the index's folder."""
 
+import os
 import shutil
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt_core.common.errors import InputError
+from index.build_index import build_index
+from index.building.options import BuildOptions
 from index.dense import live_milvus
 from index.dense.milvus import Address, MilvusCopy
 from index.index import Index
+from index.manage_index import snapshot
 from index.reading.document import Document
 
 pytest.importorskip("milvus_lite")
@@ -225,3 +234,58 @@ def test_without_its_server_an_index_still_opens_writes_and_leaves_milvus(folder
             index.search(QUERIES[0], 1)
         index.set_store("faiss")
         assert index.search(QUERIES[0], 1)[0].doc_id == "new"
+
+
+def test_a_build_with_store_copies_and_later_commands_use_the_copy(tmp_path, embedder, address, capsys):
+    (tmp_path / "notes.txt").write_text("Walruses live in the north.")
+    options = {"index": str(tmp_path / "index"), "input": (str(tmp_path / "notes.txt"),)}
+    build_index(BuildOptions(**options, embedder=str(embedder), max_tokens=64, store=address))
+    assert "searched with Milvus" in capsys.readouterr().out
+    assert copied_numbers(address) == stored_numbers(tmp_path / "index") != set()
+    (tmp_path / "notes.txt").write_text("Walruses live on ice.")
+    build_index(BuildOptions(**options))  # the index keeps its store
+    assert copied_numbers(address) == stored_numbers(tmp_path / "index")
+    snapshot(index=str(tmp_path / "index"), store="faiss")
+    assert "searched exactly" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_a_real_server_finds_the_same(folder, tmp_path, monkeypatch):
+    server = tmp_path / "server"
+    subprocess.run([sys.executable, "-m", "venv", server], check=True)
+    # setuptools: the package imports pkg_resources
+    install = [server / "bin" / "pip", "install", "-q", "milvus==2.3.5", "setuptools<81"]
+    if subprocess.run(install).returncode:
+        pytest.skip("the package milvus==2.3.5 cannot be installed here")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"milvus://127.0.0.1:{port}/notes"
+    command = [server / "bin" / "milvus-server", "--data", tmp_path / "data", "--proxy-port", str(port)]
+    with (
+        open(tmp_path / "log", "w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            wait_for(address)
+            assert same(folder, address)
+            with Index.open(folder) as index:
+                index.delete([f"d{i}" for i in range(100)])
+                index.upsert(documents(150, 200, "other"), CHANGED)
+                assert index.search(CHANGED[7], 1)[0].doc_id == "d157"
+            assert same(folder, address)
+            monkeypatch.setattr(live_milvus, "EXACT_AMONG", 20)  # Milvus gets the ids
+            assert same(folder, address, filter={"part": 1})
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(address: str) -> None:
+    end = time.monotonic() + 120
+    while True:
+        try:
+            return MilvusCopy(Address.parse(address)).close()
+        except InputError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
