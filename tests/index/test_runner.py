@@ -70,9 +70,7 @@ def two_ranks(args: list[str]) -> Iterator[tuple[commands.Popen, commands.Popen]
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     ranks = [
-        commands.Popen(
-            [SCRIPT, *args], env=os.environ | world | {"RANK": str(i), "LOCAL_RANK": str(i)}, **pipes
-        )
+        commands.Popen(args, env=os.environ | world | {"RANK": str(i), "LOCAL_RANK": str(i)}, **pipes)
         for i in range(2)
     ]
     with ranks[0], ranks[1]:
@@ -80,7 +78,7 @@ def two_ranks(args: list[str]) -> Iterator[tuple[commands.Popen, commands.Popen]
 
 
 def test_two_ranks_build_the_same_index_as_one_process(corpus, embedder, local, tmp_path):
-    with two_ranks(arguments(corpus, tmp_path / "index", embedder)) as (first, second):
+    with two_ranks([SCRIPT, *arguments(corpus, tmp_path / "index", embedder)]) as (first, second):
         out, err = first.communicate(timeout=120)
         assert first.returncode == 0, err
         assert "301 documents added" in out
@@ -95,7 +93,7 @@ def test_a_build_continues_after_a_rank_was_killed(corpus, embedder, local, tmp_
     many.write_text(
         "".join(json.dumps({"_id": f"more{i}", "text": "More. " * 20}) + "\n" for i in range(9000))
     )
-    with two_ranks([*args, f"--input={many}"]) as (first, second):
+    with two_ranks([SCRIPT, *args, f"--input={many}"]) as (first, second):
         file = tmp_path / "index" / "index.sqlite"
         end = time.monotonic() + 100
         while time.monotonic() < end and not (file.exists() and n_documents(tmp_path / "index")):
@@ -122,11 +120,25 @@ def n_documents(folder: Path) -> int:
 
 
 def test_the_other_ranks_end_when_rank_0_reports_an_error(embedder, tmp_path):
-    with two_ranks(arguments(tmp_path / "missing", tmp_path / "index", embedder)) as (first, second):
+    with two_ranks([SCRIPT, *arguments(tmp_path / "missing", tmp_path / "index", embedder)]) as (
+        first,
+        second,
+    ):
         assert "missing" in first.communicate(timeout=100)[1]
         assert first.returncode == 1
         second.communicate(timeout=100)
         assert second.returncode == 0
+
+
+def test_ranks_keep_the_order_of_blocks_and_report_an_error_of_another_rank(embedder):
+    driver = str(Path("tests/index/rank_driver.py").resolve())
+    with two_ranks([driver, str(embedder)]) as (first, second):
+        out, err = first.communicate(timeout=100)
+        assert (second.communicate(timeout=100)[0], second.returncode) == ("", 0)
+    assert (err, first.returncode) == ("", 0)
+    difference, said = out.split(" ", 1)
+    assert float(difference) < 1e-6
+    assert said == "[1, 0, 1, 0, 0] The text is refused.\n"
 
 
 @pytest.mark.skipif(not find_spec("ray"), reason="ray is not installed")

@@ -142,6 +142,16 @@ def test_hybrid_search_is_the_same_after_the_corpus_map_changed(make_encoder, tm
         assert results[0] != results[2]
 
 
+def test_k_hits_are_found_although_the_copy_has_others_and_lacks_most(folder, address):
+    own, _ = both(folder, address)
+    copy = MilvusCopy(Address.parse(address))
+    copy._client.upsert("zhizhi", [{"number": 10**6 + i, "vector": 9 * QUERIES[0]} for i in range(40)])
+    copy._client.delete("zhizhi", filter="number > 5 and number < 900000")
+    with Index.open(folder) as index:
+        assert found(index) == own
+    copy.close()
+
+
 def test_what_a_killed_process_did_not_copy_is_copied_at_the_next_search(folder, address, monkeypatch):
     with Index.open(folder) as index:
         index.set_store(address)
