@@ -147,9 +147,10 @@ class View:
             parts.append((block.numbers[rows], found))
         if not parts:
             return [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)) for _ in queries]
-        numbers, scores = (np.concatenate(both, axis=1) for both in zip(*parts, strict=True))
-        first = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        numbers, scores = np.take_along_axis(numbers, first, 1), np.take_along_axis(scores, first, 1)
+        numbers, scores = parts[0]
+        if len(parts) > 1:
+            numbers, scores = (np.concatenate(both, axis=1) for both in zip(*parts, strict=True))
+            scores, numbers = _first(scores, numbers, k)
         return list(zip(numbers, scores, strict=True))
 
     def _search_base(
@@ -157,24 +158,22 @@ class View:
     ) -> tuple[Scores, Numbers]:
         """Scores (Q, k) and rows (Q, k) of the snapshot's passages: candidates, which are then scored exactly."""
         block, ann = self.base.block, self.base.ann
-        live = np.ones(len(block), dtype=bool)
-        live[deleted] = False
-        n_live = len(block) - len(deleted)
-        k = min(k, n_live)
+        k = min(k, len(block) - len(deleted))
         if ann is None or not approximate:
-            return self._rescored(queries, k, self._candidates(queries, k, deleted, live))
-        scores, rows = self._rescored(queries, k, ann.search(queries, k, live if len(deleted) else None))
-        lacking = np.isneginf(scores).any(axis=1)
+            return self._rescored(queries, k, self._candidates(queries, k, deleted))
+        live = _live(len(block), deleted) if len(deleted) else None
+        scores, rows = self._rescored(queries, k, ann.search(queries, k, live))
+        lacking = np.isneginf(scores[:, -1:]).any(axis=1)  # the last is the lowest; none for k = 0
         if lacking.any():  # where few passages of the lists that were read are live
-            candidates = self._candidates(queries[lacking], k, deleted, live)
+            candidates = self._candidates(queries[lacking], k, deleted)
             scores[lacking], rows[lacking] = self._rescored(queries[lacking], k, candidates)
         return scores, rows
 
-    def _candidates(self, queries: Vectors, k: int, deleted: Numbers, live: NDArray[np.bool_]) -> Numbers:
+    def _candidates(self, queries: Vectors, k: int, deleted: Numbers) -> Numbers:
         """The rows (Q, k or more) of the nearest passages by the vectors in the snapshot."""
-        n_live = len(self.base.block) - len(deleted)
-        if k + EXTRA >= n_live:
-            return np.tile(np.flatnonzero(live), (len(queries), 1))
+        n = len(self.base.block)
+        if k + EXTRA >= n - len(deleted):
+            return np.tile(np.flatnonzero(_live(n, deleted)), (len(queries), 1))
         return self.base.block.search(queries, k + EXTRA, deleted)[1]
 
     def _rescored(self, queries: Vectors, k: int, rows: Numbers) -> tuple[Scores, Numbers]:
@@ -188,8 +187,7 @@ class View:
         if rows.shape[1] < k:
             missing = ((0, 0), (0, k - rows.shape[1]))
             scores, rows = np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing)
-        first = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, first, 1), np.take_along_axis(rows, first, 1)
+        return _first(scores, rows, k)
 
     def score(self, query: Vectors, numbers: Numbers) -> Scores:
         """Cosines (n,) of a mapped `query` (d,) with the passages of ids `numbers` (n,), all of which must exist."""
@@ -259,8 +257,7 @@ class View:
     def live_rows(self) -> Iterator[Block]:
         """The passages that are not deleted, in steps, so that no more than a step is copied at a time."""
         for block, deleted in self._blocks:
-            live = np.ones(len(block), dtype=bool)
-            live[deleted] = False
+            live = _live(len(block), deleted)
             for start in range(0, len(block), ROWS_PER_STEP):
                 step = slice(start, start + ROWS_PER_STEP)
                 yield Block(block.numbers[step][live[step]], block.vectors[step][live[step]])
@@ -274,6 +271,20 @@ class View:
             np.isin(self.deleted, base.block.numbers) | (self.deleted > base.state.sequence)
         ]
         return replace(self, base=base, newer=tuple(block for block in newer if len(block)), deleted=deleted)
+
+
+def _first(scores: Scores, rows: Numbers, k: int) -> tuple[Scores, Numbers]:
+    """The k highest of each row of `scores` (Q, n), highest first, and what `rows` (Q, n) has beside them."""
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    each = np.arange(len(scores))[:, None]  # with which numpy selects faster than by take_along_axis
+    return scores[each, first], rows[each, first]
+
+
+def _live(n: int, deleted: Numbers) -> NDArray[np.bool_]:
+    """Which of n rows are not `deleted`."""
+    live = np.ones(n, dtype=bool)
+    live[deleted] = False
+    return live
 
 
 def catch_up(view: View | None, store: Store, tx: sqlite3.Connection) -> View:

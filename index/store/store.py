@@ -19,7 +19,6 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from embed.data.vectors import Vectors
-from embed.encoding.fingerprint import same
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
 from gpt_core.common.files import atomic_folder
@@ -29,7 +28,7 @@ from index.reading.passages import Passage
 from index.store.connections import Connections, environment_errors_as_os_error, get_meta, set_meta
 from index.store.fields import add_fields, remove_fields
 from index.store.migrate import OLDEST, migrate
-from index.store.schema import FORMAT, LEXICAL, SCHEMA, vectors_table
+from index.store.schema import FORMAT, LEXICAL, SCHEMA
 from index.store.settings import Settings
 from index.store.texts import DOCUMENT_TEXT, TEXT, passage_texts, pieces
 from index.store.words import add_words, name_words, remove_words
@@ -299,8 +298,8 @@ class Store:
         rows = tx.execute("SELECT number FROM vectors ORDER BY number")
         return np.fromiter((number for (number,) in rows), dtype=np.int64)
 
-    def count(self, tx: sqlite3.Connection, table: Literal["documents", "passages", "new_vectors"]) -> int:
-        """The number of documents, passages or new vectors."""
+    def count(self, tx: sqlite3.Connection, table: Literal["documents", "passages"]) -> int:
+        """The number of documents or passages."""
         return tx.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
     def vector_blocks(
@@ -334,39 +333,6 @@ class Store:
             vectors[filled : filled + len(some)] = some
             filled += len(some)
         return vectors
-
-    # A change of the embedder, `index.store.reembed`: vectors of another embedder beside the present ones.
-
-    def begin_new_vectors(self, tx: sqlite3.Connection, fingerprint: str) -> int:
-        """Prepare for the vectors of an embedder; those of another one are deleted.
-
-        Returns:
-            The number of passages that have a new vector already.
-        """
-        if not same(get_meta(tx, "new_fingerprint", ""), fingerprint):
-            tx.execute("DELETE FROM new_vectors")
-            set_meta(tx, "new_fingerprint", fingerprint)
-        return self.count(tx, "new_vectors")
-
-    def without_new_vector(self, tx: sqlite3.Connection, after: int, most: int) -> list[int]:
-        """The first `most` passages with ids above `after` that have no new vector."""
-        query = """SELECT number FROM passages WHERE number > ?
-            AND NOT EXISTS (SELECT 1 FROM new_vectors WHERE new_vectors.number = passages.number)
-            ORDER BY number LIMIT ?"""
-        return [number for (number,) in tx.execute(query, (after, most))]
-
-    def put_new_vectors(self, tx: sqlite3.Connection, numbers: Sequence[int], vectors: Vectors) -> None:
-        """Write new vectors (n, dimension), in their number format, of passages."""
-        rows = zip(numbers, map(bytes, vectors), strict=True)
-        tx.executemany("INSERT INTO new_vectors VALUES (?, ?)", rows)
-
-    def swap_vectors(self, tx: sqlite3.Connection, settings: Settings) -> None:
-        """Replace all vectors by the new ones, which every passage has, and the settings by theirs."""
-        tx.execute("DROP TABLE vectors")
-        tx.execute("ALTER TABLE new_vectors RENAME TO vectors")
-        tx.execute(vectors_table("new_vectors"))
-        set_meta(tx, "new_fingerprint", "")
-        set_meta(tx, "settings", settings.to_json())
 
     def deleted_after(self, tx: sqlite3.Connection, sequence: int) -> Numbers:
         """The ids (n,) int64 of the passages deleted after `sequence`, at least `first_sequence`."""

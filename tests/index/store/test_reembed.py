@@ -15,7 +15,7 @@ from index.index import Index
 from index.manage_index import reembed, stats, verify
 from index.reading.document import Document
 from index.store import reembed as module
-from index.store.store import FILE, Store
+from index.store.store import FILE
 
 DOCUMENTS = [
     Document(f"d{i}", f"Document {i} is about {'whales' if i % 3 else 'engines'}. " * 9) for i in range(12)
@@ -91,14 +91,14 @@ def test_searches_go_on_and_other_objects_notice_the_swap(folder, other, monkeyp
         Index.open(folder) as writer,
     ):
         before = found(reader)
-        put = Store.put_new_vectors
+        encode = other.encode_document
 
-        def put_and_search(*arguments):
-            put(*arguments)
+        def encode_and_search(texts):
             seen.append(found(reader))
+            return encode(texts)
 
         monkeypatch.setattr(module, "PASSAGES_PER_COMMIT", 7)
-        monkeypatch.setattr(Store, "put_new_vectors", put_and_search)
+        monkeypatch.setattr(other, "encode_document", encode_and_search)
         writer.reembed(other)
         assert len(seen) > 3
         assert all(one == before for one in seen)
@@ -109,13 +109,13 @@ def test_searches_go_on_and_other_objects_notice_the_swap(folder, other, monkeyp
 
 
 def slowly(folder: str, embedder: str) -> None:
-    put, module.PASSAGES_PER_COMMIT = Store.put_new_vectors, 5
+    encode, module.PASSAGES_PER_COMMIT = Encoder.encode_document, 5
 
-    def slow(*arguments):
-        put(*arguments)
+    def slow(encoder, texts):
         time.sleep(0.2)
+        return encode(encoder, texts)
 
-    Store.put_new_vectors = slow
+    Encoder.encode_document = slow
     reembed(index=folder, embedder=embedder)
 
 
