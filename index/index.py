@@ -13,11 +13,14 @@ from numpy.typing import ArrayLike
 
 from embed.encoding.embedder import Embedder
 from embed.encoding.load import load_embedder
+from embed.encoding.runner import Runner
 from embed.network.config import Fusion
 from gpt_core.common.errors import InputError
 from index.dense.ann import AUTO, DEFAULT, Wanted, check_wanted
+from index.dense.backend import LiveVectors
 from index.dense.live import LiveView
-from index.dense.manifest import Manifest
+from index.dense.live_milvus import LiveMilvus
+from index.dense.milvus import Address, MilvusCopy
 from index.lexical.live import LiveWords
 from index.reading.document import Document
 from index.search.filters import Filter, unknown_fields
@@ -33,6 +36,7 @@ from index.store.words import n_passages_with
 from index.store.write import Changes, check_vectors, fit_map, write
 
 T = TypeVar("T")
+FAISS = "faiss"
 MIN_MAP_PASSAGES = 1000  # a corpus map fitted on fewer passages is fitted again when the corpus has doubled
 
 
@@ -44,7 +48,7 @@ class Index:
     works on the new index, or raises InputError if that was built with another embedder.
     """
 
-    def __init__(self, view: LiveView, encoder: Embedder | None) -> None:
+    def __init__(self, view: LiveVectors, encoder: Embedder | None) -> None:
         self._view, self._words = view, LiveWords(view.store)
         self._given = self._encoder = encoder  # as the caller gave it; as it is loaded
         self._encoder_lock, self._view_lock = threading.Lock(), threading.Lock()
@@ -169,11 +173,11 @@ class Index:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _current(self) -> LiveView:
+    def _current(self) -> LiveVectors:
         """The store and its vectors; opened anew if another index was made in the folder."""
         return self._now()[0]
 
-    def _now(self) -> tuple[LiveView, LiveWords]:
+    def _now(self) -> tuple[LiveVectors, LiveWords]:
         """The store and its vectors, and its postings; as `_current`."""
         with self._view_lock:
             if self._closed:
@@ -192,7 +196,13 @@ class Index:
 
     # Writing
 
-    def add(self, documents: Document | Iterable[Document], vectors: ArrayLike | None = None) -> Changes:
+    def add(
+        self,
+        documents: Document | Iterable[Document],
+        vectors: ArrayLike | None = None,
+        *,
+        runner: Runner | None = None,
+    ) -> Changes:
         """Add documents, read lazily and committed in batches; each document is added completely or not at all.
 
         Documents that are in the index with the same content are skipped, so an interrupted `add` can be continued by
@@ -203,19 +213,31 @@ class Index:
             vectors: (dimension,) for one document, (n, dimension) for n. Each document is then a single passage of any
                 length, and its vector is normalised to unit length. None: documents are split into passages, which are
                 encoded.
+            runner: where passages are encoded; None: in this process. This process alone writes.
 
         Raises:
             InputError: for a document id that exists with other content, vectors of a wrong shape, or if another
                 process is writing. Batches that were committed before remain.
         """
-        return self._write(documents, vectors, replace=False)
+        return self._write(documents, vectors, runner, replace=False)
 
-    def upsert(self, documents: Document | Iterable[Document], vectors: ArrayLike | None = None) -> Changes:
+    def upsert(
+        self,
+        documents: Document | Iterable[Document],
+        vectors: ArrayLike | None = None,
+        *,
+        runner: Runner | None = None,
+    ) -> Changes:
         """Like `add`, but a document that exists with other content is replaced."""
-        return self._write(documents, vectors, replace=True)
+        return self._write(documents, vectors, runner, replace=True)
 
     def _write(
-        self, documents: Document | Iterable[Document], vectors: ArrayLike | None, *, replace: bool
+        self,
+        documents: Document | Iterable[Document],
+        vectors: ArrayLike | None,
+        runner: Runner | None,
+        *,
+        replace: bool,
     ) -> Changes:
         view = self._current()
         store = view.store
@@ -231,7 +253,7 @@ class Index:
                 )
         with store.lock():
             encoder = self.encoder if rows is None else None
-            changes = write(store, encoder, documents, rows, replace=replace)
+            changes = write(store, encoder, documents, rows, replace=replace, runner=runner)
             with store.read() as tx:
                 fitted, stored = store.map_passages(tx), store.count(tx, "passages")
             # A map fitted on few passages is poor, so it is fitted again each time the corpus has doubled.
@@ -323,6 +345,34 @@ class Index:
             )
             check_wanted(wanted, store.settings.dimension)
             store.put_faiss(tx, *wanted)
+
+    def set_store(self, store: str) -> None:
+        """Choose where the nearest vectors are searched; kept in the index, for all that open it from now on.
+
+        SQLite keeps documents, full text and vectors in any case. What is not yet in Milvus is copied there before a
+        search, and by `save_snapshot`.
+
+        Args:
+            store: "faiss" for snapshots in the index's folder, or the address of a collection of Milvus of this index's
+                own: milvus://HOST:PORT/COLLECTION, or milvus:///PATH/FILE.db for Milvus Lite, which one process at a
+                time can use. A server's token, such as USER:PASSWORD, is in the environment variable
+                ZHIZHI_MILVUS_TOKEN.
+
+        Raises:
+            InputError: for another text, or if Milvus cannot be used; the index is as before then.
+        """
+        own = self._current().store
+        with own.read() as tx:
+            same = store == (own.milvus(tx) or FAISS)
+        if same:
+            return
+        address = "" if store == FAISS else store
+        if address:
+            MilvusCopy(Address.parse(address)).close()
+        with own.write() as tx:
+            own.put_milvus(tx, address)
+        with self._view_lock:
+            self._reopen()
 
     def save_snapshot(self) -> None:
         """Save a snapshot of the current vectors and postings, with which the next process searches at once."""
@@ -436,7 +486,7 @@ class Index:
         options = Options(k, mode, filter, **more)
         return self._read(lambda view, words: search(view, words, lambda: self.encoder, query, options))
 
-    def _read(self, use: Callable[[LiveView, LiveWords], T]) -> T:
+    def _read(self, use: Callable[[LiveVectors, LiveWords], T]) -> T:
         """`use` of the index as it is now, even if it was replaced or got another embedder in the meantime."""
         try:
             return use(*self._now())
@@ -471,9 +521,9 @@ class Index:
         """Counts and settings, JSON-serialisable.
 
         "vectors" is how the snapshot on the disk is searched: its type, parameters and measured recall; None if there
-        is none.
+        is none. "store" is what `set_store` takes.
         """
-        snapshot = Manifest.read(self.folder)
+        vectors = self._current().report()
         return self._ask(
             lambda store, tx: {
                 "documents": store.count(tx, "documents"),
@@ -481,7 +531,8 @@ class Index:
                 "sequence": store.sequence(tx),
                 "map_passages": store.map_passages(tx),
                 "wanted": Wanted(*store.faiss(tx))._asdict(),
-                "vectors": snapshot.report() if snapshot else None,
+                "vectors": vectors,
+                "store": store.milvus(tx) or FAISS,
                 **json.loads(store.settings.to_json()),
             }
         )
@@ -489,16 +540,20 @@ class Index:
     def _ask(self, question: Callable[[Store, sqlite3.Connection], T]) -> T:
         """`question` of the store in a read transaction."""
 
-        def ask(view: LiveView, _: LiveWords) -> T:
+        def ask(view: LiveVectors, _: LiveWords) -> T:
             with view.store.read() as tx:
                 return question(view.store, tx)
 
         return self._read(ask)
 
 
-def _open(folder: Path, load: Callable[[], Embedder | None]) -> tuple[LiveView, Embedder | None]:
+def _open(folder: Path, load: Callable[[], Embedder | None]) -> tuple[LiveVectors, Embedder | None]:
     """The index in `folder` and the encoder that `load` gives, if the index was built with it; else an InputError."""
-    view = LiveView.open(folder)
+    view: LiveVectors = LiveView.open(folder)
+    with view.store.read() as tx:
+        address = view.store.milvus(tx)
+    if address:
+        view = LiveMilvus(view.store, Address.parse(address))
     try:
         encoder = load()
         if encoder:

@@ -150,7 +150,9 @@ def reembed(*, index: str, embedder: str) -> None:
         )
 
 
-def snapshot(*, index: str, faiss: str | None = None, recall: float | None = None) -> None:
+def snapshot(
+    *, index: str, faiss: str | None = None, recall: float | None = None, store: str | None = None
+) -> None:
     """Make the snapshot of the vectors anew, and choose how they are searched.
 
     Prints the type of the FAISS index, its parameters and the recall that was measured.
@@ -159,8 +161,11 @@ def snapshot(*, index: str, faiss: str | None = None, recall: float | None = Non
         index: folder of the index.
         faiss: auto, Flat (exact search), or a FAISS factory string such as IVF1024,SQ8; default: as before.
         recall: least share of the nearest passages that approximate search must find, up to 1; default: as before.
+        store: faiss, or the address of a copy of the vectors in Milvus, as for build_index.py; default: as before.
     """
     with Index.open(index) as opened:
         opened.set_faiss(faiss, recall)
+        if store is not None:
+            opened.set_store(store)
         opened.save_snapshot()
         print(f"{index}: {describe(opened.stats()['vectors'])}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from embed.network.config import FusionKind
 from gpt_core.common.errors import InputError
@@ -41,8 +41,12 @@ class BuildOptions:
             string such as IVF1024,SQ8; kept in the index.
         recall: least share of the nearest passages that approximate search must find, .95 by default; kept in the
             index.
+        store: where the nearest vectors are searched: faiss, in the index's folder, or the address of a collection of
+            Milvus, milvus://HOST:PORT/COLLECTION or milvus:///PATH/FILE.db; kept in the index. Default: as before.
         watch: then follow the input, and bring the index up to date after each change, until Ctrl-C.
         dry_run: print what would be added, updated, deleted and skipped, and write nothing.
+        runner: where passages are encoded: local, in this process, and on the other ranks if torchrun started several;
+            ray, on the cluster of RAY_ADDRESS, else on all CPUs of this machine. This process alone writes the index.
 
     Raises:
         InputError: for options that do not go together.
@@ -65,8 +69,10 @@ class BuildOptions:
     strict: bool = False
     faiss: str | None = None
     recall: float | None = None
+    store: str | None = None
     watch: bool = False
     dry_run: bool = False
+    runner: Literal["local", "ray"] = "local"
 
     def __post_init__(self) -> None:
         if not self.input and not self.delete:

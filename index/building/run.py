@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from embed.encoding.runner import Runner
 from index.building.options import BuildOptions
 from index.building.reports import Outcome, print_counts, print_files, print_gone
 from index.building.second_pass import SecondPass, to_delete
@@ -15,8 +16,8 @@ from index.store.write import Changes
 
 
 @contextmanager
-def built(options: BuildOptions) -> Iterator[tuple[Target, Index]]:
-    """Build an index, or update it, report what was done, and yield it.
+def built(options: BuildOptions, runner: Runner) -> Iterator[tuple[Target, Index]]:
+    """Build an index, or update it, report what was done, and yield it; `runner` encodes.
 
     Raises:
         InputError: for options that do not suit the index, or input that cannot be read; nothing is written then.
@@ -27,7 +28,9 @@ def built(options: BuildOptions) -> Iterator[tuple[Target, Index]]:
     with target.opened() as index:
         if options.faiss is not None or options.recall is not None:
             index.set_faiss(options.faiss, options.recall)
-        outcome = update(index, options, survey, options.below)
+        if options.store is not None:
+            index.set_store(options.store)
+        outcome = update(index, options, survey, options.below, runner)
         if options.refit_map:
             index.refit_map()
         index.save_snapshot()
@@ -38,15 +41,15 @@ def built(options: BuildOptions) -> Iterator[tuple[Target, Index]]:
         yield target, index
 
 
-def update(index: Index, options: BuildOptions, survey: Survey, below: Below) -> Outcome:
-    """Write to `index` what `survey` found in the files and folders `below`."""
+def update(index: Index, options: BuildOptions, survey: Survey, below: Below, runner: Runner) -> Outcome:
+    """Write to `index` what `survey` found in the files and folders `below`; `runner` encodes."""
     n_deleted = 0
     if options.delete:
         n_deleted = index.delete([one.id for one in to_delete(index.files, options.delete)])
     names, longer = index.files.name(survey.found, survey.checked.row_ids, survey.checked.hashes)
     second = SecondPass(survey)
     documents = second.documents(names, index.settings.rows_per_document)
-    changes = index.upsert(documents) if second.files else Changes()
+    changes = index.upsert(documents, runner=runner) if second.files else Changes()
     changes.unchanged += len(survey.kept)
     settled = [file for file in survey.changed if file.source not in second.log.again]
     index.files.remember(settled, survey.states, second.log.unread)

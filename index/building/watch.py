@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from embed.encoding.runner import Runner
 from gpt_core.common.errors import InputError
 from gpt_core.common.extras import extra
 from gpt_core.common.list_files import has_ending
@@ -27,7 +28,7 @@ MOST_MS = 1000  # … but no later than this after the first
 WAIT_MS = 250  # until other folders, and a signal to stop, are looked at
 
 
-def watch(options: BuildOptions) -> None:
+def watch(options: BuildOptions, runner: Runner) -> None:
     """Build an index, then update it after each change of its input, until SIGINT (Ctrl-C) or SIGTERM.
 
     Only files that changed are read. An update that fails is reported, and tried again with the next change; while
@@ -38,7 +39,7 @@ def watch(options: BuildOptions) -> None:
     """
     changes = _changes(options)
     next(changes)  # what changes during the build is seen afterwards
-    with built(options) as (target, index):
+    with built(options, runner) as (target, index):
         later = replace(options, delete=(), refit_map=False)
         target = replace(target, options=later, encoder=None)
         _say(f"watching {', '.join(options.input)}; Ctrl-C ends it")
@@ -52,7 +53,7 @@ def watch(options: BuildOptions) -> None:
                     continue
                 _check_there(options)
                 try:
-                    _update(index, target, pending)
+                    _update(index, target, pending, runner)
                 except BusyError as error:
                     if not busy:
                         _say(f"{error} The update waits.")
@@ -67,7 +68,7 @@ def watch(options: BuildOptions) -> None:
     raise_for_signal(stop.received)
 
 
-def _update(index: Index, target: Target, changed: set[str]) -> None:
+def _update(index: Index, target: Target, changed: set[str], runner: Runner) -> None:
     """Bring `index` up to date with the files and folders `changed`, and print what was done."""
     started = time.perf_counter()
     options = target.options
@@ -77,7 +78,7 @@ def _update(index: Index, target: Target, changed: set[str]) -> None:
     everything = options.gitignore and any(os.path.basename(path) == ".gitignore" for path in changed)
     only = options.below if everything else Below(changed)
     survey = Survey.of(options, target, only)
-    outcome = update(index, options, survey, only)
+    outcome = update(index, options, survey, only, runner)
     counts = outcome.changes
     if counts.added or counts.updated or outcome.n_deleted:
         print_counts(index, outcome, time.perf_counter() - started)

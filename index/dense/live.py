@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from gpt_core.common.errors import InputError
+from index.dense.manifest import Manifest
 from index.dense.snapshot import LOCK, Snapshot
 from index.dense.view import Stored, View, catch_up
 from index.store.store import Store
@@ -80,6 +82,11 @@ class LiveView:
                 self._renew(view, of_all=True)
             if not view.base.is_damaged:
                 return
+
+    def report(self) -> dict[str, Any] | None:
+        """How the snapshot on the disk is searched; None if there is none."""
+        saved = Manifest.read(self.store.folder)
+        return saved.report() if saved else None
 
     def _maintain(self, view: View) -> None:
         """Check the snapshot that `view` is on, then make a new one if it is due."""

@@ -100,9 +100,11 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def describe(report: dict[str, Any] | None) -> str:
-    """What `Manifest.report` says, in one line."""
+    """What `LiveVectors.report` says, in one line."""
     if report is None:
         return "no snapshot of the vectors could be written"
+    if "recall" not in report:
+        return f"the vectors are searched with {report['type']}"
     if report["type"] == FLAT:
         return (
             f"the vectors are searched exactly; {report['note']}"

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed.data.vectors import Vectors
+from index.dense.scores import Spread
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,15 @@ class Moments:
             block = vectors[start : start + 16384].astype(np.float64)
             outer += block.T @ block
         return cls(len(vectors), vectors.sum(axis=0, dtype=np.float64), outer)
+
+    def spread(self, query: Vectors) -> Spread:
+        """Mean and deviation of the products of a `query` (d,) with the vectors."""
+        if not self.n:
+            return Spread(0, 0)
+        query = query.astype(np.float64)
+        mean = float(query @ self.total) / self.n
+        mean_square = float(query @ self.outer @ query) / self.n
+        return Spread(mean, max(mean_square - mean**2, 0) ** 0.5)
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer)

@@ -221,12 +221,7 @@ class View:
 
     def spread(self, query: Vectors) -> Spread:
         """Mean and deviation of a mapped query's (d,) cosines with all passages, from the vectors' moments."""
-        if not len(self):
-            return Spread(0, 0)
-        m, query = self._moments, query.astype(np.float64)
-        mean = float(query @ m.total) / m.n
-        mean_square = float(query @ m.outer @ query) / m.n
-        return Spread(mean, max(mean_square - mean**2, 0) ** 0.5)
+        return self._moments.spread(query)
 
     @property
     def _n_newer(self) -> int:

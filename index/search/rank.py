@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from embed.data.vectors import Vectors
 from embed.network.config import Fusion
+from index.dense.backend import DenseView
 from index.dense.scores import Scores, Spread, best
-from index.dense.view import View
 from index.lexical.matches import Matches
 from index.reading.document import passage_id
 from index.reading.pages import PageRange, pages_in_json
@@ -101,7 +101,7 @@ def rank_lexical(matches: Matches, k: int) -> list[Ranked]:
     return [Ranked(number, score, None, score) for number, score in pairs]
 
 
-def rank_dense(view: View, queries: Vectors, k: int, allowed: Numbers | None) -> list[list[Ranked]]:
+def rank_dense(view: DenseView, queries: Vectors, k: int, allowed: Numbers | None) -> list[list[Ranked]]:
     """The `k` nearest passages for each mapped query (Q, d), among the passage ids `allowed` (None for all)."""
     results = []
     for numbers, scores in view.search(queries, k, allowed):
@@ -111,7 +111,12 @@ def rank_dense(view: View, queries: Vectors, k: int, allowed: Numbers | None) ->
 
 
 def rank_hybrid(
-    view: View, queries: Vectors, matches: Iterable[Matches], k: int, allowed: Numbers | None, fusion: Fusion
+    view: DenseView,
+    queries: Vectors,
+    matches: Iterable[Matches],
+    k: int,
+    allowed: Numbers | None,
+    fusion: Fusion,
 ) -> list[list[Ranked]]:
     """The `k` best passages for each query by fused dense and lexical scores.
 

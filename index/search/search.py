@@ -13,8 +13,7 @@ from embed.data.vectors import Vectors
 from embed.encoding.embedder import Embedder
 from embed.encoding.rerank import Reranker
 from gpt_core.common.errors import InputError
-from index.dense.live import LiveView
-from index.dense.view import View
+from index.dense.backend import DenseView, LiveVectors
 from index.lexical.live import LiveWords
 from index.lexical.matches import Matches
 from index.search.explain import explain
@@ -78,7 +77,7 @@ class Options:
 
 
 def search(
-    live: LiveView,
+    live: LiveVectors,
     words: LiveWords,
     encoder: Callable[[], Embedder | None],
     query: str | Sequence[str] | ArrayLike,
@@ -98,7 +97,7 @@ def search(
 
 
 def _reranked(
-    live: LiveView,
+    live: LiveVectors,
     words: LiveWords,
     encoder: Callable[[], Embedder | None],
     texts: list[str],
@@ -118,7 +117,7 @@ def _reranked(
 
 
 def search_texts(
-    live: LiveView, words: LiveWords, encoder: Embedder | None, texts: Sequence[str], options: Options
+    live: LiveVectors, words: LiveWords, encoder: Embedder | None, texts: Sequence[str], options: Options
 ) -> list[Hits]:
     """The best passages for each text.
 
@@ -158,7 +157,7 @@ def search_texts(
         return _hits(words, tx, results, texts if options.explain else None, exact=exact)
 
 
-def search_vectors(live: LiveView, words: LiveWords, queries: Vectors, options: Options) -> list[Hits]:
+def search_vectors(live: LiveVectors, words: LiveWords, queries: Vectors, options: Options) -> list[Hits]:
     """The nearest passages for each vector (Q, dimension), as the embedder returns them.
 
     Raises:
@@ -180,7 +179,7 @@ def _allowed(tx: sqlite3.Connection, options: Options) -> Numbers | None:
 
 
 def _selected(
-    rank: Rank, options: Options, store: Store, tx: sqlite3.Connection, view: View | None = None
+    rank: Rank, options: Options, store: Store, tx: sqlite3.Connection, view: DenseView | None = None
 ) -> list[list[Ranked]]:
     """Of the ranked passages those that `options` asks for; more are ranked until there are enough, or all are."""
     end = options.offset + options.k
@@ -211,7 +210,7 @@ def _few_per_document(ranked: list[Ranked], most: int, store: Store, tx: sqlite3
     return kept
 
 
-def _diverse(ranked: list[Ranked], n: int, diversity: float, view: View) -> list[Ranked]:
+def _diverse(ranked: list[Ranked], n: int, diversity: float, view: DenseView) -> list[Ranked]:
     """The n passages that are relevant and unlike those before them: maximal marginal relevance (Carbonell 1998).
 
     A passage's worth is (1 - diversity) · its score, scaled to 0 to 1 among `ranked`, minus diversity · its greatest

@@ -178,6 +178,8 @@ class Store:
             closing(sqlite3.connect(temporary / FILE)) as target,
         ):
             source.backup(target)
+            with target:
+                set_meta(target, "milvus", "")  # a copy in Milvus is of one store only
 
     def vacuum(self) -> None:
         """Give the space of deleted rows back to the disk; needs as much free space as the file has, for a while.
@@ -291,6 +293,11 @@ class Store:
         """All document ids, in insertion order."""
         return [row[0] for row in tx.execute("SELECT id FROM documents ORDER BY number")]
 
+    def passage_numbers(self, tx: sqlite3.Connection) -> Numbers:
+        """The ids (n,) int64 of all passages, sorted."""
+        rows = tx.execute("SELECT number FROM vectors ORDER BY number")
+        return np.fromiter((number for (number,) in rows), dtype=np.int64)
+
     def count(self, tx: sqlite3.Connection, table: Literal["documents", "passages"]) -> int:
         """The number of documents or passages."""
         return tx.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
@@ -383,6 +390,14 @@ class Store:
         """Store what `faiss` returns."""
         set_meta(tx, "faiss", factory)
         set_meta(tx, "recall", recall)
+
+    def milvus(self, tx: sqlite3.Connection) -> str:
+        """The address of the copy of the vectors in Milvus; empty without one."""
+        return get_meta(tx, "milvus", "")
+
+    def put_milvus(self, tx: sqlite3.Connection, address: str) -> None:
+        """Store what `milvus` returns."""
+        set_meta(tx, "milvus", address)
 
     def put_corpus_map(self, tx: sqlite3.Connection, corpus_map: CorpusMap, n_passages: int) -> None:
         """Store a corpus map that was fitted on `n_passages` passages."""

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from embed.data.beir import join_title
 from embed.data.vectors import Vectors, unit_length
 from embed.encoding.embedder import Embedder
+from embed.encoding.runner import Here, Runner
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
 from index.reading.document import Document
@@ -18,7 +19,7 @@ from index.reading.passages import MIN_MAX_TOKENS, Passage, split
 from index.store.settings import Settings
 from index.store.store import Store
 
-# Passages encoded and committed together: larger batches are faster, but a killed process loses more work.
+# Passages encoded and committed together, a block: larger blocks are faster, but a killed process loses more work.
 PASSAGES_PER_COMMIT = 64
 PASSAGES_PER_ENCODE = 1024
 
@@ -56,6 +57,9 @@ class Prepared:
     shortened: bool
 
 
+Block = dict[str, Prepared]  # documents that are encoded and committed together, by id
+
+
 def write(
     store: Store,
     encoder: Embedder | None,
@@ -63,6 +67,7 @@ def write(
     vectors: Vectors | None,
     *,
     replace: bool,
+    runner: Runner | None = None,
 ) -> Changes:
     """Write `documents` to `store` in order, each in one transaction. After an error, committed documents remain.
 
@@ -72,18 +77,23 @@ def write(
         documents: read lazily. A document that is stored with the same content is skipped.
         vectors: (n, dimension), one per document, which is then a single passage; None to split and encode.
         replace: whether to replace a document that is stored with other content.
+        runner: where passages are encoded; None: in this process.
 
     Raises:
         InputError: for a document that is stored with other content, unless `replace`, or one that cannot be encoded.
     """
+    runner = runner or Here()
     changes = Changes()
-    pending: dict[str, Prepared] = {}
+    blocks: list[Block] = [{}]  # the documents that are not written yet
     moved: dict[str, str] = {}  # sources of documents that came from another file before
     rows = iter(vectors) if vectors is not None else None
     for document in documents:
         row = next(rows)[None] if rows is not None else None
-        if document.id in pending:  # a duplicate id: the first must be in the store before
-            _commit(store, encoder, pending, changes)
+        if any(
+            document.id in block for block in blocks
+        ):  # a duplicate id: the first must be in the store before
+            _commit(store, encoder, runner, blocks, changes)
+            blocks = [{}]
         with store.read() as tx:
             known, source = store.document_state(tx, document.id) or (None, "")
         if known == document.hash:
@@ -96,10 +106,13 @@ def write(
             raise InputError(message)
         if known and document.source not in ("", source):
             changes.other_source.append(document.id)
-        pending[document.id] = prepare(store.settings, encoder, document, row)
-        if sum(len(one.passages) for one in pending.values()) >= PASSAGES_PER_COMMIT:
-            _commit(store, encoder, pending, changes)
-    _commit(store, encoder, pending, changes)
+        blocks[-1][document.id] = prepare(store.settings, encoder, document, row)
+        if sum(len(one.passages) for one in blocks[-1].values()) >= PASSAGES_PER_COMMIT:
+            if len(blocks) == runner.at_once:
+                _commit(store, encoder, runner, blocks, changes)
+                blocks = []
+            blocks.append({})
+    _commit(store, encoder, runner, blocks, changes)
     if moved:
         with store.write() as tx:
             for doc_id, source in moved.items():
@@ -149,25 +162,39 @@ def _split(settings: Settings, encoder: Embedder, document: Document) -> Iterato
     return split(document, tokenizer, max_tokens, min(settings.overlap, max_tokens // 2))
 
 
-def _commit(store: Store, encoder: Embedder | None, pending: dict[str, Prepared], changes: Changes) -> None:
-    """Encode the pending documents' passages, write all of them in one transaction, and update `changes`."""
-    if not pending:
-        return
+def _commit(
+    store: Store, encoder: Embedder | None, runner: Runner, blocks: list[Block], changes: Changes
+) -> None:
+    """Encode the documents' passages, write each block in one transaction, and update `changes`."""
     texts = [
-        join_title(one.document.title, passage.text)
-        for one in pending.values()
-        if one.vectors is None
-        for passage in one.passages
+        [
+            join_title(one.document.title, passage.text)
+            for one in block.values()
+            if one.vectors is None
+            for passage in one.passages
+        ]
+        for block in blocks
     ]
-    encoded = np.empty((0, store.settings.dimension), dtype=np.float32)
-    if texts and encoder:
-        before = encoder.n_truncated
-        # Encode in blocks, so that the tokens of a document of many megabytes are never all in memory.
-        blocks = [texts[i : i + PASSAGES_PER_ENCODE] for i in range(0, len(texts), PASSAGES_PER_ENCODE)]
-        encoded = np.concatenate([encoder.encode_document(block) for block in blocks])
-        changes.truncated += encoder.n_truncated - before
+    # Encode in parts, so that the tokens of a document of many megabytes are never all in memory.
+    parts = [
+        some[i : i + PASSAGES_PER_ENCODE] for some in texts for i in range(0, len(some), PASSAGES_PER_ENCODE)
+    ]
+    encoded = iter(runner.encode(encoder, parts)) if parts and encoder else iter(())
+    for block, some in zip(blocks, texts, strict=True):
+        if not block:
+            continue
+        done = list(islice(encoded, -(-len(some) // PASSAGES_PER_ENCODE)))
+        changes.truncated += sum(one.n_truncated for one in done)
+        vectors = np.concatenate(
+            [np.empty((0, store.settings.dimension), dtype=np.float32), *(one.vectors for one in done)]
+        )
+        _write_block(store, block, vectors, changes)
+
+
+def _write_block(store: Store, block: Block, encoded: Vectors, changes: Changes) -> None:
+    """Write the documents of a block in one transaction; `encoded` are the vectors of those without their own."""
     with store.write() as tx:
-        for one in pending.values():
+        for one in block.values():
             vectors = one.vectors
             if vectors is None:
                 vectors, encoded = encoded[: len(one.passages)], encoded[len(one.passages) :]
@@ -177,7 +204,6 @@ def _commit(store: Store, encoder: Embedder | None, pending: dict[str, Prepared]
             changes.empty += not one.passages
             changes.shortened += one.shortened
             changes.passages += len(one.passages)
-    pending.clear()
 
 
 def check_vectors(vectors: ArrayLike, dimension: int) -> Vectors:

@@ -25,7 +25,7 @@ from serve.work.remote import Draft, RemoteGenerator
 from serve.work.service import ServiceDep
 from serve.work.threads import TokenStream
 
-PRIVATE = {"embedder_folder", "embedder_beside", "identity"}  # of an index's settings: paths on this machine
+PRIVATE = {"embedder_folder", "embedder_beside", "identity", "store"}  # paths and addresses
 router = APIRouter(prefix="/v1", tags=["search and answers"], route_class=JsonRoute)
 
 
