@@ -141,6 +141,7 @@ def test_ranks_keep_the_order_of_blocks_and_report_an_error_of_another_rank(embe
     assert said == "[1, 0, 1, 0, 0] The text is refused.\n"
 
 
+@pytest.mark.slow  # Ray takes 19 s to start and to end; ranks are the faster test of the same
 @pytest.mark.skipif(not find_spec("ray"), reason="ray is not installed")
 def test_ray_builds_the_same_index_as_one_process(corpus, embedder, local, tmp_path):
     done = commands.run(
