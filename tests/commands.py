@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 PRELOAD = [
     "benchmarks.learn", "embed.training.train", "gpt_core.tasks.command", "gpt_core.training.pretraining.pretrain",
     "serve.ask", "serve.run_server", "tests.training_imports", "torch.distributed.fsdp",
@@ -67,7 +68,11 @@ def Popen(args: list[Any], **options: Any) -> "subprocess.Popen[Any]":
     wanted = options.setdefault("env", os.environ)
     for name in _environment.keys() | wanted.keys():
         if name.startswith(AT_IMPORT) and _environment.get(name) != wanted.get(name):
-            return subprocess.Popen([sys.executable, *args], **options)
+            # The server's children have pytest's sys.path, with the root of the repository.
+            path = os.pathsep.join(filter(None, [str(ROOT), wanted.get("PYTHONPATH")]))
+            return subprocess.Popen(
+                [sys.executable, *args], **options | {"env": {**wanted, "PYTHONPATH": path}}
+            )
     return _Forked(args, **options)
 
 

@@ -162,7 +162,8 @@ def lexical_scores(collection: Collection) -> Scores:
 
 
 def _fuse(fusion: Fusion, dense: Scores, lexical: Scores) -> Scores:
-    rows = [fuse(fusion, d, b, Spread.of(d), Spread.of(b)) for d, b in zip(dense, lexical, strict=True)]
+    pairs = zip(dense, lexical, strict=True)
+    rows = [sum(part.shares for part in fuse(fusion, d, b, Spread.of(d), Spread.of(b))) for d, b in pairs]
     return np.array(rows, dtype=np.float32)
 
 

@@ -16,6 +16,7 @@ import torch
 from gpt_core.generation.engine import Engine
 from gpt_core.generation.fast_model import cpu_threads
 from gpt_core.generation.sampling import SamplingParams
+from index.search.rank import Hits
 from serve import create_app
 from serve.work.call_thread import CallThread
 from serve.work.errors import OverloadedError, UnavailableError
@@ -151,7 +152,7 @@ def test_searches_are_limited_and_never_block_the_event_loop(serve, client, monk
     def slow(*_, **__):
         began.set()
         assert release.wait(20)
-        return []
+        return Hits([], exact=True)
 
     monkeypatch.setattr(app.state.service.index, "search", slow)
     first = threading.Thread(
