@@ -33,7 +33,7 @@ PRELOAD = [
 # Prefixes of variables that the interpreter, a C library or a package reads when it is loaded
 AT_IMPORT = (
     "CUDA", "DS_", "GOMP_", "HF_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON",
-    "PYTORCH", "TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_COMPILE_", "TRANSFORMERS_", "TZ",
+    "PYTORCH_ALLOC", "PYTORCH_JIT", "TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_COMPILE_", "TRANSFORMERS_", "TZ",
 )  # fmt: skip
 OPTIONS = {"stdin", "stdout", "stderr", "text", "cwd", "env", "start_new_session"}
 PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")  # subprocess's names
