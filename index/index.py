@@ -339,10 +339,7 @@ class Index:
         """
         store = self._current().store
         with store.write() as tx:
-            before = Wanted(*store.faiss(tx))
-            wanted = Wanted(
-                before.faiss if faiss is None else faiss, before.recall if recall is None else recall
-            )
+            wanted = Wanted(*store.faiss(tx)).changed(faiss, recall)
             check_wanted(wanted, store.settings.dimension)
             store.put_faiss(tx, *wanted)
 

@@ -22,9 +22,8 @@ from gpt_core.tokenizer.tokenizer import Tokenizer
 
 KEY_VARIABLE = "ZHIZHI_EMBEDDER_KEY"
 TEXTS_PER_REQUEST = 32  # the most that text-embeddings-inference accepts by default
-MAX_TOKENS = (
-    8192  # of DEFAULT_EMBEDDER's tokenizer; a server with a shorter context refuses or truncates by itself
-)
+# Of DEFAULT_EMBEDDER's tokenizer. A server with a shorter context refuses or truncates by itself.
+MAX_TOKENS = 8192
 SECONDS = 120  # of a request; some servers load the model at the first one
 TIMEOUT = httpx.Timeout(SECONDS, connect=5)  # each part of a response may take so long
 MAX_BYTES = 2**26  # of a response

@@ -21,11 +21,8 @@ from gpt_core.hub.locate import resolve
 from gpt_core.tokenizer.tokenizer import Tokenizer
 
 TEXTS_PER_BATCH = 32
-DOCUMENT_PROMPTS = (
-    "document",
-    "passage",
-    "corpus",
-)  # the first of them that a model has, as in encode_document
+# The first of them that a model has is its prompt for documents, as in encode_document.
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 class SentenceTransformerEmbedder(Embedder):

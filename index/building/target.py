@@ -118,5 +118,4 @@ def _check_settings(options: BuildOptions, settings: Settings) -> None:
 
 def _check_faiss(options: BuildOptions, dimension: int) -> None:
     """Raise InputError unless vectors of this dimension can be searched as the options say."""
-    wanted = DEFAULT if options.faiss is None else DEFAULT._replace(faiss=options.faiss)
-    check_wanted(wanted if options.recall is None else wanted._replace(recall=options.recall), dimension)
+    check_wanted(DEFAULT.changed(options.faiss, options.recall), dimension)

@@ -65,6 +65,10 @@ class Wanted(NamedTuple):
     faiss: str = AUTO
     recall: float = 0.95
 
+    def changed(self, faiss: str | None, recall: float | None) -> "Wanted":
+        """With another type or recall; None: as it is."""
+        return Wanted(self.faiss if faiss is None else faiss, self.recall if recall is None else recall)
+
 
 DEFAULT = Wanted()
 

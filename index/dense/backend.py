@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from embed.data.vectors import Vectors
 from embed.network.corpus_map import CorpusMap
-from index.dense.scores import Scores, Spread
+from index.dense.scores import Scores, Spread, best
 from index.store.store import Numbers, Store
 
 
@@ -35,6 +35,13 @@ class DenseView(Protocol):
 
     def spread(self, query: Vectors) -> Spread:
         """Mean and deviation of a mapped query's (d,) cosines with all passages."""
+
+
+def best_among(view: DenseView, query: Vectors, numbers: Numbers, k: int) -> tuple[Numbers, Scores]:
+    """Of the passages with ids `numbers` (n,) the k nearest to a mapped query (d,), all scored: ids and cosines."""
+    scores = view.score(query, numbers)
+    first = best(scores, k)
+    return numbers[first], scores[first]
 
 
 class LiveVectors(Protocol):

@@ -14,13 +14,14 @@ from filelock import FileLock
 from embed.data.vectors import Vectors
 from embed.network.corpus_map import CorpusMap
 from gpt_core.common.errors import InputError
+from index.dense.backend import best_among
 from index.dense.block import Block
 from index.dense.live import MIN_FORGOTTEN
 from index.dense.manifest import State
 from index.dense.milvus import MAX_K, Address, MilvusCopy, MilvusError
 from index.dense.moments import Moments
-from index.dense.scores import Scores, Spread, best
-from index.dense.view import EXTRA, ROWS_PER_STEP, Stored
+from index.dense.scores import Scores, Spread
+from index.dense.view import EXTRA, Stored
 from index.store.store import Numbers, Store
 
 LOCK = "milvus.lock"
@@ -81,19 +82,14 @@ class MilvusView:
             Q pairs of passage ids (k,) and cosines (k,).
         """
         if self.is_exact(k, allowed):
-            return [self._best(query, k, self._all(allowed)) for query in queries]
+            return [best_among(self, query, self._all(allowed), k) for query in queries]
         n = min(k, len(self) if allowed is None else len(allowed))
         results = []
         for query, numbers in zip(queries, self.copy.nearest(queries, k + EXTRA, allowed), strict=True):
-            found = self._best(query, k, self._existing(numbers))
+            found = best_among(self, query, self._existing(numbers), k)
             # Few, if the copy has lost passages or has many that the transaction does not see.
-            results.append(found if len(found[0]) >= n else self._best(query, k, self._all(allowed)))
+            results.append(found if len(found[0]) >= n else best_among(self, query, self._all(allowed), k))
         return results
-
-    def _best(self, query: Vectors, k: int, numbers: Numbers) -> tuple[Numbers, Scores]:
-        scores = self.score(query, numbers)
-        first = best(scores, k)
-        return numbers[first], scores[first]
 
     def _existing(self, numbers: Numbers) -> Numbers:
         return np.array(sorted(self.stored.store.owners(self.stored.tx, numbers.tolist())), dtype=np.int64)
@@ -103,11 +99,7 @@ class MilvusView:
 
     def score(self, query: Vectors, numbers: Numbers) -> Scores:
         """Cosines (n,) of a mapped `query` (d,) with the passages of ids `numbers` (n,), all of which must exist."""
-        scores = np.empty(len(numbers), dtype=np.float32)
-        for start in range(0, len(numbers), ROWS_PER_STEP):
-            step = slice(start, start + ROWS_PER_STEP)
-            scores[step] = self.rows(numbers[step]) @ query
-        return scores
+        return self.stored.score(query, numbers)
 
     def rows(self, numbers: Numbers) -> Vectors:
         """The mapped vectors (n, d) of the passages with ids `numbers` (n,)."""
@@ -156,9 +148,7 @@ class LiveMilvus:
                     copy = self._connected()
                     tx = stack.enter_context(self.store.read())
                     stored = Stored(self.store, tx, self.store.corpus_map(tx))
-                    state = State(
-                        self.store.settings.identity, self.store.map_hash(tx), self.store.sequence(tx)
-                    )
+                    state = State.of(self.store, tx)
                     self._catch_up(copy, stored, state)
                     if self._totals is None or self._totals.state != state:
                         self._totals = _Totals(state)

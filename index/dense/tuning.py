@@ -15,10 +15,8 @@ QUERIES = 256
 # not counted as found. Such queries need as many lists of an IVF as real questions do (docs/log.md, 2026-11-30,
 # "Approximate search: queries to tune on"); a stored vector alone needs far fewer.
 OTHER = 0.5
-DEPTHS = (
-    10,
-    100,
-)  # numbers of passages that searches are tuned for: a page of hits, and hybrid search's candidates
+# Numbers of passages that searches are tuned for: a page of hits, and hybrid search's candidates.
+DEPTHS = (10, 100)
 CANDIDATES = (1, 2, 4, 10, 20)
 SEED = 1
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from embed.data.vectors import Vectors
 from embed.network.corpus_map import CorpusMap
 from index.dense.ann import DEFAULT, Wanted
+from index.dense.backend import best_among
 from index.dense.block import Block
 from index.dense.manifest import State
 from index.dense.moments import Moments
-from index.dense.scores import Scores, Spread, best
+from index.dense.scores import Scores, Spread
 from index.dense.snapshot import Snapshot
 from index.store.store import Numbers, Store
 
@@ -48,6 +49,14 @@ class Stored:
     def rows(self, numbers: Numbers) -> Vectors:
         """The mapped vectors (n, d) of the passages with ids `numbers` (n,)."""
         return self.corpus_map.apply(self.store.vectors_of(self.tx, numbers))
+
+    def score(self, query: Vectors, numbers: Numbers) -> Scores:
+        """Cosines (n,) of a mapped `query` (d,) with the passages of ids `numbers` (n,), all of which must exist."""
+        scores = np.empty(len(numbers), dtype=np.float32)
+        for start in range(0, len(numbers), ROWS_PER_STEP):
+            step = slice(start, start + ROWS_PER_STEP)
+            scores[step] = self.rows(numbers[step]) @ query
+        return scores
 
     def moments(self) -> Moments:
         """The moments of all vectors."""
@@ -128,12 +137,7 @@ class View:
         """
         approximate = self._is_approximate(k, allowed)
         if allowed is not None and not approximate:
-            results = []
-            for query in queries:
-                among = self.score(query, allowed)
-                places = best(among, k)
-                results.append((allowed[places], among[places]))
-            return results
+            return [best_among(self, query, allowed, k) for query in queries]
         parts = []
         for block, deleted in self._blocks:
             if allowed is not None:
@@ -194,9 +198,7 @@ class View:
         scores = np.empty(len(numbers), dtype=np.float32)
         for block, inside in self._places(numbers):
             if block is self.base.block and self.stored:
-                for start in range(0, len(numbers), ROWS_PER_STEP):
-                    step = slice(start, start + ROWS_PER_STEP)
-                    scores[step][inside[step]] = self.stored.rows(numbers[step][inside[step]]) @ query
+                scores[inside] = self.stored.score(query, numbers[inside])
             else:
                 rows = np.searchsorted(block.numbers, numbers[inside])
                 scores[inside] = block.score(query[None], rows[None])[0]
@@ -289,7 +291,7 @@ def _live(n: int, deleted: Numbers) -> NDArray[np.bool_]:
 
 def catch_up(view: View | None, store: Store, tx: sqlite3.Connection) -> View:
     """The view of the state that `tx` sees, from an earlier view, else the snapshot on disk, else all vectors."""
-    state = State(store.settings.identity, store.map_hash(tx), store.sequence(tx))
+    state = State.of(store, tx)
     wanted = Wanted(*store.faiss(tx))
     if view is not None and view.state == state:
         return view if view.wanted == wanted else replace(view, wanted=wanted)

@@ -132,9 +132,8 @@ def _lexical(tx: sqlite3.Connection) -> Iterator[Problem]:
     for table in LEXICAL:
         there = {number for (number,) in tx.execute(f"SELECT id FROM {table}_docsize")}
         wrong |= there.symmetric_difference(number for (number,) in tx.execute("SELECT number FROM passages"))
-        sums: dict[
-            int, int
-        ] = {}  # of the hashes of a passage's words: those expected minus those that are there
+        # Of the hashes of a passage's words: those expected minus those that are there.
+        sums: dict[int, int] = {}
         _add_words(tx, table, -1, sums)
         passages = passage_texts(tx)
         while block := list(islice(passages, PASSAGES_PER_BLOCK)):

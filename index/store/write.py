@@ -89,9 +89,8 @@ def write(
     rows = iter(vectors) if vectors is not None else None
     for document in documents:
         row = next(rows)[None] if rows is not None else None
-        if any(
-            document.id in block for block in blocks
-        ):  # a duplicate id: the first must be in the store before
+        # Of a duplicate id, the first document must be in the store before.
+        if any(document.id in block for block in blocks):
             _commit(store, encoder, runner, blocks, changes)
             blocks = [{}]
         with store.read() as tx:
