@@ -21,7 +21,7 @@ from index.dense.manifest import State
 from index.dense.milvus import MAX_K, Address, MilvusCopy, MilvusError
 from index.dense.moments import Moments
 from index.dense.scores import Scores, Spread
-from index.dense.view import EXTRA, Stored
+from index.dense.view import EXTRA, Stored, state_of
 from index.store.store import Numbers, Store
 
 LOCK = "milvus.lock"
@@ -148,7 +148,7 @@ class LiveMilvus:
                     copy = self._connected()
                     tx = stack.enter_context(self.store.read())
                     stored = Stored(self.store, tx, self.store.corpus_map(tx))
-                    state = State.of(self.store, tx)
+                    state = state_of(self.store, tx)
                     self._catch_up(copy, stored, state)
                     if self._totals is None or self._totals.state != state:
                         self._totals = _Totals(state)

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import sqlite3
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from index.dense.ann import FLAT, Search, Wanted
 from index.dense.checksums import Checksums
-from index.store.store import Store
 
 MANIFEST, FORMAT = "snapshot.json", 2
 
@@ -27,11 +25,6 @@ class State:
     identity: str
     map_hash: str
     sequence: int
-
-    @classmethod
-    def of(cls, store: Store, tx: sqlite3.Connection) -> "State":
-        """The state that a transaction sees."""
-        return cls(store.settings.identity, store.map_hash(tx), store.sequence(tx))
 
     def is_of_same_index(self, other: "State") -> bool:
         """Whether both states are of one index with one corpus map."""

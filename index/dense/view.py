@@ -289,9 +289,14 @@ def _live(n: int, deleted: Numbers) -> NDArray[np.bool_]:
     return live
 
 
+def state_of(store: Store, tx: sqlite3.Connection) -> State:
+    """The state that a transaction sees."""
+    return State(store.settings.identity, store.map_hash(tx), store.sequence(tx))
+
+
 def catch_up(view: View | None, store: Store, tx: sqlite3.Connection) -> View:
     """The view of the state that `tx` sees, from an earlier view, else the snapshot on disk, else all vectors."""
-    state = State.of(store, tx)
+    state = state_of(store, tx)
     wanted = Wanted(*store.faiss(tx))
     if view is not None and view.state == state:
         return view if view.wanted == wanted else replace(view, wanted=wanted)
